@@ -1,0 +1,60 @@
+# `make bootstrap` and `make test` make the environment first; `make help` lists the rest.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# Where torch comes from, when not from pip's own index; on a CPU box elsewhere give PyTorch's CPU
+# wheel index here, or pip brings several GB of CUDA packages: make setup TORCH_INDEX=<url>
+TORCH_INDEX ?=
+# Extra arguments of the command: make bootstrap ARGS="--serve train.seed_steps=300"
+ARGS ?=
+RUN ?= runs/tabletop
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Else Ray rebuilds the environment in every worker when started under `uv run`.
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup bootstrap test lint format type serve mlflow clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make the environment in .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "error: Python 3.11 or 3.12 is needed; name one with make setup PYTHON=<path>" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt \
+	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+bootstrap: $(STAMP) ## run the whole loop on the embedded default: 3 rounds, 2 CPU cores
+	$(BIN)/python ray_jobs/bootstrap.py --config configs/tabletop.yaml --rounds 3 $(ARGS)
+
+# One thread a process: the models in tests are tiny, and threads would only fight over the cores.
+test: lint type ## everything that must pass before a change lands
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+
+lint: $(STAMP) ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## rewrite the files in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+serve: $(STAMP) ## keep the last round's generator up behind HTTP
+	$(BIN)/dynamics serve $(RUN)
+
+mlflow: $(STAMP) ## compare rounds in the browser: http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(RUN))/mlflow.db --host 127.0.0.1 --port 5000
+
+clean: ## remove the environment and caches (run folders stay)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
