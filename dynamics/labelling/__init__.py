@@ -1,0 +1,1 @@
+"""Labelling: action sentences for frame pairs, their confidence, and which of them are trusted."""

@@ -1,0 +1,1 @@
+"""Training: the grown set and the fits of the two adapters."""
