@@ -1,0 +1,76 @@
+"""The layer rule, the light imports and the shipped configs, checked on the real files."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from dynamics.config import load
+
+ROOT = Path(__file__).parents[2]
+ABOVE_THE_CORE = {"ray", "mlflow", "deepspeed", "ray_jobs"}
+HEAVY = {"torch", "transformers", "peft", "pyarrow", "av", "ray", "mlflow"}
+
+
+def modules() -> list[str]:
+    files = sorted((ROOT / "dynamics").rglob("*.py"))
+    return [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+
+
+def imported_by(*names: str) -> set[str]:
+    """Top-level packages in a fresh interpreter after importing the modules."""
+    lines = [
+        "import sys",
+        *(f"import {name.removesuffix('.__init__')}" for name in names),
+        "print(*{name.partition('.')[0] for name in sys.modules})",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_the_core_imports_neither_ray_nor_mlflow_nor_deepspeed():
+    assert not imported_by(*modules()) & ABOVE_THE_CORE
+
+
+def test_the_commands_import_nothing_heavy_before_they_parse():
+    assert not imported_by("dynamics.cli") & HEAVY
+    assert not imported_by("ray_jobs.bootstrap") & HEAVY
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_is_valid(path):
+    cfg = load(path)
+    assert cfg.name == path.stem
+    assert cfg.base_path().is_dir()
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["deepspeed"]]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(pins[wanted.name.lower()]), text
+
+
+def test_ci_runs_the_tests_that_the_readme_names():
+    assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_pre_commit_clones_no_repository():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert {source["repo"] for source in hooks["repos"]} == {"local"}
