@@ -1,0 +1,96 @@
+"""The only place that starts or joins Ray, and the only one that reads the environment for it."""
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dynamics.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig
+
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # one thread a worker: actors, not threads, share the cores
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report() waits for this poll
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the console shows its own
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` rebuilds the environment per worker
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default keeps a dead server waiting for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "HF_HUB_OFFLINE": "1",  # nothing is ever downloaded behind the user's back
+}
+
+
+def prepare_environment() -> None:
+    """Set what Ray, MLflow and torch read at import; what the user exported wins."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def in_job_copy() -> bool:
+    """Whether this driver runs in the copy that ``ray job submit --working-dir`` made."""
+    return any(part.startswith("_ray_pkg_") for part in Path.cwd().parts)
+
+
+def resolve_run_dir(run_dir: Path) -> Path:
+    """The absolute run folder.
+
+    A relative one counts from the current folder; in a job's copy of the working directory, which
+    is thrown away, from ``$DYNAMICS_HOME`` (default ``~/dynamics-runs``), so that submitting
+    again finds the run and resumes it.
+    """
+    home = Path(os.environ.get("DYNAMICS_HOME", "~/dynamics-runs"))
+    start = home.expanduser() if in_job_copy() else Path.cwd()
+    return Path(os.path.abspath(start / run_dir.expanduser()))
+
+
+def ensure_ray(cluster: ClusterConfig) -> None:
+    """Join the cluster of ``RAY_ADDRESS``, or start a local one; nothing when Ray is up already."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env=_shipped_code(), **options)
+        return
+    # Workers of a local Ray inherit this process' environment; the code may not be installed.
+    os.environ["PYTHONPATH"] = _python_path()
+    # A path of our own: Unix sockets in it must stay below 108 characters, and it is removed.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=cluster.num_cpus,
+        object_store_memory=cluster.object_store_mb * 2**20,
+        include_dashboard=False,
+        _temp_dir=folder,
+        **options,
+    )
+    _local_folders.append(folder)
+
+
+_local_folders: list[str] = []
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or stop the local one and remove its files."""
+    import ray
+
+    ray.shutdown()
+    while _local_folders:
+        shutil.rmtree(_local_folders.pop(), ignore_errors=True)
+
+
+def _shipped_code() -> dict[str, Any]:
+    """What workers of a joined cluster need; a job's own working directory holds the code."""
+    if in_job_copy():
+        return {"env_vars": _ENVIRONMENT}
+    packages = [str(PACKAGE_ROOT), str(Path(__file__).resolve().parent)]
+    return {"env_vars": _ENVIRONMENT, "py_modules": packages}
+
+
+def _python_path() -> str:
+    inherited = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(filter(None, [str(REPOSITORY_ROOT), inherited]))
