@@ -1,0 +1,1 @@
+"""Videos to frame pairs: encode, sandboxed decode, key frames, sources, ingest."""

@@ -1,0 +1,161 @@
+"""Which frames of a clip become pairs: motion peaks, no shot cuts, no near-copies.
+
+The paper (arXiv 2506.06006, section 3.2) takes per clip the K_f = 6 frames with the most motion, at
+least I_f = 20 frames apart, and pairs consecutive picks. It measures motion by optical flow of an
+unnamed kind; here it is the mean change of a small thumbnail, which needs no model and peaks at the
+same frames. Cut and near-copy rejection are ours: edited video peaks at its cuts.
+
+T frames, P picks, all on thumbnails [T, H, W, 3] uint8.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+Verdict = Literal["kept", "near_copy", "shot_cut"]
+
+BINS = 8
+"""Histogram bins per colour channel."""
+SPIKE_FLOOR, SPIKE_RATIO, SPIKE_WINDOW = 0.25, 4.0, 5
+"""A cut between alike scenes: at least this share of ``max_cut``, and this many times the median of
+the frames within the window. On the clip bikes.mp4 its five cuts measure 0.17 to 0.82, and the
+fastest pan 0.11 among neighbours of 0.1."""
+_CHUNK = 512
+"""Frames compared at a time: bounds the memory for hour-long clips."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two consecutive picks and what became of them."""
+
+    first: int
+    """Frame index of the source, then of the target: ``first < second``."""
+    second: int
+    motion: float
+    """Mean absolute change between the two, 0..1."""
+    verdict: Verdict
+
+
+def change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Mean absolute difference over pixels and colours, 0..1, of frames [..., H, W, 3] uint8.
+
+    Over the colour channels rather than luma: an object painted from red to blue hardly changes
+    its luma. A grey-level change gives the same value either way.
+    """
+    # The wider minus the narrower: uint8 without overflow, a quarter of the memory of floats.
+    difference = np.maximum(before, after) - np.minimum(before, after)
+    return np.asarray(difference.mean(axis=(-3, -2, -1), dtype=np.float64) / 255.0)
+
+
+def colour_histograms(thumbs_THW3: np.ndarray) -> np.ndarray:
+    """Joint RGB histograms, float64 [T, BINS**3], each sums to 1.
+
+    Smoothed by one bin in every direction: a drift of the light moves mass between neighbouring
+    bins, which would otherwise look like a cut.
+    """
+    num = len(thumbs_THW3)
+    bins_TN3 = thumbs_THW3.reshape(num, -1, 3).astype(np.int64) * BINS // 256
+    flat_TN = (bins_TN3[..., 0] * BINS + bins_TN3[..., 1]) * BINS + bins_TN3[..., 2]
+    flat_TN += np.arange(num)[:, None] * BINS**3
+    counts = np.bincount(flat_TN.ravel(), minlength=num * BINS**3)
+    histograms = counts.reshape(num, BINS, BINS, BINS) / flat_TN.shape[1]
+    for axis in (1, 2, 3):
+        histograms = _smoothed(histograms, axis)
+    return np.asarray(histograms.reshape(num, -1))
+
+
+def _smoothed(values: np.ndarray, axis: int) -> np.ndarray:
+    """Kernel (1, 2, 1) / 4 along an axis; what would leave at the rim stays, so sums are kept."""
+    moved = np.moveaxis(values, axis, -1)
+    padded = np.concatenate([moved[..., :1], moved, moved[..., -1:]], axis=-1)
+    smooth = (padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]) / 4
+    return np.moveaxis(smooth, -1, axis)
+
+
+def histogram_distance(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Total variation distance of histograms [..., N]: 0 equal, 1 nothing in common."""
+    return np.asarray(np.abs(before - after).sum(-1) / 2)
+
+
+def frame_motion(thumbs_THW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per frame its change and its histogram distance from the frame before; both [T], first 0."""
+    motion_T = np.zeros(len(thumbs_THW3))
+    distance_T = np.zeros(len(thumbs_THW3))
+    for begin, chunk in _overlapping(thumbs_THW3):
+        span = slice(begin + 1, begin + len(chunk))
+        histograms = colour_histograms(chunk)
+        motion_T[span] = change(chunk[:-1], chunk[1:])
+        distance_T[span] = histogram_distance(histograms[:-1], histograms[1:])
+    return motion_T, distance_T
+
+
+def _overlapping(thumbs_THW3: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Chunks of frames, each beginning with the last frame of the one before."""
+    for begin in range(0, len(thumbs_THW3) - 1, _CHUNK):
+        yield begin, thumbs_THW3[begin : begin + _CHUNK + 1]
+
+
+def find_cuts(distance_T: np.ndarray, max_cut: float) -> np.ndarray:
+    """Bool [T]: the first frame of each new shot, from distances to the frame before (0..1).
+
+    Either the distance is above ``max_cut``, or it is a lone spike (see `SPIKE_FLOOR`). Objects
+    that jump, as on the tabletop, hardly change the histogram and are no spikes.
+    """
+    padded = np.pad(distance_T, SPIKE_WINDOW, mode="edge")
+    around_TW = np.lib.stride_tricks.sliding_window_view(padded, 2 * SPIKE_WINDOW + 1)
+    lone_T = distance_T > SPIKE_RATIO * np.median(around_TW, axis=-1)
+    spike_T = lone_T & (distance_T > SPIKE_FLOOR * max_cut)
+    return np.asarray(spike_T | (distance_T > max_cut))
+
+
+def pick_frames(motion_T: np.ndarray, *, top_k: int, spacing_frames: int) -> list[int]:
+    """Indices, ascending, of at most ``top_k`` frames, most motion first, none closer than spacing.
+
+    Ties go to the earlier frame. The paper's K_f and I_f are 6 and 20.
+    """
+    picks: list[int] = []
+    for index in np.argsort(-motion_T, kind="stable").tolist():
+        if all(abs(index - pick) >= spacing_frames for pick in picks):
+            picks.append(index)
+            if len(picks) == top_k:
+                break
+    return sorted(picks)
+
+
+def select_pairs(
+    thumbs_THW3: np.ndarray,
+    *,
+    top_k: int,
+    spacing_frames: int,
+    min_change: float,
+    max_cut: float,
+) -> list[Pair]:
+    """Pair consecutive picks and judge every pair.
+
+    A cut's own frame counts as motionless, since what changed there is the camera's subject. A pair
+    spans a cut when one lies between its frames, or when their histograms are too far apart (fades
+    have no single frame of change).
+    """
+    motion_T, distance_T = frame_motion(thumbs_THW3)
+    cut_T = find_cuts(distance_T, max_cut)
+    motion_T[cut_T] = 0.0
+    picks = pick_frames(motion_T, top_k=top_k, spacing_frames=spacing_frames)
+    if len(picks) < 2:
+        return []
+    picked = thumbs_THW3[picks]
+    changes = change(picked[:-1], picked[1:])
+    histograms = colour_histograms(picked)
+    jumps = histogram_distance(histograms[:-1], histograms[1:])
+    pairs = []
+    for number, (first, second) in enumerate(pairwise(picks)):
+        verdict: Verdict = "kept"
+        if jumps[number] > max_cut or cut_T[first + 1 : second + 1].any():
+            verdict = "shot_cut"
+        elif changes[number] < min_change:
+            verdict = "near_copy"
+        motion = float(changes[number])
+        pairs.append(Pair(first=first, second=second, motion=motion, verdict=verdict))
+    return pairs
