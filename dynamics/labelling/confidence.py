@@ -1,0 +1,100 @@
+"""How sure the IDM is of a label: scores, each "higher is more confident".
+
+The paper ranks labels by the IDM's likelihood of its own caption (arXiv 2506.06006, section 3.2)
+without saying sum or mean; its successor's code takes the mean. Both are here: the mean is blind
+to length, the sum is the likelihood proper and prefers short captions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dynamics.config import ScoreName
+
+
+def normalised_text(sentence: str) -> str:
+    """Canonical meaning where no parser exists: lower case, single spaces, no final full stop."""
+    return " ".join(sentence.lower().split()).rstrip(".")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What was measured about one label."""
+
+    action: str
+    """The greedy caption."""
+    token_logprobs: Sequence[float]
+    """Natural log, one per generated token, end included; each <= 0."""
+    samples: Sequence[str] = ()
+    """Captions drawn from the IDM for the same pair; empty when none were drawn."""
+    canonical: Callable[[str], str] = normalised_text
+    """Maps sentences of equal meaning to one text, sentences without meaning to ""."""
+    fdp_loglik: float | None = None
+    """log p(target codes | source codes, action) by the FDP; None when not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A score and the evidence that it needs beyond the token log-probs, which costs model time."""
+
+    measure: Callable[[Evidence], float]
+    needs: Literal["samples", "fdp_loglik"] | None = None
+
+    def __call__(self, evidence: Evidence) -> float:
+        """The score; NaN without tokens, since an empty caption must not win."""
+        return self.measure(evidence) if len(evidence.token_logprobs) else float("nan")
+
+
+def mean_logprob(evidence: Evidence) -> float:
+    """Mean natural-log likelihood per token."""
+    return float(np.mean(evidence.token_logprobs))
+
+
+def sum_logprob(evidence: Evidence) -> float:
+    """Natural-log likelihood of the whole caption."""
+    return float(np.sum(evidence.token_logprobs))
+
+
+def min_logprob(evidence: Evidence) -> float:
+    """Natural-log likelihood of the least likely token: one guessed word spoils a caption."""
+    return float(np.min(evidence.token_logprobs))
+
+
+def agreement(evidence: Evidence) -> float:
+    """Share of the samples that mean the same as the greedy caption, ties broken by likelihood.
+
+    The tie-break exp(mean log-prob) / (2 * samples) lies below the step between two shares, so it
+    never overrules a vote, and at or above zero, so "all agree" is always at least 1.
+    """
+    if not evidence.samples:
+        raise ValueError("agreement needs samples")
+    meaning = evidence.canonical(evidence.action)
+    votes = sum(bool(meaning) and evidence.canonical(text) == meaning for text in evidence.samples)
+    return (votes + float(np.exp(mean_logprob(evidence))) / 2) / len(evidence.samples)
+
+
+def fdp_likelihood(evidence: Evidence) -> float:
+    """How well the caption explains the second frame to the FDP."""
+    if evidence.fdp_loglik is None:
+        raise ValueError("fdp_likelihood needs fdp_loglik")
+    return evidence.fdp_loglik
+
+
+SCORES: dict[ScoreName, Score] = {
+    "mean_logprob": Score(mean_logprob),
+    "sum_logprob": Score(sum_logprob),
+    "min_logprob": Score(min_logprob),
+    "agreement": Score(agreement, needs="samples"),
+    "fdp_likelihood": Score(fdp_likelihood, needs="fdp_loglik"),
+}
+
+
+def score_columns(evidence: Evidence) -> dict[str, float | None]:
+    """The ``score_*`` cells of a label row; None where the evidence was not measured."""
+    measured = {"samples": bool(evidence.samples), "fdp_loglik": evidence.fdp_loglik is not None}
+    return {
+        f"score_{name}": score(evidence) if score.needs is None or measured[score.needs] else None
+        for name, score in SCORES.items()
+    }

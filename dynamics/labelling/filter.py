@@ -1,0 +1,120 @@
+"""Which pseudo-labels are trusted: pure decisions that carry their reason.
+
+Every rule is a function of the labels alone; ties go to the smaller label_id, so that equal labels
+give equal decisions on any machine.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dynamics.config import FilterConfig, ThresholdRule, TopFractionRule
+from dynamics.errors import UserError
+from dynamics.records import DECISION_SCHEMA
+
+REASONS = (
+    "accepted",
+    "below_threshold",
+    "outside_top_fraction",
+    "outside_top_k",
+    "empty_action",
+    "non_finite_score",
+)
+"""All reasons. The last two come before any rule."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+def decide(labels: pa.Table, cfg: FilterConfig) -> pa.Table:
+    """Accept or reject every label.
+
+    Args:
+        labels: LABEL_SCHEMA, any order, one row per label_id.
+        cfg: Score and rule.
+
+    Returns:
+        DECISION_SCHEMA, one row per label, sorted by label_id.
+
+    Raises:
+        UserError: the configured score was not measured on these labels.
+        ValueError: a label_id occurs twice.
+    """
+    labels = labels.sort_by("label_id")
+    if pc.count_distinct(labels["label_id"]).as_py() != labels.num_rows:
+        raise ValueError("labels repeat a label_id; merge them through the ledger first")
+    empty = np.array([not text.strip() for text in labels["action"].to_pylist()], dtype=bool)
+    scores = _scores(labels, cfg)
+    if not empty.all() and labels[f"score_{cfg.score}"].null_count == labels.num_rows:
+        raise UserError(
+            f"filter.score={cfg.score} was not measured on these labels; "
+            "label again with this setting in a new run_dir"
+        )
+    finite = np.isfinite(scores)
+    eligible = ~empty & finite
+    kept, outside = _apply_rule(labels, scores, eligible, cfg)
+    reasons = np.select(
+        [empty, ~finite, kept], ["empty_action", "non_finite_score", "accepted"], default=outside
+    )
+    columns = [labels["label_id"], labels["pair_id"], pa.array(kept), pa.array(scores)]
+    return pa.table(
+        [*columns, pa.array(reasons.tolist(), pa.string())], names=DECISION_SCHEMA.names
+    ).cast(DECISION_SCHEMA)
+
+
+def reason_counts(decisions: pa.Table) -> dict[str, int]:
+    """Rows per reason that occurs, in the order of `REASONS`; they sum to the number of rows."""
+    counts = {
+        entry["values"]: int(entry["counts"])
+        for entry in pc.value_counts(decisions["reason"]).to_pylist()
+    }
+    return {reason: counts[reason] for reason in sorted(counts, key=REASONS.index)}
+
+
+def _scores(labels: pa.Table, cfg: FilterConfig) -> npt.NDArray[np.float32]:
+    """The configured score, float32 [B]; NaN where a row has none."""
+    column = pc.fill_null(labels[f"score_{cfg.score}"], float("nan"))
+    scores: npt.NDArray[np.float32] = column.to_numpy()
+    return scores
+
+
+def _apply_rule(
+    labels: pa.Table, scores: npt.NDArray[np.float32], eligible: Mask, cfg: FilterConfig
+) -> tuple[Mask, str]:
+    """What the rule keeps, and the reason for the rest."""
+    rule = cfg.rule
+    if isinstance(rule, ThresholdRule):
+        # Compared as float32: a label that scores exactly the configured decimal is kept.
+        return eligible & (scores >= np.float32(rule.threshold)), "below_threshold"
+    if isinstance(rule, TopFractionRule):
+        # The small term undoes binary rounding: 0.29 of 100 is 29, not 28.
+        num_kept = int(rule.fraction * len(scores) + 1e-9)
+        return _best(_by_score(scores, eligible), num_kept, len(scores)), "outside_top_fraction"
+    order = _round_robin(_by_score(scores, eligible), labels["clip_class"].to_pylist())
+    return _best(order, rule.k, len(scores)), "outside_top_k"
+
+
+def _by_score(scores: npt.NDArray[np.float32], eligible: Mask) -> list[int]:
+    """Eligible rows, best first. Rows are in label_id order, which a stable sort keeps in ties."""
+    order = np.argsort(-scores, kind="stable")
+    return [int(row) for row in order if eligible[row]]
+
+
+def _round_robin(best_first: list[int], classes: list[str]) -> list[int]:
+    """One label of every class per pass, each the best unused one of its class.
+
+    Within a pass the better label comes first, so a last, incomplete pass takes the best on offer
+    (the paper's Algorithm 1 leaves this open).
+    """
+    used: dict[str, int] = {}
+    passes = []
+    for row in best_first:
+        passes.append(used.get(classes[row], 0))
+        used[classes[row]] = passes[-1] + 1
+    return [best_first[place] for place in np.argsort(passes, kind="stable")]
+
+
+def _best(order: list[int], num_kept: int, num_rows: int) -> Mask:
+    kept = np.zeros(num_rows, dtype=bool)
+    kept[order[:num_kept]] = True
+    return kept
