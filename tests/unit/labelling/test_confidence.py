@@ -1,0 +1,102 @@
+import math
+from typing import get_args
+
+import pytest
+
+from dynamics.config import ScoreName
+from dynamics.labelling.confidence import SCORES, Evidence, normalised_text, score_columns
+from dynamics.records import LABEL_SCHEMA
+
+
+def test_every_score_is_configurable_and_has_a_column() -> None:
+    assert set(SCORES) == set(get_args(ScoreName))
+    columns = {name for name in LABEL_SCHEMA.names if name.startswith("score_")}
+    assert columns == {f"score_{name}" for name in SCORES}
+
+
+def test_only_nullable_columns_need_extra_evidence() -> None:
+    for name, score in SCORES.items():
+        assert LABEL_SCHEMA.field(f"score_{name}").nullable == (score.needs is not None)
+
+
+def test_logprob_scores_are_sum_mean_and_least_token() -> None:
+    evidence = Evidence(action="move it", token_logprobs=(-0.5, -2.0, -0.5))
+    assert SCORES["sum_logprob"](evidence) == -3.0
+    assert SCORES["mean_logprob"](evidence) == -1.0
+    assert SCORES["min_logprob"](evidence) == -2.0
+
+
+def test_the_mean_does_not_punish_length_but_the_sum_does() -> None:
+    short = Evidence(action="go", token_logprobs=(-0.25,) * 2)
+    long = Evidence(action="go over there now", token_logprobs=(-0.25,) * 8)
+    assert SCORES["mean_logprob"](short) == SCORES["mean_logprob"](long)
+    assert SCORES["sum_logprob"](short) > SCORES["sum_logprob"](long)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_an_empty_caption_has_no_score(name: ScoreName) -> None:
+    evidence = Evidence(action="", token_logprobs=(), samples=("",), fdp_loglik=-1.0)
+    assert math.isnan(SCORES[name](evidence))
+
+
+@pytest.mark.parametrize("name", ["mean_logprob", "sum_logprob", "min_logprob", "agreement"])
+def test_a_broken_token_is_not_hidden_by_good_ones(name: ScoreName) -> None:
+    evidence = Evidence(action="a", token_logprobs=(-0.1, math.nan), samples=("a", "a"))
+    assert math.isnan(SCORES[name](evidence))
+
+
+def test_agreement_counts_meanings_not_spellings() -> None:
+    evidence = Evidence(
+        action="Move the red block.",
+        token_logprobs=(-1.0,),
+        samples=("move the  red block", "MOVE THE RED BLOCK.", "move the blue block", "stop"),
+    )
+    assert math.floor(SCORES["agreement"](evidence) * 4) == 2
+
+
+def test_agreement_uses_the_given_meaning() -> None:
+    evidence = Evidence(
+        action="shift red",
+        token_logprobs=(-1.0,),
+        samples=("move red", "move blue"),
+        canonical=lambda sentence: sentence.split()[-1],
+    )
+    assert math.floor(SCORES["agreement"](evidence) * 2) == 1
+
+
+def test_sentences_without_meaning_agree_with_nothing() -> None:
+    evidence = Evidence(
+        action="mumble",
+        token_logprobs=(-0.1,),
+        samples=("mumble", "mumble"),
+        canonical=lambda _: "",
+    )
+    assert SCORES["agreement"](evidence) < 0.5
+
+
+def test_likelihood_breaks_ties_of_agreement_and_never_overrules_a_vote() -> None:
+    def score(votes: int, logprob: float) -> float:
+        samples = ["a"] * votes + ["b"] * (4 - votes)
+        return SCORES["agreement"](Evidence(action="a", token_logprobs=(logprob,), samples=samples))
+
+    assert score(2, -0.1) > score(2, -3.0)
+    assert score(3, -50.0) > score(2, 0.0)
+    assert score(4, -1000.0) >= 1.0
+
+
+def test_missing_evidence_is_an_error_in_the_score_and_null_in_the_row() -> None:
+    bare = Evidence(action="a", token_logprobs=(-0.5,))
+    for name in ("agreement", "fdp_likelihood"):
+        with pytest.raises(ValueError, match="needs"):
+            SCORES[name](bare)
+    row = score_columns(bare)
+    assert row["score_agreement"] is None
+    assert row["score_fdp_likelihood"] is None
+    assert row["score_sum_logprob"] == -0.5
+    full = Evidence(action="a", token_logprobs=(-0.5,), samples=("a",), fdp_loglik=-7.0)
+    assert score_columns(full)["score_fdp_likelihood"] == -7.0
+    assert score_columns(full)["score_agreement"] is not None
+
+
+def test_normalised_text_ignores_case_spaces_and_full_stop() -> None:
+    assert normalised_text("  Put  the Cup\n down. ") == "put the cup down"
