@@ -1,0 +1,1 @@
+"""Measuring a round on held-out pairs, with intervals, and against controls."""

@@ -1,0 +1,1 @@
+"""Drawing next frames, and choosing among them."""

@@ -1,0 +1,138 @@
+"""Best of N: sample candidate next frames, keep the one a verifier likes best.
+
+The paper samples N frames from the FDP and keeps the one under which the IDM finds the requested
+action most likely (arXiv:2506.06006, section 3.4: no training, N in 1, 2, 4, 8). A verifier here
+is a pure function of `Evidence`, so that several can be compared on one set of model calls.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamics.config import VerifierName
+from dynamics.generation.fdp import Candidates, ForwardDynamics
+from dynamics.labelling.idm import InverseDynamics
+
+# B sources, N candidates each, L codes a frame, U distinct candidates.
+Codes = NDArray[np.int64]
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the models say about B x N candidates. Natural logs, summed over tokens, each <= 0."""
+
+    action: Scores
+    """[B, N]: log p(action | source, candidate), from the IDM."""
+    action_of_copy: Scores
+    """[B]: log p(action | source, source), from the IDM: what an unchanged frame would score."""
+    frame: Scores
+    """[B, N]: log p(candidate | source, action), from the FDP."""
+
+
+Verifier = Callable[[Evidence], Scores]
+"""Scores [B, N] of the candidates, higher is better."""
+
+
+def idm(evidence: Evidence) -> Scores:
+    """The paper's verifier: how well a reader of the change would guess the action.
+
+    It looks only at what the action touches, so that with a good FDP and a large N it prefers
+    frames that are wrong elsewhere.
+    """
+    return evidence.action
+
+
+def idm_contrast(evidence: Evidence) -> Scores:
+    """How much more likely the action is than if nothing had changed, in nats.
+
+    The subtracted term is the same for all candidates of a source: it picks the same frame as
+    `idm`, but its zero means "no better than a copy", which makes scores comparable across
+    sources and gives a threshold for refusing an answer.
+    """
+    return evidence.action - evidence.action_of_copy[:, None]
+
+
+def noisy_channel(evidence: Evidence) -> Scores:
+    """IDM and FDP log-likelihood added: the FDP term judges the cells that the IDM ignores."""
+    return evidence.action + evidence.frame
+
+
+VERIFIERS: dict[VerifierName, Verifier] = {
+    "idm": idm,
+    "idm_contrast": idm_contrast,
+    "noisy_channel": noisy_channel,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The chosen frames and why."""
+
+    best: Codes
+    """[B, L]: codes of the best candidates."""
+    chosen: NDArray[np.int64]
+    """[B]: their index, 0..N-1."""
+    scores: Scores
+    """[B, N]: the verifier's, higher is better, in nats."""
+    candidates: Candidates
+
+
+def gather_evidence(
+    source_BL: Codes, actions: Sequence[str], candidates: Candidates, inverse: InverseDynamics
+) -> Evidence:
+    """Score B x N candidates with the IDM, each distinct frame of a source once.
+
+    A confident FDP draws the same frame again and again (most of N at T = 1), and the source
+    itself is often among them, so this saves most of the verifier's time.
+    """
+    num_sources, num_samples, length = candidates.codes.shape
+    framed = np.concatenate([candidates.codes, source_BL[:, None]], axis=1)
+    row_of = np.repeat(np.arange(num_sources), num_samples + 1)[:, None]
+    keyed = np.concatenate([row_of, framed.reshape(-1, length)], axis=1)
+    unique_U, inverse_index = np.unique(keyed, axis=0, return_inverse=True)
+    rows_U, targets_UL = unique_U[:, 0], unique_U[:, 1:]
+    logprobs_U = inverse.action_logprobs(
+        source_BL[rows_U], targets_UL, [actions[row] for row in rows_U]
+    )
+    scores = logprobs_U[inverse_index.reshape(-1)].reshape(num_sources, num_samples + 1)
+    return Evidence(action=scores[:, :-1], action_of_copy=scores[:, -1], frame=candidates.logprobs)
+
+
+def choose(scores_BN: Scores) -> NDArray[np.int64]:
+    """Index of the best candidate per source; the first one on ties, a NaN never wins."""
+    return np.where(np.isnan(scores_BN), -np.inf, scores_BN).argmax(axis=1)
+
+
+def best_of_n(
+    source_BL: Codes,
+    actions: Sequence[str],
+    inverse: InverseDynamics,
+    forward: ForwardDynamics,
+    *,
+    verifier: VerifierName,
+    num_samples: int,
+    temperature: float,
+    seeds: Sequence[int],
+) -> Prediction:
+    """Sample ``num_samples`` next frames per source and keep the verifier's favourite.
+
+    Args:
+        source_BL: codes of the current frames.
+        actions: B action sentences.
+        inverse: the IDM that verifies.
+        forward: the FDP that generates.
+        verifier: a key of `VERIFIERS`.
+        num_samples: N; with 1 the result is plain sampling.
+        temperature: of sampling, > 0 (0 = greedy, then N must be 1).
+        seeds: one per source; a source's candidates depend on nothing else.
+    """
+    candidates = forward.generate(
+        source_BL, actions, num_samples=num_samples, temperature=temperature, seeds=seeds
+    )
+    scores_BN = VERIFIERS[verifier](gather_evidence(source_BL, actions, candidates, inverse))
+    chosen_B = choose(scores_BN)
+    best_BL = candidates.codes[np.arange(len(chosen_B)), chosen_B]
+    return Prediction(best=best_BL, chosen=chosen_B, scores=scores_BN, candidates=candidates)
