@@ -1,0 +1,278 @@
+"""The ``dynamics`` command. Heavy modules load after parsing, so that ``--help`` is quick.
+
+Exit status: 0 done, 1 a check found something wrong, 2 bad input (one line on stderr, no
+traceback), 130 interrupted.
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from dynamics.config import REPOSITORY_ROOT, KeyframeConfig, PoolConfig, load
+from dynamics.console import ProgressView
+from dynamics.errors import UserError
+
+if TYPE_CHECKING:
+    from dynamics.records import DataRefs
+    from dynamics.run_folder import RunFolder
+
+TABLETOP = REPOSITORY_ROOT / "configs" / "tabletop.yaml"
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    help="Bootstrap forward dynamics from inverse dynamics in one unified VLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ledger = typer.Typer(help="The append-only store of pseudo-labels.", no_args_is_help=True)
+app.add_typer(ledger, name="ledger")
+console = Console(soft_wrap=True, highlight=False)
+
+Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/tabletop", metavar="RUN")]
+Config = Annotated[Path, typer.Option("--config", help="Config file whose world is used.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override of the config, e.g. world.grid=3; may be repeated."),
+]
+
+
+def main() -> None:
+    """Entry point of the ``dynamics`` console command."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command(context_settings=PASS_THROUGH, add_help_option=False)
+def bootstrap(context: typer.Context) -> None:
+    """Run or resume the loop; the arguments are those of ray_jobs/bootstrap.py (try --help)."""
+    _replace_process("ray_jobs.bootstrap", context.args)
+
+
+@app.command(context_settings=PASS_THROUGH)
+def serve(context: typer.Context, run: Run) -> None:
+    """Keep the generator of a finished run up behind HTTP until Ctrl-C.
+
+    Overrides may follow: dynamics serve RUN serve.port=8001
+    """
+    folder = _open(run)
+    cfg = folder.config()
+    if folder.report(cfg.rounds) is None:
+        raise UserError(f"{run} has not finished round {cfg.rounds}; bootstrap continues it")
+    tree = cfg.model_dump(mode="json", exclude={"run_dir"})
+    # YAML reads JSON, so every section of the run's own config fits into one override.
+    own = [f"{key}={json.dumps(value)}" for key, value in tree.items()]
+    arguments = ["--config", str(TABLETOP), "--run-dir", str(folder.root), "--serve"]
+    _replace_process("ray_jobs.bootstrap", [*arguments, *own, *context.args])
+
+
+def _replace_process(module: str, arguments: list[str]) -> NoReturn:
+    # The core may not import the cluster's layer; a process of its own also gets the signals.
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+
+
+@app.command()
+def ingest(
+    folder: Annotated[Path, typer.Argument(help="Folder of videos: mp4, avi, webm, mkv.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("pairs.parquet"),
+    base: Annotated[
+        Path | None, typer.Option(help="Checkpoint whose image tokenizer encodes the frames.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Key frames a clip.")] = 6,
+    spacing: Annotated[int, typer.Option(help="Least distance of key frames, in frames.")] = 20,
+    max_pairs: Annotated[int | None, typer.Option(help="Stop after so many pairs.")] = None,
+    workers: Annotated[int, typer.Option(help="Decoding processes.")] = 2,
+) -> None:
+    """Turn a folder of videos into frame pairs, and say what was rejected and why."""
+    from dynamics.models import load_image_tokenizer
+    from dynamics.video.ingest import ingest_folder
+
+    model = load(TABLETOP).model
+    images = load_image_tokenizer(model.family, base or REPOSITORY_ROOT / model.base)
+    with ProgressView(console) as progress:
+        report = ingest_folder(
+            folder,
+            PoolConfig(path=folder),
+            images,
+            out,
+            keyframes=KeyframeConfig(top_k=top_k, spacing_frames=spacing),
+            max_pairs=max_pairs,
+            num_workers=workers,
+            progress=lambda done, total, _: progress(done, total, "clips"),
+        )
+    for reason, count in sorted(report.rejects.items()):
+        console.print(f"rejected {count:>7,}  {reason}")
+    console.print(f"{report.num_pairs:,} pairs from {report.num_clips:,} clips in {out}")
+
+
+@app.command()
+def film(
+    out: Annotated[Path, typer.Argument(help="Folder for clips/ and clips.parquet.")],
+    pairs: Annotated[int, typer.Option(help="Frame pairs to film.")] = 100,
+    seed: Annotated[int, typer.Option(help="Equal seeds film equal clips.")] = 0,
+    config: Config = TABLETOP,
+    overrides: Set = None,
+) -> None:
+    """Film episodes of the procedural tabletop into mp4 files."""
+    from dynamics.world.film import film_split
+
+    world = load(config, overrides or []).world
+    with ProgressView(console) as progress:
+        film_split("demo", world, pairs, seed, out, progress)
+    console.print(f"{len(list((out / 'clips').glob('*.mp4'))):,} clips in {out / 'clips'}")
+
+
+@app.command("pretrain-tiny")
+def pretrain_tiny_command(
+    out: Annotated[Path, typer.Argument(help="Folder of the new checkpoint.")],
+    steps: Annotated[int | None, typer.Option(help="Steps of the base; default: recipe's.")] = None,
+    tokenizer_steps: Annotated[
+        int | None, typer.Option(help="Steps of the image tokenizer; default: recipe's.")
+    ] = None,
+    config: Config = TABLETOP,
+    overrides: Set = None,
+) -> None:
+    """Make the tiny base checkpoint: pictures, captions, questions; no action, no transition."""
+    from dynamics.training.pretrain_tiny import TinyRecipe, pretrain_tiny
+
+    recipe = TinyRecipe()
+    recipe = replace(
+        recipe,
+        steps=recipe.steps if steps is None else steps,
+        tokenizer_steps=recipe.tokenizer_steps if tokenizer_steps is None else tokenizer_steps,
+    )
+    world = load(config, overrides or []).world
+    with ProgressView(console) as progress:
+        pretrain_tiny(
+            world,
+            recipe,
+            out,
+            progress=lambda what, done, total, _: progress(done, total, what),
+        )
+    console.print(f"checkpoint {out}; use it with model.base={out}")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    controls: Annotated[
+        bool,
+        typer.Option(help="Also train and measure the controls: seed only, and true labels."),
+    ] = False,
+) -> None:
+    """Show what the rounds measured; with --controls, how much of the gap the last one closed."""
+    from dynamics.report.table import round_table
+
+    folder = _open(run)
+    cfg = folder.config()
+    reports = folder.reports(cfg.rounds)
+    if not reports:
+        raise UserError(f"{run} has no finished round yet; run dynamics bootstrap first")
+    if controls:
+        from dynamics.evaluation.controls import run_controls
+
+        result = run_controls(
+            cfg, folder.root, _data(folder), reports[-1].round_id, progress=console.print
+        )
+        for name, closed in result.gap_closed.items():
+            arms = (f"{arm} {metrics[name].percent()}" for arm, metrics in result.arms.items())
+            console.print(f"{name}: {', '.join(arms)}; gap closed {closed.percent()}")
+        return
+    seconds = {report.round_id: sum(folder.timings(report.round_id).values()) for report in reports}
+    console.print(round_table(reports, seconds))
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write RUN/report.html again from the stored results."""
+    from dynamics.report.page import write_page
+
+    console.print(f"report: {write_page(_open(run))}")
+
+
+@ledger.command("verify")
+def ledger_verify(run: Run) -> None:
+    """Check every committed shard of RUN against its sha256; status 1 when one is damaged."""
+    from dynamics.ledger.store import Ledger
+
+    folder = _open(run)
+    folder.config()
+    store = Ledger(folder.ledger)
+    problems = store.verify()
+    for problem in problems:
+        console.print(problem, markup=False)
+    if problems:
+        raise typer.Exit(1)
+    console.print(f"{len(store.rounds())} rounds, every shard is sound")
+
+
+@app.command()
+def doctor(
+    config: Config = TABLETOP,
+    overrides: Set = None,
+) -> None:
+    """Check versions, memory, disk and the checkpoint; status 1 when something is missing."""
+    cfg = load(config, overrides or [])
+    problems = []
+    console.print(f"python {platform.python_version()}, {os.cpu_count()} cores")
+    for package in ("torch", "transformers", "peft", "pyarrow", "av", "ray", "mlflow", "deepspeed"):
+        try:
+            console.print(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            console.print(f"{package} is not installed")
+            if package != "deepspeed":  # an extra
+                problems.append(f"{package} is missing: make setup")
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    disk_gb = shutil.disk_usage(Path.cwd()).free / 1e9
+    console.print(f"{memory_gb:.1f} GB memory, {disk_gb:.1f} GB free disk")
+    if memory_gb < 6:
+        problems.append("less than 6 GB of memory: lower label.num_actors and evaluate.num_actors")
+    if disk_gb < 2:
+        problems.append(f"less than 2 GB free in {Path.cwd()}: name another run_dir")
+    base = cfg.base_path()
+    if (base / "config.json").is_file() and list(base.glob("*.safetensors")):
+        console.print(f"checkpoint {base}")
+    else:
+        problems.append(f"no checkpoint in {base}: set model.base, or dynamics pretrain-tiny")
+    for problem in problems:
+        console.print(f"problem: {problem}", markup=False)
+    if problems:
+        raise typer.Exit(1)
+    console.print("all is well")
+
+
+def _open(run: Path) -> "RunFolder":
+    from dynamics.run_folder import RunFolder
+
+    return RunFolder(run.resolve())
+
+
+def _data(folder: "RunFolder") -> "DataRefs":
+    from dynamics.records import DataRefs
+    from dynamics.tables import dataset_ref
+
+    truth = folder.data / "truth.parquet"
+    return DataRefs(
+        seed=dataset_ref(folder.data / "seed.parquet"),
+        pool=dataset_ref(folder.data / "pool.parquet"),
+        heldout=dataset_ref(folder.data / "heldout.parquet"),
+        truth=dataset_ref(truth) if truth.exists() else None,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The `dynamics` command as a person runs it: real processes, exit status, one-line errors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynamics.config import load
+from dynamics.ledger.files import write_bytes
+from dynamics.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+TEST_CONFIG = ROOT / "configs" / "test-3x3.yaml"
+
+
+def dynamics(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dynamics.cli", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess[str], said: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run folder that was claimed and has no round yet."""
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed(load(TEST_CONFIG)):
+        pass
+    return folder.root
+
+
+def test_help_names_every_verb():
+    done = dynamics("--help")
+    assert done.returncode == 0
+    for verb in ("bootstrap", "ingest", "film", "pretrain-tiny", "evaluate", "report", "doctor"):
+        assert verb in done.stdout
+
+
+def test_no_argument_shows_the_help():
+    assert "Commands" in dynamics().stdout
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report", "serve"])
+def test_a_folder_without_a_run_is_named(verb, tmp_path):
+    assert_one_line_error(dynamics(verb, tmp_path), str(tmp_path))
+
+
+def test_a_run_without_a_finished_round_cannot_be_evaluated(run):
+    assert_one_line_error(dynamics("evaluate", run), "no finished round")
+
+
+def test_an_unfinished_run_is_not_served(run):
+    assert_one_line_error(dynamics("serve", run), "has not finished round 1")
+
+
+def test_a_missing_video_folder_is_named(tmp_path):
+    done = dynamics("ingest", tmp_path / "nothing", "--out", tmp_path / "pairs.parquet")
+    assert_one_line_error(done, "nothing")
+    assert not (tmp_path / "pairs.parquet").exists()
+
+
+def test_an_unknown_override_names_the_nearest_key():
+    done = dynamics("doctor", "--set", "world.gird=3")
+    assert_one_line_error(done, "did you mean world.grid?")
+
+
+def test_doctor_is_content_with_this_environment():
+    done = dynamics("doctor")
+    assert done.returncode == 0, done.stdout
+    assert "all is well" in done.stdout
+
+
+def test_doctor_names_a_missing_checkpoint(tmp_path):
+    done = dynamics("doctor", "--set", f"model.base={tmp_path}")
+    assert done.returncode == 1
+    assert f"no checkpoint in {tmp_path}" in done.stdout
+
+
+def test_ledger_verify_finds_a_sound_ledger_sound(run):
+    done = dynamics("ledger", "verify", run)
+    assert (done.returncode, done.stdout) == (0, "0 rounds, every shard is sound\n")
+
+
+def test_ledger_verify_names_a_damaged_manifest(run):
+    write_bytes(RunFolder(run).ledger / "rounds" / "round-00.json", b"{")
+    done = dynamics("ledger", "verify", run)
+    assert done.returncode == 1
+    assert "round-00.json" in done.stdout
+
+
+def test_film_writes_clips_that_ingest_turns_into_pairs(tmp_path):
+    filmed = dynamics("film", tmp_path / "film", "--pairs", 12)
+    assert filmed.returncode == 0, filmed.stderr
+    ingested = dynamics(
+        "ingest", tmp_path / "film" / "clips", "--out", tmp_path / "p.parquet", "--spacing", "3"
+    )
+    assert ingested.returncode == 0, ingested.stderr
+    assert "pairs from" in ingested.stdout
+    assert (tmp_path / "p.parquet").is_file()
+
+
+def test_bootstrap_is_the_same_command_as_the_script():
+    script = subprocess.run(
+        [sys.executable, "ray_jobs/bootstrap.py", "--print-config", "seed=5"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert dynamics("bootstrap", "--print-config", "seed=5").stdout == script.stdout
