@@ -71,12 +71,11 @@ class ScriptedIDM:
     def label(
         self, source_BL: np.ndarray, target_BL: np.ndarray, *, max_action_tokens: int
     ) -> list[Caption]:
-        rng = np.random.default_rng(0)
         captions = []
         for source, target in zip(source_BL, target_BL, strict=True):
             after = scene(target)
             actions = [a for a in all_actions(scene(source)) if apply(scene(source), a) == after]
-            sentence = say(actions[0], rng) if actions else ""
+            sentence = say(actions[0], np.random.default_rng(0)) if actions else ""
             captions.append(Caption(action=self.says(sentence), token_logprobs=(-0.1,)))
         return captions
 

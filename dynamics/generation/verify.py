@@ -103,7 +103,8 @@ def gather_evidence(
 
 def choose(scores_BN: Scores) -> NDArray[np.int64]:
     """Index of the best candidate per source; the first one on ties, a NaN never wins."""
-    return np.where(np.isnan(scores_BN), -np.inf, scores_BN).argmax(axis=1)
+    chosen_B: NDArray[np.int64] = np.nan_to_num(scores_BN, nan=-np.inf).argmax(axis=1)
+    return chosen_B
 
 
 def best_of_n(

@@ -1,0 +1,88 @@
+"""A round held against its two controls (`evaluation.controls`) on the same held-out pairs."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dynamics.evaluation.intervals import Floats, bootstrap_statistic
+from dynamics.evaluation.summary import METRIC_OF_COLUMN, summarise
+from dynamics.records import Estimate
+from dynamics.seeds import derive_seed
+
+COMPARED = ("fdp_greedy_success", "idm_correct")
+"""Columns of the items table whose gap is reported."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlReport:
+    """A round against its controls, on the same held-out pairs."""
+
+    round_id: int
+    steps: int
+    """Training steps of each control adapter."""
+    num_pool: int
+    """Pool pairs that the ``true_labels`` arm trained on."""
+    arms: dict[str, dict[str, Estimate]]
+    """Metrics of ``seed_only``, ``round`` and ``true_labels``, without best of N."""
+    gain: dict[str, Estimate]
+    """Per metric, round minus ``seed_only``, paired over pairs."""
+    gap_closed: dict[str, Estimate]
+    """Per metric, (round - seed_only) / (true_labels - seed_only), paired over pairs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, payload: dict[str, Any]) -> "ControlReport":
+        """Inverse of `to_json`."""
+        arms = {arm: _estimates(metrics) for arm, metrics in payload["arms"].items()}
+        gains = {name: _estimates(payload[name]) for name in ("gain", "gap_closed")}
+        return cls(**{**payload, "arms": arms, **gains})
+
+
+def _estimates(payload: dict[str, Any]) -> dict[str, Estimate]:
+    return {name: Estimate(**value) for name, value in payload.items()}
+
+
+def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int) -> ControlReport:
+    """Metrics, gains and closed gaps of evaluation tables over the same pairs.
+
+    Args:
+        items: tables with `items_schema`, keyed ``seed_only``, ``round``, ``true_labels``.
+        round_id: of ``round``.
+        steps: training steps of the controls.
+        num_pool: pool pairs with a true label.
+    """
+    tables = {arm: items[arm].sort_by("pair_id") for arm in ("seed_only", "round", "true_labels")}
+    pairs = [table["pair_id"].to_pylist() for table in tables.values()]
+    if pairs[0] != pairs[1] or pairs[1] != pairs[2]:
+        raise ValueError("the controls were evaluated on other pairs than the round")
+    gain, gap_closed = {}, {}
+    for column in COMPARED:
+        outcomes = [table[column].to_pylist() for table in tables.values()]
+        known_N3 = [row for row in zip(*outcomes, strict=True) if None not in row]
+        metric, seed = METRIC_OF_COLUMN[column], derive_seed("bootstrap", "controls", column)
+        gain[metric] = bootstrap_statistic(known_N3, lambda m_R3: m_R3[:, 1] - m_R3[:, 0], seed)
+        gap_closed[metric] = bootstrap_statistic(known_N3, _gap_closed, seed)
+    arms = {
+        arm: {name: value for name, value in summarise(table).items() if "best_of" not in name}
+        for arm, table in tables.items()
+    }
+    return ControlReport(
+        round_id=round_id,
+        steps=steps,
+        num_pool=num_pool,
+        arms=arms,
+        gain=gain,
+        gap_closed=gap_closed,
+    )
+
+
+def _gap_closed(means_R3: Floats) -> Floats:
+    """Columns seed_only, round, true_labels; NaN where there is no gap to close."""
+    seed_R, round_R, true_R = means_R3.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(true_R > seed_R, (round_R - seed_R) / (true_R - seed_R), np.nan)

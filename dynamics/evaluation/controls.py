@@ -1,0 +1,153 @@
+"""The two models that a bootstrapped one has to be held against.
+
+* ``seed_only``: the labelled seed alone, for as many steps as the round's models had. What more
+  training without more labels gives; beating round 0 alone would prove less.
+* ``true_labels``: seed plus the TRUE action sentences of the whole pool, as many steps. What
+  perfect pseudo-labels would give. The only place where training reads the pool's truth.
+
+The share of the gap between the two that the round closed is the result.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Literal, get_args
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from dynamics.config import LoopConfig
+from dynamics.errors import UserError
+from dynamics.evaluation.comparison import ControlReport, compare
+from dynamics.evaluation.items import evaluate_items, items_schema
+from dynamics.ledger.files import write_bytes
+from dynamics.models.adapters import load_pair, model_ref
+from dynamics.records import (
+    PAIR_SCHEMA,
+    TRANSITION_SCHEMA,
+    TRUTH_SCHEMA,
+    DataRefs,
+    ModelRef,
+)
+from dynamics.seeds import derive_seed
+from dynamics.tables import read_table, write_table
+from dynamics.training.fit import FitJob, fit_adapter
+
+Arm = Literal["seed_only", "true_labels"]
+Task = Literal["idm", "fdp"]
+RunFits = Callable[[Sequence[FitJob]], None]
+Progress = Callable[[str], None]
+
+
+def fit_side_by_side(jobs: Sequence[FitJob]) -> None:
+    """Fit the adapters in one fresh process each, the cores shared among them."""
+    threads = max(1, (os.cpu_count() or 1) // len(jobs))
+    # Spawned, not forked: a fork of a process that has used torch's threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        len(jobs), context, initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        list(pool.map(fit_adapter, jobs))
+
+
+def run_controls(
+    cfg: LoopConfig,
+    run_dir: Path,
+    data: DataRefs,
+    round_id: int,
+    *,
+    run_fits: RunFits = fit_side_by_side,
+    progress: Progress = lambda line: None,
+) -> ControlReport:
+    """Train and evaluate both controls of a finished round; writes ``controls/round-NN/``.
+
+    Running it again continues: finished adapters and evaluations are read, not made again.
+
+    Raises:
+        UserError: the run has no truth for its pool (real video), or the round is not finished.
+    """
+    items_path = run_dir / "rounds" / f"round-{round_id:02d}" / "items.parquet"
+    if data.truth is None:
+        raise UserError("controls need the pool's true actions, which real video does not have")
+    if not items_path.is_file():
+        raise UserError(f"{items_path} does not exist; finish round {round_id} first")
+    folder = run_dir / "controls" / f"round-{round_id:02d}"
+    schema = items_schema(cfg.evaluate.best_of)
+    items = {"round": read_table(items_path, schema)}
+    truth = read_table(data.truth, TRUTH_SCHEMA)
+    grown = _training_sets(data, truth)
+    steps = control_steps(cfg, round_id)
+    for arm in get_args(Arm):
+        out = folder / arm
+        write_table(out / "grown.parquet", grown[arm], TRANSITION_SCHEMA)
+        progress(f"{arm}: training both adapters for {steps} steps on {grown[arm].num_rows} pairs")
+        run_fits([_fit_job(cfg, arm, task, steps, out) for task in get_args(Task)])
+        if not (out / "items.parquet").is_file():
+            progress(f"{arm}: evaluating on {data.heldout.num_rows} held-out pairs")
+            models = model_ref(cfg.base_path(), out / "idm", out / "fdp")
+            evaluated = _evaluate(cfg, models, data, truth, round_id)
+            write_table(out / "items.parquet", evaluated, schema)
+        items[arm] = read_table(out / "items.parquet", schema)
+    report = compare(items, round_id, steps, num_pool=_num_true(grown["true_labels"]))
+    write_bytes(folder / "report.json", json.dumps(report.to_json(), indent=2).encode())
+    return report
+
+
+def control_steps(cfg: LoopConfig, round_id: int) -> int:
+    """Steps that the adapters of a round have behind them since the base."""
+    if round_id == 0:
+        return cfg.train.seed_steps
+    if cfg.train.init == "base":
+        return cfg.train.round_steps
+    return cfg.train.seed_steps + round_id * cfg.train.round_steps
+
+
+def label_truly(pool: pa.Table, truth: pa.Table) -> pa.Table:
+    """The pool's pairs with their true actions (TRANSITION_SCHEMA, origin "truth").
+
+    Pairs that the truth leaves out (they span no action or several) are left out.
+    """
+    rows = pc.index_in(pool["pair_id"], value_set=truth["pair_id"].combine_chunks())
+    pairs = pool.select(PAIR_SCHEMA.names).filter(pc.is_valid(rows))
+    actions = truth["action"].take(pc.drop_null(rows))
+    origin = pa.array(["truth"] * pairs.num_rows, pa.string())
+    labelled = pairs.append_column("action", actions).append_column("origin", origin)
+    return labelled.cast(TRANSITION_SCHEMA)
+
+
+def _training_sets(data: DataRefs, truth: pa.Table) -> dict[Arm, pa.Table]:
+    seed = read_table(data.seed, TRANSITION_SCHEMA)
+    pool = label_truly(read_table(data.pool, PAIR_SCHEMA), truth)
+    return {"seed_only": seed, "true_labels": pa.concat_tables([seed, pool])}
+
+
+def _num_true(grown: pa.Table) -> int:
+    return int(pc.sum(pc.equal(grown["origin"], "truth")).as_py())
+
+
+def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, steps: int, out: Path) -> FitJob:
+    return FitJob(
+        task=task,
+        family=cfg.model.family,
+        base=cfg.base_path(),
+        device=cfg.model.device,
+        transitions=out / "grown.parquet",
+        steps=steps,
+        train=cfg.train,
+        seed=derive_seed(cfg.seed, "control", arm, task),
+        init_from=None,
+        out=out / task,
+        checkpoint_dir=out / f"{task}-checkpoints",
+    )
+
+
+def _evaluate(
+    cfg: LoopConfig, models: ModelRef, data: DataRefs, truth: pa.Table, round_id: int
+) -> pa.Table:
+    idm, fdp = load_pair(models, cfg.model.family, cfg.model.device)
+    heldout = read_table(data.heldout, TRANSITION_SCHEMA)
+    return evaluate_items(heldout, truth, idm, fdp, cfg, round_id, with_best_of=0)

@@ -1,0 +1,184 @@
+"""Sample grids: what the models draw, next to what is true, for MLflow and the page."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageDraw, ImageFont
+
+from dynamics.ledger.files import write_bytes
+from dynamics.models.base import ImageTokenizer
+from dynamics.tables import codes_matrix
+
+_SIDE = 128
+"""About this many pixels a frame is shown at; the factor is a whole number, so cells stay sharp."""
+_PAD, _HEADER, _GUTTER, _TEXT = 12, 34, 30, 170
+_INK, _FAINT, _PAPER, _RULE = (28, 32, 38), (104, 112, 122), (250, 250, 248), (226, 227, 224)
+_RIGHT, _WRONG = (31, 138, 80), (201, 60, 55)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridRow:
+    """One held-out scene. Frames are uint8 [H, W, 3]."""
+
+    before: np.ndarray
+    action: str
+    greedy: np.ndarray
+    greedy_right: bool | None
+    best: np.ndarray | None
+    best_right: bool | None
+    truth: np.ndarray
+
+
+def grid_rows(
+    items: pa.Table, heldout: pa.Table, images: ImageTokenizer, num_rows: int = 8
+) -> list[GridRow]:
+    """The first scenes with best of N: the same ones every round, good or bad.
+
+    All frames, also "before" and "truth", are decoded from codes: what the models can see.
+
+    Args:
+        items: the evaluation table (`evaluation.items.items_schema`).
+        heldout: TRANSITION_SCHEMA with the same pairs, any order.
+        images: decodes the frames.
+        num_rows: at most so many.
+    """
+    with_best = items.filter(pc.is_valid(items["best_codes"]))
+    shown = (with_best if with_best.num_rows else items).slice(0, num_rows)
+    where = pc.index_in(shown["pair_id"], value_set=heldout["pair_id"].combine_chunks())
+    pairs = heldout.take(where)
+    best = list(images.decode(codes_matrix(shown, "best_codes"))) if with_best.num_rows else []
+    sizes = [int(name.rsplit("_", 1)[1]) for name in items.column_names if _is_best_of(name)]
+    best_right = shown[f"best_of_{max(sizes)}"].to_pylist() if sizes else [None] * shown.num_rows
+    frames = zip(
+        images.decode(codes_matrix(pairs, "source_codes")),
+        images.decode(codes_matrix(shown, "greedy_codes")),
+        best or [None] * shown.num_rows,
+        images.decode(codes_matrix(pairs, "target_codes")),
+        strict=True,
+    )
+    return [
+        GridRow(
+            before=before,
+            action=action,
+            greedy=greedy,
+            greedy_right=greedy_right,
+            best=best_frame,
+            best_right=right,
+            truth=truth,
+        )
+        for (before, greedy, best_frame, truth), action, greedy_right, right in zip(
+            frames,
+            shown["action"].to_pylist(),
+            shown["fdp_greedy_success"].to_pylist(),
+            best_right,
+            strict=True,
+        )
+    ]
+
+
+def _is_best_of(name: str) -> bool:
+    prefix, _, size = name.rpartition("_")
+    return prefix == "best_of" and size.isdigit()
+
+
+def draw_grid(rows: Sequence[GridRow]) -> bytes:
+    """The grid as PNG: before, action, greedy, best of N, truth.
+
+    A tick or a cross stands beside what was generated, judged by the oracle.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("a sample grid needs at least one row")
+    scale = max(1, round(_SIDE / len(rows[0].before)))
+    side = scale * len(rows[0].before)
+    lefts = _columns(side)
+    size = (lefts["end"], _HEADER + len(rows) * (side + _PAD))
+    canvas = Image.new("RGB", size, _PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for heading, left in lefts.items():
+        if heading != "end":
+            pen.text((left, _PAD), heading, fill=_FAINT, font=_font(13))
+    for number, row in enumerate(rows):
+        top = _HEADER + number * (side + _PAD)
+        _text(pen, row.action, (lefts["action"], top), side)
+        frames = {
+            "before": (row.before, None),
+            "greedy": (row.greedy, row.greedy_right),
+            "best of N": (row.best, row.best_right),
+            "truth": (row.truth, None),
+        }
+        for heading, (frame, right) in frames.items():
+            _frame(canvas, frame, (lefts[heading], top), side)
+            if right is not None:
+                _mark(pen, right, (lefts[heading] + side + _GUTTER // 2, top + side // 2))
+    sink = io.BytesIO()
+    canvas.save(sink, format="PNG", optimize=True)
+    return sink.getvalue()
+
+
+def write_grid(
+    path: Path, items: pa.Table, heldout: pa.Table, images: ImageTokenizer, num_rows: int = 8
+) -> None:
+    """Write the round's grid as PNG, atomically; equal tables give equal bytes."""
+    write_bytes(path, draw_grid(grid_rows(items, heldout, images, num_rows)))
+
+
+def _columns(side: int) -> dict[str, int]:
+    """Left edge of every column, and where the picture ends."""
+    widths = {
+        "before": side + _PAD,
+        "action": _TEXT + _PAD,
+        "greedy": side + _GUTTER,
+        "best of N": side + _GUTTER,
+        "truth": side + _PAD,
+    }
+    lefts, left = {}, _PAD
+    for heading, width in widths.items():
+        lefts[heading] = left
+        left += width
+    return lefts | {"end": left}
+
+
+def _frame(
+    canvas: Image.Image, frame_HW3: np.ndarray | None, corner: tuple[int, int], side: int
+) -> None:
+    if frame_HW3 is None:
+        box = (*corner, corner[0] + side - 1, corner[1] + side - 1)
+        ImageDraw.Draw(canvas).rectangle(box, outline=_RULE)
+        return
+    # Nearest: smoothing would invent pixels that no model drew.
+    shown = Image.fromarray(frame_HW3).resize((side, side), Image.Resampling.NEAREST)
+    canvas.paste(shown, corner)
+
+
+def _text(pen: ImageDraw.ImageDraw, sentence: str, corner: tuple[int, int], side: int) -> None:
+    font, lines = _font(16), [""]
+    for word in sentence.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and pen.textlength(longer, font=font) > _TEXT:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    top = corner[1] + (side - 22 * len(lines)) // 2
+    pen.multiline_text((corner[0], top), "\n".join(lines), fill=_INK, font=font, spacing=6)
+
+
+def _mark(pen: ImageDraw.ImageDraw, right: bool, centre: tuple[int, int]) -> None:
+    """A tick or a cross, told apart by shape as well as by colour."""
+    x, y = centre
+    if right:
+        pen.line([(x - 8, y), (x - 2, y + 6), (x + 8, y - 7)], fill=_RIGHT, width=4, joint="curve")
+        return
+    pen.line([(x - 6, y - 6), (x + 6, y + 6)], fill=_WRONG, width=4)
+    pen.line([(x - 6, y + 6), (x + 6, y - 6)], fill=_WRONG, width=4)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
