@@ -74,15 +74,13 @@ class RunFolder:
         timings[stage] = round(timings.get(stage, 0.0) + time.monotonic() - start, 3)
         write_json(self.round(round_id) / "timings.json", timings)
 
+    def fit_log(self, round_id: int, task: str) -> "TrainingLog":
+        """Where the round's fit of ``task`` ("idm" or "fdp") writes its loss curve."""
+        return TrainingLog(self.round(round_id) / "train" / f"{task}.jsonl")
+
     def training_log(self, round_id: int, task: str) -> list[dict[str, float]]:
-        """Lines ``{"step", "loss", ...}`` of a fit, by step; a resumed fit repeats some steps."""
-        path = self.round(round_id) / "train" / f"{task}.jsonl"
-        if not path.exists():
-            return []
-        # A killed writer may leave half a line at the end, and a resumed one continues after it.
-        lines = [parsed for line in path.read_text().splitlines() if (parsed := _parse(line))]
-        by_step = {line["step"]: line for line in lines if "step" in line}
-        return [by_step[step] for step in sorted(by_step)]
+        """Lines ``{"step", "loss", ...}`` of a fit, by step."""
+        return self.fit_log(round_id, task).lines()
 
     def config(self) -> LoopConfig:
         """The config that the run was started with.
@@ -130,6 +128,30 @@ class RunFolder:
             raise UserError(f"run_dir {self.root} is a file; choose another run_dir")
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingLog:
+    """Lines ``{"step": 50, "loss": 1.2}`` that a fit appends while others read."""
+
+    path: Path
+
+    def append(self, step: int, metrics: dict[str, float]) -> None:
+        """Add a line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as stream:
+            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def lines(self) -> list[dict[str, float]]:
+        """The curve by step; of a step that a resumed fit repeated, the later line."""
+        text = self.path.read_text() if self.path.exists() else ""
+        by_step = {line["step"]: line for line in map(_parse, text.splitlines()) if line}
+        return [by_step[step] for step in sorted(by_step)]
+
+    def last_step(self) -> int:
+        """How far the fit is, 0 before its first line."""
+        lines = self.lines()
+        return int(lines[-1]["step"]) if lines else 0
+
+
 def _lock(descriptor: int, root: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,11 +192,12 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _parse(line: str) -> dict[str, float]:
+    """Empty for the torn line of a killed writer."""
     try:
         payload = json.loads(line)
     except ValueError:
         return {}
-    return payload if isinstance(payload, dict) else {}
+    return payload if isinstance(payload, dict) and "step" in payload else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

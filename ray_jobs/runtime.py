@@ -3,11 +3,15 @@
 import logging
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dynamics.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig
+from dynamics.errors import UserError
 
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # one thread a worker: actors, not threads, share the cores
@@ -23,10 +27,24 @@ _ENVIRONMENT = {
 }
 
 
+_local_folders: list[str] = []
+
+
 def prepare_environment() -> None:
     """Set what Ray, MLflow and torch read at import; what the user exported wins."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def joins_cluster() -> bool:
+    """Whether Ray is joined (a Ray job sets ``RAY_ADDRESS``) instead of started here."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def ray_is_up() -> bool:
+    """Whether this process is connected to a Ray already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def in_job_copy() -> bool:
@@ -46,6 +64,20 @@ def resolve_run_dir(run_dir: Path) -> Path:
     return Path(os.path.abspath(start / run_dir.expanduser()))
 
 
+@contextmanager
+def on_ray(cluster: ClusterConfig) -> Iterator[None]:
+    """The body runs with Ray up; a `UserError` of a worker arrives as one, not as a traceback."""
+    ensure_ray(cluster)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (found := _user_error(error)) is not None:
+            raise found from error
+        raise
+
+
 def ensure_ray(cluster: ClusterConfig) -> None:
     """Join the cluster of ``RAY_ADDRESS``, or start a local one; nothing when Ray is up already."""
     import ray
@@ -53,34 +85,56 @@ def ensure_ray(cluster: ClusterConfig) -> None:
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
+    if joins_cluster():
         ray.init(runtime_env=_shipped_code(), **options)
-        return
-    # Workers of a local Ray inherit this process' environment; the code may not be installed.
-    os.environ["PYTHONPATH"] = _python_path()
-    # A path of our own: Unix sockets in it must stay below 108 characters, and it is removed.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    ray.init(
-        address="local",
-        num_cpus=cluster.num_cpus,
-        object_store_memory=cluster.object_store_mb * 2**20,
-        include_dashboard=False,
-        _temp_dir=folder,
-        **options,
-    )
-    _local_folders.append(folder)
-
-
-_local_folders: list[str] = []
+    else:
+        # Workers of a local Ray inherit this process' environment; the code may not be installed.
+        os.environ["PYTHONPATH"] = _python_path()
+        # A folder of our own: Unix sockets in it need a short path, and it is removed at the end.
+        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        _local_folders.append(folder)
+        ray.init(
+            address="local",
+            num_cpus=cluster.num_cpus,
+            object_store_memory=cluster.object_store_mb * 2**20,
+            include_dashboard=False,
+            _temp_dir=folder,
+            **options,
+        )
+    _quiet_ray_data()
 
 
 def stop_ray() -> None:
-    """Leave the cluster, or stop the local one and remove its files."""
-    import ray
-
-    ray.shutdown()
+    """Leave the cluster, or stop the local one and remove its files; nothing when none is up."""
+    if ray_is_up():
+        sys.modules["ray"].shutdown()
     while _local_folders:
         shutil.rmtree(_local_folders.pop(), ignore_errors=True)
+
+
+def _quiet_ray_data() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` that lies behind Ray's wrappers, if any."""
+    seen: list[BaseException] = []
+    queue = [error]
+    while queue:
+        current = queue.pop()
+        if isinstance(current, UserError):
+            return current
+        if current is None or current in seen:
+            continue
+        seen.append(current)
+        inner = getattr(current, "worker_failures", None) or {}
+        queue += [current.__cause__, getattr(current, "cause", None), *inner.values()]
+    return None
 
 
 def _shipped_code() -> dict[str, Any]:

@@ -1,0 +1,384 @@
+"""LocalStages: every box of the loop wired once, in this process.
+
+For tests, for a debugger and for one GPU without Ray. `ray_jobs.stages.RayStages` extends it and
+overrides only what a cluster takes part in, so that the two cannot drift apart.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from dynamics.config import LoopConfig
+from dynamics.evaluation.items import evaluate_items, items_schema
+from dynamics.evaluation.summary import label_accuracy, summarise
+from dynamics.generation.predict import Answer, Predictor
+from dynamics.labelling.confidence import SCORES
+from dynamics.labelling.filter import decide
+from dynamics.labelling.label import Labeller, Shard, cut, read_shard, unlabelled
+from dynamics.ledger.store import Ledger, Manifest
+from dynamics.models import load_image_tokenizer
+from dynamics.models.adapters import load_idm, load_pair, model_ref
+from dynamics.models.base import ImageTokenizer
+from dynamics.prepare import Progress, prepare
+from dynamics.records import (
+    DECISION_SCHEMA,
+    LABEL_SCHEMA,
+    PAIR_SCHEMA,
+    TRANSITION_SCHEMA,
+    TRUTH_SCHEMA,
+    DataRefs,
+    DatasetRef,
+    ModelRef,
+    RoundReport,
+)
+from dynamics.report.grid import write_grid
+from dynamics.report.page import write_page
+from dynamics.run_folder import RunFolder, TrainingLog, read_json, write_json
+from dynamics.seeds import derive_seed
+from dynamics.tables import codes_matrix, dataset_ref, read_table, write_table
+from dynamics.training.fit import FitJob, FitResult, WorkerContext, fit_adapter
+from dynamics.training.grow import grow
+from dynamics.training.loss import Task
+
+
+class Tracker(Protocol):
+    """Where finished rounds are written down for people, e.g. MLflow."""
+
+    def log_round(self, report: RoundReport) -> None:
+        """Write a finished round; writing it again changes nothing."""
+
+    def log_run(self, reports: Sequence[RoundReport], files: Sequence[Path]) -> None:
+        """Write what is missing of the rounds, and the files of the whole run."""
+
+
+class NoTracker:
+    """Writes nothing."""
+
+    def log_round(self, report: RoundReport) -> None:
+        """Nothing to do."""
+
+    def log_run(self, reports: Sequence[RoundReport], files: Sequence[Path]) -> None:
+        """Nothing to do."""
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """The progress callback that shows nothing."""
+
+
+class LocalStages:
+    """`dynamics.loop.Stages` in one process.
+
+    Args:
+        cfg: Everything that the run is made from.
+        run_dir: Absolute; the caller holds it (`RunFolder.claimed`).
+        tracker: Told of finished rounds.
+        progress: Told how far a stage is.
+    """
+
+    def __init__(
+        self,
+        cfg: LoopConfig,
+        run_dir: Path,
+        tracker: Tracker | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.cfg = cfg
+        self.folder = RunFolder(run_dir)
+        self.ledger = Ledger(self.folder.ledger)
+        self.tracker = tracker or NoTracker()
+        self.progress = progress
+
+    def prepare(self) -> DataRefs:
+        """Film or find the videos, ingest them into pairs of codes."""
+        return prepare(self.cfg, self.folder, self.images, self.progress)
+
+    def finished(self, round_id: int) -> tuple[ModelRef, RoundReport] | None:
+        """The round's models and report when it was committed before, else None."""
+        report = self.folder.report(round_id)
+        if report is None:
+            return None
+        folder = self.folder.root
+        models = ModelRef(
+            base=self.cfg.base_path(),
+            idm=folder / report.models["idm"],
+            fdp=folder / report.models["fdp"],
+            idm_digest=report.models["idm_digest"],
+            fdp_digest=report.models["fdp_digest"],
+        )
+        return models, report
+
+    def label(self, pool: DatasetRef, models: ModelRef, round_id: int) -> DatasetRef:
+        """Write an action sentence with log-probabilities for every pair (LABEL_SCHEMA)."""
+        with self.folder.timed(round_id, "label"):
+            attempted = self.ledger.attempted(round_id, models.idm_digest)
+            shards = unlabelled(pool, attempted, self.cfg.label.shard_rows)
+            if shards:
+                self._label_shards(pool, shards, models, round_id)
+            out = self.folder.round(round_id) / "labels.parquet"
+            return self.ledger.merge(round_id, models.idm_digest, out)
+
+    def select(self, labels: DatasetRef, round_id: int) -> DatasetRef:
+        """Decide on every label, commit labels and decisions to the ledger (DECISION_SCHEMA)."""
+        with self.folder.timed(round_id, "select"):
+            if round_id in self.ledger.rounds():
+                return self._decisions(self.ledger.manifest(round_id))
+            table = read_table(labels, LABEL_SCHEMA)
+            parents = {
+                "pool": dataset_ref(self.folder.data / "pool.parquet").digest,
+                "config": self.cfg.digest(),
+                "idm": _only(table, "idm_digest"),
+                "prompt_version": _only(table, "prompt_version"),
+            }
+            decisions = decide(table, self.cfg.filter)
+            return self._decisions(self.ledger.commit(round_id, labels, decisions, parents))
+
+    def grow(self, data: DataRefs, decisions: DatasetRef | None, round_id: int) -> DatasetRef:
+        """Seed plus accepted labels as one training set (TRANSITION_SCHEMA)."""
+        out = self.folder.round(round_id) / "grown.parquet"
+        if out.exists():
+            return dataset_ref(out)
+        seed = read_table(data.seed, TRANSITION_SCHEMA)
+        if decisions is None:
+            return write_table(out, seed, TRANSITION_SCHEMA)
+        grown = grow(
+            seed,
+            read_table(data.pool, PAIR_SCHEMA),
+            self.ledger.labels(round_id),
+            read_table(decisions, DECISION_SCHEMA),
+        )
+        return write_table(out, grown, TRANSITION_SCHEMA)
+
+    def train(self, grown: DatasetRef, previous: ModelRef | None, round_id: int) -> ModelRef:
+        """Fit the round's IDM and FDP adapters, side by side."""
+        jobs = self._fit_jobs(grown, previous, round_id)
+        summary = self.folder.round(round_id) / "train" / "summary.json"
+        if not summary.exists():
+            with self.folder.timed(round_id, "train"):
+                results = self._fit(jobs, round_id)
+            losses = {f"{task}_loss": result.loss for task, result in results.items()}
+            steps = {f"{task}_steps": float(result.steps) for task, result in results.items()}
+            write_json(summary, losses | steps)
+            shutil.rmtree(self._checkpoints(round_id), ignore_errors=True)
+        return model_ref(self.cfg.base_path(), jobs["idm"].out, jobs["fdp"].out)
+
+    def evaluate(
+        self, data: DataRefs, models: ModelRef, decisions: DatasetRef | None, round_id: int
+    ) -> RoundReport:
+        """Measure the round on the held-out pairs and its labels against the truth."""
+        with self.folder.timed(round_id, "evaluate"):
+            items = self._items(data, models, round_id)
+            heldout = read_table(data.heldout, TRANSITION_SCHEMA)
+            write_grid(self.folder.round(round_id) / "grid.png", items, heldout, self.images)
+        metrics = summarise(items)
+        reasons: dict[str, int] = {}
+        if decisions is not None:
+            reasons = self.ledger.manifest(round_id).reasons
+            truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
+            decided = read_table(decisions, DECISION_SCHEMA)
+            metrics |= label_accuracy(self.ledger.labels(round_id), decided, truth)
+        return RoundReport(
+            round_id=round_id,
+            num_labelled=sum(reasons.values()),
+            num_accepted=reasons.get("accepted", 0),
+            reasons=reasons,
+            metrics=metrics,
+            models=self._portable(models),
+            train=read_json(self.folder.round(round_id) / "train" / "summary.json"),
+        )
+
+    def commit(self, report: RoundReport) -> None:
+        """Write the report, the round's last write, and track it."""
+        write_json(self.folder.round(report.round_id) / "report.json", report.to_json())
+        self.tracker.log_round(report)
+
+    def serve(self, models: ModelRef, round_id: int) -> None:
+        """Generate one held-out frame: what `RayStages` does over HTTP."""
+        self.progress(0, 1, f"generate, round {round_id}")
+        self.answer(models)
+        self.progress(1, 1, f"generate, round {round_id}")
+
+    def finish(self, reports: list[RoundReport]) -> None:
+        """Write the comparison of all rounds."""
+        self.tracker.log_run(reports, [write_page(self.folder)])
+
+    def answer(self, models: ModelRef) -> Answer:
+        """Best of N for the first held-out pair."""
+        idm, fdp = load_pair(models, self.cfg.model.family, self.cfg.model.device)
+        frame, action = self.example()
+        return Predictor(idm, fdp, self.images, self.cfg.serve.verifier).predict(
+            Image.fromarray(frame),
+            action,
+            num_samples=self.cfg.serve.num_samples,
+            temperature=self.cfg.evaluate.temperature,
+            seed=self.cfg.seed,
+        )
+
+    def example(self) -> tuple[np.ndarray, str]:
+        """The first held-out pair as uint8 frame [H, W, 3] and action sentence."""
+        path = self.folder.data / "heldout.parquet"
+        first = read_table(path, TRANSITION_SCHEMA, ["source_codes", "action"]).slice(0, 1)
+        frame = self.images.decode(codes_matrix(first, "source_codes"))[0]
+        return frame, first["action"][0].as_py()
+
+    @cached_property
+    def images(self) -> ImageTokenizer:
+        """The base's image tokenizer, without its language model."""
+        return load_image_tokenizer(self.cfg.model.family, self.cfg.base_path())
+
+    # What RayStages overrides, besides `serve`.
+
+    def _label_shards(
+        self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
+    ) -> None:
+        labeller = load_labeller(self.cfg, models)
+        total, done = sum(shard.stop - shard.start for shard in shards), 0
+        for shard in shards:
+            pairs = read_shard(pool, shard)
+            self.ledger.write_attempt(round_id, labeller.label(pairs, round_id))
+            done += pairs.num_rows
+            self.progress(done, total, f"label, round {round_id}")
+
+    def _fit(self, jobs: dict[Task, FitJob], round_id: int) -> dict[Task, FitResult]:
+        results: dict[Task, FitResult] = {}
+        for task, job in jobs.items():
+            what = f"train {task.upper()}, round {round_id}"
+            self.progress(0, job.steps, what)
+            report = _Reporter(self.folder.fit_log(round_id, task), self.progress, what)
+            results[task] = fit_adapter(job, WorkerContext(report=report))
+        return results
+
+    def _evaluate_shards(
+        self,
+        data: DataRefs,
+        shards: Sequence[Shard],
+        models: ModelRef,
+        parts: Path,
+        round_id: int,
+    ) -> None:
+        evaluator = Evaluator(self.cfg, data, models, parts, round_id)
+        total, done = sum(shard.stop - shard.start for shard in shards), 0
+        for shard in shards:
+            done += evaluator.write_part(shard)
+            self.progress(done, total, f"evaluate, round {round_id}")
+
+    # Details of the stages.
+
+    def _decisions(self, manifest: Manifest) -> DatasetRef:
+        shard = manifest.decisions
+        path = self.folder.ledger / "shards" / f"{shard.sha256}.parquet"
+        return DatasetRef(path=path, num_rows=shard.num_rows, digest=shard.sha256)
+
+    def _checkpoints(self, round_id: int) -> Path:
+        return self.folder.round(round_id) / "train" / "checkpoints"
+
+    def _fit_jobs(
+        self, grown: DatasetRef, previous: ModelRef | None, round_id: int
+    ) -> dict[Task, FitJob]:
+        train = self.cfg.train
+        start = previous if train.init == "previous" else None
+        return {
+            task: FitJob(
+                task=task,
+                family=self.cfg.model.family,
+                base=self.cfg.base_path(),
+                device=self.cfg.model.device,
+                transitions=grown.path,
+                steps=train.round_steps if round_id else train.seed_steps,
+                train=train,
+                seed=derive_seed(self.cfg.seed, round_id, task),
+                init_from=getattr(start, task) if start else None,
+                out=self.folder.round(round_id) / task,
+                checkpoint_dir=self._checkpoints(round_id) / task,
+            )
+            for task in get_args(Task)
+        }
+
+    def _items(self, data: DataRefs, models: ModelRef, round_id: int) -> pa.Table:
+        """The round's evaluation table; each part is written once, also over kills."""
+        schema = items_schema(self.cfg.evaluate.best_of)
+        out = self.folder.round(round_id) / "items.parquet"
+        if out.exists():
+            return read_table(out, schema)
+        parts = self.folder.round(round_id) / "items"
+        shards = cut(data.heldout.num_rows, self.cfg.evaluate.batch_size)
+        if missing := [shard for shard in shards if not part_path(parts, shard).exists()]:
+            self._evaluate_shards(data, missing, models, parts, round_id)
+        tables = [read_table(part_path(parts, shard), schema) for shard in shards]
+        ref = write_table(out, pa.concat_tables(tables), schema)
+        shutil.rmtree(parts)
+        return read_table(ref, schema)
+
+    def _portable(self, models: ModelRef) -> dict[str, str]:
+        """Without this machine's paths, so that equal runs have equal reports."""
+        fields = {name: str(value) for name, value in asdict(models).items()}
+        adapters = {
+            task: Path(fields[task]).relative_to(self.folder.root).as_posix()
+            for task in get_args(Task)
+        }
+        return fields | adapters | {"base": self.cfg.model.base.as_posix()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Reporter:
+    """What a fit in this process reports to."""
+
+    log: TrainingLog
+    progress: Progress
+    what: str
+
+    def __call__(self, step: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        self.log.append(step, metrics)
+        self.progress(step, int(metrics["steps"]), self.what)
+
+
+class Evaluator:
+    """Both adapters of a round on one base; writes evaluation parts."""
+
+    def __init__(
+        self, cfg: LoopConfig, data: DataRefs, models: ModelRef, parts: Path, round_id: int
+    ) -> None:
+        self._cfg = cfg
+        self._data = data
+        self._parts = parts
+        self._round_id = round_id
+        self._idm, self._fdp = load_pair(models, cfg.model.family, cfg.model.device)
+        self._truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
+
+    def write_part(self, shard: Shard) -> int:
+        """Evaluate a shard of the held-out pairs; returns its rows, durably written."""
+        pairs = read_shard(self._data.heldout, shard, TRANSITION_SCHEMA.names)
+        with_best_of = max(0, self._cfg.evaluate.num_best_of_items - shard.start)
+        items = evaluate_items(
+            pairs, self._truth, self._idm, self._fdp, self._cfg, self._round_id, with_best_of
+        )
+        schema = items_schema(self._cfg.evaluate.best_of)
+        write_table(part_path(self._parts, shard), items, schema)
+        return pairs.num_rows
+
+
+def part_path(parts: Path, shard: Shard) -> Path:
+    """Where a shard's evaluation lies until all are there."""
+    return parts / f"{shard.start:08d}.parquet"
+
+
+def load_labeller(cfg: LoopConfig, models: ModelRef) -> Labeller:
+    """The IDM, with the FDP beside it only when the configured score needs it."""
+    if SCORES[cfg.filter.score].needs == "fdp_loglik":
+        idm, fdp = load_pair(models, cfg.model.family, cfg.model.device)
+        return Labeller(idm, fdp, cfg, fdp.model.images)
+    idm = load_idm(models, cfg.model.family, cfg.model.device)
+    return Labeller(idm, None, cfg, load_image_tokenizer(cfg.model.family, models.base))
+
+
+def _only(table: pa.Table, column: str) -> str:
+    """The value that all rows share."""
+    (value,) = pc.unique(table[column]).to_pylist()
+    return str(value)

@@ -1,0 +1,121 @@
+"""The data of a run: film or find the videos, ingest them all through the same code.
+
+Each table is its part's last write: it exists = the part is done.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dynamics.config import KeyframeConfig, LoopConfig
+from dynamics.models.base import ImageTokenizer
+from dynamics.records import (
+    PAIR_SCHEMA,
+    TRANSITION_SCHEMA,
+    TRUTH_SCHEMA,
+    DataRefs,
+    DatasetRef,
+)
+from dynamics.run_folder import RunFolder, read_json, write_json
+from dynamics.tables import dataset_ref, read_table, write_table
+from dynamics.video.ingest import ingest_folder
+from dynamics.world.film import Split, film_split, filmed_keyframes, truth_table
+
+Progress = Callable[[int, int, str], None]
+"""Called as ``progress(done, total, what)``; a total of 0 means "unknown"."""
+
+
+def prepare(
+    cfg: LoopConfig, folder: RunFolder, images: ImageTokenizer, progress: Progress
+) -> DataRefs:
+    """Make what is missing of the seed, the pool, the held-out pairs and the truth.
+
+    Raises:
+        UserError: no usable video in the pool's folder, or a full disk.
+    """
+    source = _Source(cfg, folder, images, progress)
+    seed = source.labelled("seed", cfg.labelled.num_seed)
+    heldout = source.labelled("heldout", cfg.labelled.num_heldout)
+    pool = source.pool()
+    return DataRefs(seed=seed, pool=pool, heldout=heldout, truth=source.truth(pool, heldout))
+
+
+class _Source:
+    def __init__(
+        self, cfg: LoopConfig, folder: RunFolder, images: ImageTokenizer, progress: Progress
+    ) -> None:
+        self._cfg = cfg
+        self._data = folder.data
+        self._images = images
+        self._progress = progress
+
+    def labelled(self, split: Split, num_pairs: int) -> DatasetRef:
+        """Filmed pairs with their true sentence (TRANSITION_SCHEMA)."""
+        out = self._data / f"{split}.parquet"
+        if out.exists():
+            return dataset_ref(out)
+        pairs = self._filmed(split, num_pairs)
+        truth = truth_table(pairs, self._data / split, self._cfg.world)
+        rows = pc.index_in(pairs["pair_id"], value_set=truth["pair_id"].combine_chunks())
+        known = pairs.filter(pc.is_valid(rows))
+        labelled = known.append_column("action", truth["action"].take(pc.drop_null(rows)))
+        origin = pa.array(["seed"] * labelled.num_rows, pa.string())
+        labelled = labelled.append_column("origin", origin).slice(0, num_pairs)
+        return write_table(out, labelled, TRANSITION_SCHEMA)
+
+    def pool(self) -> DatasetRef:
+        """The unlabelled pairs (PAIR_SCHEMA), filmed or from the user's folder."""
+        out = self._data / "pool.parquet"
+        if out.exists():
+            return dataset_ref(out)
+        cfg = self._cfg.pool
+        if cfg.path is None:
+            pairs = self._filmed("pool", cfg.num_pairs).slice(0, cfg.num_pairs)
+            return write_table(out, pairs, PAIR_SCHEMA)
+        return self._ingest("pool", cfg.path, out, cfg.keyframes, cfg.num_pairs)
+
+    def truth(self, pool: DatasetRef, heldout: DatasetRef) -> DatasetRef:
+        """Of the held-out pairs, and of the pool when it was filmed (TRUTH_SCHEMA)."""
+        out = self._data / "truth.parquet"
+        if out.exists():
+            return dataset_ref(out)
+        pairs: dict[Split, pa.Table] = {"heldout": read_table(heldout, TRANSITION_SCHEMA)}
+        if self._cfg.pool.path is None:
+            pairs["pool"] = read_table(pool, PAIR_SCHEMA)
+        parts = [
+            truth_table(rows, self._data / split, self._cfg.world) for split, rows in pairs.items()
+        ]
+        return write_table(out, pa.concat_tables(parts), TRUTH_SCHEMA)
+
+    def _filmed(self, split: Split, num_pairs: int) -> pa.Table:
+        """Film a split and read it back like any other video (PAIR_SCHEMA)."""
+        folder, world = self._data / split, self._cfg.world
+        film_split(split, world, num_pairs, self._cfg.seed, folder, self._progress)
+        keyframes = filmed_keyframes(world, split)
+        ref = self._ingest(split, folder / "clips", folder / "pairs.parquet", keyframes, None)
+        return read_table(ref, PAIR_SCHEMA)
+
+    def _ingest(
+        self,
+        split: Split,
+        root: Path,
+        out: Path,
+        keyframes: KeyframeConfig,
+        max_pairs: int | None,
+    ) -> DatasetRef:
+        report = ingest_folder(
+            root,
+            self._cfg.pool,
+            self._images,
+            out,
+            keyframes=keyframes,
+            max_pairs=max_pairs,
+            num_workers=2,
+            progress=lambda done, total, _: self._progress(done, total, f"ingest {split}"),
+        )
+        path = self._data / "ingest.json"
+        counted = read_json(path) if path.exists() else {}
+        write_json(path, counted | {split: report.to_json()})
+        return report.dataset

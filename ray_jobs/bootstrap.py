@@ -1,0 +1,188 @@
+"""The command: run, or resume, the bootstrap loop.
+
+    python ray_jobs/bootstrap.py --rounds 3
+    ray job submit --working-dir . -- python ray_jobs/bootstrap.py --rounds 3
+
+Exit status: 0 done, 2 bad input or environment (one line on stderr), 3 the run folder is in use,
+130 interrupted (the same command resumes).
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+# Run as a script: import from the checkout, not from this folder (its `serve` is not ray's).
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
+sys.path.insert(0, str(_HERE.parent))
+
+from dynamics.config import REPOSITORY_ROOT, LoopConfig, load  # noqa: E402  needs the path above
+from dynamics.errors import UserError  # noqa: E402
+from dynamics.run_folder import (  # noqa: E402
+    RunFolder,
+    RunFolderInUseError,
+    read_json,
+    write_json,
+)
+from ray_jobs import runtime  # noqa: E402
+from ray_jobs.console import ProgressView  # noqa: E402
+
+_EPILOG = """\
+examples:
+  python ray_jobs/bootstrap.py                                 the embedded default, 3 rounds
+  python ray_jobs/bootstrap.py --rounds 5                      continue it to 5 rounds
+  python ray_jobs/bootstrap.py --rounds 1 --run-dir runs/mine pool.path=clips
+                                                               label your own videos
+  python ray_jobs/bootstrap.py --print-config train.batch_size=64
+
+The same command again resumes a run that was interrupted, and does nothing when all is done.
+With RAY_ADDRESS set (a Ray job sets it) the loop joins that cluster, else it starts a local Ray.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn errors into an exit status."""
+    parsed = _parser().parse_intermixed_args(arguments)
+    runtime.prepare_environment()
+    try:
+        return _run(parsed)
+    except RunFolderInUseError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 3
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command resumes where it stopped\n")
+        return 130
+    finally:
+        runtime.stop_ray()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bootstrap.py",
+        description="Bootstrap forward dynamics from inverse dynamics: label, select, train, "
+        "evaluate and serve, round by round.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. filter.score=agreement"
+    )
+    parser.add_argument("--config", metavar="FILE", help="default: configs/tabletop.yaml")
+    parser.add_argument("--rounds", metavar="N", help="rounds after the seed round 0")
+    parser.add_argument("--run-dir", metavar="DIR", help="where everything is written")
+    parser.add_argument("--serve", action="store_true", help="keep the generator up until Ctrl-C")
+    parser.add_argument("--no-ray", action="store_true", help="run in this process, without Ray")
+    parser.add_argument("--print-config", action="store_true", help="print all settings, and stop")
+    return parser
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    cfg = _config(parsed)
+    if parsed.print_config:
+        sys.stdout.write(_as_yaml(cfg))
+        return 0
+    if parsed.serve and parsed.no_ray:
+        raise UserError("--serve needs Ray Serve; leave out --no-ray")
+    folder = RunFolder(cfg.run_dir)
+    with ProgressView() as view, folder.claimed(cfg):
+        view.line(f"run folder {folder.root}")
+        if _all_done(cfg, folder):
+            view.line(f"all {cfg.rounds} rounds are done; nothing to do")
+        else:
+            _run_loop(cfg, folder, view, with_ray=not parsed.no_ray)
+        _summary(cfg, folder, view)
+        if parsed.serve:
+            _keep_serving(cfg, folder, view)
+    return 0
+
+
+def _config(parsed: argparse.Namespace) -> LoopConfig:
+    """The resolved config; every path in it is absolute, since workers run in other folders."""
+    overrides = list(parsed.overrides)
+    if parsed.rounds is not None:
+        overrides.append(f"rounds={parsed.rounds}")
+    if parsed.run_dir is not None:
+        overrides.append(f"run_dir={parsed.run_dir}")
+    if parsed.serve:
+        overrides.append("serve.enabled=true")
+    path = Path(parsed.config) if parsed.config else REPOSITORY_ROOT / "configs" / "tabletop.yaml"
+    cfg = load(path, overrides)
+    pool = cfg.pool
+    if pool.path is not None:
+        from dynamics.video.sources import list_folder
+
+        clips = pool.path.expanduser().absolute()
+        list_folder(clips)  # a missing or empty folder is an error now, not after Ray has started
+        pool = pool.model_copy(update={"path": clips})
+    return cfg.model_copy(update={"run_dir": runtime.resolve_run_dir(cfg.run_dir), "pool": pool})
+
+
+def _all_done(cfg: LoopConfig, folder: RunFolder) -> bool:
+    path = folder.root / "done.json"
+    return path.exists() and bool(read_json(path)["rounds"] >= cfg.rounds)
+
+
+def _run_loop(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray: bool) -> None:
+    from dynamics.local import LocalStages
+    from dynamics.loop import run_rounds
+    from ray_jobs.serve import check_address
+    from ray_jobs.stages import RayStages
+    from ray_jobs.tracking import MlflowTracker
+
+    if with_ray and cfg.serve.enabled and not runtime.joins_cluster():
+        check_address(cfg.serve)  # now, not after the last round
+    make: type[LocalStages] = RayStages if with_ray else LocalStages
+    stages = make(cfg, folder.root, MlflowTracker(cfg, folder, view.line), view)
+    run_rounds(cfg, stages)
+    write_json(folder.root / "done.json", {"rounds": cfg.rounds})
+
+
+def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
+    """The table, and where everything is."""
+    from dynamics.report.table import round_table
+
+    reports = folder.reports(cfg.rounds)
+    seconds = {r.round_id: sum(folder.timings(r.round_id).values()) for r in reports}
+    view.console.print(round_table(reports, seconds))
+    database = f"sqlite:///{folder.root / 'mlflow.db'}"
+    mlflow = _command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")
+    view.line(f"report:    {folder.root / 'report.html'}  (open it in a browser)")
+    view.line(f"MLflow:    {cfg.track.uri or mlflow}")
+    if not cfg.track.uri:
+        view.line("           then http://127.0.0.1:5000")
+    view.line(f"generator: {_command('dynamics', 'serve', str(folder.root))}")
+
+
+def _keep_serving(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
+    from ray_jobs.serve import check_address, serve_run, undeploy, wait_for_interrupt
+
+    if not runtime.ray_is_up() and not runtime.joins_cluster():
+        check_address(cfg.serve)
+    view(0, 0, "serve")
+    curl = serve_run(cfg, folder)
+    view.clear()
+    view.line(f"serving until Ctrl-C; ask it with:\n  {curl}")
+    wait_for_interrupt()
+    undeploy(cfg)
+
+
+def _command(name: str, *arguments: str) -> str:
+    """A command of this environment, ready to paste."""
+    program = Path(sys.executable).parent / name
+    shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
+    return shlex.join([str(shown), *arguments])
+
+
+def _as_yaml(cfg: LoopConfig) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""RayStages: `LocalStages` with the four stages that a cluster takes part in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynamics.labelling.label import Shard
+from dynamics.local import LocalStages
+from dynamics.records import DataRefs, DatasetRef, ModelRef
+from dynamics.training.fit import FitJob, FitResult
+from dynamics.training.loss import Task
+from ray_jobs import runtime
+
+
+class RayStages(LocalStages):
+    """Labels and evaluates on Ray Data, trains on Ray Train, serves on Ray Serve.
+
+    What is done already, where files lie and how results are put together stays in `LocalStages`.
+    Ray starts at the first stage that needs it; filming and ingest do not.
+    """
+
+    curl: str | None = None
+    """A shell line that asks the served generator, once one is up."""
+
+    def _label_shards(
+        self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
+    ) -> None:
+        with runtime.on_ray(self.cfg.cluster):
+            from ray_jobs.label import label_on_ray
+
+            label_on_ray(
+                self.cfg, pool, shards, models, self.folder.ledger, round_id, self.progress
+            )
+
+    def _fit(self, jobs: dict[Task, FitJob], round_id: int) -> dict[Task, FitResult]:
+        with runtime.on_ray(self.cfg.cluster):
+            from ray_jobs.train import fit_on_ray
+
+            logs = {task: self.folder.fit_log(round_id, task) for task in jobs}
+            return fit_on_ray(jobs, logs, round_id, self.progress)
+
+    def _evaluate_shards(
+        self,
+        data: DataRefs,
+        shards: Sequence[Shard],
+        models: ModelRef,
+        parts: Path,
+        round_id: int,
+    ) -> None:
+        with runtime.on_ray(self.cfg.cluster):
+            from ray_jobs.evaluate import evaluate_on_ray
+
+            evaluate_on_ray(self.cfg, data, shards, models, parts, round_id, self.progress)
+
+    def serve(self, models: ModelRef, round_id: int) -> None:
+        """Deploy the round's generator and ask it for one held-out frame over HTTP."""
+        from ray_jobs.serve import serve_round
+
+        self.progress(0, 0, f"serve, round {round_id}")
+        self.curl = serve_round(self.cfg, self.folder, models, round_id, self.example())
