@@ -14,7 +14,7 @@ from dynamics.config import load
 
 ROOT = Path(__file__).parents[2]
 ABOVE_THE_CORE = {"ray", "mlflow", "deepspeed", "ray_jobs"}
-HEAVY = {"torch", "transformers", "peft", "pyarrow", "av", "ray", "mlflow"}
+HEAVY = {"torch", "transformers", "peft", "av", "ray", "mlflow"}
 
 
 def modules() -> list[str]:
