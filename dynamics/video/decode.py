@@ -166,6 +166,8 @@ def _video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         container = av.open(
             f"file:{path}", container_options=OPEN_OPTIONS, metadata_errors="replace"
         )
+    except MemoryError:  # FFmpeg's own is one of its errors, too
+        raise
     except (av.FFmpegError, ValueError) as error:
         raise BadClip("unreadable", _detail(error)) from error
     with container:

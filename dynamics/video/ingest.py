@@ -171,7 +171,7 @@ class _Gathered:
 
     def check(self, root: Path, max_bad_fraction: float) -> None:
         """Stop instead of going on with a shrunken or an empty pool."""
-        bad = [reject for reject in self._rejected if reject.reason not in USABLE]
+        bad = [reject for reject in self._ordered() if reject.reason not in USABLE]
         if len(bad) > max_bad_fraction * self._num_clips:
             raise UserError(
                 f"{len(bad)} of {self._num_clips} clips in {root} cannot be read, e.g. "
@@ -186,6 +186,9 @@ class _Gathered:
                 f"no frame pairs in the {self._num_clips} clips of {root} (rejected: {counts}); "
                 "see pool.keyframes: spacing_frames, min_change and max_cut"
             )
+
+    def _ordered(self) -> list[RejectedClip]:
+        return sorted(self._rejected, key=lambda reject: reject.clip_path)
 
     def _counts(self) -> Counter[str]:
         counts = Counter(f"clip/{reject.reason}" for reject in self._rejected)
@@ -202,7 +205,7 @@ class _Gathered:
             num_read=self._num_read,
             num_pairs=rows.num_rows,
             rejects=self._counts(),
-            rejected_clips=tuple(sorted(self._rejected, key=lambda reject: reject.clip_path)),
+            rejected_clips=tuple(self._ordered()),
         )
 
 

@@ -59,6 +59,12 @@ class DecodeWorker:
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """The child's process id; starts it when there is none."""
+        self._process = self._process or self._start()
+        return self._process.pid
+
     def decode(self, path: Path, spec: DecodeSpec) -> ClipFrames | Rejected:
         """Read one clip; never raises for what is in the file.
 
