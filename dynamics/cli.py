@@ -127,12 +127,12 @@ def film(
     config: Config = TABLETOP,
     overrides: Set = None,
 ) -> None:
-    """Film episodes of the procedural tabletop into mp4 files."""
+    """Film episodes of the procedural tabletop into mp4 files, as a run films its pool."""
     from dynamics.world.film import film_split
 
     world = load(config, overrides or []).world
     with ProgressView(console) as progress:
-        film_split("demo", world, pairs, seed, out, progress)
+        film_split("pool", world, pairs, seed, out, progress)
     console.print(f"{len(list((out / 'clips').glob('*.mp4'))):,} clips in {out / 'clips'}")
 
 

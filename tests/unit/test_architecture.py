@@ -71,6 +71,18 @@ def test_ci_runs_the_tests_that_the_readme_names():
     assert "make test" in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_shows_the_tree_that_is_there():
+    tree = (ROOT / "README.md").read_text().partition("## Where things are")[2].split("```")[1]
+    folder, shown = "", set()
+    for line in tree.strip().splitlines():
+        name = line.split()[0]
+        folder = folder if line.startswith(" ") else name
+        shown.add(name if name == folder else folder + name)
+    assert not [path for path in shown if not (ROOT / path).exists()]
+    packages = {f"dynamics/{file.parent.name}/" for file in ROOT.glob("dynamics/*/__init__.py")}
+    assert packages <= shown
+
+
 def test_pre_commit_clones_no_repository():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     assert {source["repo"] for source in hooks["repos"]} == {"local"}
