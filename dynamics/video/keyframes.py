@@ -19,10 +19,10 @@ Verdict = Literal["kept", "near_copy", "shot_cut"]
 
 BINS = 8
 """Histogram bins per colour channel."""
-SPIKE_FLOOR, SPIKE_RATIO, SPIKE_WINDOW = 0.25, 4.0, 5
+SPIKE_FLOOR, SPIKE_RATIO, SPIKE_WINDOW = 0.2, 4.0, 5
 """A cut between alike scenes: at least this share of ``max_cut``, and this many times the median of
-the frames within the window. On the clip bikes.mp4 its five cuts measure 0.17 to 0.82, and the
-fastest pan 0.11 among neighbours of 0.1."""
+the frames within the window. The five cuts of the clip bikes.mp4 measure 0.13 to 0.82 and 5 to 56
+times their surroundings, its fastest pan 0.09 and twice, jumps on a 4x4 tabletop at most 0.04."""
 _CHUNK = 512
 """Frames compared at a time: bounds the memory for hour-long clips."""
 
@@ -51,28 +51,19 @@ def change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def colour_histograms(thumbs_THW3: np.ndarray) -> np.ndarray:
-    """Joint RGB histograms, float64 [T, BINS**3], each sums to 1.
+    """Histograms of red, green and blue side by side, float64 [T, 3 * BINS]; each row sums to 1.
 
-    Smoothed by one bin in every direction: a drift of the light moves mass between neighbouring
-    bins, which would otherwise look like a cut.
+    A value counts for the two nearest bin centres by its distance to them. With hard bins, light
+    that flickers by one grey level can carry a whole even background across a bin's border, which
+    looks like a cut.
     """
     num = len(thumbs_THW3)
-    bins_TN3 = thumbs_THW3.reshape(num, -1, 3).astype(np.int64) * BINS // 256
-    flat_TN = (bins_TN3[..., 0] * BINS + bins_TN3[..., 1]) * BINS + bins_TN3[..., 2]
-    flat_TN += np.arange(num)[:, None] * BINS**3
-    counts = np.bincount(flat_TN.ravel(), minlength=num * BINS**3)
-    histograms = counts.reshape(num, BINS, BINS, BINS) / flat_TN.shape[1]
-    for axis in (1, 2, 3):
-        histograms = _smoothed(histograms, axis)
-    return np.asarray(histograms.reshape(num, -1))
-
-
-def _smoothed(values: np.ndarray, axis: int) -> np.ndarray:
-    """Kernel (1, 2, 1) / 4 along an axis; what would leave at the rim stays, so sums are kept."""
-    moved = np.moveaxis(values, axis, -1)
-    padded = np.concatenate([moved[..., :1], moved, moved[..., -1:]], axis=-1)
-    smooth = (padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]) / 4
-    return np.moveaxis(smooth, -1, axis)
+    values_TN3 = thumbs_THW3.reshape(num, -1, 3).astype(np.int64)
+    places = values_TN3 + 256 * np.arange(3) + 768 * np.arange(num)[:, None, None]
+    counts = np.bincount(places.ravel(), minlength=num * 768).reshape(num, 3, 256)
+    position = np.arange(256)[:, None] / 255 * (BINS - 1)
+    weights_VB = np.maximum(0.0, 1.0 - np.abs(position - np.arange(BINS)))
+    return np.asarray((counts @ weights_VB).reshape(num, -1) / (3 * values_TN3.shape[1]))
 
 
 def histogram_distance(before: np.ndarray, after: np.ndarray) -> np.ndarray:
