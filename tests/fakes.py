@@ -88,7 +88,7 @@ class ScriptedIDM:
 
 
 class ScriptedFDP:
-    """Draws the right frame with probability ``skill``, else a copy; greedy is right if ``sure``."""
+    """Draws the right frame with probability ``skill``, else a copy; greedy: right if ``sure``."""
 
     def __init__(self, skill: float = 0.5, sure: Callable[[str], bool] = lambda action: True):
         self.model = FakeVLM(CellTokenizer())

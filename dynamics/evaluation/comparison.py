@@ -29,7 +29,8 @@ class ControlReport:
     gain: dict[str, Estimate]
     """Per metric, round minus ``seed_only``, paired over pairs."""
     gap_closed: dict[str, Estimate]
-    """Per metric, (round - seed_only) / (true_labels - seed_only), paired over pairs."""
+    """Per metric, (round - seed_only) / (true_labels - seed_only), paired over pairs; without the
+    metrics on which true labels are no better than the seed alone: there is no gap to close."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON."""
@@ -60,13 +61,16 @@ def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int
     pairs = [table["pair_id"].to_pylist() for table in tables.values()]
     if pairs[0] != pairs[1] or pairs[1] != pairs[2]:
         raise ValueError("the controls were evaluated on other pairs than the round")
-    gain, gap_closed = {}, {}
+    gain: dict[str, Estimate] = {}
+    gap_closed: dict[str, Estimate] = {}
     for column in COMPARED:
         outcomes = [table[column].to_pylist() for table in tables.values()]
         known_N3 = [row for row in zip(*outcomes, strict=True) if None not in row]
         metric, seed = METRIC_OF_COLUMN[column], derive_seed("bootstrap", "controls", column)
         gain[metric] = bootstrap_statistic(known_N3, lambda m_R3: m_R3[:, 1] - m_R3[:, 0], seed)
-        gap_closed[metric] = bootstrap_statistic(known_N3, _gap_closed, seed)
+        closed = bootstrap_statistic(known_N3, _gap_closed, seed)
+        if np.isfinite(closed.value):
+            gap_closed[metric] = closed
     arms = {
         arm: {name: value for name, value in summarise(table).items() if "best_of" not in name}
         for arm, table in tables.items()

@@ -8,7 +8,6 @@
 The share of the gap between the two that the round closed is the result.
 """
 
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -24,7 +23,6 @@ from dynamics.config import LoopConfig
 from dynamics.errors import UserError
 from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.items import evaluate_items, items_schema
-from dynamics.ledger.files import write_bytes
 from dynamics.models.adapters import load_pair, model_ref
 from dynamics.records import (
     PAIR_SCHEMA,
@@ -33,12 +31,13 @@ from dynamics.records import (
     DataRefs,
     ModelRef,
 )
+from dynamics.run_folder import write_json
 from dynamics.seeds import derive_seed
 from dynamics.tables import read_table, write_table
 from dynamics.training.fit import FitJob, fit_adapter
+from dynamics.training.loss import Task
 
 Arm = Literal["seed_only", "true_labels"]
-Task = Literal["idm", "fdp"]
 RunFits = Callable[[Sequence[FitJob]], None]
 Progress = Callable[[str], None]
 
@@ -93,7 +92,7 @@ def run_controls(
             write_table(out / "items.parquet", evaluated, schema)
         items[arm] = read_table(out / "items.parquet", schema)
     report = compare(items, round_id, steps, num_pool=_num_true(grown["true_labels"]))
-    write_bytes(folder / "report.json", json.dumps(report.to_json(), indent=2).encode())
+    write_json(folder / "report.json", report.to_json())
     return report
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jinja2 import Environment
 from markupsafe import Markup
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 150, 14, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 164, 14, 34
 _LABEL_GAP = 15
 
 _CHART = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(

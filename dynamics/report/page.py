@@ -19,7 +19,6 @@ from dynamics.evaluation.summary import best_of_sizes
 from dynamics.ledger.files import write_bytes
 from dynamics.records import Estimate, RoundReport
 from dynamics.report.charts import PERCENT, Axis, Point, Series, line_chart
-from dynamics.report.table import percent
 from dynamics.run_folder import RunFolder, read_json
 
 _KIND_PREFIX = "eval/fdp_success_"
@@ -102,7 +101,7 @@ def render(view: RunView) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": percent,
+        "percent": Estimate.percent,
         "data_uri": _data_uri,
         "pretty_json": lambda tree: json.dumps(tree, indent=2, sort_keys=True),
     }

@@ -2,47 +2,58 @@
 
 from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.table import Table
 
 from dynamics.evaluation.summary import best_of_sizes
 from dynamics.records import Estimate, RoundReport
 
-MISSING = "–"  # noqa: RUF001  an en dash stands for "does not apply" in tables
+MISSING = "-"
+"""Stands for what does not apply or was not measured."""
 
 
 def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) -> Table:
-    """Labelled, kept, accuracies, success and time per round; rates in percent with intervals.
+    """Labelled, kept, accuracies, success and time per round; fits 80 columns.
+
+    Rates are percent, with the 95 % bootstrap interval over pairs below.
 
     Args:
         reports: of the rounds, in order.
         seconds: wall time per round id, where known.
     """
     sizes = best_of_sizes(reports[-1].metrics) if reports else []
-    largest = sizes[-1] if sizes else None
-    table = Table(title="percent with 95 % bootstrap intervals over pairs", title_style="dim")
-    for heading in ("round", "labelled", "kept", "label acc. all", "kept only", "FDP success"):
-        table.add_column(heading, justify="right")
-    for heading in ("copy rate", "IDM accuracy", f"best of {largest or 'N'}", "seconds"):
-        table.add_column(heading, justify="right")
+    best_of = f"best_of_{sizes[-1]}" if sizes else "best_of"
+    rates = {
+        "label acc.": "label/accuracy",
+        "of kept": "label/accuracy_kept",
+        "FDP success": "eval/fdp_success",
+        "copy rate": "eval/copy_rate",
+        "IDM acc.": "eval/idm_accuracy",
+        best_of.replace("_", " "): f"eval/{best_of}",
+    }
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption="percent; below: 95 % interval over pairs",
+    )
+    for heading in ("round", "labelled", "kept", *rates, "seconds"):
+        # Narrow headings wrap, so that ten columns fit an ordinary terminal.
+        table.add_column(heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
     for report in reports:
-        rates = (
-            "label/accuracy",
-            "label/accuracy_kept",
-            "eval/fdp_success",
-            "eval/copy_rate",
-            "eval/idm_accuracy",
-            f"eval/best_of_{largest}",
-        )
+        spent = seconds.get(report.round_id)
         table.add_row(
             str(report.round_id),
             f"{report.num_labelled:,}",
             f"{report.num_accepted:,}",
-            *(percent(report.metrics.get(name)) for name in rates),
-            f"{seconds[report.round_id]:.0f}" if report.round_id in seconds else MISSING,
+            *(_rate(report.metrics.get(name)) for name in rates.values()),
+            MISSING if spent is None else f"{spent:.0f}",
         )
     return table
 
 
-def percent(estimate: Estimate | None) -> str:
-    """``71.3 [68.5, 74.0]``, or a dash where nothing was measured."""
-    return MISSING if estimate is None else estimate.percent()
+def _rate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return MISSING
+    interval = f"{100 * estimate.low:.0f}-{100 * estimate.high:.0f}"
+    return f"{100 * estimate.value:.1f}\n[dim]{interval}[/dim]"

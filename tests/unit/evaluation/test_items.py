@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -101,7 +103,7 @@ def test_cutting_the_table_changes_nothing():
     cuts = (0, 7, 31, 60)
     parts = [
         _evaluate(PAIRS.slice(start, stop - start), with_best_of=flags[start:stop])
-        for start, stop in zip(cuts, cuts[1:], strict=False)
+        for start, stop in pairwise(cuts)
     ]
     assert pa.concat_tables(parts).equals(whole)
 
