@@ -1,0 +1,357 @@
+"""The configuration tree: strict, frozen, every field read by something.
+
+``load("configs/tabletop.yaml", ["pool.path=clips", "rounds=1"])`` reads a YAML file, applies
+dotted overrides and validates. An unknown key is a `UserError` that names the nearest key.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dynamics.errors import UserError
+
+PACKAGE_ROOT = Path(__file__).resolve().parent
+REPOSITORY_ROOT = PACKAGE_ROOT.parent
+
+ScoreName = Literal["mean_logprob", "sum_logprob", "min_logprob", "agreement", "fdp_likelihood"]
+VerifierName = Literal["idm", "idm_contrast", "noisy_channel"]
+Device = Literal["cpu", "cuda"]
+
+NOT_DECIDING = frozenset({"run_dir", "rounds", "cluster", "serve", "track", "name"})
+"""Top-level keys that say where a run runs and what follows it, not what its rounds result in."""
+
+
+class Strict(BaseModel):
+    """Base of every section: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorldConfig(Strict):
+    """The procedural tabletop (`dynamics.world`)."""
+
+    grid: int = Field(default=4, ge=2, le=8)
+    """Cells per side; a frame is ``grid * cell_px`` pixels square."""
+    cell_px: int = Field(default=8, ge=4, le=32)
+    min_objects: int = Field(default=3, ge=1)
+    max_objects: int = Field(default=4, ge=1)
+    camera_jitter_px: float = Field(default=0.0, ge=0, le=2)
+    """Standard deviation of a whole-frame shift, in frame pixels."""
+    distractors: int = Field(default=0, ge=0, le=3)
+    """Small moving specks that no action touches."""
+    film_scale: int = Field(default=4, ge=1, le=16)
+    """Videos are filmed this many times larger than the frames the model sees."""
+    hold_frames: int = Field(default=3, ge=2, le=30)
+    """Video frames a state is held before the next action."""
+    fps: int = Field(default=6, ge=1, le=60)
+    actions_per_clip: int = Field(default=6, ge=1, le=50)
+
+    @property
+    def frame_px(self) -> int:
+        """Side of the square frame that the model sees, in pixels."""
+        return self.grid * self.cell_px
+
+    @model_validator(mode="after")
+    def _objects_fit(self) -> "WorldConfig":
+        if not self.min_objects <= self.max_objects < self.grid**2:
+            raise ValueError("needs min_objects <= max_objects < grid * grid")
+        return self
+
+
+class KeyframeConfig(Strict):
+    """Which frames of a clip become pairs (paper, section 3.2: K_f and I_f)."""
+
+    top_k: int = Field(default=6, ge=2)
+    """Frames kept per clip, by motion."""
+    spacing_frames: int = Field(default=20, ge=1)
+    """Least distance between two picks, in frames."""
+    min_change: float = Field(default=0.004, ge=0, le=1)
+    """Pairs whose mean absolute luma change is below this (0..1) are near-copies: rejected."""
+    max_cut: float = Field(default=0.5, ge=0, le=1)
+    """Pairs whose colour-histogram distance (0..1) is above this span a shot cut: rejected."""
+
+
+class PoolConfig(Strict):
+    """Unlabelled video."""
+
+    path: Path | None = None
+    """Folder of videos (mp4, avi, webm, mkv); none = film the tabletop."""
+    num_pairs: int = Field(default=12_000, ge=1)
+    """Pairs to film (tabletop), or the most to take from a folder."""
+    keyframes: KeyframeConfig = KeyframeConfig()
+    decode_timeout_s: float = Field(default=60.0, gt=0)
+    decode_memory_mb: int = Field(default=2048, ge=256)
+    max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
+    """More unreadable clips than this stop the run instead of shrinking the pool silently."""
+
+
+class LabelledConfig(Strict):
+    """The labelled seed and the held-out set, both filmed from the tabletop."""
+
+    num_seed: int = Field(default=4096)
+    num_heldout: int = Field(default=1000)
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "LabelledConfig":
+        if self.num_seed < 1:
+            raise ValueError(
+                "num_seed must be at least 1: without labelled pairs no IDM can be trained"
+            )
+        if self.num_heldout < 1:
+            raise ValueError(
+                "num_heldout must be at least 1: without held-out pairs nothing is measured"
+            )
+        return self
+
+
+class ModelConfig(Strict):
+    """The unified VLM."""
+
+    family: Literal["chameleon"] = "chameleon"
+    base: Path = Path("dynamics/assets/tiny-4x4")
+    """Checkpoint folder (Hugging Face layout); relative paths count from the repository."""
+    device: Device = "cpu"
+
+
+class LabelConfig(Strict):
+    """The IDM actor pool."""
+
+    batch_size: int = Field(default=256, ge=1)
+    num_actors: int = Field(default=2, ge=1)
+    num_gpus_per_actor: float = Field(default=0.0, ge=0)
+    shard_rows: int = Field(default=2048, ge=1)
+    """Rows per durable shard: a kill loses at most one shard per actor."""
+    max_action_tokens: int = Field(default=12, ge=2)
+    agreement_samples: int = Field(default=4, ge=2)
+
+
+class ThresholdRule(Strict):
+    """Keep what scores at least ``threshold``."""
+
+    kind: Literal["threshold"] = "threshold"
+    threshold: float
+
+
+class TopFractionRule(Strict):
+    """Keep the best ``fraction`` of the round's labels."""
+
+    kind: Literal["top_fraction"] = "top_fraction"
+    fraction: float = Field(default=0.5, gt=0, le=1)
+
+
+class StratifiedTopKRule(Strict):
+    """Round-robin over classes, best unused label of each, until ``k`` (paper, Algorithm 1)."""
+
+    kind: Literal["stratified_top_k"] = "stratified_top_k"
+    k: int = Field(default=7000, ge=1)
+
+
+RULES: dict[str, type[BaseModel]] = {
+    "threshold": ThresholdRule,
+    "top_fraction": TopFractionRule,
+    "stratified_top_k": StratifiedTopKRule,
+}
+
+
+class FilterConfig(Strict):
+    """Which pseudo-labels are trusted."""
+
+    score: ScoreName = "sum_logprob"
+    rule: ThresholdRule | TopFractionRule | StratifiedTopKRule = Field(
+        default=TopFractionRule(), discriminator="kind"
+    )
+
+
+class LoraConfig(Strict):
+    """peft LoRA."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    train_embeddings: bool = True
+    """Also train embeddings and head: without them words that the base never saw stay at random
+    initialisation and the IDM cannot learn."""
+
+
+class TrainConfig(Strict):
+    """Fine-tuning of the two adapters, which run side by side."""
+
+    strategy: Literal["ddp", "deepspeed_zero2"] = "ddp"
+    num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers per adapter. IDM and FDP already use one core each, so two workers per
+    adapter pay only with more than two cores."""
+    num_gpus_per_worker: float = Field(default=0.0, ge=0)
+    seed_steps: int = Field(default=500, ge=1)
+    """Steps of round 0, on the labelled seed alone."""
+    round_steps: int = Field(default=600, ge=1)
+    """Steps of every later round."""
+    init: Literal["base", "previous"] = "base"
+    """Where a round's adapters start: from the base, or from the previous round's adapters."""
+    batch_size: int = Field(default=48, ge=1)
+    seed_fraction: float = Field(default=0.25, ge=0, le=1)
+    """Share of every batch that comes from the true seed."""
+    learning_rate: float = Field(default=4e-3, gt=0)
+    warmup_steps: int = Field(default=20, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    recognition_weight: float = Field(default=0.0, ge=0, le=1)
+    """Share of the FDP loss that is weighted by the paper's recognition weights (normalised to
+    mean 1 per frame); the rest is uniform. 1 = the paper's loss."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints that a killed training resumes from."""
+    lora: LoraConfig = LoraConfig()
+
+
+class EvaluateConfig(Strict):
+    """Evaluation on the held-out pairs."""
+
+    best_of: tuple[int, ...] = (1, 2, 4, 8)
+    num_best_of_items: int = Field(default=400, ge=1)
+    """Held-out pairs used for the best-of-N curve (the first ones)."""
+    temperature: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=250, ge=1)
+    num_actors: int = Field(default=2, ge=1)
+
+
+class ServeConfig(Strict):
+    """The verifier-guided generator behind HTTP."""
+
+    enabled: bool = True
+    each_round: bool = False
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    verifier: VerifierName = "noisy_channel"
+    num_samples: int = Field(default=8, ge=1, le=64)
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus_per_replica: float = Field(default=0.5, ge=0)
+    num_gpus_per_replica: float = Field(default=0.0, ge=0)
+
+
+class TrackConfig(Strict):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking URI; none = sqlite in the run folder."""
+    experiment: str = "dynamics-bootstrap"
+
+
+class ClusterConfig(Strict):
+    """The local Ray that is started when no cluster is joined."""
+
+    num_cpus: int = Field(default=8, ge=2)
+    """Logical CPUs; more than cores, since a small box otherwise deadlocks on fractions."""
+    object_store_mb: int = Field(default=200, ge=75)
+
+
+class LoopConfig(Strict):
+    """Everything that a run is made from."""
+
+    name: str = Field(default="tabletop", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(default=0, ge=0)
+    rounds: int = Field(default=3, ge=1)
+    run_dir: Path = Path("runs/tabletop")
+    world: WorldConfig = WorldConfig()
+    pool: PoolConfig = PoolConfig()
+    labelled: LabelledConfig = LabelledConfig()
+    model: ModelConfig = ModelConfig()
+    label: LabelConfig = LabelConfig()
+    filter: FilterConfig = FilterConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
+    track: TrackConfig = TrackConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def base_path(self) -> Path:
+        """Absolute folder of the base checkpoint."""
+        return (
+            self.model.base if self.model.base.is_absolute() else REPOSITORY_ROOT / self.model.base
+        )
+
+    def digest(self) -> str:
+        """sha256 over what decides a run's results.
+
+        Left out: where it runs (`run_dir`, cluster, serving, tracking) and `rounds`, so that
+        asking for more rounds continues a run instead of refusing it.
+        """
+        payload = self.model_dump(mode="json", exclude=set(NOT_DECIDING))
+        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
+    """Read a YAML file, apply ``a.b=value`` overrides, validate.
+
+    Raises:
+        UserError: missing file, bad YAML, unknown key (with the nearest one), bad value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist; try configs/tabletop.yaml")
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of keys, not a {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return validate(tree, where=str(path))
+
+
+def validate(tree: dict[str, Any], *, where: str) -> LoopConfig:
+    """Validate a plain dict; ``where`` is named in errors."""
+    try:
+        return LoopConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"override {override!r} must look like section.key=value")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"override {override!r}: {parent} is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """All problems in one line, unknown keys with the nearest known one."""
+    return "; ".join(_explain_one(dict(problem)) for problem in error.errors())
+
+
+def _explain_one(problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    dotted = ".".join(location)
+    if problem["type"] != "extra_forbidden":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{dotted or 'config'}: {message}"
+    known = _known_keys(location[:-1])
+    nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+    hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
+    return f"unknown key {dotted}{hint}"
+
+
+def _known_keys(parents: list[str]) -> list[str]:
+    model: type[BaseModel] = LoopConfig
+    for name in parents:
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            # A filter rule: pydantic puts the discriminator's value into the location.
+            model = RULES.get(name, model)
+            continue
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Batched decoding of action sentences and image codes."""

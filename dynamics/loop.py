@@ -1,0 +1,80 @@
+"""THE ALGORITHM: bootstrapping forward dynamics from inverse dynamics, on one page.
+
+    labelled seed ────────────┐                                held-out pairs
+                              ▼                                      │
+    videos ─▶ frame pairs ─▶ LABEL ─▶ SELECT ─▶ grown set ─▶ TRAIN ─▶ EVALUATE ─▶ SERVE
+               (once)         ▲ IDM              ledger      IDM, FDP
+                              └──────────── the round's new IDM ◀──────┘
+
+Round 0 trains both adapters on the labelled seed. Every later round labels the whole pool with
+the newest IDM, keeps the confident labels and trains both adapters on seed + kept labels
+(arXiv 2506.06006, section 3). The loop knows neither Ray nor MLflow: `Stages` does.
+"""
+
+from typing import Protocol
+
+from dynamics.config import LoopConfig
+from dynamics.records import DataRefs, DatasetRef, ModelRef, RoundReport
+
+
+class Stages(Protocol):
+    """One method per box of the picture. Every method returns at once what it finds finished."""
+
+    def prepare(self) -> DataRefs:
+        """Film or find the videos, ingest them into pairs of codes."""
+
+    def finished(self, round_id: int) -> tuple[ModelRef, RoundReport] | None:
+        """The round's models and report when it was committed before, else None."""
+
+    def label(self, pool: DatasetRef, models: ModelRef, round_id: int) -> DatasetRef:
+        """Write an action sentence with log-probabilities for every pair (LABEL_SCHEMA)."""
+
+    def select(self, labels: DatasetRef, round_id: int) -> DatasetRef:
+        """Decide on every label, commit labels and decisions to the ledger (DECISION_SCHEMA)."""
+
+    def grow(self, data: DataRefs, decisions: DatasetRef | None, round_id: int) -> DatasetRef:
+        """Seed plus accepted labels as one training set (TRANSITION_SCHEMA)."""
+
+    def train(self, grown: DatasetRef, previous: ModelRef | None, round_id: int) -> ModelRef:
+        """Fit the round's IDM and FDP adapters, side by side."""
+
+    def evaluate(
+        self, data: DataRefs, models: ModelRef, decisions: DatasetRef | None, round_id: int
+    ) -> RoundReport:
+        """Measure the round on the held-out pairs and its labels against the truth."""
+
+    def commit(self, report: RoundReport) -> None:
+        """Write the report, the round's last write, and track it."""
+
+    def serve(self, models: ModelRef, round_id: int) -> None:
+        """Put the round's generator behind HTTP and check that it answers."""
+
+    def finish(self, reports: list[RoundReport]) -> None:
+        """Write the comparison of all rounds."""
+
+
+def run_rounds(cfg: LoopConfig, stages: Stages) -> list[RoundReport]:
+    """Run (or resume) rounds 0 to ``cfg.rounds``; returns one report per round."""
+    data = stages.prepare()
+    models: ModelRef | None = None
+    reports: list[RoundReport] = []
+    for round_id in range(cfg.rounds + 1):
+        if done := stages.finished(round_id):
+            models, report = done
+            reports.append(report)
+            continue
+        decisions = None
+        if models is not None:
+            labels = stages.label(data.pool, models, round_id)
+            decisions = stages.select(labels, round_id)
+        grown = stages.grow(data, decisions, round_id)
+        models = stages.train(grown, models, round_id)
+        report = stages.evaluate(data, models, decisions, round_id)
+        stages.commit(report)
+        reports.append(report)
+        if cfg.serve.each_round:
+            stages.serve(models, round_id)
+    stages.finish(reports)
+    if models is not None and cfg.serve.enabled and not cfg.serve.each_round:
+        stages.serve(models, cfg.rounds)
+    return reports

@@ -1,0 +1,32 @@
+"""Model families. To add one: a module with the two loaders, and one line in FAMILIES."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynamics.errors import UserError
+from dynamics.models.base import ImageTokenizer
+
+if TYPE_CHECKING:
+    from dynamics.models.chameleon import UnifiedVLM
+
+FAMILIES: dict[str, str] = {"chameleon": "dynamics.models.chameleon"}
+"""Family name to module, as import strings so that configuration loads without torch."""
+
+
+def _family(name: str) -> object:
+    if name not in FAMILIES:
+        raise UserError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
+    return import_module(FAMILIES[name])
+
+
+def load_model(family: str, base: Path, device: str = "cpu") -> "UnifiedVLM":
+    """The unified VLM of a checkpoint folder; `UserError` when the folder is wrong."""
+    model: UnifiedVLM = _family(family).UnifiedVLM.load(base, device)  # type: ignore[attr-defined]
+    return model
+
+
+def load_image_tokenizer(family: str, base: Path) -> ImageTokenizer:
+    """The image tokenizer of a checkpoint folder, without its language model."""
+    images: ImageTokenizer = _family(family).load_image_tokenizer(base)  # type: ignore[attr-defined]
+    return images

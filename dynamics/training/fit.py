@@ -1,0 +1,299 @@
+"""Fit one LoRA adapter on a set of transitions: the same function alone, under DDP, on Ray.
+
+Everything random is derived from (seed, step), so a run that resumes from a checkpoint takes the
+same steps as one that never stopped.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dynamics.config import TrainConfig
+from dynamics.models import load_model
+from dynamics.models.adapters import adapter_digest
+from dynamics.models.chameleon import UnifiedVLM
+from dynamics.models.tokens import IGNORE, Rows
+from dynamics.records import TRANSITION_SCHEMA
+from dynamics.seeds import derive_seed, numpy_rng
+from dynamics.tables import codes_matrix, read_table
+from dynamics.training.loss import RowLoss, Task, recognition_weights
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+REPORT_EVERY = 25
+
+
+class Engine(Protocol):
+    """Runs backward and optimizer steps; strategies (DDP, DeepSpeed) bring their own."""
+
+    module: nn.Module
+    """What forward is called on."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients."""
+
+    def step(self) -> None:
+        """Clip, update, clear."""
+
+
+class PlainEngine:
+    """One process, or DDP when the module is wrapped."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.module = module
+        self._optimizer = optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        """Clip to norm 1, update, clear."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitJob:
+    """What to fit, from what, into where."""
+
+    task: Task
+    family: str
+    base: Path
+    device: str
+    transitions: Path
+    """TRANSITION_SCHEMA: seed rows (origin "seed") and pseudo-labelled rows."""
+    steps: int
+    train: TrainConfig
+    seed: int
+    init_from: Path | None
+    """Adapter to start from; None = fresh LoRA on the base."""
+    out: Path
+    """Adapter folder; complete when it exists."""
+    checkpoint_dir: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerContext:
+    """Where this process stands among the workers of a fit."""
+
+    rank: int = 0
+    world_size: int = 1
+    make_engine: Callable[[nn.Module, torch.optim.Optimizer], Engine] = PlainEngine
+    report: Callable[[int, dict[str, float], Path | None], None] = field(
+        default=lambda step, metrics, checkpoint: None
+    )
+    """Called every REPORT_EVERY steps, and with the folder at every checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """A finished adapter."""
+
+    adapter: Path
+    digest: str
+    steps: int
+    loss: float
+    """Mean over the last REPORT_EVERY steps, nats per scored token."""
+
+
+class Batches:
+    """Transitions in memory as codes and sentences; batch ``step`` is a pure function of seeds."""
+
+    def __init__(self, job: FitJob, model: UnifiedVLM) -> None:
+        table = read_table(job.transitions, TRANSITION_SCHEMA)
+        self._job, self._tokens = job, model.tokens
+        self._source = codes_matrix(table, "source_codes")
+        self._target = codes_matrix(table, "target_codes")
+        self._recognition = np.array(table.column("recognition").to_pylist(), dtype=np.float32)
+        self._actions: list[str] = table.column("action").to_pylist()
+        is_seed = np.array([origin == "seed" for origin in table.column("origin").to_pylist()])
+        self._seed_rows, self._new_rows = np.flatnonzero(is_seed), np.flatnonzero(~is_seed)
+
+    def rows_of(self, step: int) -> np.ndarray:
+        """Indices of a step's batch: ``seed_fraction`` of it from the true seed."""
+        rng = numpy_rng(self._job.seed, "batch", step)
+        size = self._job.train.batch_size
+        share = self._job.train.seed_fraction if len(self._new_rows) else 1.0
+        from_seed = round(size * share) if len(self._seed_rows) else 0
+        parts = [rng.choice(self._seed_rows, from_seed) if from_seed else self._seed_rows[:0]]
+        if from_seed < size:
+            parts.append(rng.choice(self._new_rows, size - from_seed))
+        return np.concatenate(parts)
+
+    def batch(self, step: int) -> tuple[Rows, Tensor | None]:
+        """Token rows and, for the FDP with recognition weights, the weight of every scored code."""
+        rows = self.rows_of(step)
+        actions = [self._actions[row] for row in rows]
+        if self._job.task == "idm":
+            return self._tokens.idm_rows(self._source[rows], self._target[rows], actions), None
+        share = self._job.train.recognition_weight
+        weights = (
+            recognition_weights(torch.from_numpy(self._recognition[rows]), share) if share else None
+        )
+        return self._tokens.fdp_rows(self._source[rows], actions, self._target[rows]), weights
+
+
+def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then cosine to zero; ``step`` counts from 0."""
+    warm = min(1.0, (step + 1) / (train.warmup_steps + 1))
+    return train.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def attach_adapter(model: UnifiedVLM, job: FitJob) -> PeftModel:
+    """Put the trainable adapter on the model, fresh or from an earlier round."""
+    torch.manual_seed(derive_seed(job.seed, "init"))
+    if job.init_from is not None:
+        network = PeftModel.from_pretrained(model.network, str(job.init_from), is_trainable=True)
+    else:
+        lora = job.train.lora
+        config = PeftLoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=LINEAR_LAYERS,
+            modules_to_save=["embed_tokens", "lm_head"] if lora.train_embeddings else None,
+        )
+        network = get_peft_model(model.network, config)
+    # A name, not a path: an adapter's files must not depend on where the run lies.
+    network.peft_config["default"].base_model_name_or_path = job.base.name
+    model.network = network
+    return network
+
+
+def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
+    """Train ``job.steps`` steps and write the adapter; returns at once when it is complete.
+
+    All workers call this; rank 0 writes. Workers build the same batch and take every
+    ``world_size``-th row, and the loss is divided by the whole batch's scored tokens, so the
+    gradient does not depend on the number of workers.
+    """
+    context = context or WorkerContext()
+    done = job.out / "fit.json"
+    if done.is_file():
+        return _result(job, json.loads(done.read_text()))
+    model = load_model(job.family, job.base, job.device)
+    network = attach_adapter(model, job).train()
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable, lr=job.train.learning_rate, weight_decay=job.train.weight_decay
+    )
+    start, recent = _resume(job, network, optimizer)
+    engine = context.make_engine(RowLoss(model, job.task), optimizer)
+    batches = Batches(job, model)
+    for step in range(start, job.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(job.train, step, job.steps)
+        torch.manual_seed(derive_seed(job.seed, "dropout", step, context.rank))
+        recent = [
+            *recent[-(REPORT_EVERY - 1) :],
+            _step(engine, *batches.batch(step), context, model.device),
+        ]
+        finished = step + 1
+        checkpoint = finished % job.train.checkpoint_every == 0 and finished < job.steps
+        if checkpoint and context.rank == 0:
+            _save_state(job, network, optimizer, finished, recent)
+        if checkpoint or finished % REPORT_EVERY == 0 or finished == job.steps:
+            metrics = {"loss": sum(recent) / len(recent), "steps": float(job.steps)}
+            context.report(finished, metrics, job.checkpoint_dir if checkpoint else None)
+    if context.rank == 0:
+        _publish(job, network, sum(recent) / len(recent))
+    return _result(job, {"loss": sum(recent) / len(recent), "steps": job.steps})
+
+
+def _step(
+    engine: Engine,
+    rows: Rows,
+    weights_BL: Tensor | None,
+    context: WorkerContext,
+    device: torch.device,
+) -> float:
+    """One optimizer step; returns the loss per scored token of this worker's rows."""
+    mine = slice(context.rank, None, context.world_size)
+    total = int((rows.labels != IGNORE).sum())
+    ids, labels = rows.ids[mine].to(device), rows.labels[mine].to(device)
+    weights = None if weights_BL is None else weights_BL[mine].flatten().to(device)
+    # DDP averages gradients over workers: times world_size makes it the sum over the whole batch.
+    loss = engine.module(ids, labels, weights) * (context.world_size / total)
+    engine.backward(loss)
+    engine.step()
+    return float(loss.detach())
+
+
+def _trainable(network: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def _save_state(
+    job: FitJob,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    recent: list[float],
+) -> None:
+    """Adapter and optimizer state as safetensors; the folder appears in one rename."""
+    tensors: dict[str, Tensor] = {}
+    for index, (name, parameter) in enumerate(_trainable(network).items()):
+        tensors[f"parameter/{name}"] = parameter.detach().contiguous()
+        for key, value in optimizer.state_dict()["state"].get(index, {}).items():
+            tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value).contiguous()
+    fresh = job.checkpoint_dir.with_name(job.checkpoint_dir.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file(tensors, fresh / "state.safetensors")
+    (fresh / "state.json").write_text(json.dumps({"step": step, "recent": recent}))
+    shutil.rmtree(job.checkpoint_dir, ignore_errors=True)
+    fresh.rename(job.checkpoint_dir)
+
+
+def _resume(
+    job: FitJob, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[float]]:
+    """Load the newest complete checkpoint, if any: (steps done, recent losses)."""
+    if not (job.checkpoint_dir / "state.json").is_file():
+        return 0, []
+    state = json.loads((job.checkpoint_dir / "state.json").read_text())
+    tensors = load_file(job.checkpoint_dir / "state.safetensors")
+    moments: dict[int, dict[str, Tensor]] = {}
+    with torch.no_grad():
+        for index, (name, parameter) in enumerate(_trainable(network).items()):
+            parameter.copy_(tensors[f"parameter/{name}"])
+            prefix = f"optimizer/{name}/"
+            moments[index] = {
+                k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
+            }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return int(state["step"]), [float(loss) for loss in state["recent"]]
+
+
+def _publish(job: FitJob, network: Any, loss: float) -> None:
+    """Write the adapter folder in one rename, ``fit.json`` inside it."""
+    fresh = job.out.with_name(job.out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    network.save_pretrained(str(fresh), save_embedding_layers=False)
+    (fresh / "README.md").unlink(missing_ok=True)
+    (fresh / "fit.json").write_text(
+        json.dumps({"loss": loss, "steps": job.steps, "task": job.task}) + "\n"
+    )
+    shutil.rmtree(job.out, ignore_errors=True)
+    fresh.rename(job.out)
+    shutil.rmtree(job.checkpoint_dir, ignore_errors=True)
+
+
+def _result(job: FitJob, record: dict[str, Any]) -> FitResult:
+    digest = adapter_digest(job.base, job.out) if job.out.is_dir() else ""
+    return FitResult(
+        adapter=job.out, digest=digest, steps=int(record["steps"]), loss=float(record["loss"])
+    )

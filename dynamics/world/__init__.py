@@ -1,0 +1,1 @@
+"""The tabletop: a procedural world whose ground truth measures every claim."""
