@@ -21,6 +21,7 @@ from dynamics.records import Estimate, RoundReport
 from dynamics.report.charts import PERCENT, Axis, Point, Series, line_chart
 from dynamics.run_folder import RunFolder, read_json
 
+_STAGES = ("prepare", "label", "select", "grow", "train", "evaluate", "serve")
 _KIND_PREFIX = "eval/fdp_success_"
 _CURVE_NAMES = {
     "best_of": "IDM + FDP likelihood",
@@ -84,7 +85,8 @@ def collect(run: RunFolder) -> RunView:
     return RunView(
         name=cfg.name,
         digest=cfg.digest(),
-        config=cfg.model_dump(mode="json", exclude={"run_dir"}),
+        # A tracking URI may carry a password, and the page is made to be passed on.
+        config=cfg.model_dump(mode="json", exclude={"run_dir", "track"}),
         rounds=rounds,
         controls=ControlReport.from_json(read_json(found[-1])) if found else None,
         ingest=read_json(ingest) if ingest.is_file() else {},
@@ -114,7 +116,7 @@ def render(view: RunView) -> str:
         loss_charts=_loss_charts(view.rounds),
         kinds=_kinds(view.rounds),
         reasons=_all_keys(one.report.reasons for one in view.rounds),
-        stages=_all_keys(one.seconds for one in view.rounds),
+        stages=sorted(_all_keys(one.seconds for one in view.rounds), key=_order),
         largest=max(_sizes(view.rounds), default=None),
     )
 
@@ -227,6 +229,11 @@ def _sizes(rounds: Sequence[RoundView]) -> list[int]:
 def _all_keys(mappings: Iterable[dict[str, Any]]) -> list[str]:
     """Keys of all mappings, in the order of their first appearance."""
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def _order(stage: str) -> int:
+    """Place of a stage in the loop; unknown ones last."""
+    return _STAGES.index(stage) if stage in _STAGES else len(_STAGES)
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -35,6 +35,7 @@ def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) ->
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,
         caption="percent; below: 95 % interval over pairs",
     )
     for heading in ("round", "labelled", "kept", *rates, "seconds"):

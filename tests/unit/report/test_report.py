@@ -136,6 +136,12 @@ def test_page_does_not_name_this_machine(run: RunFolder):
     assert "run_dir" not in write_page(run).read_text()
 
 
+def test_page_does_not_pass_on_a_password_in_the_tracking_uri(run: RunFolder):
+    config = CFG.model_dump(mode="json") | {"track": {"uri": "https://me:hunter2@mlflow.test"}}
+    write_json(run.root / "run.json", {"digest": CFG.digest(), "config": config})
+    assert "hunter2" not in write_page(run).read_text()
+
+
 def test_a_run_without_a_finished_round_says_so(run: RunFolder):
     for round_id in (0, 1):
         (run.round(round_id) / "report.json").unlink()
