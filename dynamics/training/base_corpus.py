@@ -49,23 +49,9 @@ def base_words(grid: int) -> list[str]:
     """Every word of captions, questions and answers."""
     cells = [cell_name(cell, grid) for cell in range(grid * grid)]
     sides = " ".join(SIDES).split()
-    ask = [
-        "what",
-        "where",
-        "at",
-        "same",
-        "different",
-        "only",
-        "first",
-        "second",
-        "elsewhere",
-        "nothing",
-        "nowhere",
-        "edge",
-        ",",
-        "?",
-    ]
-    return sorted({*cells, *sides, *COLOURS, *SHAPES, *ask, *answer})
+    ask = {"what", "where", "at", "same", "different", "only", "first", "second", "elsewhere"}
+    other = {"nothing", "nowhere", "edge", ",", "?"}
+    return sorted({*cells, *sides, *COLOURS, *SHAPES, *ask, *other})
 
 
 @dataclass(frozen=True, slots=True)
