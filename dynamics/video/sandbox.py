@@ -90,8 +90,13 @@ class DecodeWorker:
             self.close()
             return Rejected(reason="decoder_crashed", detail=type(error).__name__)
 
+    def interrupt(self) -> None:
+        """Kill the child from another thread; its clip counts as crashed."""
+        if (process := self._process) is not None:
+            process.kill()
+
     def close(self) -> None:
-        """End the child."""
+        """End the child; only while no clip is being read."""
         if self._process is None:
             return
         self._process.kill()
@@ -105,7 +110,8 @@ class DecodeWorker:
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ}
         process = subprocess.Popen(
-            [sys.executable, "-m", "dynamics.video.decode", str(self._memory_mb)],
+            # -P: modules in the working directory stay out of the import path.
+            [sys.executable, "-P", "-m", "dynamics.video.decode", str(self._memory_mb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # FFmpeg's complaints; the verdicts come in the replies
@@ -164,7 +170,15 @@ def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec) -> ClipFrame
         return Rejected(reason=str(answer["reason"]), detail=str(answer["detail"]))
     indices = tuple(int(index) for index in answer["indices"])
     times_s = tuple(float(time_s) for time_s in answer["times_s"])
-    pairs = tuple(Pair(**pair) for pair in answer["pairs"])
+    pairs = tuple(
+        Pair(
+            first=int(pair["first"]),
+            second=int(pair["second"]),
+            motion=float(pair["motion"]),
+            verdict=pair["verdict"],
+        )
+        for pair in answer["pairs"]
+    )
     shape = (len(indices), spec.frame_px, spec.frame_px, 3)
     frames = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
     used = {
@@ -188,6 +202,11 @@ class DecodePool:
         # Each thread only waits for its worker (and hashes, which releases the GIL).
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the children."""
+        return [worker.pid for worker in self._workers]
+
     def __enter__(self) -> Self:
         return self
 
@@ -197,7 +216,11 @@ class DecodePool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        # Reads in progress end at once: nobody waits for their results any more.
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.interrupt()
+        self._threads.shutdown()
         for worker in self._workers:
             worker.close()
 

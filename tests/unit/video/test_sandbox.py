@@ -172,3 +172,12 @@ def test_pool_answers_in_the_order_of_the_paths(film, tmp_path):
     assert [len(result.pairs) for result in results] == [
         min(5, 2 + number % 5) for number in range(12)
     ]
+
+
+def test_leaving_the_pool_does_not_wait_for_hung_clips(good):
+    begin = time.monotonic()
+    with DecodePool(1, memory_mb=1024, timeout_s=600) as pool:
+        results = pool.read([good] * 9, SPEC)
+        assert isinstance(next(results).result, ClipFrames)
+        os.kill(pool.pids[0], signal.SIGSTOP)
+    assert time.monotonic() - begin < 30
