@@ -284,12 +284,20 @@ def _publish(job: FitJob, network: Any, loss: float) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     network.save_pretrained(str(fresh), save_embedding_layers=False)
     (fresh / "README.md").unlink(missing_ok=True)
+    _sort_config(fresh / "adapter_config.json")
     (fresh / "fit.json").write_text(
         json.dumps({"loss": loss, "steps": job.steps, "task": job.task}) + "\n"
     )
     shutil.rmtree(job.out, ignore_errors=True)
     fresh.rename(job.out)
     shutil.rmtree(job.checkpoint_dir, ignore_errors=True)
+
+
+def _sort_config(path: Path) -> None:
+    """Equal adapters must have equal files: peft writes its sets in an order that varies."""
+    config = json.loads(path.read_text())
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _result(job: FitJob, record: dict[str, Any]) -> FitResult:
