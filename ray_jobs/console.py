@@ -9,13 +9,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _LINE_EVERY_S = 5.0
+_LOG_COLUMNS = 160
 
 
 class ProgressView:
     """Callable as ``view(done, total, what)``; a context manager that clears the bar."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        # In a log file the closing table must not be squeezed into 80 columns.
+        width = None if sys.stdout.isatty() else _LOG_COLUMNS
+        self.console = console or Console(width=width, soft_wrap=True, highlight=False)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from dynamics.errors import UserError
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # one thread a worker: actors, not threads, share the cores
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # else the C++ core writes into the driver's terminal
+    "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report() waits for this poll
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the console shows its own
@@ -24,6 +27,8 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default keeps a dead server waiting for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "HF_HUB_OFFLINE": "1",  # nothing is ever downloaded behind the user's back
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 
 
@@ -34,6 +39,9 @@ def prepare_environment() -> None:
     """Set what Ray, MLflow and torch read at import; what the user exported wins."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def joins_cluster() -> bool:
@@ -101,7 +109,7 @@ def ensure_ray(cluster: ClusterConfig) -> None:
             _temp_dir=folder,
             **options,
         )
-    _quiet_ray_data()
+    _quiet()
 
 
 def stop_ray() -> None:
@@ -112,13 +120,14 @@ def stop_ray() -> None:
         shutil.rmtree(_local_folders.pop(), ignore_errors=True)
 
 
-def _quiet_ray_data() -> None:
+def _quiet() -> None:
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for name in ("ray.data", "ray.serve", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

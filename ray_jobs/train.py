@@ -6,6 +6,7 @@ it survives the loss of a worker (Ray Train restarts it), of the whole cluster a
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,22 @@ def fit_on_ray(
     Raises:
         ray.train.TrainingFailedError: a worker failed more than `MAX_FAILURES` times.
     """
-    # A task each, since fit() blocks; it waits, so it takes no CPU from the workers.
-    fit = ray.remote(num_cpus=0)(_fit)
-    running = {fit.remote(job, logs[task]): task for task, job in jobs.items()}
-    total = sum(job.steps for job in jobs.values())
-    results: dict[Task, FitResult] = {}
-    while running:
-        ready, _ = ray.wait(list(running), timeout=1.0)
-        steps = sum(log.last_step() for log in logs.values())
-        progress(min(steps, total), total, f"train IDM and FDP, round {round_id}")
-        for done in ready:
-            results[running.pop(done)] = ray.get(done)
-    return results
+    # fit() blocks until its workers are done: a thread each, in this process, since a process of
+    # their own would import torch twice more.
+    threads = ThreadPoolExecutor(len(jobs))
+    try:
+        running = {task: threads.submit(_fit, job, logs[task]) for task, job in jobs.items()}
+        total = sum(job.steps for job in jobs.values())
+        pending: set[Future[FitResult]] = set(running.values())
+        while pending:
+            steps = sum(log.last_step() for log in logs.values())
+            progress(min(steps, total), total, f"train IDM and FDP, round {round_id}")
+            finished, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
+            for future in finished:
+                future.result()  # a failed fit stops the round at once
+        return {task: future.result() for task, future in running.items()}
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _fit(job: FitJob, log: TrainingLog) -> FitResult:

@@ -66,4 +66,4 @@ class Predictor:
         """uint8 [H, W, 3] as the tokenizer wants it, by the area filter that ingest uses."""
         side = self._images.frame_px
         square = ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.BOX)
-        return np.asarray(square)
+        return np.array(square)
