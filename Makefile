@@ -23,13 +23,14 @@ help: ## list the targets
 
 setup: $(STAMP) ## make the environment in .venv
 
+# --no-compile: most modules are never imported, and compiling them all is half of pip's time.
 $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
 	  { echo "error: Python 3.11 or 3.12 is needed; name one with make setup PYTHON=<path>" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt \
+	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt \
 	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 bootstrap: $(STAMP) ## run the whole loop on the embedded default: 3 rounds, 2 CPU cores
