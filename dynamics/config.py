@@ -72,7 +72,7 @@ class KeyframeConfig(Strict):
     spacing_frames: int = Field(default=20, ge=1)
     """Least distance between two picks, in frames."""
     min_change: float = Field(default=0.004, ge=0, le=1)
-    """Pairs whose mean absolute luma change is below this (0..1) are near-copies: rejected."""
+    """Pairs that change less than this (mean over R, G, B, 0..1) are near-copies: rejected."""
     max_cut: float = Field(default=0.5, ge=0, le=1)
     """Pairs whose colour-histogram distance (0..1) is above this span a shot cut: rejected."""
 

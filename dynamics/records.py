@@ -22,7 +22,7 @@ PAIR_SCHEMA = pa.schema(
         pa.field("frame1", pa.int32(), nullable=False),
         pa.field("t0_s", pa.float64(), nullable=False),
         pa.field("t1_s", pa.float64(), nullable=False),
-        pa.field("motion", pa.float32(), nullable=False),  # mean |change| of luma, 0..1
+        pa.field("motion", pa.float32(), nullable=False),  # mean |change| over R, G, B, 0..1
         pa.field("source_codes", pa.list_(pa.uint16()), nullable=False),  # L codes of frame0
         pa.field("target_codes", pa.list_(pa.uint16()), nullable=False),  # L codes of frame1
         # Squared L2 distance of the pre-quantisation features of the two frames, one per code:

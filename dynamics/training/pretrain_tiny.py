@@ -47,15 +47,15 @@ TEXT_TOKENS = 40
 class TinyRecipe:
     """Sizes and lengths; saved with the checkpoint as ``recipe.json``."""
 
-    width: int = 128
+    width: int = 96
     layers: int = 4
-    heads: int = 4
-    feed_forward: int = 344
+    heads: int = 3
+    feed_forward: int = 256
     tokenizer_steps: int = 4000
-    num_doubles: int = 40_000
-    num_episodes: int = 10_000
+    num_doubles: int = 30_000
+    num_episodes: int = 8_000
     episode_length: int = 6
-    steps: int = 6_000
+    steps: int = 4_500
     rows_per_task: tuple[int, int, int, int, int] = (4, 14, 48, 14, 32)
     """caption, question, compare, draw, video."""
     muon_lr: float = 3e-3

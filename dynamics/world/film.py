@@ -5,6 +5,7 @@ the jumps, which is where key-frame picking lands.
 """
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -47,12 +48,13 @@ CLIPS_SCHEMA = pa.schema(
 
 def actions_per_clip(world: WorldConfig, split: Split) -> int:
     """Held-out clips give one pair each, so that held-out pairs are independent scenes."""
-    return 2 if split == "heldout" else world.actions_per_clip
+    return 1 if split == "heldout" else world.actions_per_clip
 
 
 def filmed_keyframes(world: WorldConfig, split: Split) -> KeyframeConfig:
-    """Key-frame settings that pick the frame after every jump of a filmed clip."""
-    return KeyframeConfig(top_k=actions_per_clip(world, split), spacing_frames=world.hold_frames)
+    """Key-frame settings that pick one frame of every state of a filmed clip."""
+    num_states = actions_per_clip(world, split) + 1
+    return KeyframeConfig(top_k=num_states, spacing_frames=world.hold_frames)
 
 
 def sample_episode(
@@ -102,7 +104,7 @@ def film_split(
     clips = out / "clips"
     clips.mkdir(parents=True, exist_ok=True)
     num_actions = actions_per_clip(world, split)
-    num_clips = math.ceil(num_pairs / (num_actions - 1))
+    num_clips = math.ceil(num_pairs / num_actions)
 
     def film(index: int) -> dict[str, object]:
         rng = numpy_rng(seed, "film", split, index)
@@ -117,6 +119,7 @@ def film_split(
             rows.append(row)
             if progress:
                 progress(len(rows), num_clips, f"filming {split}")
+    os.sync()  # clips are renamed into place without a sync each; the marker comes after them
     write_table(
         out / "clips.parquet", pa.Table.from_pylist(rows, schema=CLIPS_SCHEMA), CLIPS_SCHEMA
     )
