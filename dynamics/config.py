@@ -45,7 +45,7 @@ class WorldConfig(Strict):
     """Standard deviation of a whole-frame shift, in frame pixels."""
     distractors: int = Field(default=0, ge=0, le=3)
     """Small moving specks that no action touches."""
-    film_scale: int = Field(default=4, ge=1, le=16)
+    film_scale: int = Field(default=3, ge=1, le=16)
     """Videos are filmed this many times larger than the frames the model sees."""
     hold_frames: int = Field(default=3, ge=2, le=30)
     """Video frames a state is held before the next action."""
