@@ -20,6 +20,7 @@ from dynamics.records import (
 )
 from dynamics.run_folder import RunFolder, read_json, write_json
 from dynamics.tables import dataset_ref, read_table, write_table
+from dynamics.training.base_corpus import seen_transitions
 from dynamics.video.ingest import ingest_folder
 from dynamics.world.film import Split, film_split, filmed_keyframes, truth_table
 
@@ -92,7 +93,8 @@ class _Source:
     def _filmed(self, split: Split, num_pairs: int) -> pa.Table:
         """Film a split and read it back like any other video (PAIR_SCHEMA)."""
         folder, world = self._data / split, self._cfg.world
-        film_split(split, world, num_pairs, self._cfg.seed, folder, self._progress)
+        seen = seen_transitions(self._cfg.base_path())
+        film_split(split, world, num_pairs, self._cfg.seed, folder, self._progress, seen=seen)
         keyframes = filmed_keyframes(world, split)
         ref = self._ingest(split, folder / "clips", folder / "pairs.parquet", keyframes, None)
         return read_table(ref, PAIR_SCHEMA)

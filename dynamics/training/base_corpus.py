@@ -7,6 +7,8 @@ learnt as looking, not as naming actions. Unlabelled frame pairs carry no text a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -34,9 +36,12 @@ from dynamics.world.scene import (
     apply,
     sample_action,
     sample_scene,
+    transition_key,
 )
 
 Progress = Callable[[int, int, str], None]
+
+SEEN_FILE = "pretraining_transitions.npy"
 
 
 def cell_name(cell: int, grid: int) -> str:
@@ -67,6 +72,8 @@ class Corpus:
     video_source_codes: np.ndarray
     """Consecutive states of unlabelled videos, int64 [P, L]."""
     video_target_codes: np.ndarray
+    seen: np.ndarray
+    """`video_keys` of the videos."""
 
 
 def reachable(source: Scene, target: Scene) -> bool:
@@ -125,6 +132,18 @@ def sample_episodes(num: int, length: int, world: WorldConfig, seed: int) -> lis
     return episodes
 
 
+def video_keys(episodes: list[list[Scene]]) -> np.ndarray:
+    """Sorted `transition_key` of every consecutive pair of states, uint32."""
+    keys = {transition_key(*pair) for states in episodes for pair in pairwise(states)}
+    return np.array(sorted(keys), dtype=np.uint32)
+
+
+def seen_transitions(base: Path) -> frozenset[int]:
+    """What a checkpoint's pretraining videos showed; empty for one that saw no tabletop."""
+    path = base / SEEN_FILE
+    return frozenset(np.load(path, allow_pickle=False).tolist()) if path.is_file() else frozenset()
+
+
 def photograph_groups(
     groups: list[list[Scene]], world: WorldConfig, images: ImageTokenizer, rng: np.random.Generator
 ) -> np.ndarray:
@@ -180,6 +199,7 @@ def build_corpus(
         second_codes=double_codes[:, 1],
         video_source_codes=video_codes[:, :-1].reshape(-1, width),
         video_target_codes=video_codes[:, 1:].reshape(-1, width),
+        seen=video_keys(episodes),
     )
 
 

@@ -26,6 +26,7 @@ from dynamics.models.fsq import FsqTokenizer
 from dynamics.models.tokens import IGNORE, Prompts, Rows, Tokens, image_token_name
 from dynamics.seeds import derive_seed, numpy_rng
 from dynamics.training.base_corpus import (
+    SEEN_FILE,
     Corpus,
     ask_about_one,
     ask_about_two,
@@ -292,6 +293,7 @@ def pretrain_tiny(
             report("base", step, recipe.steps, " ".join(f"{k} {v:.3f}" for k, v in losses.items()))
         if step % max(1, recipe.steps // 10) == 0:
             save_checkpoint(out, network, tokenizer, images, world, recipe)
+    np.save(out / SEEN_FILE, corpus.seen)
     return out
 
 

@@ -30,7 +30,7 @@ from dynamics.world.render import (
     sample_lighting,
     sample_offsets,
 )
-from dynamics.world.scene import Scene, apply, sample_action, sample_scene
+from dynamics.world.scene import Scene, apply, sample_action, sample_scene, transition_key
 
 Split = Literal["seed", "pool", "heldout"]
 Progress = Callable[[int, int, str], None]
@@ -64,8 +64,8 @@ def sample_episode(
 
     Every split thus shows the same mix of fresh and played-with tables.
     """
-    scene = sample_scene(rng, world.grid, world.min_objects, world.max_objects)
-    states, sentences = [scene], []
+    states = [sample_scene(rng, world.grid, world.min_objects, world.max_objects)]
+    sentences: list[str] = []
     unseen = int(rng.integers(0, 4))
     for _ in range(unseen + num_actions):
         action = sample_action(rng, states[-1], min_objects=max(1, world.min_objects - 1))
@@ -94,10 +94,13 @@ def film_split(
     seed: int,
     out: Path,
     progress: Progress | None = None,
+    *,
+    seen: frozenset[int] = frozenset(),
 ) -> None:
     """Film clips for ``num_pairs`` pairs into ``out/clips``; ``out/clips.parquet`` comes last.
 
-    A finished split is left as it is. Clips depend on (seed, split, clip number) only.
+    A finished split is left as it is. Clips depend on (seed, split, clip number) and on ``seen``:
+    the `transition_key` of what the base was pretrained on, which no clip shows again.
     """
     if (out / "clips.parquet").is_file():
         return
@@ -109,6 +112,8 @@ def film_split(
     def film(index: int) -> dict[str, object]:
         rng = numpy_rng(seed, "film", split, index)
         states, sentences = sample_episode(world, num_actions, rng)
+        while any(transition_key(*pair) in seen for pair in pairwise(states)):
+            states, sentences = sample_episode(world, num_actions, rng)
         name = f"{index:06d}.mp4"
         write_mp4(clips / name, film_frames(states, world, rng), fps=world.fps)
         return {"clip_path": name, "states": [s.to_text() for s in states], "actions": sentences}

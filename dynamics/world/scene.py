@@ -4,6 +4,7 @@ A scene is a square grid; a cell holds nothing or one object. Objects are told a
 (colour and shape), and no kind occurs twice, so "the red ring" always names one object.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -213,6 +214,12 @@ def _shift_chain(scene: Scene, here: int, direction: Direction) -> Scene:
     return _with(
         scene, {here: 0} | {to: scene.cells[at] for at, to in zip(chain, targets, strict=True)}
     )
+
+
+def transition_key(source: Scene, target: Scene) -> int:
+    """32-bit name of a transition, to tell which ones a data set has seen."""
+    text = f"{source.to_text()}>{target.to_text()}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def all_actions(scene: Scene) -> list[Action]:

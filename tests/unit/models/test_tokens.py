@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dynamics.errors import UserError
+from dynamics.models.chameleon import load_image_tokenizer, load_tokens
+from dynamics.models.tokens import IGNORE, Tokens, image_ids, image_token_name
+
+ACTION = "push the red ring left"
+
+
+@pytest.fixture(scope="module")
+def tokens(untrained_base: Path) -> Tokens:
+    return load_tokens(untrained_base, load_image_tokenizer(untrained_base))
+
+
+def codes(num: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 500, size=(num, 9))
+
+
+def test_image_token_names_are_chameleons() -> None:
+    assert image_token_name(1045) == "IMGIMGBAEFZ"
+    vocabulary = {image_token_name(code): 900 - code for code in range(12)}
+    assert image_ids(vocabulary).tolist() == [900 - code for code in range(12)]
+
+
+def test_an_incomplete_image_vocabulary_is_refused() -> None:
+    with pytest.raises(UserError, match="IMGIMG"):
+        image_ids({image_token_name(1): 5})
+
+
+def test_source_to_target_offset_does_not_depend_on_the_sentence(tokens: Tokens) -> None:
+    actions = ["remove the red ring", "put the red ring left of the blue cross"]
+    ids = tokens.fdp_rows(codes(2), actions, codes(2, 1)).ids
+    assert (ids[0] == tokens.boi).nonzero().tolist() == (ids[1] == tokens.boi).nonzero().tolist()
+
+
+def test_fdp_loss_is_on_the_target_codes_only(tokens: Tokens) -> None:
+    target = codes(3, 1)
+    rows = tokens.fdp_rows(codes(3), [ACTION] * 3, target)
+    scored = rows.labels != IGNORE
+    assert scored.sum(1).tolist() == [9, 9, 9]
+    assert (rows.labels[scored].reshape(3, 9) == tokens.image_ids[torch.from_numpy(target)]).all()
+
+
+def test_idm_loss_is_on_the_sentence_and_its_end_only(tokens: Tokens) -> None:
+    actions = [ACTION, "remove the red ring"]
+    rows = tokens.idm_rows(codes(2), codes(2, 1), actions)
+    for row, action in zip(rows.labels.tolist(), actions, strict=True):
+        scored = [label for label in row if label != IGNORE]
+        assert scored == [*tokens.action_ids(action), tokens.eos]
+
+
+@pytest.mark.parametrize("text", ["<eoss>", "<racm3:break>", image_token_name(3), "<image> <bos>"])
+def test_special_strings_in_text_never_become_special_ids(tokens: Tokens, text: str) -> None:
+    special = {tokens.boi, tokens.eoi, tokens.bos, tokens.eos, *tokens.image_ids.tolist()}
+    assert not special & set(tokens.text_ids(f"push the {text} ring"))
+
+
+@pytest.mark.parametrize("action", ["", "   ", "push " * 11])
+def test_empty_and_overlong_actions_are_refused(tokens: Tokens, action: str) -> None:
+    with pytest.raises(UserError, match="tokens"):
+        tokens.action_ids(action)
+
+
+def test_text_survives_its_ids(tokens: Tokens) -> None:
+    assert tokens.text(tokens.text_ids(ACTION)) == ACTION

@@ -1,0 +1,190 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynamics.config import LoraConfig, TrainConfig
+from dynamics.models.adapters import load_pair, model_ref
+from dynamics.models.chameleon import checkpoint_digest
+from dynamics.records import TRANSITION_SCHEMA
+from dynamics.tables import write_table
+from dynamics.training.fit import (
+    FitJob,
+    PlainEngine,
+    WorkerContext,
+    fit_adapter,
+    learning_rate,
+)
+from dynamics.training.loss import recognition_weights
+
+TRAIN = TrainConfig(batch_size=6, checkpoint_every=4, warmup_steps=2, lora=LoraConfig(r=4, alpha=8))
+
+
+def transitions(folder: Path, num_seed: int = 12, num_new: int = 12) -> Path:
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(num_seed + num_new):
+        codes = rng.integers(0, 500, size=(2, 9)).tolist()
+        rows.append(
+            {
+                "pair_id": f"{index:032d}", "clip_sha256": "0" * 64, "clip_path": "a.mp4",
+                "clip_class": "", "frame0": 0, "frame1": 1, "t0_s": 0.0, "t1_s": 1.0,
+                "motion": 0.1, "source_codes": codes[0], "target_codes": codes[1],
+                "recognition": rng.random(9).tolist(), "action": "push the red ring left",
+                "origin": "seed" if index < num_seed else f"label{index}",
+            }
+        )  # fmt: skip
+    table = pa.Table.from_pylist(rows, schema=TRANSITION_SCHEMA)
+    return write_table(folder / "grown.parquet", table, TRANSITION_SCHEMA).path
+
+
+@pytest.fixture
+def job(untrained_base: Path, tmp_path: Path) -> FitJob:
+    return FitJob(
+        task="fdp",
+        family="chameleon",
+        base=untrained_base,
+        device="cpu",
+        transitions=transitions(tmp_path),
+        steps=10,
+        train=TRAIN,
+        seed=3,
+        init_from=None,
+        out=tmp_path / "fdp",
+        checkpoint_dir=tmp_path / "checkpoint",
+    )
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("task", ["fdp", "idm"])
+def test_a_killed_fit_resumes_to_the_same_bytes(job: FitJob, tmp_path: Path, task: Any) -> None:
+    calm = fit_adapter(replace(job, task=task, out=tmp_path / "calm"))
+
+    def die(step: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        if checkpoint is not None and step == 8:
+            raise KilledError
+
+    killed = replace(job, task=task, out=tmp_path / "killed")
+    with pytest.raises(KilledError):
+        fit_adapter(killed, WorkerContext(report=die))
+    assert not killed.out.exists()
+    resumed = fit_adapter(killed)
+    assert checkpoint_digest(resumed.adapter) == checkpoint_digest(calm.adapter)
+    assert resumed.loss == calm.loss
+    assert not killed.checkpoint_dir.exists()
+
+
+def test_a_finished_fit_is_not_repeated(job: FitJob) -> None:
+    first = fit_adapter(job)
+    stamp = (job.out / "fit.json").stat().st_mtime_ns
+    assert fit_adapter(job) == first
+    assert (job.out / "fit.json").stat().st_mtime_ns == stamp
+
+
+def test_fitting_lowers_the_loss_and_leaves_the_base_alone(job: FitJob) -> None:
+    before = checkpoint_digest(job.base)
+    losses: list[float] = []
+    context = WorkerContext(report=lambda step, metrics, _: losses.append(metrics["loss"]))
+    fit_adapter(
+        replace(job, steps=60, train=TRAIN.model_copy(update={"checkpoint_every": 999})), context
+    )
+    assert losses[-1] < losses[0]
+    assert checkpoint_digest(job.base) == before
+
+
+class Recorder(PlainEngine):
+    """Keeps the first gradient instead of stepping."""
+
+    gradients: list[Tensor]
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(module, optimizer)
+        self.gradients = []
+
+    def step(self) -> None:
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self.gradients = [
+            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters
+        ]
+        self._optimizer.zero_grad()
+
+
+def gradient(job: FitJob, rank: int, world_size: int) -> list[Tensor]:
+    engines: list[Recorder] = []
+
+    def make(module: nn.Module, optimizer: torch.optim.Optimizer) -> Recorder:
+        engines.append(Recorder(module, optimizer))
+        return engines[0]
+
+    out = job.out.with_name(f"{rank}of{world_size}")
+    fit_adapter(
+        replace(job, steps=1, out=out),
+        WorkerContext(rank=rank, world_size=world_size, make_engine=make),
+    )
+    return engines[0].gradients
+
+
+@pytest.mark.parametrize("task", ["fdp", "idm"])
+def test_gradients_do_not_depend_on_the_number_of_workers(job: FitJob, task: Any) -> None:
+    job = replace(job, task=task)
+    whole = gradient(job, 0, 1)
+    parts = [gradient(job, rank, 2) for rank in range(2)]
+    for one, first, second in zip(whole, *parts, strict=True):
+        # DDP averages what the workers have.
+        assert torch.allclose(one, (first + second) / 2, atol=1e-6)
+
+
+def test_both_adapters_sit_on_one_base_and_do_not_mix(job: FitJob, tmp_path: Path) -> None:
+    fdp_folder = fit_adapter(job).adapter
+    idm_folder = fit_adapter(replace(job, task="idm", out=tmp_path / "idm")).adapter
+    idm, fdp = load_pair(model_ref(job.base, idm_folder, fdp_folder), "chameleon")
+    codes = np.random.default_rng(1).integers(0, 500, size=(2, 2, 9))
+    actions = ["push the red ring left"] * 2
+    frame = fdp.frame_logprobs(codes[0], actions, codes[1])
+    action = idm.action_logprobs(codes[0], codes[1], actions)
+    assert (fdp.frame_logprobs(codes[0], actions, codes[1]) == frame).all()
+    assert (idm.action_logprobs(codes[0], codes[1], actions) == action).all()
+    captions = idm.label(codes[0], codes[1], max_action_tokens=12)
+    assert all(sum(c.token_logprobs) <= 0 for c in captions)
+
+
+def test_batches_hold_the_asked_share_of_true_seed(job: FitJob) -> None:
+    from dynamics.models import load_model
+    from dynamics.training.fit import Batches
+
+    batches = Batches(
+        replace(job, train=TRAIN.model_copy(update={"seed_fraction": 0.5})),
+        load_model("chameleon", job.base),
+    )
+    rows = batches.rows_of(0)
+    assert (rows < 12).sum() == 3
+    assert (batches.rows_of(0) == rows).all()
+    assert (batches.rows_of(1) != rows).any()
+
+
+def test_adapter_files_name_no_folder_of_the_machine(job: FitJob) -> None:
+    config = json.loads((fit_adapter(job).adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == job.base.name
+
+
+def test_recognition_weights_have_mean_one_and_share_zero_is_uniform() -> None:
+    recognition = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
+    weights = recognition_weights(recognition[:1], 1.0)
+    assert torch.allclose(weights, torch.tensor([[0.0, 0.75, 2.25]]))
+    assert (recognition_weights(recognition, 0.0) == 1).all()
+
+
+def test_learning_rate_warms_up_and_ends_near_zero() -> None:
+    rates = [learning_rate(TRAIN, step, 100) for step in range(100)]
+    assert rates[0] < rates[1] < rates[2]
+    assert max(rates) <= TRAIN.learning_rate
+    assert rates[-1] < 0.01 * TRAIN.learning_rate
