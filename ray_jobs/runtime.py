@@ -1,5 +1,6 @@
 """The only place that starts or joins Ray, and the only one that reads the environment for it."""
 
+import getpass
 import logging
 import os
 import shutil
@@ -24,6 +25,7 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the console shows its own
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` rebuilds the environment per worker
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default keeps a dead server waiting for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "HF_HUB_OFFLINE": "1",  # nothing is ever downloaded behind the user's back
@@ -32,6 +34,7 @@ _ENVIRONMENT = {
 }
 
 
+_FOLDER_PREFIX = "ray-dynamics-"
 _local_folders: list[str] = []
 
 
@@ -39,8 +42,6 @@ def prepare_environment() -> None:
     """Set what Ray, MLflow and torch read at import; what the user exported wins."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
@@ -99,7 +100,8 @@ def ensure_ray(cluster: ClusterConfig) -> None:
         # Workers of a local Ray inherit this process' environment; the code may not be installed.
         os.environ["PYTHONPATH"] = _python_path()
         # A folder of our own: Unix sockets in it need a short path, and it is removed at the end.
-        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        _remove_orphaned_folders()
+        folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir="/tmp")
         _local_folders.append(folder)
         ray.init(
             address="local",
@@ -118,6 +120,14 @@ def stop_ray() -> None:
         sys.modules["ray"].shutdown()
     while _local_folders:
         shutil.rmtree(_local_folders.pop(), ignore_errors=True)
+
+
+def _remove_orphaned_folders() -> None:
+    """Of drivers that were killed: Ray dies with its driver, its files stay."""
+    for folder in Path("/tmp").glob(f"{_FOLDER_PREFIX}*"):
+        owner = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if folder.owner() == getpass.getuser() and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _quiet() -> None:
