@@ -1,6 +1,5 @@
 """The only place that starts or joins Ray, and the only one that reads the environment for it."""
 
-import getpass
 import logging
 import os
 import shutil
@@ -126,8 +125,18 @@ def _remove_orphaned_folders() -> None:
     """Of drivers that were killed: Ray dies with its driver, its files stay."""
     for folder in Path("/tmp").glob(f"{_FOLDER_PREFIX}*"):
         owner = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
-        if folder.owner() == getpass.getuser() and not Path("/proc", owner).exists():
+        if folder.stat().st_uid == os.getuid() and owner.isdigit() and not _lives(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _quiet() -> None:

@@ -1,6 +1,7 @@
 """RayStages: `LocalStages` with the four stages that a cluster takes part in."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from dynamics.labelling.label import Shard
@@ -24,7 +25,7 @@ class RayStages(LocalStages):
     def _label_shards(
         self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
     ) -> None:
-        with runtime.on_ray(self.cfg.cluster):
+        with self._on_ray():
             from ray_jobs.label import label_on_ray
 
             label_on_ray(
@@ -32,7 +33,7 @@ class RayStages(LocalStages):
             )
 
     def _fit(self, jobs: dict[Task, FitJob], round_id: int) -> dict[Task, FitResult]:
-        with runtime.on_ray(self.cfg.cluster):
+        with self._on_ray():
             from ray_jobs.train import fit_on_ray
 
             logs = {task: self.folder.fit_log(round_id, task) for task in jobs}
@@ -46,7 +47,7 @@ class RayStages(LocalStages):
         parts: Path,
         round_id: int,
     ) -> None:
-        with runtime.on_ray(self.cfg.cluster):
+        with self._on_ray():
             from ray_jobs.evaluate import evaluate_on_ray
 
             evaluate_on_ray(self.cfg, data, shards, models, parts, round_id, self.progress)
@@ -57,3 +58,8 @@ class RayStages(LocalStages):
 
         self.progress(0, 0, f"serve, round {round_id}")
         self.curl = serve_round(self.cfg, self.folder, models, round_id, self.example())
+
+    def _on_ray(self) -> AbstractContextManager[None]:
+        if not runtime.ray_is_up():
+            self.progress(0, 0, "start Ray")
+        return runtime.on_ray(self.cfg.cluster)

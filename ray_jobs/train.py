@@ -7,6 +7,7 @@ it survives the loss of a worker (Ray Train restarts it), of the whole cluster a
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,10 @@ def fit_on_ray(
 
 
 def _fit(job: FitJob, log: TrainingLog) -> FitResult:
+    if job.train.strategy == "deepspeed_zero2":
+        # Its optimizer state is split over the workers, which the fit's own checkpoints cannot
+        # hold: a killed ZeRO fit starts again.
+        job = replace(job, train=job.train.model_copy(update={"checkpoint_every": job.steps}))
     loop: Any = _train_loop  # what it returns is allowed, but not in Ray's annotations
     trainer = TorchTrainer(
         loop,
