@@ -43,13 +43,11 @@ Progress = Callable[[str], None]
 
 
 def fit_side_by_side(jobs: Sequence[FitJob]) -> None:
-    """Fit the adapters in one fresh process each, the cores shared among them."""
-    threads = max(1, (os.cpu_count() or 1) // len(jobs))
+    """Fit adapters two at a time, each in a process of its own, the cores shared between them."""
+    threads = max(1, (os.cpu_count() or 1) // 2)
     # Spawned, not forked: a fork of a process that has used torch's threads can deadlock.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        len(jobs), context, initializer=torch.set_num_threads, initargs=(threads,)
-    ) as pool:
+    with ProcessPoolExecutor(2, context, torch.set_num_threads, (threads,)) as pool:
         list(pool.map(fit_adapter, jobs))
 
 
@@ -80,13 +78,17 @@ def run_controls(
     truth = read_table(data.truth, TRUTH_SCHEMA)
     grown = _training_sets(data, truth)
     steps = control_steps(cfg, round_id)
+    jobs: list[FitJob] = []
+    for arm in get_args(Arm):
+        write_table(folder / arm / "grown.parquet", grown[arm], TRANSITION_SCHEMA)
+        jobs += [_fit_job(cfg, arm, task, steps, folder / arm) for task in get_args(Task)]
+    if missing := [job for job in jobs if not job.out.exists()]:
+        progress(f"training {len(missing)} control adapters for {steps} steps each")
+        run_fits(missing)
     for arm in get_args(Arm):
         out = folder / arm
-        write_table(out / "grown.parquet", grown[arm], TRANSITION_SCHEMA)
-        progress(f"{arm}: training both adapters for {steps} steps on {grown[arm].num_rows} pairs")
-        run_fits([_fit_job(cfg, arm, task, steps, out) for task in get_args(Task)])
         if not (out / "items.parquet").is_file():
-            progress(f"{arm}: evaluating on {data.heldout.num_rows} held-out pairs")
+            progress(f"evaluating {arm} on {data.heldout.num_rows} held-out pairs")
             models = model_ref(cfg.base_path(), out / "idm", out / "fdp")
             evaluated = _evaluate(cfg, models, data, truth, round_id)
             write_table(out / "items.parquet", evaluated, schema)
