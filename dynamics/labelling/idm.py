@@ -22,6 +22,7 @@ class Caption:
     """An action sentence as the model wrote it."""
 
     action: str
+    """Empty when the model did not end it within the limit."""
     token_logprobs: tuple[float, ...]
     """Natural log, one per generated token, end token included; each <= 0."""
 
@@ -97,10 +98,16 @@ class InverseDynamics:
             sums.append(logp.masked_fill(labels == IGNORE, 0).double().sum(-1).cpu().numpy())
         return np.concatenate(sums) if sums else np.zeros(0)
 
+    def fits_prompt(self, action: str) -> bool:
+        """Whether a sentence is neither empty nor too long to condition the FDP on."""
+        tokens = self._model.tokens
+        return 1 <= len(tokens.text_ids(action)) <= tokens.prompts.action_tokens
+
     def _limit(self, max_action_tokens: int) -> int:
         return min(max_action_tokens, self._model.tokens.prompts.action_tokens + 1)
 
     def _caption(self, decoded: DecodedText) -> Caption:
-        ended = decoded.ids and decoded.ids[-1] == self._model.tokens.eos
-        words = decoded.ids[:-1] if ended else decoded.ids
-        return Caption(self._model.tokens.text(words), tuple(decoded.logprobs))
+        # What ran into the limit is half a sentence: empty, so that every filter rejects it.
+        ended = bool(decoded.ids) and decoded.ids[-1] == self._model.tokens.eos
+        action = self._model.tokens.text(decoded.ids[:-1]) if ended else ""
+        return Caption(action, tuple(decoded.logprobs))

@@ -87,8 +87,9 @@ class Labeller:
     def label(self, pairs: pa.Table, round_id: int) -> pa.Table:
         """One LABEL_SCHEMA row per pair, in order.
 
-        A pair whose codes are not codes of this model gets an empty sentence and NaN scores: the
-        filter rejects and counts it as ``empty_action``.
+        A pair whose codes are not codes of this model, and one whose sentence came out empty or
+        too long for a prompt, get an empty sentence and NaN scores: the filter rejects and counts
+        them as ``empty_action``.
         """
         parts = [LABEL_SCHEMA.empty_table()]
         for start in range(0, pairs.num_rows, self._cfg.label.batch_size):
@@ -130,6 +131,7 @@ class Labeller:
     ) -> list[Evidence]:
         label = self._cfg.label
         captions = self._idm.label(source_BL, target_BL, max_action_tokens=label.max_action_tokens)
+        captions = [c if self._idm.fits_prompt(c.action) else Caption("", ()) for c in captions]
         evidence = [self._evidence(caption) for caption in captions]
         if self._needs == "samples":
             drawn = self._idm.sample(
@@ -145,12 +147,11 @@ class Labeller:
                 for one, samples in zip(evidence, drawn, strict=True)
             ]
         if self._needs == "fdp_loglik" and self._fdp is not None:
-            actions = [caption.action for caption in captions]
-            logprobs_B = self._fdp.frame_logprobs(source_BL, actions, target_BL)
-            return [
-                replace(one, fdp_loglik=float(logprob))
-                for one, logprob in zip(evidence, logprobs_B, strict=True)
-            ]
+            said = [row for row, caption in enumerate(captions) if caption.action]
+            actions = [captions[row].action for row in said]
+            logprobs_B = self._fdp.frame_logprobs(source_BL[said], actions, target_BL[said])
+            for row, logprob in zip(said, logprobs_B, strict=True):
+                evidence[row] = replace(evidence[row], fdp_loglik=float(logprob))
         return evidence
 
     def _evidence(self, caption: Caption) -> Evidence:
