@@ -360,8 +360,7 @@ class Evaluator:
             pairs, self._truth, self._idm, self._fdp, self._cfg, self._round_id, with_best_of
         )
         schema = items_schema(self._cfg.evaluate.best_of)
-        write_table(part_path(self._parts, shard), items, schema)
-        return pairs.num_rows
+        return write_table(part_path(self._parts, shard), items, schema).num_rows
 
 
 def part_path(parts: Path, shard: Shard) -> Path:

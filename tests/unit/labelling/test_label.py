@@ -51,6 +51,19 @@ class FakeIdm:
         said = ["code 1" if sample % 2 else "code 2" for sample in range(num_samples)]
         return [[Caption(text, (-1.0,)) for text in said] for _ in source_BL]
 
+    def fits_prompt(self, action: str) -> bool:
+        return 1 <= len(action.split()) <= 2
+
+
+class MumblingIdm(FakeIdm):
+    """Says nothing about the first pair of a batch, and too much about the second."""
+
+    def label(
+        self, source_BL: np.ndarray, target_BL: np.ndarray, *, max_action_tokens: int
+    ) -> list[Caption]:
+        captions = super().label(source_BL, target_BL, max_action_tokens=max_action_tokens)
+        return [Caption("", (-0.1,)), Caption("on and on", (-0.1,) * 3), *captions[2:]]
+
 
 class FakeFdp:
     def frame_logprobs(
@@ -123,6 +136,14 @@ def test_pairs_with_codes_of_another_tokenizer_are_counted_rejects() -> None:
     cfg = LoopConfig(filter={"rule": {"kind": "top_fraction", "fraction": 1.0}})
     decisions = decide(labeller(cfg).label(table, 1), cfg.filter)
     assert reason_counts(decisions) == {"accepted": 1, "empty_action": 2}
+
+
+@pytest.mark.parametrize("score", ["sum_logprob", "fdp_likelihood", "agreement"])
+def test_empty_and_overlong_sentences_are_counted_rejects(score: str) -> None:
+    cfg = LoopConfig(filter={"score": score, "rule": {"kind": "top_fraction", "fraction": 1.0}})
+    labels = labeller(cfg, MumblingIdm()).label(pairs(4), 1)
+    assert labels["action"].to_pylist() == ["", "", "code 2", "code 3"]
+    assert reason_counts(decide(labels, cfg.filter)) == {"accepted": 2, "empty_action": 2}
 
 
 def test_labels_are_keyed_by_pair_and_model_not_by_round() -> None:
