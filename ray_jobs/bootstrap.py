@@ -33,8 +33,8 @@ _EPILOG = """\
 examples:
   python ray_jobs/bootstrap.py                                 the embedded default, 3 rounds
   python ray_jobs/bootstrap.py --rounds 5                      continue it to 5 rounds
-  python ray_jobs/bootstrap.py --rounds 1 --run-dir runs/mine pool.path=clips
-                                                               label your own videos
+  python ray_jobs/bootstrap.py --rounds 1 pool.path=clips      label your own videos, in a run
+                                                               folder of their own
   python ray_jobs/bootstrap.py --print-config train.batch_size=64
 
 The same command again resumes a run that was interrupted, and does nothing when all is done.
@@ -112,14 +112,17 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
         overrides.append("serve.enabled=true")
     path = Path(parsed.config) if parsed.config else REPOSITORY_ROOT / "configs" / "tabletop.yaml"
     cfg = load(path, overrides)
-    pool = cfg.pool
+    pool, run_dir = cfg.pool, cfg.run_dir
     if pool.path is not None:
         from dynamics.video.sources import list_folder
 
         clips = pool.path.expanduser().absolute()
         list_folder(clips)  # a missing or empty folder is an error now, not after Ray has started
         pool = pool.model_copy(update={"path": clips})
-    return cfg.model_copy(update={"run_dir": runtime.resolve_run_dir(cfg.run_dir), "pool": pool})
+        if not any(override.startswith("run_dir=") for override in overrides):
+            # Other videos are another run: beside the config's own folder, not in it.
+            run_dir = run_dir.with_name(f"{run_dir.name}-{clips.name}")
+    return cfg.model_copy(update={"run_dir": runtime.resolve_run_dir(run_dir), "pool": pool})
 
 
 def _all_done(cfg: LoopConfig, folder: RunFolder) -> bool:
