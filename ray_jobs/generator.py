@@ -20,6 +20,7 @@ from ray.serve.config import BackpressureConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dynamics.config import LoopConfig
+from dynamics.errors import UserError
 from dynamics.generation.predict import Predictor
 from dynamics.models.adapters import load_pair
 from dynamics.records import ModelRef
@@ -142,14 +143,17 @@ class Generator:
     def predict(self, request: PredictRequest) -> PredictResponse:
         """Draw N next frames, return the one that the verifier likes best."""
         picture = decode_image(request.image)
-        with self._one_at_a_time:
-            answer = self._predictor.predict(
-                picture,
-                request.action,
-                num_samples=request.n or self._num_samples,
-                temperature=request.temperature,
-                seed=request.seed,
-            )
+        try:
+            with self._one_at_a_time:
+                answer = self._predictor.predict(
+                    picture,
+                    request.action,
+                    num_samples=request.n or self._num_samples,
+                    temperature=request.temperature,
+                    seed=request.seed,
+                )
+        except UserError as error:  # e.g. an action longer than the model can read
+            raise HTTPException(422, str(error)) from error
         return PredictResponse(
             image=encode_image(answer.frame),
             scores=list(answer.scores),

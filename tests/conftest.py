@@ -1,9 +1,17 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from dynamics.config import ClusterConfig
+from dynamics.config import (
+    REPOSITORY_ROOT,
+    ClusterConfig,
+    LoopConfig,
+    WorldConfig,
+    load,
+)
 from ray_jobs import runtime
+from tests.runs import LocalRun, StopAt, run_local
 
 runtime.prepare_environment()
 
@@ -14,3 +22,40 @@ def local_ray() -> Iterator[None]:
     runtime.ensure_ray(ClusterConfig())
     yield
     runtime.stop_ray()
+
+
+@pytest.fixture(scope="session")
+def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real checkpoint of the smallest size for the 3x3 world, at random initialisation."""
+    from dynamics.models.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
+    from dynamics.training.pretrain_tiny import (
+        TinyRecipe,
+        build_network,
+        build_tokenizer,
+        save_checkpoint,
+    )
+
+    world = WorldConfig(grid=3, min_objects=2, max_objects=3)
+    base = tmp_path_factory.mktemp("base")
+    recipe = TinyRecipe(width=32, layers=1, heads=2, feed_forward=64)
+    images = FsqTokenizer(FsqAutoencoder(FsqConfig(frame_px=world.frame_px, width=8)))
+    tokenizer = build_tokenizer(world.grid)
+    network = build_network(recipe, tokenizer, images.num_codes)
+    save_checkpoint(base, network, tokenizer, images, world, recipe)
+    return base
+
+
+@pytest.fixture(scope="session")
+def small(untrained_base: Path) -> LoopConfig:
+    """configs/test-3x3.yaml on the untrained base; every stage takes a second or so."""
+    overrides = [f"model.base={untrained_base}", "train.seed_steps=150", "train.round_steps=8"]
+    return load(REPOSITORY_ROOT / "configs" / "test-3x3.yaml", overrides)
+
+
+@pytest.fixture(scope="session")
+def local_run(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
+    """The unbroken run that every other way of running is compared with."""
+    folder = tmp_path_factory.mktemp("local-run")
+    progress = StopAt()
+    run_local(small, folder, progress=progress)
+    return LocalRun(folder, len(progress.seen))

@@ -1,0 +1,76 @@
+"""What tests of whole runs share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamics.config import LoopConfig
+from dynamics.local import LocalStages, Tracker, silent
+from dynamics.loop import run_rounds
+from dynamics.prepare import Progress
+from dynamics.records import RoundReport
+from dynamics.run_folder import RunFolder
+
+
+class Stop(BaseException):
+    """Ends a loop as abruptly as a kill does: nobody catches it."""
+
+
+class StopAt:
+    """A progress callback that stops the loop at its n-th call (never, when n is negative)."""
+
+    def __init__(self, call: int = -1) -> None:
+        self.calls_left = call
+        self.seen: list[str] = []
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        self.seen.append(what)
+        self.calls_left -= 1
+        if self.calls_left == 0:
+            raise Stop
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Every file of a run that must not depend on where, how and how often it ran."""
+    found = [
+        *folder.glob("rounds/*/report.json"),
+        *folder.glob("rounds/*/*.parquet"),
+        *folder.glob("ledger/rounds/*.json"),
+        *folder.glob("ledger/shards/*"),
+        *folder.glob("data/*.parquet"),
+        *folder.glob("data/ingest.json"),
+    ]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def run_local(
+    cfg: LoopConfig,
+    folder: Path,
+    tracker: Tracker | None = None,
+    progress: Progress = silent,
+) -> list[RoundReport]:
+    """The loop in this process, in a run folder that it holds."""
+    with RunFolder(folder).claimed(cfg):
+        return run_rounds(cfg, LocalStages(cfg, folder, tracker, progress))
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """A finished run of LocalStages, shared by all tests, which only read it."""
+
+    folder: Path
+    num_progress_calls: int
+
+
+def descendants(pid: int) -> set[int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}

@@ -1,0 +1,110 @@
+"""The whole loop in one process on real videos and a real, untrained checkpoint."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynamics.config import KeyframeConfig, LoopConfig, PoolConfig
+from dynamics.records import LABEL_SCHEMA, TRANSITION_SCHEMA, RoundReport
+from dynamics.run_folder import RunFolder
+from dynamics.tables import read_table
+from dynamics.video.encode import write_mp4
+from tests.runs import LocalRun, Stop, StopAt, results, run_local
+
+
+class CountingTracker:
+    def __init__(self) -> None:
+        self.rounds: list[int] = []
+        self.files: list[Path] = []
+
+    def log_round(self, report: RoundReport) -> None:
+        self.rounds.append(report.round_id)
+
+    def log_run(self, reports: Sequence[RoundReport], files: Sequence[Path]) -> None:
+        self.files = list(files)
+
+
+def test_a_run_leaves_what_the_run_folder_promises(small: LoopConfig, local_run: LocalRun) -> None:
+    folder = local_run.folder
+    seed = read_table(folder / "data" / "seed.parquet", TRANSITION_SCHEMA)
+    assert seed.num_rows == small.labelled.num_seed
+    labels = read_table(folder / "rounds" / "round-01" / "labels.parquet", LABEL_SCHEMA)
+    assert labels.num_rows == small.pool.num_pairs
+    report = RunFolder(folder).report(1)
+    assert report is not None
+    assert report.num_accepted > 0
+    assert report.num_labelled == sum(report.reasons.values()) == small.pool.num_pairs
+    assert {"eval/fdp_success", "eval/idm_accuracy", "eval/best_of_2"} <= set(report.metrics)
+    assert report.metrics["eval/fdp_success"].num_items == small.labelled.num_heldout
+    grown = read_table(folder / "rounds" / "round-01" / "grown.parquet", TRANSITION_SCHEMA)
+    assert grown.num_rows == seed.num_rows + report.num_accepted
+    assert {"train", "evaluate", "label"} <= set(RunFolder(folder).timings(1))
+    assert (folder / "rounds" / "round-01" / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert "nan" not in (folder / "rounds" / "round-01" / "report.json").read_text().lower()
+
+
+def test_reports_hold_no_path_of_this_machine(local_run: LocalRun) -> None:
+    models = json.loads((local_run.folder / "rounds" / "round-01" / "report.json").read_text())[
+        "models"
+    ]
+    assert models["idm"] == "rounds/round-01/idm"
+    assert models["fdp"] == "rounds/round-01/fdp"
+
+
+def test_a_finished_run_is_not_done_again(small: LoopConfig, local_run: LocalRun) -> None:
+    folder = local_run.folder
+    before = results(folder)
+    progress, tracker = StopAt(), CountingTracker()
+    no_serving = small.model_copy(
+        update={"serve": small.serve.model_copy(update={"enabled": False})}
+    )
+    reports = run_local(no_serving, folder, tracker, progress)
+    assert [report.round_id for report in reports] == [0, 1]
+    assert progress.seen == []
+    assert tracker.files == [folder / "report.html"]
+    assert results(folder) == before
+
+
+@pytest.mark.parametrize("share", [0.1, 0.35, 0.6, 0.75, 0.9])
+def test_a_stopped_run_resumes_to_equal_bytes(
+    small: LoopConfig, local_run: LocalRun, tmp_path: Path, share: float
+) -> None:
+    folder, num_calls = local_run.folder, local_run.num_progress_calls
+    with pytest.raises(Stop):
+        run_local(small, tmp_path, progress=StopAt(int(share * num_calls)))
+    assert results(tmp_path) != results(folder)
+    run_local(small, tmp_path)
+    assert results(tmp_path) == results(folder)
+
+
+def test_more_rounds_continue_from_the_last(small: LoopConfig, tmp_path: Path) -> None:
+    one_round = run_local(small, tmp_path)
+    more = small.model_copy(update={"rounds": 2})
+    assert run_local(more, tmp_path)[:2] == one_round
+    assert (tmp_path / "rounds" / "round-02" / "report.json").exists()
+
+
+def test_a_folder_of_videos_goes_through_every_stage(small: LoopConfig, tmp_path: Path) -> None:
+
+    clips = tmp_path / "clips" / "noise"
+    clips.mkdir(parents=True)
+    for shade in (120, 250):
+        frames = np.full((48, 64, 64, 3), 40, np.uint8)
+        for state in range(6):  # a square that jumps every 8 frames
+            left = 10 * state
+            frames[8 * state : 8 * state + 8, 24:40, left : left + 14] = shade
+        write_mp4(clips / f"{shade}.mp4", frames, fps=8)
+    (clips / "broken.mp4").write_text("not a video")
+    keyframes = KeyframeConfig(top_k=4, spacing_frames=4)
+    pool = PoolConfig(path=tmp_path / "clips", num_pairs=100, keyframes=keyframes)
+    cfg = small.model_copy(update={"pool": pool})
+    run_dir = tmp_path / "run"
+    reports = run_local(cfg, run_dir)
+    assert reports[1].num_labelled == 6
+    assert "label/accuracy" not in reports[1].metrics  # nobody knows what the clips show
+    assert reports[1].metrics["eval/fdp_success"].num_items == cfg.labelled.num_heldout
+    ingest = json.loads((run_dir / "data" / "ingest.json").read_text())
+    assert sum(ingest["pool"]["rejects"].values()) == 1
