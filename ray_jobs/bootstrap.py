@@ -27,7 +27,7 @@ from dynamics.run_folder import (  # noqa: E402
     write_json,
 )
 from ray_jobs import runtime  # noqa: E402
-from ray_jobs.console import ProgressView  # noqa: E402
+from dynamics.console import ProgressView  # noqa: E402
 
 _EPILOG = """\
 examples:

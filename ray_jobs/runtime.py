@@ -78,12 +78,11 @@ def on_ray(cluster: ClusterConfig) -> Iterator[None]:
     ensure_ray(cluster)
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        if (found := _user_error(error)) is not None:
-            raise found from error
-        raise
+        found = _user_error(error)
+        if found is None or found is error:
+            raise
+        raise found from error
 
 
 def ensure_ray(cluster: ClusterConfig) -> None:
@@ -155,7 +154,8 @@ def _user_error(error: BaseException | None) -> UserError | None:
     queue = [error]
     while queue:
         current = queue.pop()
-        if isinstance(current, UserError):
+        # Ray's wrapper of a UserError is a UserError, too, but its text is a traceback.
+        if isinstance(current, UserError) and not hasattr(current, "cause"):
             return current
         if current is None or current in seen:
             continue

@@ -12,7 +12,7 @@ from dynamics.ledger.files import write_bytes
 from dynamics.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
-TEST_CONFIG = ROOT / "configs" / "test-3x3.yaml"
+TEST_CONFIG = ROOT / "tests" / "test-3x3.yaml"
 
 
 def dynamics(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,109 @@
+"""Real Ray Train on CPU workers, compared with the same fits in this process."""
+
+import importlib.util
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dynamics.config import LoopConfig
+from dynamics.prepare import Progress
+from dynamics.run_folder import TrainingLog
+from dynamics.training.fit import FitJob, WorkerContext, fit_adapter
+from dynamics.training.loss import Task
+from ray_jobs.train import fit_on_ray
+from tests.runs import LocalRun, descendants
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
+
+MakeJob = Callable[..., FitJob]
+
+
+def silent(done: int, total: int, what: str) -> None:
+    pass
+
+
+@pytest.fixture
+def make_job(small: LoopConfig, local_run: LocalRun, tmp_path: Path) -> MakeJob:
+    def make(task: Task, name: str, steps: int, **train: object) -> FitJob:
+        return FitJob(
+            task=task,
+            family=small.model.family,
+            base=small.base_path(),
+            device="cpu",
+            transitions=local_run.folder / "data" / "seed.parquet",
+            steps=steps,
+            train=small.train.model_copy(update=train),
+            seed=3,
+            init_from=None,
+            out=tmp_path / name / task,
+            checkpoint_dir=tmp_path / name / "checkpoints" / task,
+        )
+
+    return make
+
+
+def fit(jobs: dict[Task, FitJob], folder: Path, progress: Progress = silent) -> None:
+    logs = {task: TrainingLog(folder / f"{task}.jsonl") for task in jobs}
+    results = fit_on_ray(jobs, logs, 0, progress)
+    assert set(results) == set(jobs)
+
+
+def weights(job: FitJob) -> dict[str, torch.Tensor]:
+    return load_file(job.out / "adapter_model.safetensors")
+
+
+def difference(first: FitJob, second: FitJob) -> float:
+    one, other = weights(first), weights(second)
+    assert set(one) == set(other)
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_two_ddp_workers_train_the_adapter_of_one(make_job: MakeJob, tmp_path: Path) -> None:
+    alone, shared = make_job("fdp", "alone", 4), make_job("fdp", "ddp", 4, num_workers=2)
+    fit_adapter(alone)
+    fit({"fdp": shared}, tmp_path)
+    assert difference(alone, shared) < 1e-4
+
+
+def test_a_killed_worker_resumes_to_the_same_adapter(make_job: MakeJob, tmp_path: Path) -> None:
+    calm = make_job("idm", "calm", 400, checkpoint_every=10)
+    fit_adapter(calm, WorkerContext())
+    killed = replace(calm, out=tmp_path / "killed", checkpoint_dir=tmp_path / "checkpoints" / "idm")
+    victims: list[int] = []
+
+    def kill_one_worker() -> None:
+        while not TrainingLog(tmp_path / "idm.jsonl").last_step():
+            time.sleep(0.05)
+        victims.extend(train_workers())
+        os.kill(victims[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one_worker, daemon=True)
+    killer.start()
+    fit({"idm": killed}, tmp_path)
+    killer.join(5)
+    assert len(victims) == 1
+    assert difference(calm, killed) == 0.0
+
+
+def train_workers() -> list[int]:
+    """Process ids of the Ray Train workers of this session's Ray."""
+    titles = {pid: Path("/proc", str(pid), "cmdline") for pid in descendants(os.getpid())}
+    return [pid for pid, path in titles.items() if b"RayTrainWorker" in path.read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="extra not installed")
+def test_zero2_trains_the_adapter_of_one_process(make_job: MakeJob, tmp_path: Path) -> None:
+    alone = make_job("idm", "alone", 4)
+    split = make_job("idm", "zero2", 4, num_workers=2, strategy="deepspeed_zero2")
+    fit_adapter(alone)
+    fit({"idm": split}, tmp_path)
+    assert difference(alone, split) < 1e-3

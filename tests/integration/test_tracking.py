@@ -1,0 +1,130 @@
+"""Real MLflow on sqlite, and a tracking server that is not there."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from dynamics.config import LoopConfig, TrackConfig
+from dynamics.records import Estimate, RoundReport
+from dynamics.run_folder import RunFolder, write_json
+from ray_jobs.tracking import MlflowTracker
+
+CFG = LoopConfig(name="tracked")
+
+
+def report(round_id: int) -> RoundReport:
+    success = Estimate(value=0.5 + 0.1 * round_id, low=0.4, high=0.8, num_items=10)
+    return RoundReport(
+        round_id=round_id,
+        num_labelled=10,
+        num_accepted=4,
+        reasons={"accepted": 4, "outside_top_fraction": 6},
+        metrics={"eval/fdp_success": success},
+        models={"idm_digest": "abc"},
+        train={"idm_loss": 0.25},
+    )
+
+
+def finished_round(folder: RunFolder, round_id: int) -> RoundReport:
+    done = report(round_id)
+    folder.fit_log(round_id, "idm").append(25, {"loss": 2.0})
+    folder.fit_log(round_id, "idm").append(50, {"loss": 1.0})
+    write_json(folder.round(round_id) / "timings.json", {"train": 12.5})
+    write_json(folder.round(round_id) / "report.json", done.to_json())
+    return done
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Two rounds and a resumed driver that logs a third and repeats all."""
+    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    warnings: list[str] = []
+    reports = [finished_round(folder, round_id) for round_id in range(3)]
+    first = MlflowTracker(CFG, folder, warnings.append)
+    first.log_round(reports[0])
+    first.log_round(reports[1])
+    resumed = MlflowTracker(CFG, folder, warnings.append)
+    page = folder.root / "report.html"
+    page.write_text("<html></html>")
+    resumed.log_round(reports[1])
+    resumed.log_run(reports, [page])
+    resumed.log_run(reports, [page])
+    assert warnings == []
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(tracked: RunFolder) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{tracked.root / 'mlflow.db'}")
+
+
+def runs_of_kind(client: MlflowClient, kind: str) -> list:
+    experiment = client.get_experiment_by_name(CFG.track.experiment)
+    return client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'")
+
+
+def test_a_resumed_bootstrap_continues_its_runs(client: MlflowClient) -> None:
+    (parent,) = runs_of_kind(client, "bootstrap")
+    rounds = runs_of_kind(client, "round")
+    assert sorted(run.data.tags["round"] for run in rounds) == ["0", "1", "2"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in rounds} == {parent.info.run_id}
+    assert {run.info.status for run in [parent, *rounds]} == {"FINISHED"}
+
+
+def test_every_round_has_the_same_metric_names(client: MlflowClient) -> None:
+    rounds = runs_of_kind(client, "round")
+    assert len({frozenset(run.data.metrics) for run in rounds}) == 1
+    expected = {
+        "eval/fdp_success": 0.6,
+        "eval/fdp_success_low": 0.4,
+        "eval/fdp_success_high": 0.8,
+        "label/labelled": 10,
+        "filter/outside_top_fraction": 6,
+        "train/idm_loss": 0.25,
+        "seconds/train": 12.5,
+    }
+    second = next(run for run in rounds if run.data.tags["round"] == "1")
+    assert expected.items() <= second.data.metrics.items()
+
+
+def test_the_parent_has_one_point_a_round(client: MlflowClient) -> None:
+    (parent,) = runs_of_kind(client, "bootstrap")
+    curve = client.get_metric_history(parent.info.run_id, "eval/fdp_success")
+    assert [(point.step, point.value) for point in curve] == [(0, 0.5), (1, 0.6), (2, 0.7)]
+
+
+def test_losses_config_and_files_are_there(client: MlflowClient, tracked: RunFolder) -> None:
+    (parent,) = runs_of_kind(client, "bootstrap")
+    assert parent.data.params["train.learning_rate"] == "0.004"
+    assert parent.data.tags["config_digest"] == CFG.digest()
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert names == {"config.json", "report.html"}
+    run = runs_of_kind(client, "round")[0].info.run_id
+    losses = client.get_metric_history(run, "train/idm_loss_curve")
+    assert [(point.step, point.value) for point in losses] == [(25, 2.0), (50, 1.0)]
+    assert (tracked.root / "mlartifacts").is_dir()
+
+
+def test_a_dead_server_costs_a_warning_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = RunFolder(tmp_path)
+    dead = CFG.model_copy(update={"track": TrackConfig(uri=f"http://127.0.0.1:{port}")})
+    warnings: list[str] = []
+    done = finished_round(folder, 0)
+    MlflowTracker(dead, folder, warnings.append).log_round(done)
+    assert len(warnings) == 1
+    assert "the loop goes on" in warnings[0]
+    assert "\n" not in warnings[0]
+    # The same command again, with a server that works, writes what was missed.
+    alive = CFG.model_copy(update={"track": TrackConfig(uri=f"sqlite:///{tmp_path / 'later.db'}")})
+    MlflowTracker(alive, folder, warnings.append).log_run([done], [])
+    assert len(warnings) == 1
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'later.db'}")
+    assert len(runs_of_kind(client, "round")) == 1
