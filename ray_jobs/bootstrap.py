@@ -19,6 +19,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _H
 sys.path.insert(0, str(_HERE.parent))
 
 from dynamics.config import REPOSITORY_ROOT, LoopConfig, load  # noqa: E402  needs the path above
+from dynamics.console import ProgressView  # noqa: E402
 from dynamics.errors import UserError  # noqa: E402
 from dynamics.run_folder import (  # noqa: E402
     RunFolder,
@@ -27,7 +28,6 @@ from dynamics.run_folder import (  # noqa: E402
     write_json,
 )
 from ray_jobs import runtime  # noqa: E402
-from dynamics.console import ProgressView  # noqa: E402
 
 _EPILOG = """\
 examples:
