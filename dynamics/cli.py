@@ -157,12 +157,7 @@ def pretrain_tiny_command(
     )
     world = load(config, overrides or []).world
     with ProgressView(console) as progress:
-        pretrain_tiny(
-            world,
-            recipe,
-            out,
-            progress=lambda what, done, total, _: progress(done, total, what),
-        )
+        pretrain_tiny(world, recipe, out, progress=progress)
     console.print(f"checkpoint {out}; use it with model.base={out}")
 
 
@@ -175,7 +170,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Show what the rounds measured; with --controls, how much of the gap the last one closed."""
-    from dynamics.report.table import round_table
+    from dynamics.report.table import control_table, round_table
 
     folder = _open(run)
     cfg = folder.config()
@@ -188,9 +183,7 @@ def evaluate(
         result = run_controls(
             cfg, folder.root, _data(folder), reports[-1].round_id, progress=console.print
         )
-        for name, closed in result.gap_closed.items():
-            arms = (f"{arm} {metrics[name].percent()}" for arm, metrics in result.arms.items())
-            console.print(f"{name}: {', '.join(arms)}; gap closed {closed.percent()}")
+        console.print(control_table(result))
         return
     seconds = {report.round_id: sum(folder.timings(report.round_id).values()) for report in reports}
     console.print(round_table(reports, seconds))

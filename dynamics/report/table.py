@@ -1,10 +1,11 @@
-"""The closing table of a run, one row a round, for the terminal."""
+"""Tables for the terminal: a run round by round, and a round between its controls."""
 
 from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 
+from dynamics.evaluation.comparison import ControlReport
 from dynamics.evaluation.summary import best_of_sizes
 from dynamics.records import Estimate, RoundReport
 
@@ -53,8 +54,32 @@ def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) ->
     return table
 
 
+def control_table(report: ControlReport) -> Table:
+    """A round between its two controls: success of each, the gain, the share of the gap closed.
+
+    Everything in percent (the gain in points), with the 95 % interval over pairs below.
+    """
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        caption=f"each arm {report.steps} steps; true labels on {report.num_pool:,} pool pairs; "
+        "below: 95 % interval, paired over pairs",
+    )
+    for heading in ("metric", "seed only", f"round {report.round_id}", "true labels", "gain"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
+    table.add_column("gap closed", justify="right", no_wrap=True)
+    for name, gain in report.gain.items():
+        arms = (report.arms[arm][name] for arm in ("seed_only", "round", "true_labels"))
+        rates = (_rate(estimate) for estimate in (*arms, gain, report.gap_closed.get(name)))
+        table.add_row(name, *rates)
+    return table
+
+
 def _rate(estimate: Estimate | None) -> str:
     if estimate is None:
         return MISSING
-    interval = f"{100 * estimate.low:.0f}-{100 * estimate.high:.0f}"
+    dash = "-" if estimate.low >= 0 else " to "
+    interval = f"{100 * estimate.low:.0f}{dash}{100 * estimate.high:.0f}"
     return f"{100 * estimate.value:.1f}\n[dim]{interval}[/dim]"

@@ -9,6 +9,7 @@ B rows, T positions, L codes a frame.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dynamics.seeds import derive_seed, numpy_rng
 from dynamics.training.base_corpus import (
     SEEN_FILE,
     Corpus,
+    Progress,
     ask_about_one,
     ask_about_two,
     base_words,
@@ -44,6 +46,10 @@ TEXT_TOKENS = 40
 """Room for several questions with their answers after the pictures."""
 
 
+def _silent(done: int, total: int, what: str) -> None:
+    """The progress callback that shows nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyRecipe:
     """Sizes and lengths; saved with the checkpoint as ``recipe.json``."""
@@ -53,6 +59,9 @@ class TinyRecipe:
     heads: int = 3
     feed_forward: int = 256
     tokenizer_steps: int = 4000
+    tokenizer_film_scale: int = 3
+    """Photographs are taken this many times larger than the model's frames, and scaled down."""
+    corpus_film_scale: int = 2
     num_doubles: int = 30_000
     num_episodes: int = 8_000
     episode_length: int = 6
@@ -248,53 +257,54 @@ def build_optimizers(network: nn.Module, recipe: TinyRecipe) -> list[torch.optim
 
 
 def pretrain_tiny(
-    world: WorldConfig,
-    recipe: TinyRecipe,
-    out: Path,
-    *,
-    images: FsqTokenizer | None = None,
-    progress: Callable[[str, int, int, str], None] | None = None,
+    world: WorldConfig, recipe: TinyRecipe, out: Path, *, progress: Progress = _silent
 ) -> Path:
     """Train tokenizer and base, save the checkpoint into ``out``; returns ``out``.
 
     A snapshot is saved every tenth of the way, so that a stopped run leaves something usable.
     """
-    report = progress or (lambda *_: None)
     out.mkdir(parents=True, exist_ok=True)
-    images = images or fit_image_tokenizer(
-        world, steps=recipe.tokenizer_steps, seed=recipe.seed,
-        progress=lambda step, _: report("image tokenizer", step, recipe.tokenizer_steps, ""),
-    )  # fmt: skip
+    images = fit_image_tokenizer(
+        world.model_copy(update={"film_scale": recipe.tokenizer_film_scale}),
+        steps=recipe.tokenizer_steps,
+        seed=recipe.seed,
+        progress=lambda step, _: progress(step, recipe.tokenizer_steps, "image tokenizer"),
+    )
     corpus = build_corpus(
-        world, images, num_doubles=recipe.num_doubles, num_episodes=recipe.num_episodes,
-        episode_length=recipe.episode_length, seed=recipe.seed,
-        progress=lambda done, total, what: report(what, done, total, ""),
-    )  # fmt: skip
+        world.model_copy(update={"film_scale": recipe.corpus_film_scale}),
+        images,
+        num_doubles=recipe.num_doubles,
+        num_episodes=recipe.num_episodes,
+        episode_length=recipe.episode_length,
+        seed=recipe.seed,
+        progress=progress,
+    )
+    np.save(out / SEEN_FILE, corpus.seen)
     tokenizer = build_tokenizer(world.grid)
     network: Any = build_network(recipe, tokenizer, images.num_codes)
     tokens = Tokens(tokenizer, network.config.vocabulary_map, PROMPTS, images.num_tokens)
+    for step in train_base(network, BaseTasks(corpus, tokens), recipe):
+        if step % 25 == 0:
+            progress(step, recipe.steps, "base")
+        if step % max(1, recipe.steps // 10) == 0:
+            save_checkpoint(out, network, tokenizer, images, world, recipe)
+    return out
+
+
+def train_base(network: Any, tasks: BaseTasks, recipe: TinyRecipe) -> Iterator[int]:
+    """Take ``recipe.steps`` steps, each over one batch of every task; yields the step taken."""
     optimizers = build_optimizers(network, recipe)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, _trapezoid(recipe.steps)) for o in optimizers]
     network.train()
-    for step, batch in zip(
-        range(1, recipe.steps + 1), BaseTasks(corpus, tokens).batches(recipe), strict=False
-    ):
-        losses = {}
-        for task, rows in batch.items():
-            loss = row_loss(network, rows)
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses[task] = loss.item()
+    for step, batch in enumerate(islice(tasks.batches(recipe), recipe.steps), start=1):
+        for rows in batch.values():
+            row_loss(network, rows).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        if step % 25 == 0:
-            report("base", step, recipe.steps, " ".join(f"{k} {v:.3f}" for k, v in losses.items()))
-        if step % max(1, recipe.steps // 10) == 0:
-            save_checkpoint(out, network, tokenizer, images, world, recipe)
-    np.save(out / SEEN_FILE, corpus.seen)
-    return out
+        yield step
 
 
 def _trapezoid(steps: int) -> Callable[[int], float]:
