@@ -130,6 +130,9 @@ class LabelConfig(Strict):
     """Rows per durable shard: a kill loses at most one shard per actor."""
     max_action_tokens: int = Field(default=12, ge=2)
     agreement_samples: int = Field(default=4, ge=2)
+    candidates: int = Field(default=1, ge=1, le=16)
+    """Sentences considered per pair: the greedy one, the rest sampled. The one that IDM and FDP
+    together find likeliest becomes the label; more than one needs filter.score=fdp_likelihood."""
 
 
 class ThresholdRule(Strict):
@@ -267,6 +270,12 @@ class LoopConfig(Strict):
     serve: ServeConfig = ServeConfig()
     track: TrackConfig = TrackConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _candidates_are_judged(self) -> "LoopConfig":
+        if self.label.candidates > 1 and self.filter.score != "fdp_likelihood":
+            raise ValueError("label.candidates above 1 needs filter.score=fdp_likelihood")
+        return self
 
     def base_path(self) -> Path:
         """Absolute folder of the base checkpoint."""

@@ -51,21 +51,24 @@ def decode_text(
     prompt_BT: Tensor,
     *,
     max_tokens: int,
+    num_samples: int = 1,
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
 ) -> list[DecodedText]:
-    """Decode up to ``max_tokens`` text tokens a row; temperature 0 is greedy.
+    """Decode up to ``max_tokens`` text tokens, ``num_samples`` times a prompt, from one prefill.
 
-    Image codes cannot come out: their logits are left out. Log-probabilities are those of
-    temperature 1 over the remaining vocabulary.
+    Temperature 0 is greedy, else ``seeds`` holds one seed per prompt and sample, samples of a
+    prompt side by side, as in the result. Image codes cannot come out: their logits are left out.
+    Log-probabilities are those of temperature 1 over the remaining vocabulary.
     """
     cache = DynamicCache()
-    hidden = model.hidden(prompt_BT, cache)[:, -1:]
+    hidden = model.hidden(prompt_BT, cache)[:, -1:].repeat_interleave(num_samples, 0)
+    cache.batch_repeat_interleave(num_samples)
     noise = None
     if temperature > 0:
         vocabulary = model.logits(hidden[:1]).shape[-1]
         noise = gumbel_noise(seeds or [], (max_tokens, vocabulary)).to(model.device)
-    rows: list[DecodedText] = [DecodedText([], []) for _ in range(len(prompt_BT))]
+    rows: list[DecodedText] = [DecodedText([], []) for _ in range(len(hidden))]
     open_rows = set(range(len(rows)))
     for step in range(max_tokens):
         logits = model.logits(hidden)[:, 0].float()

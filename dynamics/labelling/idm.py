@@ -69,7 +69,8 @@ class InverseDynamics:
             row_seeds = [seed + sample for seed in seeds[part] for sample in range(num_samples)]
             decoded = decode_text(
                 self._model,
-                prompt.repeat_interleave(num_samples, 0),
+                prompt,
+                num_samples=num_samples,
                 max_tokens=self._limit(max_action_tokens),
                 temperature=temperature,
                 seeds=row_seeds,

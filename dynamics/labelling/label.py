@@ -81,7 +81,10 @@ class Labeller:
         self._images = images
         self._needs = SCORES[cfg.filter.score].needs
         self._decode = json.dumps(
-            {"max_action_tokens": cfg.label.max_action_tokens, "greedy": True}
+            {
+                "max_action_tokens": cfg.label.max_action_tokens,
+                "candidates": cfg.label.candidates,
+            }
         )
 
     def label(self, pairs: pa.Table, round_id: int) -> pa.Table:
@@ -147,12 +150,63 @@ class Labeller:
                 for one, samples in zip(evidence, drawn, strict=True)
             ]
         if self._needs == "fdp_loglik" and self._fdp is not None:
-            said = [row for row, caption in enumerate(captions) if caption.action]
-            actions = [captions[row].action for row in said]
-            logprobs_B = self._fdp.frame_logprobs(source_BL[said], actions, target_BL[said])
-            for row, logprob in zip(said, logprobs_B, strict=True):
-                evidence[row] = replace(evidence[row], fdp_loglik=float(logprob))
+            seeds = [derive_seed(self._cfg.seed, round_id, "candidates", p) for p in pair_ids]
+            candidates = self._candidates(captions, source_BL, target_BL, seeds)
+            return self._likeliest(candidates, source_BL, target_BL, self._fdp)
         return evidence
+
+    def _candidates(
+        self,
+        greedy: Sequence[Caption],
+        source_BL: NDArray[np.int64],
+        target_BL: NDArray[np.int64],
+        seeds: Sequence[int],
+    ) -> list[list[Caption]]:
+        """Distinct usable sentences per pair, the greedy one first."""
+        label = self._cfg.label
+        drawn: list[list[Caption]] = [[] for _ in greedy]
+        if label.candidates > 1:
+            drawn = self._idm.sample(
+                source_BL,
+                target_BL,
+                num_samples=label.candidates - 1,
+                temperature=1.0,
+                seeds=seeds,
+                max_action_tokens=label.max_action_tokens,
+            )
+        found = []
+        for first, others in zip(greedy, drawn, strict=True):
+            distinct: dict[str, Caption] = {}
+            for caption in (first, *others):
+                if self._idm.fits_prompt(caption.action):
+                    distinct.setdefault(caption.action, caption)
+            found.append(list(distinct.values()))
+        return found
+
+    def _likeliest(
+        self,
+        candidates: Sequence[Sequence[Caption]],
+        source_BL: NDArray[np.int64],
+        target_BL: NDArray[np.int64],
+        fdp: ForwardDynamics,
+    ) -> list[Evidence]:
+        """Per pair the sentence with the largest log p(action | frames) + log p(frame | action).
+
+        The verifier's noisy channel turned round: the FDP, fitted apart from the IDM, vetoes
+        sentences that do not lead to the frame that followed.
+        """
+        rows = [row for row, captions in enumerate(candidates) for _ in captions]
+        flat = [caption for captions in candidates for caption in captions]
+        actions = [caption.action for caption in flat]
+        logprobs = fdp.frame_logprobs(source_BL[rows], actions, target_BL[rows])
+        best = [Evidence(action="", token_logprobs=()) for _ in candidates]
+        score = [-np.inf] * len(candidates)
+        for row, caption, logprob in zip(rows, flat, logprobs, strict=True):
+            total = logprob + sum(caption.token_logprobs)
+            if total > score[row]:
+                score[row] = total
+                best[row] = replace(self._evidence(caption), fdp_loglik=float(logprob))
+        return best
 
     def _evidence(self, caption: Caption) -> Evidence:
         canonical = canonical_action if self._cfg.pool.path is None else normalised_text

@@ -51,6 +51,16 @@ def test_gumbel_noise_samples_from_the_softmax() -> None:
     assert torch.allclose(shares, logits.softmax(-1), atol=0.03)
 
 
+def test_text_samples_of_one_prompt_are_those_of_its_seeds(model: UnifiedVLM) -> None:
+    both = decode_text(
+        model, prompt(model, 2), max_tokens=5, num_samples=2, temperature=1.0, seeds=[1, 2, 3, 4]
+    )
+    alone = decode_text(model, prompt(model, 2)[1:], max_tokens=5, temperature=1.0, seeds=[4])
+    assert len(both) == 4
+    assert both[3].ids == alone[0].ids
+    assert both[2].ids != both[3].ids
+
+
 def test_text_decoding_gives_no_image_token_and_one_logprob_a_token(model: UnifiedVLM) -> None:
     images = set(model.tokens.image_ids.tolist())
     for row in decode_text(model, prompt(model), max_tokens=6):

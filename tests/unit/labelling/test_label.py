@@ -146,6 +146,27 @@ def test_empty_and_overlong_sentences_are_counted_rejects(score: str) -> None:
     assert reason_counts(decide(labels, cfg.filter)) == {"accepted": 2, "empty_action": 2}
 
 
+def test_the_sentence_that_both_models_find_likeliest_becomes_the_label() -> None:
+    class Doubtful(FakeFdp):
+        def frame_logprobs(
+            self, source_BL: np.ndarray, actions: list[str], target_BL: np.ndarray
+        ) -> np.ndarray:
+            return np.array([0.0 if action == "code 2" else -9.0 for action in actions])
+
+    cfg = LoopConfig(filter={"score": "fdp_likelihood"}, label={"candidates": 3})
+    judge = Labeller(FakeIdm(), Doubtful(), cfg, FakeImages())  # type: ignore[arg-type]
+    labels = judge.label(pairs(3), 1)
+    assert labels["action"].to_pylist() == ["code 2"] * 3  # sampled, not what greedy decoding said
+    assert labels["score_fdp_likelihood"].to_pylist() == [0.0] * 3
+    greedy = labeller(LoopConfig(filter={"score": "fdp_likelihood"})).label(pairs(3), 1)
+    assert not set(greedy["label_id"].to_pylist()) & set(labels["label_id"].to_pylist())
+
+
+def test_candidates_without_a_judge_are_a_config_error() -> None:
+    with pytest.raises(ValueError, match="fdp_likelihood"):
+        LoopConfig(label={"candidates": 2})
+
+
 def test_labels_are_keyed_by_pair_and_model_not_by_round() -> None:
     first, second = labeller(LoopConfig()), labeller(LoopConfig())
     assert first.label(pairs(3), 1)["label_id"] == second.label(pairs(3), 2)["label_id"]
