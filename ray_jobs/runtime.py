@@ -97,6 +97,8 @@ def ensure_ray(cluster: ClusterConfig) -> None:
     else:
         # Workers of a local Ray inherit this process' environment; the code may not be installed.
         os.environ["PYTHONPATH"] = _python_path()
+        # Nobody preempts this machine, and the watcher is one more process per fit to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # A folder of our own: Unix sockets in it need a short path, and it is removed at the end.
         _remove_orphaned_folders()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir="/tmp")
