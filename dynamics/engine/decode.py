@@ -54,11 +54,13 @@ def decode_text(
     num_samples: int = 1,
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
+    greedy_first: bool = False,
 ) -> list[DecodedText]:
     """Decode up to ``max_tokens`` text tokens, ``num_samples`` times a prompt, from one prefill.
 
     Temperature 0 is greedy, else ``seeds`` holds one seed per prompt and sample, samples of a
-    prompt side by side, as in the result. Image codes cannot come out: their logits are left out.
+    prompt side by side, as in the result; with ``greedy_first`` the first sample of every prompt
+    is the greedy one. Image codes cannot come out: their logits are left out.
     Log-probabilities are those of temperature 1 over the remaining vocabulary.
     """
     cache = DynamicCache()
@@ -68,6 +70,8 @@ def decode_text(
     if temperature > 0:
         vocabulary = model.logits(hidden[:1]).shape[-1]
         noise = gumbel_noise(seeds or [], (max_tokens, vocabulary)).to(model.device)
+        if greedy_first:
+            noise[::num_samples] = 0
     rows: list[DecodedText] = [DecodedText([], []) for _ in range(len(hidden))]
     open_rows = set(range(len(rows)))
     for step in range(max_tokens):

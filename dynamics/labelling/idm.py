@@ -58,8 +58,12 @@ class InverseDynamics:
         temperature: float,
         seeds: Sequence[int],
         max_action_tokens: int,
+        greedy_first: bool = False,
     ) -> list[list[Caption]]:
-        """``num_samples`` sampled sentences a pair; ``seeds`` holds one seed a pair."""
+        """``num_samples`` sentences a pair, sampled, or the first one greedy.
+
+        ``seeds`` holds one seed a pair.
+        """
         self._model.use("idm")
         samples: list[list[Caption]] = []
         step = max(1, MICRO_BATCH // num_samples)
@@ -74,6 +78,7 @@ class InverseDynamics:
                 max_tokens=self._limit(max_action_tokens),
                 temperature=temperature,
                 seeds=row_seeds,
+                greedy_first=greedy_first,
             )
             captions = [self._caption(text) for text in decoded]
             samples += [captions[i : i + num_samples] for i in range(0, len(captions), num_samples)]

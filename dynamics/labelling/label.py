@@ -133,6 +133,10 @@ class Labeller:
         round_id: int,
     ) -> list[Evidence]:
         label = self._cfg.label
+        if self._needs == "fdp_loglik" and self._fdp is not None:
+            seeds = [derive_seed(self._cfg.seed, round_id, "candidates", p) for p in pair_ids]
+            candidates = self._candidates(source_BL, target_BL, seeds)
+            return self._likeliest(candidates, source_BL, target_BL, self._fdp)
         captions = self._idm.label(source_BL, target_BL, max_action_tokens=label.max_action_tokens)
         captions = [c if self._idm.fits_prompt(c.action) else Caption("", ()) for c in captions]
         evidence = [self._evidence(caption) for caption in captions]
@@ -149,35 +153,25 @@ class Labeller:
                 replace(one, samples=tuple(sample.action for sample in samples))
                 for one, samples in zip(evidence, drawn, strict=True)
             ]
-        if self._needs == "fdp_loglik" and self._fdp is not None:
-            seeds = [derive_seed(self._cfg.seed, round_id, "candidates", p) for p in pair_ids]
-            candidates = self._candidates(captions, source_BL, target_BL, seeds)
-            return self._likeliest(candidates, source_BL, target_BL, self._fdp)
         return evidence
 
     def _candidates(
-        self,
-        greedy: Sequence[Caption],
-        source_BL: NDArray[np.int64],
-        target_BL: NDArray[np.int64],
-        seeds: Sequence[int],
+        self, source_BL: NDArray[np.int64], target_BL: NDArray[np.int64], seeds: Sequence[int]
     ) -> list[list[Caption]]:
         """Distinct usable sentences per pair, the greedy one first."""
-        label = self._cfg.label
-        drawn: list[list[Caption]] = [[] for _ in greedy]
-        if label.candidates > 1:
-            drawn = self._idm.sample(
-                source_BL,
-                target_BL,
-                num_samples=label.candidates - 1,
-                temperature=1.0,
-                seeds=seeds,
-                max_action_tokens=label.max_action_tokens,
-            )
+        drawn = self._idm.sample(
+            source_BL,
+            target_BL,
+            num_samples=self._cfg.label.candidates,
+            temperature=1.0,
+            seeds=seeds,
+            max_action_tokens=self._cfg.label.max_action_tokens,
+            greedy_first=True,
+        )
         found = []
-        for first, others in zip(greedy, drawn, strict=True):
+        for captions in drawn:
             distinct: dict[str, Caption] = {}
-            for caption in (first, *others):
+            for caption in captions:
                 if self._idm.fits_prompt(caption.action):
                     distinct.setdefault(caption.action, caption)
             found.append(list(distinct.values()))

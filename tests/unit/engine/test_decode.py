@@ -61,6 +61,21 @@ def test_text_samples_of_one_prompt_are_those_of_its_seeds(model: UnifiedVLM) ->
     assert both[2].ids != both[3].ids
 
 
+def test_the_first_of_several_samples_can_be_the_greedy_one(model: UnifiedVLM) -> None:
+    rows = decode_text(
+        model,
+        prompt(model, 2),
+        max_tokens=5,
+        num_samples=2,
+        temperature=1.0,
+        seeds=[1, 2, 3, 4],
+        greedy_first=True,
+    )
+    greedy = decode_text(model, prompt(model, 2), max_tokens=5)
+    assert [row.ids for row in rows[::2]] == [row.ids for row in greedy]
+    assert rows[1].ids != rows[0].ids
+
+
 def test_text_decoding_gives_no_image_token_and_one_logprob_a_token(model: UnifiedVLM) -> None:
     images = set(model.tokens.image_ids.tolist())
     for row in decode_text(model, prompt(model), max_tokens=6):

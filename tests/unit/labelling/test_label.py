@@ -46,10 +46,20 @@ class FakeIdm:
         return [Caption(f"code {row[0]}", (-0.1 * row[0], -0.5)) for row in source_BL]
 
     def sample(
-        self, source_BL: np.ndarray, target_BL: np.ndarray, *, num_samples: int, **_: object
+        self,
+        source_BL: np.ndarray,
+        target_BL: np.ndarray,
+        *,
+        num_samples: int,
+        greedy_first: bool = False,
+        **_: object,
     ) -> list[list[Caption]]:
         said = ["code 1" if sample % 2 else "code 2" for sample in range(num_samples)]
-        return [[Caption(text, (-1.0,)) for text in said] for _ in source_BL]
+        drawn = [[Caption(text, (-1.0,)) for text in said] for _ in source_BL]
+        if not greedy_first:
+            return drawn
+        greedy = self.label(source_BL, target_BL, max_action_tokens=12)
+        return [[first, *others[1:]] for first, others in zip(greedy, drawn, strict=True)]
 
     def fits_prompt(self, action: str) -> bool:
         return 1 <= len(action.split()) <= 2
@@ -151,12 +161,12 @@ def test_the_sentence_that_both_models_find_likeliest_becomes_the_label() -> Non
         def frame_logprobs(
             self, source_BL: np.ndarray, actions: list[str], target_BL: np.ndarray
         ) -> np.ndarray:
-            return np.array([0.0 if action == "code 2" else -9.0 for action in actions])
+            return np.array([0.0 if action == "code 1" else -9.0 for action in actions])
 
     cfg = LoopConfig(filter={"score": "fdp_likelihood"}, label={"candidates": 3})
     judge = Labeller(FakeIdm(), Doubtful(), cfg, FakeImages())  # type: ignore[arg-type]
     labels = judge.label(pairs(3), 1)
-    assert labels["action"].to_pylist() == ["code 2"] * 3  # sampled, not what greedy decoding said
+    assert labels["action"].to_pylist() == ["code 1"] * 3  # sampled, not what greedy decoding said
     assert labels["score_fdp_likelihood"].to_pylist() == [0.0] * 3
     greedy = labeller(LoopConfig(filter={"score": "fdp_likelihood"})).label(pairs(3), 1)
     assert not set(greedy["label_id"].to_pylist()) & set(labels["label_id"].to_pylist())
