@@ -5,6 +5,7 @@ Bound to a loopback address: there is no authentication yet, so nothing else is 
 
 import argparse
 import ipaddress
+import logging
 import socket
 import sys
 import time
@@ -62,6 +63,7 @@ def deploy(cfg: LoopConfig, models: ModelRef, round_id: int) -> str:
 
     from ray_jobs.generator import Generator
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its import has reset the level
     options = cfg.serve
     if not serve.status().proxies:
         check_address(options)
