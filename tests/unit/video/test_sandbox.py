@@ -117,16 +117,17 @@ def test_clip_that_spins_is_ended_by_its_processor_time():
     assert done.returncode == -signal.SIGXCPU
 
 
-# FFmpeg's H.264 decoder reports a failed allocation as invalid data.
+# FFmpeg's H.264 decoder reports a failed allocation as invalid data; which of the allocations,
+# its own or ours, fails first is not the same every time.
 @pytest.mark.parametrize(
-    ("name", "codec", "pix_fmt", "reason"),
+    ("name", "codec", "pix_fmt", "reasons"),
     [
-        ("huge.avi", "mjpeg", "yuvj420p", "out_of_memory"),
-        ("huge.mp4", "libx264", "yuv420p", "damaged"),
+        ("huge.avi", "mjpeg", "yuvj420p", {"out_of_memory"}),
+        ("huge.mp4", "libx264", "yuv420p", {"damaged", "out_of_memory"}),
     ],
 )
 def test_clip_beyond_the_memory_limit_is_rejected_and_the_next_is_read(
-    good, name, codec, pix_fmt, reason
+    good, name, codec, pix_fmt, reasons
 ):
     path = good.parent / name
     with av.open(str(path), "w") as container:
@@ -141,7 +142,7 @@ def test_clip_beyond_the_memory_limit_is_rejected_and_the_next_is_read(
     worker = DecodeWorker(memory_mb=40, timeout_s=60)
     result = worker.decode(path, SPEC)
     assert isinstance(result, Rejected)
-    assert result.reason == reason
+    assert result.reason in reasons
     assert isinstance(worker.decode(good, SPEC), ClipFrames)
     worker.close()
 
