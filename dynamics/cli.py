@@ -22,7 +22,6 @@ from dynamics.console import ProgressView
 from dynamics.errors import UserError
 
 if TYPE_CHECKING:
-    from dynamics.records import DataRefs
     from dynamics.run_folder import RunFolder
 
 TABLETOP = REPOSITORY_ROOT / "configs" / "tabletop.yaml"
@@ -179,9 +178,10 @@ def evaluate(
         raise UserError(f"{run} has no finished round yet; run dynamics bootstrap first")
     if controls:
         from dynamics.evaluation.controls import run_controls
+        from dynamics.prepare import prepared
 
         result = run_controls(
-            cfg, folder.root, _data(folder), reports[-1].round_id, progress=console.print
+            cfg, folder.root, prepared(folder), reports[-1].round_id, progress=console.print
         )
         console.print(control_table(result))
         return
@@ -252,19 +252,6 @@ def _open(run: Path) -> "RunFolder":
     from dynamics.run_folder import RunFolder
 
     return RunFolder(run.resolve())
-
-
-def _data(folder: "RunFolder") -> "DataRefs":
-    from dynamics.records import DataRefs
-    from dynamics.tables import dataset_ref
-
-    truth = folder.data / "truth.parquet"
-    return DataRefs(
-        seed=dataset_ref(folder.data / "seed.parquet"),
-        pool=dataset_ref(folder.data / "pool.parquet"),
-        heldout=dataset_ref(folder.data / "heldout.parquet"),
-        truth=dataset_ref(truth) if truth.exists() else None,
-    )
 
 
 if __name__ == "__main__":

@@ -118,6 +118,9 @@ class ModelConfig(Strict):
     base: Path = Path("dynamics/assets/tiny-4x4")
     """Checkpoint folder (Hugging Face layout); relative paths count from the repository."""
     device: Device = "cpu"
+    merge_adapters: bool = True
+    """Label, verify and generate with each adapter merged into a base of its own: 1.5 times faster
+    on a CPU. False keeps both adapters on one base, half the memory, for large models."""
 
 
 class LabelConfig(Strict):
@@ -186,6 +189,9 @@ class LoraConfig(Strict):
 class TrainConfig(Strict):
     """Fine-tuning of the two adapters, which run side by side."""
 
+    method: Literal["lora", "full"] = "lora"
+    """peft LoRA, or all weights of the language model: a checkpoint per task instead of an adapter,
+    which wants a lower learning rate."""
     strategy: Literal["ddp", "deepspeed_zero2"] = "ddp"
     num_workers: int = Field(default=1, ge=1)
     """Ray Train workers per adapter. IDM and FDP already use one core each, so two workers per

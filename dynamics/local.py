@@ -211,7 +211,7 @@ class LocalStages:
 
     def answer(self, models: ModelRef) -> Answer:
         """Best of N for the first held-out pair."""
-        idm, fdp = load_pair(models, self.cfg.model.family, self.cfg.model.device)
+        idm, fdp = load_pair(models, self.cfg.model)
         frame, action = self.example()
         return Predictor(idm, fdp, self.images, self.cfg.serve.verifier).predict(
             Image.fromarray(frame),
@@ -349,7 +349,7 @@ class Evaluator:
         self._data = data
         self._parts = parts
         self._round_id = round_id
-        self._idm, self._fdp = load_pair(models, cfg.model.family, cfg.model.device)
+        self._idm, self._fdp = load_pair(models, cfg.model)
         self._truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
 
     def write_part(self, shard: Shard) -> int:
@@ -371,9 +371,9 @@ def part_path(parts: Path, shard: Shard) -> Path:
 def load_labeller(cfg: LoopConfig, models: ModelRef) -> Labeller:
     """The IDM, with the FDP beside it only when the configured score needs it."""
     if SCORES[cfg.filter.score].needs == "fdp_loglik":
-        idm, fdp = load_pair(models, cfg.model.family, cfg.model.device)
+        idm, fdp = load_pair(models, cfg.model)
         return Labeller(idm, fdp, cfg, fdp.model.images)
-    idm = load_idm(models, cfg.model.family, cfg.model.device)
+    idm = load_idm(models, cfg.model)
     return Labeller(idm, None, cfg, load_image_tokenizer(cfg.model.family, models.base))
 
 

@@ -43,6 +43,21 @@ def prepare(
     return DataRefs(seed=seed, pool=pool, heldout=heldout, truth=source.truth(pool, heldout))
 
 
+def prepared(folder: RunFolder) -> DataRefs:
+    """The data of a run that `prepare` has finished.
+
+    Raises:
+        UserError: a table is missing or damaged.
+    """
+    truth = folder.data / "truth.parquet"
+    return DataRefs(
+        seed=dataset_ref(folder.data / "seed.parquet"),
+        pool=dataset_ref(folder.data / "pool.parquet"),
+        heldout=dataset_ref(folder.data / "heldout.parquet"),
+        truth=dataset_ref(truth) if truth.exists() else None,
+    )
+
+
 class _Source:
     def __init__(
         self, cfg: LoopConfig, folder: RunFolder, images: ImageTokenizer, progress: Progress

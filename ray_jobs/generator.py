@@ -126,7 +126,7 @@ class Generator:
     """One replica: the base and both adapters of a round."""
 
     def __init__(self, cfg: LoopConfig, models: ModelRef, round_id: int) -> None:
-        idm, fdp = load_pair(models, cfg.model.family, cfg.model.device)
+        idm, fdp = load_pair(models, cfg.model)
         self._predictor = Predictor(idm, fdp, fdp.model.images, cfg.serve.verifier)
         self._num_samples = cfg.serve.num_samples
         self._models = models

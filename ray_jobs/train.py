@@ -1,13 +1,14 @@
-"""Ray Train: the two adapters of a round, each a `TorchTrainer`, side by side.
+"""Ray Train: the two adapters of a round, side by side in the worker group of one `TorchTrainer`.
 
 `fit_adapter` keeps its own checkpoints in the run folder and resumes from the newest one, so that
 it survives the loss of a worker (Ray Train restarts it), of the whole cluster and of the driver
 (the next bootstrap does) in the same way. Ray Train brings up and restarts the worker group.
 """
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynamics.config import TrainConfig
+from dynamics.errors import UserError
 from dynamics.prepare import Progress
 from dynamics.run_folder import TrainingLog
 from dynamics.training.fit import (
@@ -27,20 +29,22 @@ from dynamics.training.fit import (
     FitResult,
     PlainEngine,
     WorkerContext,
+    finished_fit,
     fit_adapter,
 )
 from dynamics.training.loss import Task
-
-MakeEngine = Callable[[nn.Module, Optimizer], Engine]
 
 MAX_FAILURES = 2
 
 
 class DdpEngine(PlainEngine):
-    """Gradients averaged over the workers by `DistributedDataParallel` (gloo or nccl)."""
+    """Gradients averaged over a task's workers by `DistributedDataParallel` (gloo or nccl)."""
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
-        super().__init__(ray.train.torch.prepare_model(module), optimizer)
+    def __init__(self, module: nn.Module, optimizer: Optimizer, group: Any) -> None:
+        prepared = ray.train.torch.prepare_model(
+            module, parallel_strategy_kwargs={"process_group": group}
+        )
+        super().__init__(prepared, optimizer)
 
 
 class DeepSpeedEngine:
@@ -76,8 +80,6 @@ _ZERO2: dict[str, Any] = {
     "zero_force_ds_cpu_optimizer": False,
 }
 
-ENGINES: dict[str, MakeEngine] = {"ddp": DdpEngine, "deepspeed_zero2": DeepSpeedEngine}
-
 
 def fit_on_ray(
     jobs: Mapping[Task, FitJob], logs: Mapping[Task, TrainingLog], round_id: int, progress: Progress
@@ -87,74 +89,125 @@ def fit_on_ray(
     Raises:
         ray.train.TrainingFailedError: a worker failed more than `MAX_FAILURES` times.
     """
+    fits = [_Fit(job=job, log=logs[task]) for task, job in jobs.items()]
+    strategy = fits[0].job.train.strategy
+    # DeepSpeed takes the whole process group for one model: a trainer each.
+    groups = [[fit] for fit in fits] if strategy == "deepspeed_zero2" else [fits]
     # fit() blocks until its workers are done: a thread each, in this process, since a process of
     # their own would import torch twice more.
-    threads = ThreadPoolExecutor(len(jobs))
+    threads = ThreadPoolExecutor(len(groups))
     try:
-        running = {task: threads.submit(_fit, job, logs[task]) for task, job in jobs.items()}
-        total = sum(job.steps for job in jobs.values())
-        pending: set[Future[FitResult]] = set(running.values())
+        pending = {threads.submit(_run_trainer, group) for group in groups}
+        total = sum(fit.job.steps for fit in fits)
         while pending:
-            steps = sum(log.last_step() for log in logs.values())
+            steps = sum(fit.log.last_step() for fit in fits)
             progress(min(steps, total), total, f"train IDM and FDP, round {round_id}")
             finished, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
             for future in finished:
                 future.result()  # a failed fit stops the round at once
-        return {task: future.result() for task, future in running.items()}
+        return {task: _fitted(job) for task, job in jobs.items()}
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _fit(job: FitJob, log: TrainingLog) -> FitResult:
-    if job.train.strategy == "deepspeed_zero2":
-        # Its optimizer state is split over the workers, which the fit's own checkpoints cannot
-        # hold: a killed ZeRO fit starts again.
-        job = replace(job, train=job.train.model_copy(update={"checkpoint_every": job.steps}))
-    loop: Any = _train_loop  # what it returns is allowed, but not in Ray's annotations
+def _fitted(job: FitJob) -> FitResult:
+    result = finished_fit(job)
+    if result is None:
+        raise UserError(
+            f"the workers finished, but {job.out} is not here; run_dir must lie on storage that "
+            "all machines of the cluster share"
+        )
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """One task's fit and where its loss curve goes."""
+
+    job: FitJob
+    log: TrainingLog
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: Ray's controller reads them, too, and must not import torch for that."""
+        job = {field.name: getattr(self.job, field.name) for field in fields(self.job)}
+        job |= {name: str(value) for name, value in job.items() if isinstance(value, Path)}
+        return {
+            "job": job | {"train": self.job.train.model_dump(mode="json")},
+            "log": str(self.log.path),
+        }
+
+    @classmethod
+    def from_json(cls, payload: dict[str, Any]) -> "_Fit":
+        """Inverse of `to_json`."""
+        job = dict(payload["job"])
+        for name in ("base", "transitions", "init_from", "out", "checkpoint_dir"):
+            job[name] = None if job[name] is None else Path(job[name])
+        job["train"] = TrainConfig.model_validate(job["train"])
+        return cls(job=FitJob(**job), log=TrainingLog(Path(payload["log"])))
+
+
+def _run_trainer(fits: Sequence[_Fit]) -> None:
+    first = fits[0].job
+    loop: Any = _train_loop
     trainer = TorchTrainer(
         loop,
-        train_loop_config={"job": job, "log": log},
-        torch_config=TorchConfig(backend="nccl" if job.train.num_gpus_per_worker else "gloo"),
-        scaling_config=_scaling(job.train),
+        train_loop_config={"fits": [fit.to_json() for fit in fits]},
+        torch_config=TorchConfig(backend="nccl" if first.train.num_gpus_per_worker else "gloo"),
+        scaling_config=_scaling(first.train, num_fits=len(fits)),
         run_config=RunConfig(
-            name=job.task,
-            storage_path=str(job.checkpoint_dir.parent / "ray"),
+            name="-".join(fit.job.task for fit in fits),
+            storage_path=str(first.checkpoint_dir.parent / "ray"),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    result: Any = trainer.fit()
-    fitted: FitResult = result.return_value
-    return fitted
+    trainer.fit()
 
 
-def _scaling(train: TrainConfig) -> ScalingConfig:
+def _scaling(train: TrainConfig, num_fits: int) -> ScalingConfig:
     resources = {"CPU": 1.0}
     if train.num_gpus_per_worker:
         resources["GPU"] = train.num_gpus_per_worker
     return ScalingConfig(
-        num_workers=train.num_workers,
+        num_workers=train.num_workers * num_fits,
         use_gpu=bool(train.num_gpus_per_worker),
         resources_per_worker=resources,
     )
 
 
-def _train_loop(config: dict[str, Any]) -> FitResult:
-    """Runs in every worker of the group; rank 0 writes."""
-    job: FitJob = config["job"]
-    log: TrainingLog = config["log"]
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
+def _train_loop(config: dict[str, Any]) -> None:
+    """Runs in every worker: the first ``num_workers`` ranks fit the first job, and so on."""
+    fits = [_Fit.from_json(payload) for payload in config["fits"]]
+    world_rank = ray.train.get_context().get_world_rank()
+    size = fits[0].job.train.num_workers
+    mine, rank = divmod(world_rank, size)
+    job, log = fits[mine].job, fits[mine].log
+    if job.train.strategy == "deepspeed_zero2":
+        # Its optimizer state is split over the workers, which the fit's own checkpoints cannot
+        # hold: a killed ZeRO fit starts again.
+        job = replace(job, train=job.train.model_copy(update={"checkpoint_every": job.steps}))
 
     def report(step: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
         if rank == 0:
             log.append(step, metrics)
 
-    return fit_adapter(
-        job,
-        WorkerContext(
-            rank=rank,
-            world_size=context.get_world_size(),
-            make_engine=ENGINES[job.train.strategy],
-            report=report,
-        ),
+    make_engine = _engine_maker(job.train, mine, num_fits=len(fits))
+    fit_adapter(
+        job, WorkerContext(rank=rank, world_size=size, make_engine=make_engine, report=report)
     )
+
+
+def _engine_maker(
+    train: TrainConfig, mine: int, num_fits: int
+) -> Callable[[nn.Module, Optimizer], Engine]:
+    """How this worker's gradients meet those of the task's other workers."""
+    if train.strategy == "deepspeed_zero2":
+        return DeepSpeedEngine
+    if train.num_workers == 1:
+        return PlainEngine
+    # Every worker must take part in making every group, in the same order.
+    size = train.num_workers
+    groups = [
+        torch.distributed.new_group(list(range(index * size, (index + 1) * size)))
+        for index in range(num_fits)
+    ]
+    return partial(DdpEngine, group=groups[mine])

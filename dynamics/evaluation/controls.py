@@ -149,6 +149,6 @@ def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, steps: int, out: Path) -> Fi
 def _evaluate(
     cfg: LoopConfig, models: ModelRef, data: DataRefs, truth: pa.Table, round_id: int
 ) -> pa.Table:
-    idm, fdp = load_pair(models, cfg.model.family, cfg.model.device)
+    idm, fdp = load_pair(models, cfg.model)
     heldout = read_table(data.heldout, TRANSITION_SCHEMA)
     return evaluate_items(heldout, truth, idm, fdp, cfg, round_id, with_best_of=0)

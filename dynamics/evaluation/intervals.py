@@ -4,7 +4,7 @@ They cover the choice of held-out items only. The spread between training seeds 
 often larger, uncertainty that one run cannot show.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,20 +47,49 @@ def bootstrap_statistic(
     Raises:
         ValueError: no row, or a value that is not finite.
     """
-    rows_NK = np.asarray(values_NK, dtype=np.float64)
-    num_items = len(rows_NK)
-    if num_items == 0 or not np.isfinite(rows_NK).all():
-        raise ValueError("a bootstrap interval needs at least one value, all of them finite")
-    # Drawing how often each distinct row occurs is the same as drawing rows, and 0/1 outcomes
-    # have few distinct rows, so 12,000 labels cost no more than 100.
-    unique_UK, counts_U = np.unique(rows_NK, axis=0, return_counts=True)
+    return bootstrap_strata([values_NK], statistic, seed, num_resamples)
+
+
+def bootstrap_strata(
+    strata: Sequence[ArrayLike],
+    statistic: Callable[[Floats], Floats],
+    seed: int,
+    num_resamples: int = 2000,
+) -> Estimate:
+    """A statistic of K column means, each the mean over strata (training seeds) of its own mean.
+
+    Items are resampled within their stratum, whole rows at a time, so that a comparison on the
+    same items stays paired.
+
+    Args:
+        strata: one [N_s, K] array per stratum, one row per item.
+        statistic: maps means [R, K] to values [R]; rows are independent resamples.
+        seed: of the resampling.
+        num_resamples: R, the number of resamples.
+
+    Raises:
+        ValueError: no row in a stratum, or a value that is not finite.
+    """
+    drawn: list[Floats] = []
+    means: list[Floats] = []
     rng = np.random.default_rng(seed)
-    draws_RU = rng.multinomial(num_items, counts_U / num_items, size=num_resamples)
-    values_R = statistic(draws_RU @ unique_UK / num_items)
+    num_items = 0
+    for values_NK in strata:
+        rows_NK = np.asarray(values_NK, dtype=np.float64)
+        if len(rows_NK) == 0 or not np.isfinite(rows_NK).all():
+            raise ValueError("a bootstrap interval needs at least one value, all of them finite")
+        # Drawing how often each distinct row occurs is the same as drawing rows, and 0/1 outcomes
+        # have few distinct rows, so 12,000 labels cost no more than 100.
+        unique_UK, counts_U = np.unique(rows_NK, axis=0, return_counts=True)
+        draws_RU = rng.multinomial(len(rows_NK), counts_U / len(rows_NK), size=num_resamples)
+        drawn.append(draws_RU @ unique_UK / len(rows_NK))
+        means.append(rows_NK.mean(axis=0))
+        num_items += len(rows_NK)
+    values_R = statistic(np.mean(drawn, axis=0))
     # Undefined resamples (a ratio whose denominator vanished) leave the interval to the others.
     defined = values_R[np.isfinite(values_R)]
     low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (np.nan, np.nan)
-    value = float(statistic(rows_NK.mean(axis=0, keepdims=True))[0])
+    value = float(statistic(np.mean(means, axis=0)[None])[0])
     return Estimate(value=value, low=float(low), high=float(high), num_items=num_items)
 
 

@@ -3,10 +3,11 @@
 import hashlib
 from pathlib import Path
 
+from dynamics.config import ModelConfig
 from dynamics.generation.fdp import ForwardDynamics
 from dynamics.labelling.idm import InverseDynamics
 from dynamics.models import load_model
-from dynamics.models.chameleon import checkpoint_digest
+from dynamics.models.chameleon import AdapterName, UnifiedVLM, checkpoint_digest
 from dynamics.records import ModelRef
 
 
@@ -28,25 +29,36 @@ def model_ref(base: Path, idm: Path, fdp: Path) -> ModelRef:
     )
 
 
-def load_idm(ref: ModelRef, family: str, device: str = "cpu") -> InverseDynamics:
+def load_idm(ref: ModelRef, model: ModelConfig) -> InverseDynamics:
     """The IDM alone."""
-    model = load_model(family, ref.base, device)
-    model.load_adapter("idm", ref.idm)
-    return InverseDynamics(model, ref.idm_digest)
+    return InverseDynamics(_load(ref.base, ref.idm, "idm", model), ref.idm_digest)
 
 
-def load_fdp(ref: ModelRef, family: str, device: str = "cpu") -> ForwardDynamics:
+def load_fdp(ref: ModelRef, model: ModelConfig) -> ForwardDynamics:
     """The FDP alone."""
-    model = load_model(family, ref.base, device)
-    model.load_adapter("fdp", ref.fdp)
-    return ForwardDynamics(model, ref.fdp_digest)
+    return ForwardDynamics(_load(ref.base, ref.fdp, "fdp", model), ref.fdp_digest)
 
 
-def load_pair(
-    ref: ModelRef, family: str, device: str = "cpu"
-) -> tuple[InverseDynamics, ForwardDynamics]:
-    """Both adapters on one base in memory."""
-    model = load_model(family, ref.base, device)
-    model.load_adapter("idm", ref.idm)
-    model.load_adapter("fdp", ref.fdp)
-    return InverseDynamics(model, ref.idm_digest), ForwardDynamics(model, ref.fdp_digest)
+def load_pair(ref: ModelRef, model: ModelConfig) -> tuple[InverseDynamics, ForwardDynamics]:
+    """Both models: each merged into a base of its own, or two adapters on one base in memory."""
+    if model.merge_adapters or is_checkpoint(ref.idm) or is_checkpoint(ref.fdp):
+        return load_idm(ref, model), load_fdp(ref, model)
+    shared = load_model(model.family, ref.base, model.device)
+    shared.load_adapter("idm", ref.idm)
+    shared.load_adapter("fdp", ref.fdp)
+    return InverseDynamics(shared, ref.idm_digest), ForwardDynamics(shared, ref.fdp_digest)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a fit wrote a whole checkpoint (``train.method`` full) instead of an adapter."""
+    return (folder / "config.json").is_file()
+
+
+def _load(base: Path, fitted: Path, name: AdapterName, model: ModelConfig) -> UnifiedVLM:
+    if is_checkpoint(fitted):
+        return load_model(model.family, fitted, model.device)
+    loaded = load_model(model.family, base, model.device)
+    loaded.load_adapter(name, fitted)
+    if model.merge_adapters:
+        loaded.merge_adapter()
+    return loaded

@@ -60,9 +60,13 @@ class UnifiedVLM:
         self.network.to(self.device).eval()
         self.use(name)
 
+    def merge_adapter(self) -> None:
+        """Add the active adapter to the base's weights: faster, but no other one can follow."""
+        self.network = self.network.merge_and_unload().eval()
+
     def use(self, name: AdapterName) -> None:
-        """Make an adapter the active one."""
-        if self.network.active_adapter != name:
+        """Make an adapter the active one; merged and fully fine-tuned models have none."""
+        if isinstance(self.network, PeftModel) and self.network.active_adapter != name:
             self.network.set_adapter(name)
 
     @property

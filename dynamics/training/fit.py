@@ -1,4 +1,4 @@
-"""Fit one LoRA adapter on a set of transitions: the same function alone, under DDP, on Ray.
+"""Fit one adapter on a set of transitions: the same function alone, under DDP, on Ray.
 
 Everything random is derived from (seed, step), so a run that resumes from a checkpoint takes the
 same steps as one that never stopped.
@@ -6,11 +6,12 @@ same steps as one that never stopped.
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -29,8 +30,13 @@ from dynamics.seeds import derive_seed, numpy_rng
 from dynamics.tables import codes_matrix, read_table
 from dynamics.training.loss import RowLoss, Task, recognition_weights
 
+_IMAGE_TOKENIZER = re.compile(r"\bvqmodel\.")
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 REPORT_EVERY = 25
+
+FitTask = Task | Literal["joint"]
+"""What one fit learns. "joint": both tasks in one adapter, in turn, so that ``steps`` of it are
+half a fit of each."""
 
 
 class Engine(Protocol):
@@ -69,7 +75,7 @@ class PlainEngine:
 class FitJob:
     """What to fit, from what, into where."""
 
-    task: Task
+    task: FitTask
     family: str
     base: Path
     device: str
@@ -79,9 +85,9 @@ class FitJob:
     train: TrainConfig
     seed: int
     init_from: Path | None
-    """Adapter to start from; None = fresh LoRA on the base."""
+    """What an earlier fit wrote, to start from; None = the base."""
     out: Path
-    """Adapter folder; complete when it exists."""
+    """Adapter folder, with ``train.method`` full a whole checkpoint; complete when it exists."""
     checkpoint_dir: Path
 
 
@@ -133,11 +139,17 @@ class Batches:
             parts.append(rng.choice(self._new_rows, size - from_seed))
         return np.concatenate(parts)
 
+    def task_of(self, step: int) -> Task:
+        """The task that a step trains."""
+        if self._job.task == "joint":
+            return "fdp" if step % 2 else "idm"
+        return self._job.task
+
     def batch(self, step: int) -> tuple[Rows, Tensor | None]:
         """Token rows and, for the FDP with recognition weights, the weight of every scored code."""
         rows = self.rows_of(step)
         actions = [self._actions[row] for row in rows]
-        if self._job.task == "idm":
+        if self.task_of(step) == "idm":
             return self._tokens.idm_rows(self._source[rows], self._target[rows], actions), None
         share = self._job.train.recognition_weight
         weights = (
@@ -152,9 +164,24 @@ def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
     return train.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def attach_adapter(model: UnifiedVLM, job: FitJob) -> PeftModel:
-    """Put the trainable adapter on the model, fresh or from an earlier round."""
+def trainable_model(job: FitJob) -> UnifiedVLM:
+    """The base with what the job trains switched on.
+
+    That is a LoRA adapter, fresh or from an earlier fit, or every weight of the language model.
+    """
     torch.manual_seed(derive_seed(job.seed, "init"))
+    if job.train.method == "full":
+        model = load_model(job.family, job.init_from or job.base, job.device)
+        for name, parameter in model.network.named_parameters():
+            parameter.requires_grad_(not _IMAGE_TOKENIZER.search(name))
+    else:
+        model = load_model(job.family, job.base, job.device)
+        _attach_adapter(model, job)
+    model.network.train()
+    return model
+
+
+def _attach_adapter(model: UnifiedVLM, job: FitJob) -> None:
     if job.init_from is not None:
         network = PeftModel.from_pretrained(model.network, str(job.init_from), is_trainable=True)
     else:
@@ -170,7 +197,6 @@ def attach_adapter(model: UnifiedVLM, job: FitJob) -> PeftModel:
     # A name, not a path: an adapter's files must not depend on where the run lies.
     network.peft_config["default"].base_model_name_or_path = job.base.name
     model.network = network
-    return network
 
 
 def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
@@ -181,17 +207,16 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
     gradient does not depend on the number of workers.
     """
     context = context or WorkerContext()
-    done = job.out / "fit.json"
-    if done.is_file():
-        return _result(job, json.loads(done.read_text()))
-    model = load_model(job.family, job.base, job.device)
-    network = attach_adapter(model, job).train()
-    trainable = [p for p in network.parameters() if p.requires_grad]
+    if done := finished_fit(job):
+        return done
+    model = trainable_model(job)
+    network = model.network
+    trainable = list(_trainable(network).values())
     optimizer = torch.optim.AdamW(
         trainable, lr=job.train.learning_rate, weight_decay=job.train.weight_decay
     )
     start, recent = _resume(job, network, optimizer)
-    engine = context.make_engine(RowLoss(model, job.task), optimizer)
+    engine = context.make_engine(RowLoss(model), optimizer)
     batches = Batches(job, model)
     for step in range(start, job.steps):
         for group in optimizer.param_groups:
@@ -199,7 +224,7 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
         torch.manual_seed(derive_seed(job.seed, "dropout", step, context.rank))
         recent = [
             *recent[-(REPORT_EVERY - 1) :],
-            _step(engine, *batches.batch(step), context, model.device),
+            _step(engine, *batches.batch(step), batches.task_of(step), context, model.device),
         ]
         finished = step + 1
         checkpoint = finished % job.train.checkpoint_every == 0 and finished < job.steps
@@ -213,10 +238,17 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
     return _result(job, {"loss": sum(recent) / len(recent), "steps": job.steps})
 
 
+def finished_fit(job: FitJob) -> FitResult | None:
+    """What a complete fit wrote, None while there is none."""
+    done = job.out / "fit.json"
+    return _result(job, json.loads(done.read_text())) if done.is_file() else None
+
+
 def _step(
     engine: Engine,
     rows: Rows,
     weights_BL: Tensor | None,
+    task: Task,
     context: WorkerContext,
     device: torch.device,
 ) -> float:
@@ -226,7 +258,7 @@ def _step(
     ids, labels = rows.ids[mine].to(device), rows.labels[mine].to(device)
     weights = None if weights_BL is None else weights_BL[mine].flatten().to(device)
     # DDP averages gradients over workers: times world_size makes it the sum over the whole batch.
-    loss = engine.module(ids, labels, weights) * (context.world_size / total)
+    loss = engine.module(ids, labels, weights, task) * (context.world_size / total)
     engine.backward(loss)
     engine.step()
     return float(loss.detach())
@@ -282,9 +314,14 @@ def _publish(job: FitJob, network: Any, loss: float) -> None:
     """Write the adapter folder in one rename, ``fit.json`` inside it."""
     fresh = job.out.with_name(job.out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    network.save_pretrained(str(fresh), save_embedding_layers=False)
-    (fresh / "README.md").unlink(missing_ok=True)
-    _sort_config(fresh / "adapter_config.json")
+    if job.train.method == "full":
+        # A checkpoint of its own, with the base's tokenizers and prompts: it loads without it.
+        shutil.copytree(job.base, fresh, ignore=shutil.ignore_patterns("model*", "*.npy"))
+        network.save_pretrained(str(fresh))
+    else:
+        network.save_pretrained(str(fresh), save_embedding_layers=False)
+        (fresh / "README.md").unlink(missing_ok=True)
+        _sort_config(fresh / "adapter_config.json")
     (fresh / "fit.json").write_text(
         json.dumps({"loss": loss, "steps": job.steps, "task": job.task}) + "\n"
     )

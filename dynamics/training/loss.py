@@ -33,22 +33,23 @@ class RowLoss(nn.Module):
     A module, so that DDP and DeepSpeed can wrap it.
     """
 
-    def __init__(self, model: UnifiedVLM, task: Task) -> None:
+    def __init__(self, model: UnifiedVLM) -> None:
         super().__init__()
         self.network = model.network
         self._model = model
-        self._task = task
         vocabulary = model.logits(model.hidden(torch.tensor([[model.tokens.bos]]))).shape[-1]
         code_of = torch.full((vocabulary,), IGNORE, device=model.device)
         code_of[model.image_ids] = torch.arange(len(model.image_ids), device=model.device)
         self.register_buffer("_code_of", code_of, persistent=False)
 
-    def forward(self, ids_BT: Tensor, labels_BT: Tensor, weights_S: Tensor | None) -> Tensor:
+    def forward(
+        self, ids_BT: Tensor, labels_BT: Tensor, weights_S: Tensor | None, task: Task
+    ) -> Tensor:
         """The summed loss; ``weights_S`` follows the scored positions in row order."""
         scored = labels_BT != IGNORE
         hidden_S1D = self._model.hidden(ids_BT)[scored][:, None]
         labels_S = labels_BT[scored]
-        if self._task == "fdp":
+        if task == "fdp":
             # Softmax over codes only: the distribution that generation samples from.
             logits = self._model.image_logits(hidden_S1D)[:, 0]
             labels_S = self._code_of[labels_S]  # type: ignore[index]

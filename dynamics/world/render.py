@@ -94,8 +94,11 @@ def expose(frames_BHW3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     num = len(frames_BHW3)
     flicker = rng.normal(1.0, 0.004, size=(num, 1, 1, 1)).astype(np.float32)
     noise = rng.integers(-4, 5, size=frames_BHW3.shape, dtype=np.int8)
-    exposed: np.ndarray = np.clip(frames_BHW3 * (255 * flicker) + noise + 0.5, 0, 255)
-    return exposed.astype(np.uint8)
+    # In place: a run films thousands of clips, and this is where most of their time goes.
+    exposed: np.ndarray = frames_BHW3 * (255 * flicker)
+    exposed += noise
+    exposed += 0.5
+    return np.clip(exposed, 0, 255, out=exposed).astype(np.uint8)
 
 
 def disturb(frames_BHW3: np.ndarray, world: WorldConfig, rng: np.random.Generator) -> np.ndarray:

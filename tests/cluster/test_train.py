@@ -66,11 +66,17 @@ def difference(first: FitJob, second: FitJob) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-def test_two_ddp_workers_train_the_adapter_of_one(make_job: MakeJob, tmp_path: Path) -> None:
-    alone, shared = make_job("fdp", "alone", 4), make_job("fdp", "ddp", 4, num_workers=2)
-    fit_adapter(alone)
-    fit({"fdp": shared}, tmp_path)
-    assert difference(alone, shared) < 1e-4
+def test_two_ddp_workers_a_task_train_the_adapters_of_one(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    tasks: tuple[Task, ...] = ("idm", "fdp")
+    alone = {task: make_job(task, "alone", 4) for task in tasks}
+    shared = {task: make_job(task, "ddp", 4, num_workers=2) for task in tasks}
+    for job in alone.values():
+        fit_adapter(job)
+    fit(shared, tmp_path)
+    for task in tasks:
+        assert difference(alone[task], shared[task]) < 1e-4
 
 
 def test_a_killed_worker_resumes_to_the_same_adapter(make_job: MakeJob, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dynamics.config import EvaluateConfig, LabelledConfig, LoopConfig, TrainConfig
+from dynamics.config import EvaluateConfig, LabelledConfig, LoopConfig, ModelConfig, TrainConfig
 from dynamics.errors import UserError
 from dynamics.evaluation import controls
 from dynamics.evaluation.comparison import ControlReport, compare
@@ -123,7 +123,7 @@ class Lab:
         path = self.run_dir / "rounds/round-03/items.parquet"
         write_table(path, items, items_schema(CFG.evaluate.best_of))
 
-    def _load(self, fdp: Path, family: str, device: str) -> tuple[ScriptedIDM, ScriptedFDP]:
+    def _load(self, fdp: Path, model: ModelConfig) -> tuple[ScriptedIDM, ScriptedFDP]:
         good = fdp.parent.name == "true_labels"
         return ScriptedIDM(), ScriptedFDP(sure=lambda action: good or "red" in action)
 

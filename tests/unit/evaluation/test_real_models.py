@@ -79,7 +79,7 @@ def controlled(cfg: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def _models(cfg: LoopConfig, run_dir: Path):
     arm = run_dir / "controls/round-01/true_labels"
-    return load_pair(model_ref(cfg.base_path(), arm / "idm", arm / "fdp"), cfg.model.family)
+    return load_pair(model_ref(cfg.base_path(), arm / "idm", arm / "fdp"), cfg.model)
 
 
 def test_controls_leave_adapters_evaluations_and_a_report(cfg: LoopConfig, controlled: Path):

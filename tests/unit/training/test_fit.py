@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynamics.config import LoraConfig, TrainConfig
+from dynamics.config import LoraConfig, ModelConfig, TrainConfig
 from dynamics.models.adapters import load_pair, model_ref
 from dynamics.models.chameleon import checkpoint_digest
 from dynamics.records import TRANSITION_SCHEMA
@@ -146,7 +146,7 @@ def test_gradients_do_not_depend_on_the_number_of_workers(job: FitJob, task: Any
 def test_both_adapters_sit_on_one_base_and_do_not_mix(job: FitJob, tmp_path: Path) -> None:
     fdp_folder = fit_adapter(job).adapter
     idm_folder = fit_adapter(replace(job, task="idm", out=tmp_path / "idm")).adapter
-    idm, fdp = load_pair(model_ref(job.base, idm_folder, fdp_folder), "chameleon")
+    idm, fdp = load_pair(model_ref(job.base, idm_folder, fdp_folder), ModelConfig())
     codes = np.random.default_rng(1).integers(0, 500, size=(2, 2, 9))
     actions = ["push the red ring left"] * 2
     frame = fdp.frame_logprobs(codes[0], actions, codes[1])
