@@ -47,6 +47,9 @@ Set = Annotated[
 
 def main() -> None:
     """Entry point of the ``dynamics`` console command."""
+    # One bar is enough: transformers draws its own for every checkpoint that it loads.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except UserError as error:
@@ -64,13 +67,15 @@ def bootstrap(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_THROUGH)
 def serve(context: typer.Context, run: Run) -> None:
-    """Keep the generator of a finished run up behind HTTP until Ctrl-C.
+    """Keep the generator of a finished run's last promoted round up behind HTTP until Ctrl-C.
 
     Overrides may follow: dynamics serve RUN serve.port=8001
     """
     folder = _open(run)
     cfg = folder.config()
-    if folder.report(cfg.rounds) is None:
+    reports = folder.reports(cfg.rounds)
+    # A blocked round is the last one; what was promoted before it is served.
+    if not reports or (reports[-1].promoted and reports[-1].round_id < cfg.rounds):
         raise UserError(f"{run} has not finished round {cfg.rounds}; bootstrap continues it")
     tree = cfg.model_dump(mode="json", exclude={"run_dir"})
     # YAML reads JSON, so every section of the run's own config fits into one override.
@@ -187,6 +192,58 @@ def evaluate(
         return
     seconds = {report.round_id: sum(folder.timings(report.round_id).values()) for report in reports}
     console.print(round_table(reports, seconds))
+
+
+@app.command()
+def claims(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, two label sizes: a look, no evidence.")
+    ] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds to film and train with, e.g. 101,102,103.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Units at a time, one thread each; default: cores.")
+    ] = None,
+    publish_to: Annotated[
+        Path | None,
+        typer.Option("--publish", help="Also write RESULTS.md and its pictures here, e.g. docs."),
+    ] = None,
+    config: Config = TABLETOP,
+    overrides: Set = None,
+) -> None:
+    """Measure the paper's three claims against fair controls, with intervals over seeds.
+
+    The full study takes hours on two cores and continues where it was stopped.
+    """
+    from dynamics.claims.plan import QUICK, StudyPlan
+    from dynamics.claims.study import RESULTS_FILE, publish, run_study
+
+    plan = QUICK if quick else StudyPlan()
+    if seeds is not None:
+        plan = replace(plan, seeds=_seeds(seeds))
+    cfg = load(config, overrides or [])
+    if quick:
+        cfg = cfg.model_copy(update={"rounds": 1})
+    folder = (out or Path("runs") / ("claims-quick" if quick else "claims")).resolve()
+    with ProgressView(console) as progress:
+        results = run_study(
+            cfg, plan, folder, num_workers=workers or os.cpu_count() or 1, progress=progress
+        )
+    for check in results.checks:
+        verdict = "holds" if check.holds else "does not hold"
+        console.print(f"{verdict:>13}  {check.claim}: {check.measured}, asked {check.asked}")
+    if publish_to is not None:
+        console.print(f"published: {publish(folder, publish_to)}")
+    console.print(f"results: {folder / RESULTS_FILE}, curves beside it")
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--seeds {text!r} must be whole numbers separated by commas") from error
 
 
 @app.command()

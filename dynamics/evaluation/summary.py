@@ -75,14 +75,14 @@ def label_accuracy(
     kept = np.array([accepted[label] for label in labels["label_id"].to_pylist()], dtype=bool)
     columns = {"label/kept_fraction": kept.astype(np.float64)}
     if truth is not None:
-        right = _right(labels, truth)
+        right = right_labels(labels, truth)
         columns["label/accuracy"] = known(right)
         columns["label/accuracy_kept"] = known(np.array(right, dtype=object)[kept])
     return {name: _bootstrap(name, values) for name, values in columns.items() if len(values)}
 
 
-def _right(labels: pa.Table, truth: pa.Table) -> list[bool | None]:
-    """Per label, whether its action has the true effect; None without truth."""
+def right_labels(labels: pa.Table, truth: pa.Table) -> list[bool | None]:
+    """Per label (LABEL_SCHEMA), whether its action has the true effect; None without truth."""
     names = ("pair_id", "source_state", "target_state")
     states = {
         pair: (source, target)

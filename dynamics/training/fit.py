@@ -169,7 +169,6 @@ def trainable_model(job: FitJob) -> UnifiedVLM:
 
     That is a LoRA adapter, fresh or from an earlier fit, or every weight of the language model.
     """
-    torch.manual_seed(derive_seed(job.seed, "init"))
     if job.train.method == "full":
         model = load_model(job.family, job.init_from or job.base, job.device)
         for name, parameter in model.network.named_parameters():
@@ -182,6 +181,7 @@ def trainable_model(job: FitJob) -> UnifiedVLM:
 
 
 def _attach_adapter(model: UnifiedVLM, job: FitJob) -> None:
+    torch.manual_seed(derive_seed(job.seed, "init"))
     if job.init_from is not None:
         network = PeftModel.from_pretrained(model.network, str(job.init_from), is_trainable=True)
     else:

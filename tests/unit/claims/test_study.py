@@ -1,0 +1,85 @@
+"""The whole study on the smallest world: every kind of unit really runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dynamics.claims import study as study_module
+from dynamics.claims.plan import StudyPlan, Unit, ready, units
+from dynamics.claims.results import Results
+from dynamics.claims.study import RESULTS_FILE, publish, run_study
+from dynamics.claims.work import Study, run_unit, study_of
+from dynamics.config import LoopConfig
+from dynamics.errors import UserError
+from dynamics.run_folder import read_json
+
+PLAN = StudyPlan(
+    seeds=(7,), label_sizes=(24, 60), best_of=(1, 2, 4), temperatures=(1.0, 0.7), num_verified=6
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(small: LoopConfig) -> LoopConfig:
+    train = small.train.model_copy(update={"seed_steps": 4, "round_steps": 4})
+    return small.model_copy(update={"train": train})
+
+
+def run_here(
+    planned: list[Unit], studies: dict[int, Study], num_workers: int, progress: object
+) -> None:
+    """In this process: a spawned one imports torch again."""
+    for unit in planned:
+        run_unit(studies[unit.seed], unit)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_module, "_run_units", run_here)
+        run_study(tiny, PLAN, out, num_workers=1, progress=lambda done, total, what: None)
+    return out
+
+
+def test_every_unit_of_the_plan_leaves_its_mark(folder: Path, tiny: LoopConfig) -> None:
+    study = study_of(tiny, PLAN, folder, 7)
+    assert all(study.is_done(unit.name) for unit in units(PLAN, tiny))
+
+
+def test_the_results_hold_every_table(folder: Path) -> None:
+    results = Results.from_json(read_json(folder / RESULTS_FILE))
+    assert {name.partition("-")[0] for name in results.tables} == {
+        "ease", "rounds", "labels", "filters", "verification", "ablations",
+    }  # fmt: skip
+    assert len(results.tables["filters"].rows) == 9
+    assert len(results.tables["ease"].rows) == 4
+    assert len(results.checks) >= 4
+
+
+def test_analysing_again_gives_the_same_results(folder: Path, tiny: LoopConfig) -> None:
+    before = (folder / RESULTS_FILE).read_text()
+    run_study(tiny, PLAN, folder, num_workers=1, progress=lambda done, total, what: None)
+    assert (folder / RESULTS_FILE).read_text() == before
+
+
+def test_published_results_match_their_json(folder: Path, tmp_path: Path) -> None:
+    text = publish(folder, tmp_path).read_text()
+    payload = json.loads((tmp_path / "claims" / RESULTS_FILE).read_text())
+    number = payload["tables"]["rounds"]["rows"][0]["cells"]["FDP, greedy"]
+    assert f"{100 * number['value']:.1f} [{100 * number['low']:.1f}, " in text
+    for name in ("ease.png", "rounds.png", "verification-round-1-t-1.0.png"):
+        assert f"](claims/{name})" in text
+        assert (tmp_path / "claims" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_study_of_another_config_is_refused(folder: Path, tiny: LoopConfig) -> None:
+    other = tiny.model_copy(update={"rounds": 2})
+    with pytest.raises(UserError, match="another config; name another folder"):
+        run_study(other, PLAN, folder, num_workers=1, progress=lambda done, total, what: None)
+
+
+def test_a_unit_waits_for_what_it_reads() -> None:
+    first, second = Unit(seed=1, name="loop"), Unit(seed=1, name="verify/0", after=("loop",))
+    other = Unit(seed=2, name="verify/0", after=("loop",))
+    assert ready([first, second, other], {(1, "loop")}) == [first, other]
