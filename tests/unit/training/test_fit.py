@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from dynamics.config import LoraConfig, ModelConfig, TrainConfig
 from dynamics.models.adapters import load_pair, model_ref
-from dynamics.models.chameleon import checkpoint_digest
+from dynamics.models.chameleon import checkpoint_digest, load_network
+from dynamics.models.tokens import IGNORE
 from dynamics.records import TRANSITION_SCHEMA
 from dynamics.tables import write_table
 from dynamics.training.fit import (
+    Batches,
     FitJob,
     PlainEngine,
     WorkerContext,
     fit_adapter,
     learning_rate,
+    trainable_model,
 )
 from dynamics.training.loss import recognition_weights
 
@@ -146,7 +149,8 @@ def test_gradients_do_not_depend_on_the_number_of_workers(job: FitJob, task: Any
 def test_both_adapters_sit_on_one_base_and_do_not_mix(job: FitJob, tmp_path: Path) -> None:
     fdp_folder = fit_adapter(job).adapter
     idm_folder = fit_adapter(replace(job, task="idm", out=tmp_path / "idm")).adapter
-    idm, fdp = load_pair(model_ref(job.base, idm_folder, fdp_folder), ModelConfig())
+    shared = ModelConfig(merge_adapters=False)
+    idm, fdp = load_pair(model_ref(job.base, idm_folder, fdp_folder), shared)
     codes = np.random.default_rng(1).integers(0, 500, size=(2, 2, 9))
     actions = ["push the red ring left"] * 2
     frame = fdp.frame_logprobs(codes[0], actions, codes[1])
@@ -155,6 +159,59 @@ def test_both_adapters_sit_on_one_base_and_do_not_mix(job: FitJob, tmp_path: Pat
     assert (idm.action_logprobs(codes[0], codes[1], actions) == action).all()
     captions = idm.label(codes[0], codes[1], max_action_tokens=12)
     assert all(sum(c.token_logprobs) <= 0 for c in captions)
+
+
+def test_merged_adapters_compute_what_shared_ones_do(job: FitJob, tmp_path: Path) -> None:
+    train = TRAIN.model_copy(update={"checkpoint_every": 999})
+    job = replace(job, steps=60, train=train)
+    fdp_folder = fit_adapter(job).adapter
+    idm_folder = fit_adapter(replace(job, task="idm", out=tmp_path / "idm")).adapter
+    models = model_ref(job.base, idm_folder, fdp_folder)
+    codes = np.random.default_rng(1).integers(0, 500, size=(2, 4, 9))
+    actions = ["push the red ring left"] * 4
+    found = []
+    for merge in (True, False):
+        idm, fdp = load_pair(models, ModelConfig(merge_adapters=merge))
+        action = idm.action_logprobs(codes[0], codes[1], actions)
+        found.append((action, fdp.frame_logprobs(codes[0], actions, codes[1])))
+    for merged, shared in zip(*found, strict=True):
+        assert np.allclose(merged, shared, rtol=1e-4)
+
+
+def test_full_fine_tuning_writes_a_checkpoint_that_loads_without_its_base(job: FitJob) -> None:
+    full = replace(job, train=TRAIN.model_copy(update={"method": "full", "learning_rate": 1e-3}))
+    folder = fit_adapter(full).adapter
+    before, after = (load_network(path).state_dict() for path in (job.base, folder))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("q_proj" in name for name in changed)
+    assert not any("vqmodel" in name for name in changed)
+    elsewhere = model_ref(job.base, folder, folder)
+    _, fdp = load_pair(elsewhere, ModelConfig())
+    codes = np.zeros((1, 9), dtype=np.int64)
+    assert fdp.frame_logprobs(codes, ["push the red ring left"], codes)[0] < 0
+
+
+def test_a_killed_full_fit_resumes_to_the_same_weights(job: FitJob, tmp_path: Path) -> None:
+    full = replace(job, train=TRAIN.model_copy(update={"method": "full", "learning_rate": 1e-3}))
+    calm = fit_adapter(replace(full, out=tmp_path / "calm"))
+
+    def stop(step: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_adapter(full, WorkerContext(report=stop))
+    assert checkpoint_digest(fit_adapter(full).adapter) == checkpoint_digest(calm.adapter)
+
+
+def test_a_joint_fit_takes_both_tasks_in_turn(job: FitJob) -> None:
+    joint = replace(job, task="joint")
+    batches = Batches(joint, trainable_model(joint))
+    assert [batches.task_of(step) for step in range(4)] == ["idm", "fdp", "idm", "fdp"]
+    lengths = [int((batches.batch(step)[0].labels != IGNORE).sum()) for step in range(2)]
+    assert lengths[1] == TRAIN.batch_size * 9  # every code of every frame
+    assert lengths[0] != lengths[1]
+    assert fit_adapter(joint).steps == job.steps
 
 
 def test_batches_hold_the_asked_share_of_true_seed(job: FitJob) -> None:
