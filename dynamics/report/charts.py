@@ -1,15 +1,23 @@
-"""Small SVG charts for the page: lines with intervals, colours left to the page's style sheet."""
+"""Small SVG charts for the page: lines with intervals, and stacked bars.
 
+Colours are left to the page's style sheet.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment
 from markupsafe import Markup
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 164, 14, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 160, 14, 38
 _LABEL_GAP = 15
+_BAR_HEIGHT, _BAR_GAP, _BAR_LEFT, _BAR_RIGHT = 26, 8, 72, 64
+_LETTER = 7.0
+"""About the width of a letter: text is drawn into a part where it fits."""
 
-_CHART = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+_ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+_CHART = _ENVIRONMENT.from_string(
     """\
 <svg viewBox="0 0 {{ width }} {{ height }}" role="img" aria-label="{{ title }}">
 {% for y, text in y_ticks %}
@@ -19,7 +27,7 @@ _CHART = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from
 {% for x, text in x_ticks %}
 <text class="tick" x="{{ x }}" y="{{ bottom + 18 }}" text-anchor="middle">{{ text }}</text>
 {% endfor %}
-<text class="tick" x="{{ (left + right) / 2 }}" y="{{ height - 2 }}" text-anchor="middle">\
+<text class="tick" x="{{ (left + right) / 2 }}" y="{{ height - 5 }}" text-anchor="middle">\
 {{ x_title }}</text>
 {% for line in lines %}
 <g class="{{ line.style }}">
@@ -32,6 +40,25 @@ _CHART = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from
 {% endfor %}
 <text class="name" x="{{ right + 10 }}" y="{{ line.name_y }}">{{ line.name }}</text>
 </g>
+{% endfor %}
+</svg>
+"""
+)
+_BARS = _ENVIRONMENT.from_string(
+    """\
+<svg viewBox="0 0 {{ width }} {{ height }}" role="img" aria-label="{{ title }}">
+{% for bar in bars %}
+<text class="bar-name" x="0" y="{{ bar.y + 17 }}">{{ bar.name }}</text>
+{% for part in bar.parts %}
+<g class="{{ part.style }}">
+<rect class="part" x="{{ part.x }}" y="{{ bar.y }}" width="{{ part.width }}" \
+height="{{ part_height }}"><title>{{ part.note }}</title></rect>
+{% if part.text %}
+<text class="part-name" x="{{ part.x + 6 }}" y="{{ bar.y + 17 }}">{{ part.text }}</text>
+{% endif %}
+</g>
+{% endfor %}
+<text class="bar-total" x="{{ bar.end }}" y="{{ bar.y + 17 }}">{{ bar.total }}</text>
 {% endfor %}
 </svg>
 """
@@ -68,6 +95,25 @@ class Axis:
     low: float
     high: float
     ticks: Sequence[tuple[float, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A piece of a stacked bar."""
+
+    name: str
+    value: float
+    """At least 0."""
+    style: str
+    """Class of the style sheet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A horizontal bar, named at its left end, its total at its right end."""
+
+    name: str
+    parts: Sequence[Part]
 
 
 PERCENT = Axis(low=0, high=1, ticks=[(n / 4, f"{25 * n} %") for n in range(5)])
@@ -121,6 +167,68 @@ def line_chart(
             lines=lines,
         )
     )
+
+
+def stacked_bars(title: str, bars: Sequence[Bar], *, unit: str, width: int = 960) -> Markup:
+    """An SVG element with one bar below the other, all on one scale that starts at 0.
+
+    A part carries its name and value, or its value, where there is room; both are always shown
+    when the pointer rests on it.
+    """
+    longest = max((_total(bar) for bar in bars), default=0.0)
+    scale = (width - _BAR_LEFT - _BAR_RIGHT) / (longest or 1.0)
+    drawn = []
+    for number, bar in enumerate(bars):
+        parts, left = [], float(_BAR_LEFT)
+        for part in bar.parts:
+            extent, short = scale * part.value, f"{part.value:.0f} {unit}"
+            texts = (f"{part.name} {short}", short, "")
+            parts.append(
+                {
+                    "style": part.style,
+                    "x": round(left, 1),
+                    "width": round(extent, 1),
+                    "note": f"{bar.name}, {part.name}: {part.value:.1f} {unit}",
+                    "text": next(t for t in texts if not t or _LETTER * len(t) + 10 < extent),
+                }
+            )
+            left += extent
+        drawn.append(
+            {
+                "name": bar.name,
+                "y": number * (_BAR_HEIGHT + _BAR_GAP),
+                "parts": parts,
+                "end": round(left + 8, 1),
+                "total": f"{_total(bar):.0f} {unit}",
+            }
+        )
+    return Markup(
+        _BARS.render(
+            title=title,
+            width=width,
+            height=len(bars) * (_BAR_HEIGHT + _BAR_GAP),
+            part_height=_BAR_HEIGHT,
+            bars=drawn,
+        )
+    )
+
+
+def percent_axis(values: Sequence[float]) -> Axis:
+    """A part of 0 .. 100 % that holds all values, between round numbers, with at most six ticks."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    for step in (1, 2, 5, 10, 25):
+        # Rounded: 0.7 is a round number, though 100 * 0.7 / 10 is a little more than 7.
+        first = math.floor(round(100 * low / step, 6))
+        last = math.ceil(round(100 * high / step, 6))
+        if last - first <= 5:
+            break
+    last = max(last, first + 1)
+    ticks = [(n * step / 100, f"{n * step} %") for n in range(first, last + 1)]
+    return Axis(low=ticks[0][0], high=ticks[-1][0], ticks=ticks)
+
+
+def _total(bar: Bar) -> float:
+    return sum(part.value for part in bar.parts)
 
 
 def _place(value: float, axis: Axis, start: float, end: float) -> float:

@@ -1,33 +1,55 @@
-"""One self-contained HTML page per run: results with intervals, samples, labels, time, lineage.
+"""One self-contained HTML page per run: results with intervals, scenes, labels, time, lineage.
 
 No script, no request to anywhere: pictures are inline, and the page's own policy forbids the rest.
 Action sentences and file names come from outside, so everything is escaped.
 """
 
-import base64
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dynamics.config import LoopConfig
+from dynamics.errors import UserError
 from dynamics.evaluation.comparison import ControlReport
+from dynamics.evaluation.items import items_schema
 from dynamics.evaluation.summary import best_of_sizes
 from dynamics.ledger.files import write_bytes
-from dynamics.records import Estimate, RoundReport
-from dynamics.report.charts import PERCENT, Axis, Point, Series, line_chart
+from dynamics.ledger.store import Ledger
+from dynamics.models import load_image_tokenizer
+from dynamics.models.base import ImageTokenizer
+from dynamics.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
+from dynamics.report.figures import (
+    best_of_chart,
+    labels_chart,
+    loss_chart,
+    reliability_chart,
+    risk_coverage_chart,
+    rounds_chart,
+    stage_order,
+    stage_style,
+    time_chart,
+)
+from dynamics.report.grid import grid_rows
+from dynamics.report.labels import (
+    CalibrationView,
+    LabelsView,
+    LabelTables,
+    calibration,
+    label_examples,
+)
+from dynamics.report.lead import lead
+from dynamics.report.pictures import data_uri
+from dynamics.report.scenes import SceneView, scenes
 from dynamics.run_folder import RunFolder, read_json
+from dynamics.tables import read_table
 
-_STAGES = ("prepare", "label", "select", "grow", "train", "evaluate", "serve")
 _KIND_PREFIX = "eval/fdp_success_"
-_CURVE_NAMES = {
-    "best_of": "IDM + FDP likelihood",
-    "idm_best_of": "IDM likelihood",
-    "oracle_best_of": "oracle (upper bound)",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +59,10 @@ class RoundView:
     report: RoundReport
     seconds: dict[str, float]
     """Wall time per stage."""
-    grid_png: bytes | None = None
     losses: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     """Training log per task (``idm``, ``fdp``): lines with ``step`` and ``loss``."""
+    labels: LabelsView | None = None
+    """None in round 0, which labels nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,30 +77,44 @@ class RunView:
     controls: ControlReport | None = None
     ingest: dict[str, Any] = field(default_factory=dict)
     """Per split, what ingest counted."""
+    scenes: Sequence[SceneView] = ()
+    calibration: CalibrationView | None = None
+    """Of the last round's labels; None without their truth."""
+    claims: Sequence[tuple[str, bytes]] = ()
+    """Name and PNG file of the curves that `dynamics claims` left in the folder."""
+    has_frames: bool = True
+    """False when the base checkpoint, which decodes the frames, is not on this machine."""
 
 
-def write_page(run: RunFolder) -> Path:
+def write_page(run: RunFolder, images: ImageTokenizer | None = None) -> Path:
     """Write ``report.html`` of a run folder, from whatever its finished rounds left there.
+
+    Args:
+        run: the folder.
+        images: decodes the frames; None loads the tokenizer of the run's base.
 
     Raises:
         UserError: no run lies there, or one of its files is damaged.
     """
     path = run.root / "report.html"
-    write_bytes(path, render(collect(run)).encode())
+    write_bytes(path, render(collect(run, images)).encode())
     return path
 
 
-def collect(run: RunFolder) -> RunView:
-    """Read a run folder."""
+def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
+    """Read a run folder; arguments as `write_page`."""
     cfg = run.config()
+    reports = run.reports(cfg.rounds)
+    images = images or _load_images(cfg)
+    labels, worth = _labels(run, reports, images)
     rounds = [
         RoundView(
             report=report,
             seconds=run.timings(report.round_id),
-            grid_png=_bytes(run.round(report.round_id) / "grid.png"),
             losses={task: run.training_log(report.round_id, task) for task in ("idm", "fdp")},
+            labels=labels.get(report.round_id),
         )
-        for report in run.reports(cfg.rounds)
+        for report in reports
     ]
     # The newest round with controls: more rounds may have been asked for since.
     found = sorted((run.root / "controls").glob("round-*/report.json"))
@@ -90,7 +127,62 @@ def collect(run: RunFolder) -> RunView:
         rounds=rounds,
         controls=ControlReport.from_json(read_json(found[-1])) if found else None,
         ingest=read_json(ingest) if ingest.is_file() else {},
+        scenes=_scenes(run, cfg, reports, images) if images else (),
+        calibration=worth,
+        claims=[(path.stem, path.read_bytes()) for path in sorted(run.root.glob("claims/*.png"))],
+        has_frames=images is not None,
     )
+
+
+def _load_images(cfg: LoopConfig) -> ImageTokenizer | None:
+    """None where the base is missing: a run folder may be looked at on another machine."""
+    try:
+        return load_image_tokenizer(cfg.model.family, cfg.base_path())
+    except UserError:
+        return None
+
+
+def _scenes(
+    run: RunFolder, cfg: LoopConfig, reports: Sequence[RoundReport], images: ImageTokenizer
+) -> list[SceneView]:
+    paths = {one.round_id: run.round(one.round_id) / "items.parquet" for one in reports}
+    stored = {round_id: path for round_id, path in paths.items() if path.exists()}
+    if not stored:
+        return []
+    heldout = read_table(run.data / "heldout.parquet", TRANSITION_SCHEMA)
+    schema = items_schema(cfg.evaluate.best_of)
+    rows = {
+        round_id: grid_rows(read_table(path, schema), heldout, images)
+        for round_id, path in stored.items()
+    }
+    return scenes(rows, max(cfg.evaluate.best_of, default=None))
+
+
+def _labels(
+    run: RunFolder, reports: Sequence[RoundReport], images: ImageTokenizer | None
+) -> tuple[dict[int, LabelsView], CalibrationView | None]:
+    """Examples per round that labelled anything, and the calibration of the last one's labels."""
+    ledger = Ledger(run.ledger)
+    committed = sorted({one.round_id for one in reports}.intersection(ledger.rounds()))
+    if not committed:
+        return {}, None
+    columns = ["pair_id", "source_codes", "target_codes"]
+    pool = read_table(run.data / "pool.parquet", PAIR_SCHEMA, columns)
+    path = run.data / "truth.parquet"
+    truth: pa.Table | None = read_table(path, TRUTH_SCHEMA) if path.exists() else None
+    examples, worth = {}, None
+    for round_id in committed:
+        tables = LabelTables(
+            labels=ledger.labels(round_id),
+            decisions=ledger.decisions(round_id),
+            pool=pool,
+            truth=truth,
+        )
+        if images is not None:
+            examples[round_id] = label_examples(tables, images)
+        if round_id == committed[-1]:
+            worth = calibration(tables, round_id)
+    return examples, worth
 
 
 def render(view: RunView) -> str:
@@ -103,142 +195,63 @@ def render(view: RunView) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": Estimate.percent,
-        "data_uri": _data_uri,
+        "data_uri": data_uri,
         "pretty_json": lambda tree: json.dumps(tree, indent=2, sort_keys=True),
+        "stage_style": stage_style,
     }
+    reports = [one.report for one in view.rounds]
+    # A round that a guard blocked is shown, but the run is what was promoted.
+    promoted = [one for one in view.rounds if one.report.promoted] or view.rounds
     return environment.get_template("page.html.j2").render(
         view=view,
         first=view.rounds[0] if view.rounds else None,
-        last=view.rounds[-1] if view.rounds else None,
-        rounds_chart=_rounds_chart(view.rounds),
-        best_of_charts=_best_of_charts(view.rounds),
+        last=promoted[-1] if promoted else None,
+        lead=lead([one.report for one in promoted]),
+        rounds_chart=rounds_chart(reports),
+        labels_chart=labels_chart(reports),
+        best_of_charts=_best_of_charts(reports),
         loss_charts=_loss_charts(view.rounds),
-        kinds=_kinds(view.rounds),
-        reasons=_all_keys(one.report.reasons for one in view.rounds),
-        stages=sorted(_all_keys(one.seconds for one in view.rounds), key=_order),
-        largest=max(_sizes(view.rounds), default=None),
+        reliability_chart=reliability_chart(view.calibration) if view.calibration else None,
+        risk_coverage_chart=risk_coverage_chart(view.calibration) if view.calibration else None,
+        time_chart=time_chart({one.report.round_id: one.seconds for one in view.rounds}),
+        guards=_all_keys({guard.name: guard for guard in report.guards} for report in reports),
+        blocked=[report for report in reports if not report.promoted],
+        kinds=_kinds(reports),
+        reasons=_all_keys(report.reasons for report in reports),
+        stage_seconds=_stage_seconds(view.rounds),
+        largest=max(best_of_sizes(promoted[-1].report.metrics), default=None) if promoted else None,
     )
 
 
-def _rounds_chart(rounds: Sequence[RoundView]) -> Markup:
-    lines = [
-        ("FDP success", "eval/fdp_success", "s1"),
-        ("IDM accuracy", "eval/idm_accuracy", "s2"),
-        ("copies the input", "eval/copy_rate", "s3"),
-        ("tokenizer ceiling", "eval/tokenizer_ceiling", "s4 dashed"),
-    ]
-    series = [
-        Series(name=name, points=_over_rounds(rounds, metric), style=style)
-        for name, metric, style in lines
-    ]
-    last = rounds[-1].report.round_id if rounds else 0
-    x_axis = Axis(low=0, high=last, ticks=[(n, str(n)) for n in range(last + 1)])
-    return line_chart("Rates on held-out pairs by round", series, x_axis, PERCENT, x_title="round")
-
-
-def _over_rounds(rounds: Sequence[RoundView], metric: str) -> list[Point]:
-    measured = [(one.report.round_id, one.report.metrics.get(metric)) for one in rounds]
-    return [_point(x, value, f"round {x}") for x, value in measured if value is not None]
-
-
-def _best_of_charts(rounds: Sequence[RoundView]) -> list[tuple[int, Markup]]:
+def _best_of_charts(reports: Sequence[RoundReport]) -> list[tuple[int, Markup]]:
     """The first and the last round's curves: the verifier matters more as the FDP gets better."""
-    shown = {one.report.round_id: one.report.metrics for one in (*rounds[:1], *rounds[-1:])}
-    return [(r, _best_of_chart(r, m)) for r, m in shown.items() if best_of_sizes(m)]
-
-
-def _best_of_chart(round_id: int, metrics: dict[str, Estimate]) -> Markup:
-    sizes = best_of_sizes(metrics)
-    # Equal steps for doublings of N.
-    places = {size: float(index) for index, size in enumerate(sizes)}
-    series = [
-        Series(
-            name=name,
-            style=f"s{number}",
-            points=[
-                _point(places[size], metrics[f"eval/{curve}_{size}"], f"{name}, N = {size}")
-                for size in sizes
-                if f"eval/{curve}_{size}" in metrics
-            ],
-        )
-        for number, (curve, name) in enumerate(_CURVE_NAMES.items(), start=1)
-    ]
-    if greedy := metrics.get("eval/best_of_greedy"):
-        ends = sorted({0.0, float(len(sizes) - 1)})
-        flat = [Point(x=x, y=greedy.value, low=0, high=0, note="greedy") for x in ends]
-        series.append(Series(name="greedy decoding", points=flat, style="s4 dashed", dots=False))
-    x_axis = Axis(low=0, high=len(sizes) - 1, ticks=[(places[size], str(size)) for size in sizes])
-    return line_chart(
-        f"Best of N in round {round_id}", series, x_axis, PERCENT, x_title="N", width=520
-    )
+    shown = {one.round_id: one.metrics for one in (*reports[:1], *reports[-1:])}
+    return [(r, best_of_chart(r, m)) for r, m in shown.items() if best_of_sizes(m)]
 
 
 def _loss_charts(rounds: Sequence[RoundView]) -> list[tuple[str, Markup]]:
-    return [
-        (task.upper(), _loss_chart(task, rounds))
+    curves = {
+        task: {one.report.round_id: one.losses.get(task, []) for one in rounds}
         for task in ("fdp", "idm")
-        if any(one.losses.get(task) for one in rounds)
+    }
+    return [
+        (task.upper(), loss_chart(task, by_round))
+        for task, by_round in curves.items()
+        if any(by_round.values())
     ]
 
 
-def _loss_chart(task: str, rounds: Sequence[RoundView]) -> Markup:
-    series = [
-        Series(
-            name=f"round {one.report.round_id}",
-            style=f"s{1 + one.report.round_id % 4}",
-            dots=False,
-            points=[
-                Point(x=line["step"], y=line["loss"], low=0, high=0, note="")
-                for line in one.losses.get(task, [])
-                if "loss" in line
-            ],
-        )
-        for one in rounds
-    ]
-    points = [point for one in series for point in one.points]
-    highest_x = max((point.x for point in points), default=1.0)
-    highest_y = max((point.y for point in points), default=1.0)
-    x_axis = Axis(low=0, high=highest_x, ticks=[(0, "0"), (highest_x, f"{highest_x:.0f}")])
-    y_ticks = [(highest_y * n / 4, f"{highest_y * n / 4:.2f}") for n in range(5)]
-    return line_chart(
-        f"{task.upper()} training loss",
-        series,
-        x_axis,
-        Axis(low=0, high=highest_y, ticks=y_ticks),
-        x_title="step",
-        width=520,
-        height=240,
-    )
+def _stage_seconds(rounds: Sequence[RoundView]) -> dict[str, float]:
+    """Wall seconds per stage over all rounds, in the order of the loop."""
+    stages = sorted(_all_keys(one.seconds for one in rounds), key=stage_order)
+    return {stage: sum(one.seconds.get(stage, 0.0) for one in rounds) for stage in stages}
 
 
-def _point(x: float, value: Estimate, what: str) -> Point:
-    note = f"{what}: {value.percent()} %"
-    return Point(x=x, y=value.value, low=value.low, high=value.high, note=note)
-
-
-def _kinds(rounds: Sequence[RoundView]) -> list[str]:
-    names = _all_keys(one.report.metrics for one in rounds)
+def _kinds(reports: Sequence[RoundReport]) -> list[str]:
+    names = _all_keys(report.metrics for report in reports)
     return [name.removeprefix(_KIND_PREFIX) for name in names if name.startswith(_KIND_PREFIX)]
-
-
-def _sizes(rounds: Sequence[RoundView]) -> list[int]:
-    return best_of_sizes(rounds[-1].report.metrics) if rounds else []
 
 
 def _all_keys(mappings: Iterable[dict[str, Any]]) -> list[str]:
     """Keys of all mappings, in the order of their first appearance."""
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
-
-
-def _order(stage: str) -> int:
-    """Place of a stage in the loop; unknown ones last."""
-    return _STAGES.index(stage) if stage in _STAGES else len(_STAGES)
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,7 +1,7 @@
+import base64
 import io
-import json
 import re
-from functools import cache
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,60 +11,52 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dynamics.config import EvaluateConfig, LoopConfig
+from dynamics.config import GuardName
 from dynamics.errors import UserError
 from dynamics.evaluation.comparison import compare
-from dynamics.evaluation.items import evaluate_items
-from dynamics.evaluation.summary import summarise
-from dynamics.records import Estimate, RoundReport
-from dynamics.report.charts import PERCENT, Axis, Point, Series, line_chart
-from dynamics.report.grid import draw_grid, grid_rows, write_grid
-from dynamics.report.page import collect, render, write_page
+from dynamics.ledger.files import write_bytes
+from dynamics.records import TRUTH_SCHEMA, GuardResult, RoundReport
+from dynamics.report.charts import (
+    PERCENT,
+    Axis,
+    Bar,
+    Part,
+    Point,
+    Series,
+    line_chart,
+    percent_axis,
+    stacked_bars,
+)
+from dynamics.report.grid import draw_grid, grid_rows
+from dynamics.report.page import write_page
+from dynamics.report.pictures import data_uri, picture
 from dynamics.report.table import round_table
 from dynamics.run_folder import RunFolder, write_json
-from tests.fakes import WORLD, CellTokenizer, ScriptedFDP, ScriptedIDM, filmed
+from dynamics.tables import write_table
+from tests.fakes import CellTokenizer
+from tests.unit.report.stored import (
+    CFG,
+    HELDOUT,
+    NONSENSE,
+    POOL,
+    TRUTH,
+    items,
+    pool_labels,
+    report,
+    store_run,
+)
 
-CFG = LoopConfig(world=WORLD, rounds=1, evaluate=EvaluateConfig(best_of=(1, 4)))
-HELDOUT, TRUTH = filmed(40)
 VOID = {"meta", "img", "line", "polyline"}
-
-
-@cache
-def _items(skill: float, with_best_of: int = 20):
-    fdp = ScriptedFDP(skill=skill, sure=lambda action: "ring" not in action)
-    return evaluate_items(HELDOUT, TRUTH, ScriptedIDM(), fdp, CFG, 0, with_best_of)
-
-
-def _report(round_id: int) -> RoundReport:
-    metrics = summarise(_items(0.4 + 0.4 * round_id))
-    reasons = {"accepted": 600, "empty_action": 400} if round_id else {}
-    if round_id:
-        metrics["label/accuracy"] = Estimate(value=0.7, low=0.68, high=0.72, num_items=1000)
-    return RoundReport(
-        round_id=round_id,
-        num_labelled=sum(reasons.values()),
-        num_accepted=reasons.get("accepted", 0),
-        reasons=reasons,
-        metrics=metrics,
-        models={"idm_digest": "1" * 64, "fdp_digest": "2" * 64},
-    )
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     """A run with two finished rounds, as the loop leaves it."""
-    folder = RunFolder(tmp_path)
-    payload = {"digest": CFG.digest(), "config": CFG.model_dump(mode="json")}
-    write_json(tmp_path / "run.json", payload)
-    for round_id in (0, 1):
-        here = folder.round(round_id)
-        write_json(here / "report.json", _report(round_id).to_json())
-        write_json(here / "timings.json", {"train": 61.5, "evaluate": 20.0})
-        write_grid(here / "grid.png", _items(0.4), HELDOUT, CellTokenizer())
-        (here / "train").mkdir()
-        line = json.dumps({"step": 25, "loss": 1.5})
-        (here / "train" / "fdp.jsonl").write_text(f"{line}\n")
-    return folder
+    return store_run(tmp_path, pool_labels())
+
+
+def page_of(run: RunFolder) -> str:
+    return write_page(run, CellTokenizer()).read_text()
 
 
 class Outline(HTMLParser):
@@ -73,12 +65,30 @@ class Outline(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open, self.tags, self.text = list[str](), list[str](), ""
+        self.headings: list[str] = []
+        self._tables: dict[str, list[list[str]]] = {}
+        self._table: list[list[str]] = []
         self.feed(page)
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
+    def rows(self, name: str) -> list[list[str]]:
+        """Cells of the tables of a class; a picture is its text in brackets."""
+        return [[" ".join(cell.split()) for cell in row] for row in self._tables[name]]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
         self.tags.append(tag)
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "table":
+            self._table = self._tables.setdefault((given.get("class") or "").split(" ")[-1], [])
+        elif tag == "tr":
+            self._table.append([])
+        elif tag in ("td", "th"):
+            self._table[-1].append("")
+        elif tag == "img":
+            self.handle_data(f"[{given['alt']}]")
+        elif tag == "h2":
+            self.headings.append("")
 
     def handle_startendtag(self, tag: str, attrs: object) -> None:
         self.tags.append(tag)
@@ -88,73 +98,214 @@ class Outline(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if "td" in self.open or "th" in self.open:
+            self._table[-1][-1] += data
+        if "h2" in self.open:
+            self.headings[-1] += data
 
 
 def test_page_shows_every_part_of_a_run(run: RunFolder):
-    items = {"seed_only": _items(0.4), "round": _items(0.8), "true_labels": _items(0.9)}
-    controls = compare(items, round_id=1, steps=600, num_pool=1000)
+    arms = {"seed_only": items(0.4), "round": items(0.8), "true_labels": items(0.9)}
+    controls = compare(arms, round_id=1, steps=600, num_pool=1000)
     write_json(run.root / "controls/round-01/report.json", controls.to_json())
-    outline = Outline(write_page(run).read_text())
+    outline = Outline(page_of(run))
     assert outline.open == []
-    for heading in ("Rounds", "Against controls", "Best of N", "FDP success by action",
-                    "Labels and filter", "Samples", "Training", "Time", "Lineage"):  # fmt: skip
-        assert heading in outline.text
+    assert outline.headings == [
+        "Held-out pairs and labels, round by round",
+        "Against controls",
+        "The same held-out scenes in every round",
+        "Best of N against greedy decoding",
+        "FDP success by action",
+        "Labels that the filter took and refused",
+        "What the labels' confidence is worth",
+        "Where the time went",
+        "Training loss",
+        "How to read this",
+        "Lineage",
+    ]
     assert "seed only, same steps" in outline.text
-    assert outline.tags.count("svg") == 4
-    assert outline.tags.count("img") == 2
 
 
 def test_page_asks_nothing_of_the_network_and_runs_nothing(run: RunFolder):
-    page = write_page(run).read_text()
+    page = page_of(run)
     assert "script" not in Outline(page).tags
-    assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
+    assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,|#)", page)
     assert "url(" not in page
+    assert "http" not in page.replace("http-equiv", "")
     assert "default-src 'none'" in page
 
 
+def test_links_lead_to_a_section_of_the_page(run: RunFolder):
+    page = page_of(run)
+    places = set(re.findall(r'<section id="([^"]+)"', page))
+    assert set(re.findall(r'href="#([^"]+)"', page)) == places
+
+
+def test_page_stays_small_enough_to_mail(run: RunFolder):
+    assert len(page_of(run)) < 500_000
+
+
 def test_numbers_on_the_page_are_the_reports(run: RunFolder):
-    metrics = _report(1).metrics
-    assert metrics["eval/fdp_success"].percent() in Outline(write_page(run).read_text()).text
+    text = Outline(page_of(run)).text.replace("\N{NO-BREAK SPACE}", " ")
+    for name in ("eval/fdp_success", "label/accuracy_kept", "eval/best_of_4"):
+        rate = report(1, pool_labels()).metrics[name]
+        assert f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" in text
 
 
 def test_text_from_outside_is_escaped(run: RunFolder):
     hostile = "<script>alert(1)</script>"
     write_json(run.data / "ingest.json", {"pool": {"rejects": {hostile: 1}}})
-    report = _report(1).to_json() | {"reasons": {hostile: 3}}
-    write_json(run.round(1) / "report.json", report)
-    page = write_page(run).read_text()
+    write_json(run.round(1) / "report.json", report(1).to_json() | {"reasons": {hostile: 3}})
+    page = page_of(run)
     assert hostile not in page
+    assert NONSENSE not in page
     assert "&lt;script&gt;" in page
+    assert NONSENSE in Outline(page).text
+
+
+def test_every_scene_shows_all_its_frames_in_one_row(run: RunFolder):
+    scenes = Outline(page_of(run)).rows("scenes")
+    headings, choices, *rows = scenes
+    assert headings == ["before", "action", "round 0", "round 1", "truth"]
+    assert choices == ["greedy", "best of 4"] * 2
+    assert len(rows) == 8
+    for row, action in zip(rows, HELDOUT["action"].to_pylist(), strict=False):
+        assert row[0] == "[before]"
+        assert row[1] == action
+        assert [cell.partition("]")[0] for cell in row[2:]] == [
+            "[round 0, greedy", "[round 0, best of 4",
+            "[round 1, greedy", "[round 1, best of 4", "[truth",
+        ]  # fmt: skip
+
+
+def test_marks_of_a_scene_are_what_the_evaluation_found(run: RunFolder):
+    _, _, *rows = Outline(page_of(run)).rows("scenes")
+    for round_id, skill in ((0, 0.4), (1, 0.8)):
+        for column, name in ((2, "fdp_greedy_success"), (3, "best_of_4")):
+            said = [row[column + 2 * round_id].partition("]")[2] for row in rows]
+            found = items(skill)[name].to_pylist()[:8]
+            assert said == ["✓ right" if right else "✗ wrong" for right in found]
+
+
+def test_a_run_without_best_of_shows_the_greedy_frames(tmp_path: Path):
+    run = store_run(tmp_path, pool_labels(), with_best_of=0)
+    _, choices, *rows = Outline(page_of(run)).rows("scenes")
+    assert choices == ["greedy", "greedy"]
+    assert {len(row) for row in rows} == {5}
+
+
+def test_labels_carry_their_reason_and_the_truth(run: RunFolder):
+    rows = Outline(page_of(run)).rows("labels")
+    assert rows[1] == ["Taken: 6 of 42, highest score first"]
+    assert [row[-1] for row in rows[2:8]] == ["accepted"] * 6
+    assert rows[8] == ["Refused: 6 of 18, highest score first"]
+    refused = rows[9:]
+    assert [row[-1] for row in refused] == ["outside top fraction"] * 5 + ["empty action"]
+    assert [row[5] for row in refused] == ["✗ wrong"] * 6
+    assert refused[0][3] == NONSENSE
+    assert refused[-1][3:6] == ["no sentence", POOL["action"][2].as_py(), "✗ wrong"]
+
+
+def test_labels_of_real_video_are_shown_without_a_verdict(run: RunFolder):
+    write_table(run.data / "truth.parquet", TRUTH, TRUTH_SCHEMA)
+    outline = Outline(page_of(run))
+    assert outline.rows("labels")[0] == [
+        "rank", "before", "after", "label", "score", "confidence", "reason"
+    ]  # fmt: skip
+    assert "confidence is worth" not in outline.text
+
+
+def test_a_run_without_any_truth_has_a_page(run: RunFolder):
+    (run.data / "truth.parquet").unlink()
+    assert Outline(page_of(run)).open == []
+
+
+def test_pictures_have_a_text_for_those_who_do_not_see_them(run: RunFolder):
+    page = page_of(run)
+    assert page.count("<img") == page.count('alt="') > 0
+    assert 'alt=""' not in page
+    assert page.count("<svg viewBox") == page.count('role="img" aria-label="')
+
+
+def test_frames_are_left_out_where_the_base_is_missing(run: RunFolder):
+    config = CFG.model_dump(mode="json") | {"model": {"base": str(run.root / "gone")}}
+    write_json(run.root / "run.json", {"digest": "", "config": config})
+    outline = Outline(write_page(run).read_text())
+    assert "img" not in outline.tags
+    assert "Scenes and example labels are left out" in outline.text
+    assert "What the labels' confidence is worth" in outline.headings
+
+
+def _guarded(run: RunFolder, passed: bool, accepted: tuple[GuardName, ...] = ()) -> Outline:
+    result = GuardResult(
+        name="copy_rate", value=0.75, limit=0.5, passed=passed, message="copies <i>much</i>"
+    )
+    found = replace(report(1, pool_labels()), guards=(result,), accepted_guards=accepted)
+    write_json(run.round(1) / "report.json", found.to_json())
+    return Outline(page_of(run))
+
+
+def test_guards_show_value_limit_and_verdict(run: RunFolder):
+    assert "What the guards said" not in Outline(page_of(run)).headings
+    outline = _guarded(run, passed=True)
+    assert outline.open == []
+    assert "What the guards said" in outline.headings
+    assert ["1", "✓ 0.75limit 0.5", "yes"] in outline.rows("")
+    assert ["0", "–", "yes"] in outline.rows("")  # noqa: RUF001
+    assert "Round 1: copies <i>much</i>" in outline.text
+
+
+def test_the_run_is_what_was_promoted(run: RunFolder):
+    outline = _guarded(run, passed=False)
+    assert ["1", "✗ 0.75limit 0.5 · failed", "no"] in outline.rows("")
+    assert "Round 1 is not promoted: it failed copy rate." in outline.text
+    assert "After round 0 the FDP draws the right next frame" in outline.text
+
+
+def test_an_accepted_guard_lets_the_round_pass(run: RunFolder):
+    outline = _guarded(run, passed=False, accepted=("copy_rate",))
+    assert ["1", "✗ 0.75limit 0.5 · accepted", "yes"] in outline.rows("")
+    assert "not promoted: it failed" not in outline.text
+
+
+def test_curves_of_the_claims_are_shown_where_they_were_measured(run: RunFolder):
+    assert "The claims' curves" not in page_of(run)
+    png = b"\x89PNG"
+    write_bytes(run.root / "claims" / "ease.png", png)
+    page = page_of(run)
+    assert "The claims' curves" in page
+    assert f'alt="Curves: ease" src="{data_uri(png)}"' in page
 
 
 def test_equal_runs_give_equal_pages(run: RunFolder):
-    assert write_page(run).read_bytes() == write_page(run).read_bytes()
+    assert page_of(run) == page_of(run)
 
 
 def test_page_does_not_name_this_machine(run: RunFolder):
-    assert str(run.root) not in write_page(run).read_text()
-    assert "run_dir" not in write_page(run).read_text()
+    page = page_of(run)
+    assert str(run.root) not in page
+    assert "run_dir" not in page
 
 
 def test_page_does_not_pass_on_a_password_in_the_tracking_uri(run: RunFolder):
     config = CFG.model_dump(mode="json") | {"track": {"uri": "https://me:hunter2@mlflow.test"}}
     write_json(run.root / "run.json", {"digest": CFG.digest(), "config": config})
-    assert "hunter2" not in write_page(run).read_text()
+    assert "hunter2" not in page_of(run)
 
 
 def test_a_run_without_a_finished_round_says_so(run: RunFolder):
     for round_id in (0, 1):
         (run.round(round_id) / "report.json").unlink()
-    outline = Outline(render(collect(run)))
+    outline = Outline(page_of(run))
     assert outline.open == []
     assert "No round is finished yet" in outline.text
 
 
 def test_a_seed_only_run_of_real_video_has_a_page(run: RunFolder):
     (run.round(1) / "report.json").unlink()
-    (run.round(0) / "grid.png").unlink()
-    write_json(run.round(0) / "report.json", _report(0).to_json() | {"metrics": {}})
-    assert Outline(render(collect(run))).open == []
+    (run.round(0) / "items.parquet").unlink()
+    write_json(run.round(0) / "report.json", report(0).to_json() | {"metrics": {}})
+    assert Outline(page_of(run)).open == []
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
@@ -163,7 +314,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
 
 
 def test_grid_shows_one_row_per_scene_at_a_whole_factor():
-    rows = grid_rows(_items(0.4), HELDOUT, CellTokenizer(), num_rows=3)
+    rows = grid_rows(items(0.4), HELDOUT, CellTokenizer(), num_rows=3)
     picture = Image.open(io.BytesIO(draw_grid(rows)))
     source = np.asarray(rows[0].before)
     shown = np.asarray(picture)[34 : 34 + 120, 12 : 12 + 120]
@@ -172,24 +323,24 @@ def test_grid_shows_one_row_per_scene_at_a_whole_factor():
 
 
 def test_grid_marks_what_the_evaluation_found():
-    items = _items(0.4)
-    rows = grid_rows(items, HELDOUT.take(list(reversed(range(40)))), CellTokenizer())
+    found = items(0.4)
+    rows = grid_rows(found, HELDOUT.take(list(reversed(range(40)))), CellTokenizer())
     assert [row.action for row in rows] == HELDOUT["action"].to_pylist()[:8]
-    assert [row.greedy_right for row in rows] == items["fdp_greedy_success"].to_pylist()[:8]
-    assert [row.best_right for row in rows] == items["best_of_4"].to_pylist()[:8]
+    assert [row.greedy_right for row in rows] == found["fdp_greedy_success"].to_pylist()[:8]
+    assert [row.best_right for row in rows] == found["best_of_4"].to_pylist()[:8]
     for row in rows:
         assert (row.greedy == row.truth).all() == row.greedy_right
         assert (row.best == row.truth).all() == row.best_right
 
 
 def test_grid_without_best_of_shows_the_rest():
-    rows = grid_rows(_items(0.4, with_best_of=0), HELDOUT, CellTokenizer())
+    rows = grid_rows(items(0.4, with_best_of=0), HELDOUT, CellTokenizer())
     assert [row.best for row in rows] == [None] * 8
     assert draw_grid(rows).startswith(b"\x89PNG")
 
 
 def test_equal_grids_have_equal_bytes():
-    first, second = (draw_grid(grid_rows(_items(0.4), HELDOUT, CellTokenizer())) for _ in "ab")
+    first, second = (draw_grid(grid_rows(items(0.4), HELDOUT, CellTokenizer())) for _ in "ab")
     assert first == second
 
 
@@ -205,12 +356,12 @@ def _shown(reports: list[RoundReport], seconds: dict[int, float]) -> str:
 
 
 def test_table_fits_an_ordinary_terminal_with_nothing_cut():
-    big = _report(1).to_json() | {"num_labelled": 12_000, "num_accepted": 12_000}
-    text = _shown([_report(0), RoundReport.from_json(big)], {0: 91.6})
+    big = report(1).to_json() | {"num_labelled": 12_000, "num_accepted": 12_000}
+    text = _shown([report(0), RoundReport.from_json(big)], {0: 91.6})
     assert "…" not in text
     for word in ("round", "labelled", "kept", "copy", "IDM", "FDP", "seconds", "12,000", "92"):
         assert word in text
-    assert f"{100 * _report(1).metrics['eval/best_of_4'].value:.1f}" in text
+    assert f"{100 * report(1).metrics['eval/best_of_4'].value:.1f}" in text
 
 
 def test_table_of_no_rounds_is_a_heading():
@@ -237,3 +388,58 @@ def test_names_of_lines_that_end_together_do_not_overlap():
         heights = sorted(float(element.attrib["y"]) for element in names)
         assert min(np.diff(heights)) >= 14
         assert heights[-1] <= 300
+
+
+def test_bars_share_a_scale_and_carry_their_seconds():
+    bars = [
+        Bar(
+            name="a",
+            parts=[Part(name="x", value=30, style="t1"), Part(name="y", value=1, style="t2")],
+        ),
+        Bar(
+            name="b",
+            parts=[Part(name="long", value=4, style="t3"), Part(name="x", value=58, style="t1")],
+        ),
+    ]
+    root = ElementTree.fromstring(stacked_bars("t", bars, unit="s"))
+    widths = [float(element.attrib["width"]) for element in root.iter("rect")]
+    assert widths[1] == pytest.approx(widths[0] / 30, abs=0.1)
+    assert widths[2] + widths[3] == pytest.approx(62 * widths[0] / 30, abs=0.2)
+    assert widths[2] + widths[3] < 960
+    texts = [element.text for element in root.iter("text")]
+    assert texts == ["a", "x 30 s", "31 s", "b", "4 s", "x 58 s", "62 s"]
+    assert [element.text for element in root.iter("title")][1] == "a, y: 1.0 s"
+
+
+def test_bars_of_no_time_are_still_drawn():
+    bars = [Bar(name="a", parts=[Part(name="x", value=0, style="t1")]), Bar(name="b", parts=[])]
+    assert ElementTree.fromstring(stacked_bars("t", bars, unit="s")) is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        ([0.72, 0.95], 0.7, 0.95),
+        ([0, 0.031], 0, 0.04),
+        ([0, 1], 0, 1),
+        ([0.5], 0.5, 0.51),
+        ([], 0, 1),
+    ],
+)
+def test_an_axis_ends_at_round_numbers_around_its_values(values, low, high):
+    axis = percent_axis(values)
+    assert (axis.low, axis.high) == pytest.approx((low, high))
+    assert len(axis.ticks) <= 6
+
+
+def test_small_frames_keep_every_pixel_and_large_ones_are_shrunk():
+    rng = np.random.default_rng(0)
+    for side, stored, shown in ((24, 24, 48), (32, 32, 64), (512, 64, 64)):
+        frame = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        one = picture(frame)
+        png = base64.b64decode(one.uri.partition(",")[2])
+        image = Image.open(io.BytesIO(png))
+        assert (image.size, one.side) == ((stored, stored), shown)
+        if side == stored:
+            np.testing.assert_array_equal(np.asarray(image.convert("RGB")), frame)
+        assert len(png) < 8_000

@@ -1,0 +1,216 @@
+"""Labels that the filter took and refused, and what their confidence says about their worth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dynamics.evaluation.calibration import (
+    ReliabilityBin,
+    area_under_risk_coverage,
+    auroc,
+    expected_calibration_error,
+    reliability_curve,
+    risk_coverage,
+)
+from dynamics.evaluation.intervals import Floats
+from dynamics.evaluation.summary import right_labels
+from dynamics.labelling.confidence import SCORES
+from dynamics.models.base import ImageTokenizer
+from dynamics.records import Estimate
+from dynamics.report.pictures import Picture, picture
+from dynamics.tables import codes_matrix
+
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTables:
+    """A round's labels with all that is known about them."""
+
+    labels: pa.Table
+    """LABEL_SCHEMA."""
+    decisions: pa.Table
+    """DECISION_SCHEMA; same rows, same order."""
+    pool: pa.Table
+    """``pair_id``, ``source_codes`` and ``target_codes`` of the labelled pairs, any order."""
+    truth: pa.Table | None
+    """TRUTH_SCHEMA; None for real video."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelExample:
+    """One pseudo-label with its decision."""
+
+    rank: int
+    """1 = the highest score of those with the same decision."""
+    before: Picture
+    after: Picture
+    action: str
+    score: float
+    """NaN when the label has none."""
+    confidence: float
+    """exp(mean token log-prob); NaN without tokens."""
+    reason: str
+    true_action: str | None
+    """None where the truth is unknown."""
+    right: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelExamples:
+    """Labels of one round, taken or refused."""
+
+    total: int
+    """How many there are; the examples are spread over them."""
+    examples: Sequence[LabelExample]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelsView:
+    """What the page shows of a round's labels."""
+
+    taken: LabelExamples
+    refused: LabelExamples
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the truth of any example is known."""
+        shown = (*self.taken.examples, *self.refused.examples)
+        return any(one.true_action is not None for one in shown)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreView:
+    """How well a score ranks the labels."""
+
+    name: str
+    coverage: Floats
+    risk: Floats
+    """Error rate of the labels kept at each coverage; see `risk_coverage`."""
+    area: float
+    auroc: float | None
+    """None when all labels are right, or all wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationView:
+    """How far the confidence of a round's labels can be trusted."""
+
+    round_id: int
+    num_labels: int
+    """With a score and a known truth; only these count here."""
+    error: Estimate
+    """Expected calibration error."""
+    bins: Sequence[ReliabilityBin]
+    scores: Sequence[ScoreView]
+    """Those that were measured, the best ranking first."""
+    kept: float
+    """Share that the filter took."""
+    kept_risk: float
+    """Share of these that is wrong; NaN when it took none."""
+
+
+def label_examples(
+    tables: LabelTables, images: ImageTokenizer, num_examples: int = 6
+) -> LabelsView:
+    """At most ``num_examples`` taken and as many refused labels, spread evenly over their ranks."""
+    accepted = tables.decisions["accepted"].to_numpy()
+    score = tables.decisions["score"].to_numpy()
+    taken, refused = (_by_score(score, np.flatnonzero(rows)) for rows in (accepted, ~accepted))
+    return LabelsView(
+        taken=_examples(tables, taken, images, num_examples),
+        refused=_examples(tables, refused, images, num_examples),
+    )
+
+
+def calibration(tables: LabelTables, round_id: int) -> CalibrationView | None:
+    """Calibration and ranking of a round's labels; None when none has both score and truth."""
+    labels = tables.labels
+    if tables.truth is None:
+        return None
+    right = np.array(right_labels(labels, tables.truth), dtype=np.float64)  # None becomes NaN
+    columns = {name: labels[f"score_{name}"] for name in SCORES}
+    scores = {
+        name: pc.fill_null(column, float("nan")).to_numpy().astype(np.float64)
+        for name, column in columns.items()
+        if column.null_count < len(column)
+    }
+    usable = np.logical_and.reduce([np.isfinite(values) for values in (right, *scores.values())])
+    if not usable.any():
+        return None
+    right = right[usable]
+    confidence = np.exp(np.minimum(scores["mean_logprob"][usable], 0))
+    kept = tables.decisions["accepted"].to_numpy()[usable]
+    views = [_score_view(name, values[usable], right) for name, values in scores.items()]
+    return CalibrationView(
+        round_id=round_id,
+        num_labels=len(right),
+        error=expected_calibration_error(confidence, right),
+        bins=reliability_curve(confidence, right),
+        scores=sorted(views, key=lambda view: view.area),
+        kept=float(kept.mean()),
+        kept_risk=float(1 - right[kept].mean()) if kept.any() else float("nan"),
+    )
+
+
+def _score_view(name: str, score: Floats, right: Floats) -> ScoreView:
+    coverage, risk = risk_coverage(score, right)
+    return ScoreView(
+        name=name,
+        coverage=coverage,
+        risk=risk,
+        area=area_under_risk_coverage(score, right),
+        auroc=auroc(score, right) if 0 < right.mean() < 1 else None,
+    )
+
+
+def _by_score(score: NDArray[np.float32], rows: Rows) -> Rows:
+    """Best first; labels without a score last. Rows are in label_id order, which ties keep."""
+    ranked: Rows = rows[np.argsort(-score[rows], kind="stable")]
+    return ranked
+
+
+def _examples(
+    tables: LabelTables, ranked: Rows, images: ImageTokenizer, num_examples: int
+) -> LabelExamples:
+    if not len(ranked):
+        return LabelExamples(total=0, examples=())
+    places = np.unique(np.linspace(0, len(ranked) - 1, num_examples).round().astype(np.intp))
+    labels, decisions = (table.take(ranked[places]) for table in (tables.labels, tables.decisions))
+    where = pc.index_in(labels["pair_id"], value_set=tables.pool["pair_id"].combine_chunks())
+    frames = {
+        column: images.decode(codes_matrix(tables.pool.take(where), column))
+        for column in ("source_codes", "target_codes")
+    }
+    true_actions, right = _truth_of(labels, tables.truth)
+    columns: dict[str, list[Any]] = {
+        "rank": (places + 1).tolist(),
+        "before": [picture(frame) for frame in frames["source_codes"]],
+        "after": [picture(frame) for frame in frames["target_codes"]],
+        "action": labels["action"].to_pylist(),
+        "score": decisions["score"].to_pylist(),
+        "confidence": np.exp(labels["score_mean_logprob"].to_numpy()).tolist(),
+        "reason": decisions["reason"].to_pylist(),
+        "true_action": true_actions,
+        "right": right,
+    }
+    rows = zip(*columns.values(), strict=True)
+    return LabelExamples(
+        total=len(ranked),
+        examples=[LabelExample(**dict(zip(columns, row, strict=True))) for row in rows],
+    )
+
+
+def _truth_of(
+    labels: pa.Table, truth: pa.Table | None
+) -> tuple[list[str | None], list[bool | None]]:
+    """True sentence and verdict per label, None where the truth is unknown."""
+    if truth is None:
+        return [None] * labels.num_rows, [None] * labels.num_rows
+    where = pc.index_in(labels["pair_id"], value_set=truth["pair_id"].combine_chunks())
+    return truth["action"].take(where).to_pylist(), right_labels(labels, truth)

@@ -1,0 +1,63 @@
+"""A run in three sentences: how well it draws, what its labels were worth, what a verifier adds."""
+
+from collections.abc import Sequence
+
+from dynamics.evaluation.summary import best_of_sizes
+from dynamics.records import Estimate, RoundReport
+
+
+def lead(reports: Sequence[RoundReport]) -> list[str]:
+    """The sentences that the finished rounds have numbers for; plain text."""
+    if not reports:
+        return []
+    sentences = (_success(reports[0], reports[-1]), _labels(reports[-1]), _best_of(reports[-1]))
+    return [sentence for sentence in sentences if sentence]
+
+
+def _success(first: RoundReport, last: RoundReport) -> str:
+    now, before = (report.metrics.get("eval/fdp_success") for report in (last, first))
+    if now is None:
+        return ""
+    pairs = f"{_rate(now)} of {now.num_items:,} held-out pairs"
+    if first.round_id == last.round_id:
+        return f"After round {last.round_id} the FDP draws the right next frame for {pairs}."
+    rounds = f"{last.round_id} round{'s' if last.round_id > 1 else ''}"
+    seed_only = "" if before is None else f", against {_rate(before)} with the labelled seed alone"
+    return (
+        f"After {rounds} of training on the IDM's labels the FDP draws the right next frame for "
+        f"{pairs}{seed_only}."
+    )
+
+
+def _labels(last: RoundReport) -> str:
+    if not last.num_labelled:
+        return ""
+    written = (
+        f"In round {last.round_id} the IDM labelled {last.num_labelled:,} pairs of the pool "
+        f"and the filter kept {last.num_accepted:,}"
+    )
+    found, kept = (last.metrics.get(f"label/accuracy{part}") for part in ("", "_kept"))
+    if found is None:
+        return f"{written}; how many of these labels are right is not known."
+    of_kept = "" if kept is None else f", of the kept ones {_rate(kept)}"
+    return f"{written}: of all labels {_rate(found)} are right{of_kept}."
+
+
+def _best_of(last: RoundReport) -> str:
+    sizes = best_of_sizes(last.metrics)
+    greedy = last.metrics.get("eval/best_of_greedy")
+    if not sizes or greedy is None:
+        return ""
+    best = last.metrics[f"eval/best_of_{sizes[-1]}"]
+    oracle = last.metrics.get(f"eval/oracle_best_of_{sizes[-1]}")
+    limit = "" if oracle is None else f"; a perfect verifier would reach {_rate(oracle)}"
+    return (
+        f"On {best.num_items:,} of the held-out pairs, the best of {sizes[-1]} samples by IDM and "
+        f"FDP likelihood is right for {_rate(best)}, greedy decoding for {_rate(greedy)}{limit}."
+    )
+
+
+def _rate(estimate: Estimate) -> str:
+    low, high = (f"{100 * bound:.1f}" for bound in (estimate.low, estimate.high))
+    # No line breaks between a number and its interval.
+    return f"{100 * estimate.value:.1f} % [{low}, {high}]".replace(" ", "\N{NO-BREAK SPACE}")
