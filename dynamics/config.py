@@ -7,7 +7,7 @@ dotted overrides and validates. An unknown key is a `UserError` that names the n
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,14 @@ REPOSITORY_ROOT = PACKAGE_ROOT.parent
 
 ScoreName = Literal["mean_logprob", "sum_logprob", "min_logprob", "agreement", "fdp_likelihood"]
 VerifierName = Literal["idm", "idm_contrast", "noisy_channel"]
+GuardName = Literal["copy_rate", "caption_collapse", "type_skew", "calibration_drift", "leakage"]
 Device = Literal["cpu", "cuda"]
 
-NOT_DECIDING = frozenset({"run_dir", "rounds", "cluster", "serve", "track", "name"})
-"""Top-level keys that say where a run runs and what follows it, not what its rounds result in."""
+NOT_DECIDING = frozenset(
+    {"run_dir", "rounds", "cluster", "serve", "track", "name", "guards.accept"}
+)
+"""Keys and whole sections that say where a run runs and what follows it, not what its rounds
+result in."""
 
 
 class Strict(BaseModel):
@@ -228,6 +232,32 @@ class EvaluateConfig(Strict):
     num_actors: int = Field(default=2, ge=1)
 
 
+class GuardConfig(Strict):
+    """Limits that a round must keep to be promoted: built upon and served (`dynamics.guards`).
+
+    Chosen so that healthy rounds stay far inside; docs/LOG.md has how often each guard blocks a
+    healthy round and a sick one.
+    """
+
+    max_copy_rate: float = Field(default=0.5, ge=0, le=1)
+    """Share of held-out pairs on which the greedy frame is the source. Healthy rounds have 0 to
+    2 %, an early prototype had up to 19 %, a model that only copies has 100 %."""
+    min_entropy_ratio: float = Field(default=0.7, ge=0)
+    """Entropy of the labels' meanings over that of the seed's, from equally many sentences."""
+    max_common_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of the labels that have the most common meaning."""
+    max_type_skew: float = Field(default=0.15, ge=0, le=1)
+    """Total variation distance between the kept labels' mix of action types and that of all
+    labels. A filter that keeps a share f can reach 1 - f at most."""
+    max_calibration_drift: float = Field(default=0.1, ge=0, le=1)
+    """Calibration error of the IDM's confidence on held-out pairs, minus that of round 0."""
+    max_leaked_pairs: int = Field(default=10, ge=0)
+    """Held-out pairs that look like a pair of the pool; chance alone makes some. Of clips that
+    the pool holds byte for byte none is allowed, whatever stands here."""
+    accept: tuple[GuardName, ...] = ()
+    """Guards whose verdict is overridden, and recorded (``--accept-guard``)."""
+
+
 class ServeConfig(Strict):
     """The verifier-guided generator behind HTTP."""
 
@@ -273,6 +303,7 @@ class LoopConfig(Strict):
     filter: FilterConfig = FilterConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    guards: GuardConfig = GuardConfig()
     serve: ServeConfig = ServeConfig()
     track: TrackConfig = TrackConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -292,11 +323,17 @@ class LoopConfig(Strict):
     def digest(self) -> str:
         """sha256 over what decides a run's results.
 
-        Left out: where it runs (`run_dir`, cluster, serving, tracking) and `rounds`, so that
-        asking for more rounds continues a run instead of refusing it.
+        Left out (`NOT_DECIDING`): where it runs (`run_dir`, cluster, serving, tracking), `rounds`
+        and accepted guards, so that asking for more rounds, or accepting a blocked one, continues
+        a run instead of refusing it.
         """
-        payload = self.model_dump(mode="json", exclude=set(NOT_DECIDING))
+        payload = self.model_dump(mode="json", exclude=_tree(NOT_DECIDING))
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def decides(key: str) -> bool:
+    """Whether a dotted key is part of the digest."""
+    return not any(key == name or key.startswith(f"{name}.") for name in NOT_DECIDING)
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
@@ -325,6 +362,18 @@ def validate(tree: dict[str, Any], *, where: str) -> LoopConfig:
         return LoopConfig.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(error)}") from error
+
+
+def _tree(keys: Iterable[str]) -> dict[str, Any]:
+    """Dotted keys as the nested dict, True at its leaves, that pydantic takes."""
+    tree: dict[str, Any] = {}
+    for key in keys:
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = True
+    return tree
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -6,7 +6,7 @@ overrides only what a cluster takes part in, so that the two cannot drift apart.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, get_args
@@ -20,6 +20,8 @@ from dynamics.config import LoopConfig
 from dynamics.evaluation.items import evaluate_items, items_schema
 from dynamics.evaluation.summary import label_accuracy, summarise
 from dynamics.generation.predict import Answer, Predictor
+from dynamics.guards.guards import GuardEvidence, judge
+from dynamics.guards.leakage import Leakage, find_leakage
 from dynamics.labelling.confidence import SCORES
 from dynamics.labelling.filter import decide
 from dynamics.labelling.label import Labeller, Shard, cut, read_shard, unlabelled
@@ -101,10 +103,16 @@ class LocalStages:
         return prepare(self.cfg, self.folder, self.images, self.progress)
 
     def finished(self, round_id: int) -> tuple[ModelRef, RoundReport] | None:
-        """The round's models and report when it was committed before, else None."""
-        report = self.folder.report(round_id)
-        if report is None:
+        """The round's models and report when it was committed before, else None.
+
+        What the config accepts by now is recorded in the report.
+        """
+        found = self.folder.report(round_id)
+        if found is None:
             return None
+        report = found.accepting(self.cfg.guards.accept)
+        if report != found:
+            self.commit(report)
         folder = self.folder.root
         models = ModelRef(
             base=self.cfg.base_path(),
@@ -193,6 +201,16 @@ class LocalStages:
             models=self._portable(models),
             train=read_json(self.folder.round(round_id) / "train" / "summary.json"),
         )
+
+    def guard(
+        self, data: DataRefs, decisions: DatasetRef | None, report: RoundReport
+    ) -> RoundReport:
+        """The report with what the guards say, which decides whether the round is promoted."""
+        limits = self.cfg.guards
+        with self.folder.timed(report.round_id, "guard"):
+            self.progress(0, 0, f"guard, round {report.round_id}")
+            results = judge(self._evidence(data, decisions, report.round_id), limits)
+        return replace(report, guards=results).accepting(limits.accept)
 
     def commit(self, report: RoundReport) -> None:
         """Write the report, the round's last write, and track it."""
@@ -315,6 +333,36 @@ class LocalStages:
         ref = write_table(out, pa.concat_tables(tables), schema)
         shutil.rmtree(parts)
         return read_table(ref, schema)
+
+    def _evidence(
+        self, data: DataRefs, decisions: DatasetRef | None, round_id: int
+    ) -> GuardEvidence:
+        schema = items_schema(self.cfg.evaluate.best_of)
+        seed = read_table(data.seed, TRANSITION_SCHEMA, ["action"])
+        first = self.folder.round(0) / "items.parquet"
+        return GuardEvidence(
+            items=read_table(self.folder.round(round_id) / "items.parquet", schema),
+            heldout=read_table(data.heldout, TRANSITION_SCHEMA),
+            seed_actions=seed["action"].to_pylist(),
+            leakage=self._leakage(data),
+            labels=self.ledger.labels(round_id) if decisions else None,
+            decisions=read_table(decisions, DECISION_SCHEMA) if decisions else None,
+            first_items=read_table(first, schema) if round_id else None,
+            tabletop=self.cfg.pool.path is None,
+        )
+
+    def _leakage(self, data: DataRefs) -> Leakage:
+        """Of this pool and these held-out pairs; looked for once a run."""
+        path = self.folder.data / "leakage.json"
+        tables = {"pool": data.pool.digest, "heldout": data.heldout.digest}
+        if path.exists() and (known := read_json(path))["tables"] == tables:
+            return Leakage(**known["found"])
+        columns = ["clip_sha256", "source_codes", "target_codes"]
+        pool = read_table(data.pool, PAIR_SCHEMA, columns)
+        heldout = read_table(data.heldout, TRANSITION_SCHEMA, columns)
+        found = find_leakage(pool, heldout, self.images)
+        write_json(path, {"tables": tables, "found": asdict(found)})
+        return found
 
     def _portable(self, models: ModelRef) -> dict[str, str]:
         """Without this machine's paths, so that equal runs have equal reports."""

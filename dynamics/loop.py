@@ -2,13 +2,14 @@
 
     labelled seed ────────────┐                                held-out pairs
                               ▼                                      │
-    videos ─▶ frame pairs ─▶ LABEL ─▶ SELECT ─▶ grown set ─▶ TRAIN ─▶ EVALUATE ─▶ SERVE
-               (once)         ▲ IDM              ledger      IDM, FDP
-                              └──────────── the round's new IDM ◀──────┘
+    videos ─▶ frame pairs ─▶ LABEL ─▶ SELECT ─▶ grown set ─▶ TRAIN ─▶ EVALUATE ─▶ GUARD ─▶ SERVE
+               (once)         ▲ IDM              ledger      IDM, FDP               │
+                              └──────────── the promoted round's IDM ◀──────────────┘
 
 Round 0 trains both adapters on the labelled seed. Every later round labels the whole pool with
 the newest IDM, keeps the confident labels and trains both adapters on seed + kept labels
-(arXiv 2506.06006, section 3). The loop knows neither Ray nor MLflow: `Stages` does.
+(arXiv 2506.06006, section 3). A round that a guard blocks is not promoted: the loop ends there,
+and the round before it is what is served. The loop knows neither Ray nor MLflow: `Stages` does.
 """
 
 from typing import Protocol
@@ -24,7 +25,10 @@ class Stages(Protocol):
         """Film or find the videos, ingest them into pairs of codes."""
 
     def finished(self, round_id: int) -> tuple[ModelRef, RoundReport] | None:
-        """The round's models and report when it was committed before, else None."""
+        """The round's models and report when it was committed before, else None.
+
+        What the config accepts by now is recorded in the report.
+        """
 
     def label(self, pool: DatasetRef, models: ModelRef, round_id: int) -> DatasetRef:
         """Write an action sentence with log-probabilities for every pair (LABEL_SCHEMA)."""
@@ -43,6 +47,11 @@ class Stages(Protocol):
     ) -> RoundReport:
         """Measure the round on the held-out pairs and its labels against the truth."""
 
+    def guard(
+        self, data: DataRefs, decisions: DatasetRef | None, report: RoundReport
+    ) -> RoundReport:
+        """The report with what the guards say, which decides whether the round is promoted."""
+
     def commit(self, report: RoundReport) -> None:
         """Write the report, the round's last write, and track it."""
 
@@ -54,27 +63,35 @@ class Stages(Protocol):
 
 
 def run_rounds(cfg: LoopConfig, stages: Stages) -> list[RoundReport]:
-    """Run (or resume) rounds 0 to ``cfg.rounds``; returns one report per round."""
+    """Run (or resume) rounds 0 to ``cfg.rounds``; returns one report per round.
+
+    Fewer when a guard blocks a round: its report is the last one.
+    """
     data = stages.prepare()
-    models: ModelRef | None = None
+    models: ModelRef | None = None  # of the last promoted round
+    promoted = served = -1  # rounds; -1 is none
     reports: list[RoundReport] = []
     for round_id in range(cfg.rounds + 1):
         if done := stages.finished(round_id):
-            models, report = done
-            reports.append(report)
-            continue
-        decisions = None
-        if models is not None:
-            labels = stages.label(data.pool, models, round_id)
-            decisions = stages.select(labels, round_id)
-        grown = stages.grow(data, decisions, round_id)
-        models = stages.train(grown, models, round_id)
-        report = stages.evaluate(data, models, decisions, round_id)
-        stages.commit(report)
+            trained, report = done
+        else:
+            decisions = None
+            if models is not None:
+                labels = stages.label(data.pool, models, round_id)
+                decisions = stages.select(labels, round_id)
+            grown = stages.grow(data, decisions, round_id)
+            trained = stages.train(grown, models, round_id)
+            measured = stages.evaluate(data, trained, decisions, round_id)
+            report = stages.guard(data, decisions, measured)
+            stages.commit(report)
         reports.append(report)
-        if cfg.serve.each_round:
+        if not report.promoted:
+            break
+        models, promoted = trained, round_id
+        if cfg.serve.each_round and not done:
             stages.serve(models, round_id)
+            served = round_id
     stages.finish(reports)
-    if models is not None and cfg.serve.enabled and not cfg.serve.each_round:
-        stages.serve(models, cfg.rounds)
+    if models is not None and cfg.serve.enabled and served != promoted:
+        stages.serve(models, promoted)
     return reports

@@ -6,11 +6,14 @@ none fills a blank that an earlier one left. Between stages only the small refer
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from dynamics.config import GuardName
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -157,6 +160,18 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuardResult:
+    """What a guard says of a round."""
+
+    name: GuardName
+    value: float
+    limit: float
+    passed: bool
+    message: str
+    """One line with the numbers and, when it did not pass, the ways out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundReport:
     """What a round measured. Its file is the round's last write: it exists = the round is done."""
 
@@ -171,6 +186,29 @@ class RoundReport:
     """The fields of `ModelRef`, paths relative to the run folder where they lie in it."""
     train: dict[str, float] = field(default_factory=dict)
     """Final losses and step counts, deterministic."""
+    guards: tuple[GuardResult, ...] = ()
+    """Of the guards that had something to look at."""
+    accepted_guards: tuple[GuardName, ...] = ()
+    """Guards that did not pass and were overridden."""
+
+    @property
+    def blocked_by(self) -> tuple[GuardResult, ...]:
+        """Results that keep the round from being promoted."""
+        return tuple(
+            result
+            for result in self.guards
+            if not result.passed and result.name not in self.accepted_guards
+        )
+
+    @property
+    def promoted(self) -> bool:
+        """Whether later rounds may build on this one, and the generator may serve it."""
+        return not self.blocked_by
+
+    def accepting(self, names: Collection[GuardName]) -> "RoundReport":
+        """The report with those of the guards overridden that block it."""
+        accepted = tuple(result.name for result in self.blocked_by if result.name in names)
+        return replace(self, accepted_guards=self.accepted_guards + accepted)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON."""
@@ -180,4 +218,6 @@ class RoundReport:
     def from_json(cls, payload: dict[str, Any]) -> "RoundReport":
         """Inverse of `to_json`."""
         metrics = {name: Estimate(**value) for name, value in payload["metrics"].items()}
-        return cls(**{**payload, "metrics": metrics})
+        guards = tuple(GuardResult(**result) for result in payload.get("guards", ()))
+        accepted = tuple(payload.get("accepted_guards", ()))
+        return cls(**{**payload, "metrics": metrics, "guards": guards, "accepted_guards": accepted})

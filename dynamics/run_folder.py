@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynamics.config import NOT_DECIDING, LoopConfig, validate
+from dynamics.config import LoopConfig, decides, validate
 from dynamics.errors import UserError
 from dynamics.ledger.files import write_bytes
 from dynamics.records import RoundReport
@@ -168,11 +168,7 @@ def _lock(descriptor: int, root: Path) -> None:
 def _explain(root: Path, found: dict[str, Any], cfg: LoopConfig) -> str:
     """Name the first keys that differ, old and new value."""
     old, new = flatten(found), flatten(cfg.model_dump(mode="json"))
-    keys = sorted(
-        key
-        for key in {*old, *new}
-        if old.get(key) != new.get(key) and key.partition(".")[0] not in NOT_DECIDING
-    )
+    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key) and decides(key))
     shown = ", ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys[:3])
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     why = shown + more or "it was made by another version of the configuration"

@@ -4,7 +4,7 @@
     ray job submit --working-dir . -- python ray_jobs/bootstrap.py --rounds 3
 
 Exit status: 0 done, 2 bad input or environment (one line on stderr), 3 the run folder is in use,
-130 interrupted (the same command resumes).
+4 a guard blocks a round (one line a guard on stderr), 130 interrupted (the same command resumes).
 """
 
 import argparse
@@ -35,6 +35,8 @@ examples:
   python ray_jobs/bootstrap.py --rounds 5                      continue it to 5 rounds
   python ray_jobs/bootstrap.py --rounds 1 pool.path=clips      label your own videos, in a run
                                                                folder of their own
+  python ray_jobs/bootstrap.py --accept-guard type_skew        go on from a round that this guard
+                                                               has blocked
   python ray_jobs/bootstrap.py --print-config train.batch_size=64
 
 The same command again resumes a run that was interrupted, and does nothing when all is done.
@@ -77,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-dir", metavar="DIR", help="where everything is written")
     parser.add_argument("--serve", action="store_true", help="keep the generator up until Ctrl-C")
     parser.add_argument("--no-ray", action="store_true", help="run in this process, without Ray")
+    parser.add_argument(
+        "--accept-guard",
+        action="append",
+        metavar="NAME",
+        help="promote rounds that this guard blocks, and record it; may be repeated",
+    )
     parser.add_argument("--print-config", action="store_true", help="print all settings, and stop")
     return parser
 
@@ -91,14 +99,17 @@ def _run(parsed: argparse.Namespace) -> int:
     folder = RunFolder(cfg.run_dir)
     with ProgressView() as view, folder.claimed(cfg):
         view.line(f"run folder {folder.root}")
-        if _all_done(cfg, folder):
-            view.line(f"all {cfg.rounds} rounds are done; nothing to do")
-        else:
+        if not _all_done(cfg, folder):
             _run_loop(cfg, folder, view, with_ray=not parsed.no_ray)
+        elif folder.reports(cfg.rounds)[-1].promoted:
+            view.line(f"all {cfg.rounds} rounds are done; nothing to do")
+        last = folder.reports(cfg.rounds)[-1]
         _summary(cfg, folder, view)
+        for result in last.blocked_by:
+            sys.stderr.write(f"blocked: round {last.round_id}: {result.message}\n")
         if parsed.serve:
             _keep_serving(cfg, folder, view)
-    return 0
+    return 0 if last.promoted else 4
 
 
 def _config(parsed: argparse.Namespace) -> LoopConfig:
@@ -110,6 +121,8 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
         overrides.append(f"run_dir={parsed.run_dir}")
     if parsed.serve:
         overrides.append("serve.enabled=true")
+    if parsed.accept_guard:
+        overrides.append(f"guards.accept=[{', '.join(parsed.accept_guard)}]")
     path = Path(parsed.config) if parsed.config else REPOSITORY_ROOT / "configs" / "tabletop.yaml"
     cfg = load(path, overrides)
     pool, run_dir = cfg.pool, cfg.run_dir
@@ -126,8 +139,15 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
 
 
 def _all_done(cfg: LoopConfig, folder: RunFolder) -> bool:
+    """Whether the loop has nothing to do: its last round is done, or still blocked."""
     path = folder.root / "done.json"
-    return path.exists() and bool(read_json(path)["rounds"] >= cfg.rounds)
+    reports = folder.reports(cfg.rounds)
+    if not path.exists() or not reports or read_json(path)["rounds"] < reports[-1].round_id:
+        return False
+    last = reports[-1]
+    if last.promoted:
+        return last.round_id == cfg.rounds
+    return last == last.accepting(cfg.guards.accept)
 
 
 def _run_loop(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray: bool) -> None:
@@ -141,8 +161,10 @@ def _run_loop(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ra
         check_address(cfg.serve)  # now, not after the last round
     make: type[LocalStages] = RayStages if with_ray else LocalStages
     stages = make(cfg, folder.root, MlflowTracker(cfg, folder, view.line), view)
-    run_rounds(cfg, stages)
-    write_json(folder.root / "done.json", {"rounds": cfg.rounds})
+    done = folder.root / "done.json"
+    done.unlink(missing_ok=True)  # of fewer rounds, or of a round that was blocked
+    reports = run_rounds(cfg, stages)
+    write_json(done, {"rounds": reports[-1].round_id})
 
 
 def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
@@ -158,7 +180,10 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
     view.line(f"MLflow:    {cfg.track.uri or mlflow}")
     if not cfg.track.uri:
         view.line("           then http://127.0.0.1:5000")
-    view.line(f"generator: {_command('dynamics', 'serve', str(folder.root))}")
+    promoted = [report.round_id for report in reports if report.promoted]
+    if promoted:
+        command = _command("dynamics", "serve", str(folder.root))
+        view.line(f"generator: {command}  (round {promoted[-1]})")
 
 
 def _keep_serving(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:

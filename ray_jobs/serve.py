@@ -118,17 +118,17 @@ def write_example(folder: Path, frame: Any, action: str, url: str) -> str:
 
 
 def serve_run(cfg: LoopConfig, folder: RunFolder) -> str:
-    """Deploy the newest finished round of a run; returns a curl line that asks it.
+    """Deploy the last promoted round of a run; returns a curl line that asks it.
 
     Raises:
-        UserError: no round is finished, the port is taken, or no answer came.
+        UserError: no round is promoted, the port is taken, or no answer came.
     """
     from dynamics.local import LocalStages
 
     stages = LocalStages(cfg, folder.root)
-    rounds = [report.round_id for report in folder.reports(cfg.rounds)]
+    rounds = [report.round_id for report in folder.reports(cfg.rounds) if report.promoted]
     if not rounds:
-        raise UserError(f"{folder.root} has no finished round to serve; run dynamics bootstrap")
+        raise UserError(f"{folder.root} has no promoted round to serve; run dynamics bootstrap")
     if (finished := stages.finished(rounds[-1])) is None:
         raise UserError(f"round {rounds[-1]} of {folder.root} has lost its report")
     return serve_round(cfg, folder, finished[0], rounds[-1], stages.example())
@@ -166,7 +166,7 @@ def wait_for_interrupt() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``dynamics serve RUN``: serve a run's newest round until Ctrl-C."""
+    """``dynamics serve RUN``: serve a run's last promoted round until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="dynamics serve", description=main.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, e.g. runs/tabletop")
     parser.add_argument("--port", type=int, help="default: the run's serve.port")

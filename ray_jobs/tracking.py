@@ -35,11 +35,16 @@ class MlflowTracker:
         self._connected: MlflowClient | None = None
 
     def log_round(self, report: RoundReport) -> None:
-        """Write a finished round as a child run, once; a round that is written is left alone."""
-        if str(report.round_id) in self._state()["logged"]:
-            return
+        """Write a finished round as a child run, once.
+
+        A round that is written is left alone, unless a guard was overridden since.
+        """
+        state, key = self._state(), str(report.round_id)
         with self._surviving(f"round {report.round_id}"):
-            self._log_round(report)
+            if key not in state["logged"]:
+                self._log_round(report)
+            elif state["promotion"][key] != promotion(report):
+                self._log_promotion(report)
 
     def log_run(self, reports: Sequence[RoundReport], files: Sequence[Path]) -> None:
         """Write rounds that an earlier failure left out, the run's files, and close the parent."""
@@ -64,13 +69,23 @@ class MlflowTracker:
         )
         client.log_batch(run, list(self._training_curves(report.round_id, now)))
         client.log_batch(parent, metrics)  # over the step axis: one curve through the rounds
-        for name in ("report.json", "timings.json", "grid.png"):
+        for name in ("timings.json", "grid.png"):
             path = self.folder.round(report.round_id) / name
             if path.exists():
                 client.log_artifact(run, str(path))
+        self._log_promotion(report)
         client.set_terminated(run)
         state = self._state()
         state["logged"].append(str(report.round_id))
+        write_json(self._path, state)
+
+    def _log_promotion(self, report: RoundReport) -> None:
+        """What a later command may change: the verdict, and the report that holds it."""
+        client, run = self._client(), self._child(report.round_id)
+        client.set_tag(run, "promotion", promotion(report))
+        client.log_artifact(run, str(self.folder.round(report.round_id) / "report.json"))
+        state = self._state()
+        state["promotion"][str(report.round_id)] = promotion(report)
         write_json(self._path, state)
 
     def _training_curves(self, round_id: int, now: int) -> Iterator[Any]:
@@ -140,7 +155,7 @@ class MlflowTracker:
             state = read_json(self._path)
             if state["uri"] == self.uri:
                 return state
-        return {"uri": self.uri, "parent": None, "rounds": {}, "logged": []}
+        return {"uri": self.uri, "parent": None, "rounds": {}, "promotion": {}, "logged": []}
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:
@@ -165,7 +180,17 @@ def round_metrics(report: RoundReport, timings: dict[str, float]) -> dict[str, f
     values["label/accepted"] = float(report.num_accepted)
     values |= {f"filter/{reason}": float(count) for reason, count in report.reasons.items()}
     values |= {f"train/{name}": value for name, value in report.train.items()}
+    values |= {f"guard/{result.name}": result.value for result in report.guards}
     return values | {f"seconds/{stage}": value for stage, value in timings.items()}
+
+
+def promotion(report: RoundReport) -> str:
+    """The round's tag: ``promoted``, ``blocked: copy_rate`` or ``accepted: copy_rate``."""
+    if report.blocked_by:
+        return "blocked: " + ", ".join(result.name for result in report.blocked_by)
+    if report.accepted_guards:
+        return "accepted: " + ", ".join(report.accepted_guards)
+    return "promoted"
 
 
 def git_revision() -> str:

@@ -38,6 +38,7 @@ def results(folder: Path) -> dict[str, bytes]:
         *folder.glob("ledger/shards/*"),
         *folder.glob("data/*.parquet"),
         *folder.glob("data/ingest.json"),
+        *folder.glob("data/leakage.json"),
     ]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dynamics.config import LoopConfig
 from dynamics.errors import UserError
+from dynamics.training.loss import Task
 
 FRESH_SEEDS = (101, 102, 103)
 """Nothing was ever chosen on their scenes."""
@@ -30,6 +31,8 @@ class StudyPlan:
     temperatures: tuple[float, ...] = (1.0, 0.7)
     num_verified: int = 1000
     """Held-out scenes of claim (c)."""
+    control_tasks: tuple[Task, ...] = ("fdp", "idm")
+    """Tasks whose controls are trained; the gap of claim (b) needs the FDP's."""
     filters: bool = True
     """Hold the scores and rules against each other in round 1."""
     ablations: bool = True
@@ -46,10 +49,11 @@ QUICK = StudyPlan(
     best_of=(1, 2, 4, 8, 16),
     temperatures=(1.0,),
     num_verified=300,
+    control_tasks=("fdp",),
     filters=False,
     ablations=False,
 )
-"""A look within a quarter of an hour: one seed, two rounds' worth of arms; no evidence."""
+"""A look within a quarter of an hour: one seed and few arms; no evidence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +96,15 @@ ABLATIONS = ("recognition_weights", "full", "joint", "from_scratch")
 
 
 def units(plan: StudyPlan, cfg: LoopConfig) -> list[Unit]:
-    """All units, in an order in which one process could run them; long ones early."""
-    found: list[Unit] = []
-    for seed in plan.seeds:
-        found += _of_seed(plan, cfg, seed)
-    return found
+    """All units, in an order in which one process could run them.
+
+    What the claims rest on comes first for all seeds, then what is held against it.
+    """
+    found = [unit for seed in plan.seeds for unit in _of_seed(plan, cfg, seed)]
+    return sorted(found, key=lambda unit: unit.kind in _LATER)
+
+
+_LATER = ("scores", "filter", "ablation")
 
 
 def _of_seed(plan: StudyPlan, cfg: LoopConfig, seed: int) -> list[Unit]:
@@ -107,7 +115,7 @@ def _of_seed(plan: StudyPlan, cfg: LoopConfig, seed: int) -> list[Unit]:
     found += [
         unit(f"control/{arm}-{task}", "data")
         for arm in ("true_labels", "seed_only")
-        for task in ("fdp", "idm")
+        for task in plan.control_tasks
     ]
     # The round-0 adapters are the fits at the configured size.
     found += [

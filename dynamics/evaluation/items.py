@@ -46,6 +46,8 @@ def items_schema(best_of: Sequence[int]) -> pa.Schema:
             pa.field("action", pa.string(), nullable=False),  # the true sentence, the prompt
             pa.field("action_kind", pa.string(), nullable=False),  # "move", ..., "" when unparsed
             pa.field("idm_action", pa.string(), nullable=False),  # the sentence the IDM wrote
+            # Natural log, mean over its tokens, end of action included: exp() is the confidence.
+            pa.field("idm_mean_logprob", pa.float32(), nullable=False),
             pa.field("greedy_codes", pa.list_(pa.uint16()), nullable=False),
             pa.field("best_codes", pa.list_(pa.uint16())),  # headline verifier, largest N
             pa.field("idm_exact", pa.bool_(), nullable=False),  # the same action, in any wording
@@ -185,6 +187,7 @@ def _judge_idm(pairs: _Pairs, idm: InverseDynamics, cfg: LoopConfig) -> Columns:
         "action": pairs.actions,
         "action_kind": [kind_of(action) for action in pairs.actions],
         "idm_action": said,
+        "idm_mean_logprob": [float(np.mean(caption.token_logprobs)) for caption in captions],
         "idm_exact": [same_action(a, b) for a, b in zip(said, pairs.actions, strict=True)],
         "idm_correct": [
             None if source is None else outcome(action, source) == target

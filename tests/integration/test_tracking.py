@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from dynamics.config import LoopConfig, TrackConfig
-from dynamics.records import Estimate, RoundReport
+from dynamics.records import Estimate, GuardResult, RoundReport
 from dynamics.run_folder import RunFolder, write_json
 from ray_jobs.tracking import MlflowTracker
 
@@ -24,6 +24,11 @@ def report(round_id: int) -> RoundReport:
         metrics={"eval/fdp_success": success},
         models={"idm_digest": "abc"},
         train={"idm_loss": 0.25},
+        guards=(
+            GuardResult(
+                name="copy_rate", value=0.9, limit=0.5, passed=round_id < 2, message="copies"
+            ),
+        ),
     )
 
 
@@ -84,6 +89,7 @@ def test_every_round_has_the_same_metric_names(client: MlflowClient) -> None:
         "filter/outside_top_fraction": 6,
         "train/idm_loss": 0.25,
         "seconds/train": 12.5,
+        "guard/copy_rate": 0.9,
     }
     second = next(run for run in rounds if run.data.tags["round"] == "1")
     assert expected.items() <= second.data.metrics.items()
@@ -105,6 +111,24 @@ def test_losses_config_and_files_are_there(client: MlflowClient, tracked: RunFol
     losses = client.get_metric_history(run, "train/idm_loss_curve")
     assert [(point.step, point.value) for point in losses] == [(25, 2.0), (50, 1.0)]
     assert (tracked.root / "mlartifacts").is_dir()
+
+
+def test_a_round_is_tagged_blocked_until_its_guard_is_accepted(
+    client: MlflowClient, tracked: RunFolder
+) -> None:
+    def tags() -> list[str]:
+        rounds = sorted(runs_of_kind(client, "round"), key=lambda run: int(run.data.tags["round"]))
+        return [run.data.tags["promotion"] for run in rounds]
+
+    assert tags() == ["promoted", "promoted", "blocked: copy_rate"]
+    accepted = report(2).accepting(["copy_rate", "leakage"])
+    write_json(tracked.round(2) / "report.json", accepted.to_json())
+    warnings: list[str] = []
+    for _ in range(2):
+        MlflowTracker(CFG, tracked, warnings.append).log_run([accepted], [])
+    assert tags() == ["promoted", "promoted", "accepted: copy_rate"]
+    assert len(runs_of_kind(client, "round")) == 3
+    assert warnings == []
 
 
 def test_a_dead_server_costs_a_warning_and_nothing_else(

@@ -60,6 +60,7 @@ def test_an_unknown_key_of_a_filter_rule_is_named(config_file):
         ("model.family=gpt", "model.family"),
         ("serve.port=99999", "serve.port"),
         ("name=a/b", "name"),
+        ("guards.accept=[copies]", "guards.accept.0: Input should be 'copy_rate', "),
         ("rounds", "must look like section.key=value"),
         ("seed.x=1", "seed"),
         ("name.x=1", "name is a value, not a section"),
@@ -95,13 +96,23 @@ def test_values_are_frozen():
 
 @pytest.mark.parametrize(
     "override",
-    ["rounds=9", "run_dir=elsewhere", "serve.port=9000", "cluster.num_cpus=4", "track.uri=x"],
+    [
+        "rounds=9",
+        "run_dir=elsewhere",
+        "serve.port=9000",
+        "cluster.num_cpus=4",
+        "track.uri=x",
+        "guards.accept=[leakage]",
+    ],
 )
 def test_the_digest_ignores_where_and_how_long_it_runs(config_file, override):
     assert load(config_file, [override]).digest() == load(config_file).digest()
 
 
-@pytest.mark.parametrize("override", ["seed=1", "world.grid=4", "train.learning_rate=0.1"])
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "world.grid=4", "train.learning_rate=0.1", "guards.max_copy_rate=0.1"],
+)
 def test_the_digest_changes_with_what_decides_results(config_file, override):
     assert load(config_file, [override]).digest() != load(config_file).digest()
 

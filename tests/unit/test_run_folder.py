@@ -7,7 +7,7 @@ import pytest
 
 from dynamics.config import LoopConfig
 from dynamics.errors import UserError
-from dynamics.records import Estimate, RoundReport
+from dynamics.records import Estimate, GuardResult, RoundReport
 from dynamics.run_folder import (
     RunFolder,
     RunFolderInUseError,
@@ -23,17 +23,17 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> 
     folder = RunFolder(tmp_path / "run")
     with folder.claimed(CFG):
         pass
-    other = LoopConfig(seed=7, train={"batch_size": 9})
+    other = LoopConfig(seed=7, train={"batch_size": 9}, guards={"accept": ["leakage"]})
     with pytest.raises(UserError, match=r"seed was 0, now 7, train.batch_size was 48, now 9"):
         folder.claimed(other).__enter__()
     assert folder.config() == CFG
 
 
-def test_more_rounds_and_another_port_continue_a_run(tmp_path: Path) -> None:
+def test_more_rounds_another_port_and_an_accepted_guard_continue_a_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with folder.claimed(CFG):
         pass
-    more = LoopConfig(rounds=9, serve={"port": 8001})
+    more = LoopConfig(rounds=9, serve={"port": 8001}, guards={"accept": ["copy_rate"]})
     with folder.claimed(more):
         assert folder.config() == more
 
@@ -89,6 +89,10 @@ def test_reports_round_trip_and_unfinished_rounds_have_none(tmp_path: Path) -> N
         metrics={"eval/fdp_success": Estimate(value=0.5, low=0.25, high=0.75, num_items=4)},
         models={"idm": "rounds/round-01/idm"},
         train={"idm_loss": 0.5},
+        guards=(
+            GuardResult(name="copy_rate", value=0.9, limit=0.5, passed=False, message="copies"),
+        ),
+        accepted_guards=("copy_rate",),
     )
     write_json(folder.round(1) / "report.json", report.to_json())
     assert folder.report(0) is None

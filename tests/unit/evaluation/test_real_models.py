@@ -65,6 +65,7 @@ def controlled(cfg: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
         flat[name] = [""] * HELDOUT.num_rows
     flat |= {
         "greedy_codes": HELDOUT["source_codes"].to_pylist(),
+        "idm_mean_logprob": [-0.5] * HELDOUT.num_rows,
         "idm_exact": [False] * HELDOUT.num_rows,
         "idm_correct": [False] * HELDOUT.num_rows,
         "fdp_greedy_success": [False] * HELDOUT.num_rows,

@@ -1,0 +1,309 @@
+"""How often each guard blocks a healthy round, and how often the round that it is there for.
+
+    python benchmarks/guards.py runs/tabletop [RUN ...]
+
+Healthy: the rounds of finished runs, with held-out pairs, labels and seed sentences drawn anew
+with replacement, one draw a seed. Sick: the same draws with one thing broken on purpose. Nothing
+is trained: draws of one round differ less than rounds of other training seeds would.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dynamics.config import GuardConfig, GuardName, LoopConfig  # noqa: E402  needs the path above
+from dynamics.evaluation.meaning import kind_of  # noqa: E402
+from dynamics.guards.guards import GUARDS, GuardEvidence, judge  # noqa: E402
+from dynamics.guards.leakage import count_leakage, leaked_pairs  # noqa: E402
+from dynamics.ledger.store import Ledger  # noqa: E402
+from dynamics.local import LocalStages  # noqa: E402
+from dynamics.models.adapters import load_idm  # noqa: E402
+from dynamics.models.base import ImageTokenizer  # noqa: E402
+from dynamics.records import (  # noqa: E402
+    PAIR_SCHEMA,
+    TRANSITION_SCHEMA,
+    GuardResult,
+    stable_hash,
+)
+from dynamics.run_folder import RunFolder  # noqa: E402
+from dynamics.seeds import numpy_rng  # noqa: E402
+from dynamics.tables import codes_matrix, read_table  # noqa: E402
+from dynamics.video import encode  # noqa: E402
+from dynamics.video.decode import DecodeSpec, read_clip  # noqa: E402
+from dynamics.world.film import filmed_keyframes  # noqa: E402
+
+NUM_LEAKED = 30
+"""Held-out clips that a draw puts into the pool."""
+NUM_ENCODED_ANEW = 150
+"""Held-out clips that are encoded anew, at crf 30 instead of 20; draws leak some of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished run, read once."""
+
+    rounds: dict[int, GuardEvidence]
+    same: np.ndarray
+    """bool [B] of the held-out pairs: its clip is in the pool."""
+    alike: np.ndarray
+    """bool [B]: it looks like a pool pair."""
+    anew: np.ndarray
+    """Rows of the held-out pairs whose clips were encoded anew."""
+    found_anew: np.ndarray
+    """Per row in ``anew``, whether the pair is known by its looks."""
+
+
+Sickness = Callable[[GuardEvidence, np.random.Generator, Run], GuardEvidence | None]
+"""Breaks one thing of a draw; None where the round has no such thing."""
+
+
+def read_run(root: Path) -> Run:
+    """Read a finished run folder."""
+    folder = RunFolder(root.resolve())
+    cfg = folder.config()
+    stages = LocalStages(cfg, folder.root)
+    pool = read_table(folder.data / "pool.parquet", PAIR_SCHEMA)
+    heldout = read_table(folder.data / "heldout.parquet", TRANSITION_SCHEMA)
+    seed = read_table(folder.data / "seed.parquet", TRANSITION_SCHEMA, ["action"])
+    same_B, alike_B = leaked_pairs(pool, heldout, stages.images)
+    items = {n: _items(stages, heldout, n) for n in range(cfg.rounds + 1)}
+    ledger = Ledger(folder.ledger)
+    rounds = {
+        n: GuardEvidence(
+            items=items[n],
+            heldout=heldout,
+            seed_actions=seed["action"].to_pylist(),
+            leakage=count_leakage(same_B, alike_B),
+            labels=ledger.labels(n) if n else None,
+            decisions=ledger.decisions(n) if n else None,
+            first_items=items[0] if n else None,
+        )
+        for n in items
+    }
+    again, where = _encoded_anew(cfg, folder, heldout, stages.images)
+    return Run(
+        rounds=rounds,
+        same=same_B,
+        alike=alike_B,
+        anew=np.array(where),
+        found_anew=leaked_pairs(again, heldout.take(where), stages.images)[1],
+    )
+
+
+def _items(stages: LocalStages, heldout: pa.Table, round_id: int) -> pa.Table:
+    """The round's evaluation; runs of before its column `idm_mean_logprob` get it here."""
+    items = pq.read_table(stages.folder.round(round_id) / "items.parquet")
+    if "idm_mean_logprob" in items.column_names:
+        return items
+    finished = stages.finished(round_id)
+    assert finished is not None
+    captions = load_idm(finished[0], stages.cfg.model).label(
+        codes_matrix(heldout, "source_codes"),
+        codes_matrix(heldout, "target_codes"),
+        max_action_tokens=stages.cfg.label.max_action_tokens,
+    )
+    means = [np.mean(caption.token_logprobs) for caption in captions]
+    return items.append_column("idm_mean_logprob", pa.array(means, pa.float32()))
+
+
+def _encoded_anew(
+    cfg: LoopConfig, folder: RunFolder, heldout: pa.Table, images: ImageTokenizer
+) -> tuple[pa.Table, list[int]]:
+    """Held-out clips after another encoding, as pool pairs, and the held-out rows that they are."""
+    keyframes = filmed_keyframes(cfg.world, "heldout")
+    spec = DecodeSpec(
+        frame_px=images.frame_px,
+        top_k=keyframes.top_k,
+        spacing_frames=keyframes.spacing_frames,
+        min_change=keyframes.min_change,
+        max_cut=keyframes.max_cut,
+    )
+    rows, where = [], []
+    with (
+        TemporaryDirectory() as temporary,
+        patch.dict(encode.X264_OPTIONS, {"crf": "30"}),
+    ):
+        path = Path(temporary, "again.mp4")
+        for row, name in enumerate(heldout["clip_path"].to_pylist()[:NUM_ENCODED_ANEW]):
+            with av.open(str(folder.data / "heldout" / "clips" / name)) as clip:
+                frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
+            encode.write_mp4(path, np.stack(frames), cfg.world.fps)
+            found = read_clip(path, spec).frames
+            if len(found) != 2:
+                continue  # another encoding may hide a small change from the key frames
+            source, target = images.encode(found)
+            sha256 = stable_hash("again", row)
+            rows.append({"clip_sha256": sha256, "source_codes": source, "target_codes": target})
+            where.append(row)
+    return pa.Table.from_pylist(rows), where
+
+
+def draw(evidence: GuardEvidence, run: Run, rng: np.random.Generator) -> GuardEvidence:
+    """The round with other held-out pairs, labels and seed sentences."""
+    rows = rng.integers(evidence.items.num_rows, size=evidence.items.num_rows)
+    said = evidence.seed_actions
+    drawn = replace(
+        evidence,
+        items=evidence.items.take(rows),
+        heldout=evidence.heldout.take(rows),
+        seed_actions=[said[row] for row in rng.integers(len(said), size=len(said))],
+        leakage=count_leakage(run.same[rows], run.alike[rows]),
+    )
+    if evidence.first_items is None or evidence.labels is None:
+        return drawn
+    labels = rng.integers(evidence.labels.num_rows, size=evidence.labels.num_rows)
+    return replace(
+        drawn,
+        first_items=evidence.first_items.take(rows),
+        labels=evidence.labels.take(labels),
+    )
+
+
+def copies(evidence: GuardEvidence, rng: np.random.Generator, run: Run) -> GuardEvidence:
+    """A copier in the FDP's place; the oracle is left out, as on real video."""
+    items = _with(evidence.items, "greedy_codes", evidence.heldout["source_codes"].to_pylist())
+    return replace(evidence, items=_with(items, "fdp_copy", [None] * items.num_rows))
+
+
+def says_one_thing(
+    evidence: GuardEvidence, rng: np.random.Generator, run: Run
+) -> GuardEvidence | None:
+    """All labels are one sentence."""
+    return _favouring(evidence, rng, 1.0)
+
+
+def favours_one_thing(
+    evidence: GuardEvidence, rng: np.random.Generator, run: Run
+) -> GuardEvidence | None:
+    """A fifth of the labels are one sentence."""
+    return _favouring(evidence, rng, 0.2)
+
+
+def keeps_no_moves(
+    evidence: GuardEvidence, rng: np.random.Generator, run: Run
+) -> GuardEvidence | None:
+    """The filter drops every label of the most common action type."""
+    if evidence.labels is None or evidence.decisions is None:
+        return None
+    kinds = [kind_of(action) for action in evidence.labels["action"].to_pylist()]
+    common = Counter(kinds).most_common(1)[0][0]
+    ids = evidence.labels["label_id"].to_pylist()
+    dropped = {label for label, kind in zip(ids, kinds, strict=True) if kind == common}
+    accepted = [label not in dropped for label in evidence.decisions["label_id"].to_pylist()]
+    return replace(evidence, decisions=_with(evidence.decisions, "accepted", accepted))
+
+
+def errs_as_surely(
+    evidence: GuardEvidence, rng: np.random.Generator, run: Run
+) -> GuardEvidence | None:
+    """The IDM is as sure as it is, and wrong on a third of what it is right on."""
+    if evidence.first_items is None:
+        return None
+    right = evidence.items["idm_correct"].to_pylist()
+    right = [bool(answer and rng.random() >= 1 / 3) for answer in right]
+    return replace(evidence, items=_with(evidence.items, "idm_correct", right))
+
+
+def leaks_one_clip(evidence: GuardEvidence, rng: np.random.Generator, run: Run) -> GuardEvidence:
+    """One held-out clip lies in the pool."""
+    same_B = run.same.copy()
+    same_B[rng.integers(len(same_B))] = True
+    return replace(evidence, leakage=count_leakage(same_B, run.alike))
+
+
+def leaks_clips_encoded_anew(
+    evidence: GuardEvidence, rng: np.random.Generator, run: Run
+) -> GuardEvidence:
+    """`NUM_LEAKED` held-out clips lie in the pool with other bytes."""
+    leaked = rng.choice(len(run.anew), NUM_LEAKED, replace=False)
+    alike_B = run.alike.copy()
+    alike_B[run.anew[leaked]] |= run.found_anew[leaked]
+    return replace(evidence, leakage=count_leakage(run.same, alike_B))
+
+
+SICK: dict[str, tuple[GuardName, Sickness]] = {
+    "the FDP copies": ("copy_rate", copies),
+    "all labels are one sentence": ("caption_collapse", says_one_thing),
+    "a fifth of the labels is one sentence": ("caption_collapse", favours_one_thing),
+    "the filter drops the most common type": ("type_skew", keeps_no_moves),
+    "as sure, a third of the right ones wrong": ("calibration_drift", errs_as_surely),
+    "one held-out clip in the pool": ("leakage", leaks_one_clip),
+    f"{NUM_LEAKED} clips encoded anew in the pool": ("leakage", leaks_clips_encoded_anew),
+}
+
+
+def _favouring(
+    evidence: GuardEvidence, rng: np.random.Generator, share: float
+) -> GuardEvidence | None:
+    if evidence.labels is None:
+        return None
+    actions = evidence.labels["action"].to_pylist()
+    favourite = actions[int(rng.integers(len(actions)))]
+    said = [favourite if rng.random() < share else action for action in actions]
+    return replace(evidence, labels=_with(evidence.labels, "action", said))
+
+
+def _with(table: pa.Table, column: str, values: Sequence[Any]) -> pa.Table:
+    """The table with a column's values replaced, its type kept."""
+    place = table.column_names.index(column)
+    field = table.schema.field(column)
+    return table.set_column(place, field.name, pa.array(values, field.type))
+
+
+def results(
+    runs: Sequence[Run], num_seeds: int, limits: GuardConfig
+) -> Iterator[tuple[str, GuardResult]]:
+    """Case and result of every guard on healthy draws, of the guard in question on sick ones."""
+    for number, run in enumerate(runs):
+        for round_id, evidence in run.rounds.items():
+            for seed in range(num_seeds):
+                rng = numpy_rng("guards", number, round_id, seed)
+                drawn = draw(evidence, run, rng)
+                for result in judge(drawn, limits):
+                    yield "healthy", result
+                for case, (name, breaks) in SICK.items():
+                    broken = breaks(drawn, rng, run)
+                    result = None if broken is None else GUARDS[name](broken, limits)
+                    if result is not None:
+                        yield case, result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print how often each guard blocks."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run folders")
+    parser.add_argument("--seeds", type=int, default=20, help="draws a round")
+    parsed = parser.parse_args(arguments)
+    found: dict[tuple[GuardName, str], list[GuardResult]] = {}
+    for case, result in results([read_run(p) for p in parsed.runs], parsed.seeds, GuardConfig()):
+        found.setdefault((result.name, case), []).append(result)
+    print("| guard | rounds | blocked | value | limit |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in GUARDS:
+        for case in ("healthy", *SICK):
+            some = found.get((name, case), [])
+            if some:
+                values = [result.value for result in some]
+                blocked = sum(not result.passed for result in some)
+                print(
+                    f"| `{name}` | {case} | {blocked} of {len(some)} | {min(values):.3g} to "
+                    f"{max(values):.3g} | {some[0].limit:g} |"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What keeps a bad round from being promoted."""

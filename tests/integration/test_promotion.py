@@ -1,0 +1,196 @@
+"""A round that a guard blocks, from the command to what is served; in one process, without Ray."""
+
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from dynamics.config import LoopConfig, ModelConfig
+from dynamics.generation.fdp import Candidates, ForwardDynamics
+from dynamics.labelling.idm import InverseDynamics
+from dynamics.local import LocalStages
+from dynamics.models.adapters import load_pair
+from dynamics.models.fsq import FsqTokenizer
+from dynamics.records import ModelRef
+from dynamics.run_folder import RunFolder, read_json
+from ray_jobs import bootstrap, runtime, serve
+from tests.runs import results, run_local
+
+LIMIT = "guards.max_copy_rate=0.5"
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+    """Without the bars of libraries that were imported before the command hushed them."""
+
+
+Command = Callable[..., Done]
+
+
+class Copier:
+    """Gives the source back, whatever the action."""
+
+    def __init__(self, fdp: ForwardDynamics) -> None:
+        self.model = fdp.model
+
+    def generate(
+        self, source_BL: np.ndarray, actions: Sequence[str], *, num_samples: int, **options: Any
+    ) -> Candidates:
+        codes_BNL = np.repeat(source_BL[:, None], num_samples, axis=1)
+        return Candidates(codes=codes_BNL, logprobs=np.zeros(codes_BNL.shape[:2]))
+
+
+def load_copier(models: ModelRef, cfg: ModelConfig) -> tuple[InverseDynamics, Any]:
+    """In round 1 a copier takes the FDP's place."""
+    idm, fdp = load_pair(models, cfg)
+    return idm, Copier(fdp) if models.fdp.parent.name == "round-01" else fdp
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[list[int]]:
+    """Makes round 1 a copier's; filled with the rounds that the loop serves."""
+    rounds: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dynamics.local.load_pair", load_copier)
+        patch.setattr(LocalStages, "serve", lambda self, models, round_id: rounds.append(round_id))
+        patch.setattr(runtime, "stop_ray", lambda: None)  # the session's Ray is others'
+        yield rounds
+
+
+@pytest.fixture(scope="module")
+def base(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained base with an image tokenizer that tells frames apart."""
+    folder = Path(shutil.copytree(small.model.base, tmp_path_factory.mktemp("base") / "base"))
+    images = FsqTokenizer.load(folder)
+    images.model.encoder[-1].weight.mul_(100)
+    images.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(small: LoopConfig, base: Path, served: list[int]) -> Command:
+    """The command as a function of the run folder and further arguments."""
+
+    def call(run_dir: Path, *more: str) -> Done:
+        arguments = [
+            *("--config", str(Path(__file__).parents[1] / "test-3x3.yaml")),
+            *("--no-ray", "--rounds", "2", "--run-dir", str(run_dir)),
+            f"model.base={base}",
+            f"train.seed_steps={small.train.seed_steps}",
+            f"train.round_steps={small.train.round_steps}",
+            LIMIT,
+            *more,
+        ]
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            status = bootstrap.main(arguments)
+        said = [line for line in err.getvalue().splitlines() if "Loading weights" not in line]
+        return Done(status, out.getvalue(), "\n".join(filter(None, said)))
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def blocked(
+    command: Command, served: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunFolder, Done]:
+    run_dir = tmp_path_factory.mktemp("blocked") / "run"
+    served.clear()
+    return RunFolder(run_dir), command(run_dir)
+
+
+@pytest.fixture
+def copy(blocked: tuple[RunFolder, Done], tmp_path: Path) -> RunFolder:
+    """The blocked run, to go on from."""
+    return RunFolder(Path(shutil.copytree(blocked[0].root, tmp_path / "run")))
+
+
+def promotions(folder: RunFolder) -> list[str]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder.root / 'mlflow.db'}")
+    runs = read_json(folder.root / "tracking.json")["rounds"]
+    return [client.get_run(run).data.tags["promotion"] for run in runs.values()]
+
+
+def test_a_blocked_round_keeps_the_previous_model_and_exits_4(
+    blocked: tuple[RunFolder, Done], served: list[int]
+) -> None:
+    folder, done = blocked
+    assert done.status == 4
+    assert re.fullmatch(
+        r"blocked: round 1: copy_rate 1, limit 0\.5: the FDP gives its input back on (\d+) of \1 "
+        r"held-out pairs; accept it with --accept-guard copy_rate, or train longer "
+        r"\(train\.seed_steps, train\.round_steps\) in a new run_dir",
+        done.err,
+    )
+    assert f"dynamics serve {folder.root}  (round 0)" in done.out
+    assert [report.promoted for report in folder.reports(2)] == [True, False]
+    assert served == [0]
+    assert promotions(folder) == ["promoted", "blocked: copy_rate"]
+
+
+def test_the_same_command_says_the_same_again_and_does_nothing(
+    blocked: tuple[RunFolder, Done], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, done = blocked
+    monkeypatch.setattr(bootstrap, "_run_loop", None)  # calling it would be an error
+    for more in ((), ("--accept-guard", "leakage")):
+        again = command(folder.root, *more)
+        assert (again.status, again.err) == (4, done.err)
+
+
+def test_the_generator_serves_the_last_promoted_round(
+    blocked: tuple[RunFolder, Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(serve, "serve_round", lambda cfg, run, models, r, example: asked.append(r))
+    folder = blocked[0]
+    serve.serve_run(folder.config(), folder)
+    assert asked == [0]
+
+
+def test_an_accepted_guard_is_recorded_and_the_loop_goes_on(
+    copy: RunFolder, command: Command, served: list[int], tmp_path: Path
+) -> None:
+    served.clear()
+    accepted = command(copy.root, "--accept-guard", "copy_rate")
+    assert (accepted.status, accepted.err) == (0, "")
+    assert [report.accepted_guards for report in copy.reports(2)] == [(), ("copy_rate",), ()]
+    assert served == [2]
+    assert promotions(copy) == ["promoted", "accepted: copy_rate", "promoted"]
+    # What was accepted stays accepted, without saying so again.
+    again = command(copy.root)
+    assert again.status == 0
+    assert "all 2 rounds are done; nothing to do" in again.out
+    # Accepting later gives the bytes of accepting from the start.
+    cfg = copy.config()
+    guards = cfg.guards.model_copy(update={"accept": ("copy_rate",)})
+    run_local(cfg.model_copy(update={"guards": guards}), tmp_path / "at-once")
+    assert results(tmp_path / "at-once") == results(copy.root)
+
+
+def test_an_unknown_guard_is_one_line(command: Command, tmp_path: Path) -> None:
+    done = command(tmp_path / "run", "--accept-guard", "copies")
+    assert done.status == 2
+    assert "guards.accept.0: Input should be 'copy_rate'" in done.err
+    assert done.err.count("\n") == 0
+
+
+def test_leaks_are_looked_for_once_a_run(copy: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read_json(copy.data / "leakage.json")["found"]
+    assert (found["num_heldout"], found["by_digest"]) == (12, 0)
+    monkeypatch.setattr("dynamics.local.find_leakage", None)  # calling it would be an error
+    stages = LocalStages(copy.config(), copy.root)
+    report = copy.report(0)
+    assert report is not None
+    assert stages.guard(stages.prepare(), None, report) == report
