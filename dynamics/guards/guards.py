@@ -25,6 +25,9 @@ from dynamics.records import GuardResult
 from dynamics.seeds import numpy_rng
 from dynamics.tables import codes_matrix
 
+MIN_LABELS = 200
+"""With fewer labels their mix and their entropy measure chance: their guards say nothing."""
+
 _PAIRS_A_BIN = 25
 """Fewest held-out pairs in a bin of the calibration error: with fewer it measures noise."""
 
@@ -91,7 +94,7 @@ def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResul
     The entropy of a sample grows with its size, so equally many labels and seed sentences, drawn
     by a fixed seed, are compared. The value is the ratio of the two.
     """
-    if evidence.labels is None or not evidence.labels.num_rows:
+    if evidence.labels is None or evidence.labels.num_rows < MIN_LABELS:
         return None
     said = [_meaning(action, evidence.tabletop) for action in evidence.labels["action"].to_pylist()]
     taught = [_meaning(action, evidence.tabletop) for action in evidence.seed_actions]
@@ -115,6 +118,8 @@ def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResul
 def type_skew(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
     """Total variation distance between the kept labels' mix of action types and all labels'."""
     if evidence.labels is None or evidence.decisions is None:
+        return None
+    if evidence.labels.num_rows < MIN_LABELS:
         return None
     ids, verdicts = (evidence.decisions[name].to_pylist() for name in ("label_id", "accepted"))
     accepted = {label for label, verdict in zip(ids, verdicts, strict=True) if verdict}

@@ -9,7 +9,7 @@ import pytest
 
 from dynamics.config import EvaluateConfig, GuardConfig, LoopConfig
 from dynamics.evaluation.items import evaluate_items
-from dynamics.guards.guards import GUARDS, GuardEvidence, judge
+from dynamics.guards.guards import GUARDS, MIN_LABELS, GuardEvidence, judge
 from dynamics.guards.leakage import Leakage
 from dynamics.labelling.idm import Caption
 from dynamics.records import GuardResult
@@ -153,8 +153,15 @@ def test_on_real_video_the_words_are_the_meaning_and_the_first_word_the_type():
 
 
 def test_few_labels_are_not_a_collapse_for_being_few():
-    one = labelled(sentences(48, 3), seed_actions=sentences(4096, 4))
+    one = labelled(sentences(MIN_LABELS, 3), seed_actions=sentences(4096, 4))
     assert GUARDS["caption_collapse"](one, LIMITS).value == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["caption_collapse", "type_skew"])
+def test_a_handful_of_labels_says_nothing_about_their_mix(name):
+    """Fourteen pairs of real clips, two of them labelled alike, are no collapse."""
+    few = labelled(["remove the red square"] * (MIN_LABELS - 1))
+    assert GUARDS[name](few, LIMITS) is None
 
 
 def test_a_filter_that_keeps_one_type_is_a_skew():
