@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import torch
 from dynamics.claims.plan import KEPT_FRACTION, StudyPlan, Unit
 from dynamics.config import (
     FilterConfig,
+    GuardName,
     LoopConfig,
     ScoreName,
     StratifiedTopKRule,
@@ -115,7 +117,10 @@ def study_of(cfg: LoopConfig, plan: StudyPlan, folder: Path, seed: int) -> Study
     """The study of one seed below ``folder``."""
     root = folder / f"seed-{seed}"
     serve = cfg.serve.model_copy(update={"enabled": False})
-    own = cfg.model_copy(update={"seed": seed, "run_dir": root / "run", "serve": serve})
+    # A bad round is a finding here, not a reason to stop.
+    guards = cfg.guards.model_copy(update={"accept": get_args(GuardName)})
+    where = {"seed": seed, "run_dir": root / "run"}
+    own = cfg.model_copy(update={**where, "serve": serve, "guards": guards})
     return Study(cfg=own, plan=plan, root=root)
 
 
