@@ -235,25 +235,30 @@ class EvaluateConfig(Strict):
 class GuardConfig(Strict):
     """Limits that a round must keep to be promoted: built upon and served (`dynamics.guards`).
 
-    Chosen so that healthy rounds stay far inside; docs/LOG.md has how often each guard blocks a
-    healthy round and a sick one.
+    Chosen so that healthy rounds stay far inside; docs/DESIGN.md has how often each guard blocks a
+    healthy round, and a sick one.
     """
 
     max_copy_rate: float = Field(default=0.5, ge=0, le=1)
     """Share of held-out pairs on which the greedy frame is the source. Healthy rounds have 0 to
     2 %, an early prototype had up to 19 %, a model that only copies has 100 %."""
     min_entropy_ratio: float = Field(default=0.7, ge=0)
-    """Entropy of the labels' meanings over that of the seed's, from equally many sentences."""
+    """Entropy of the labels' meanings over that of the seed's, from equally many sentences; 0.99
+    and more in healthy rounds."""
     max_common_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of the labels that have the most common meaning."""
-    max_type_skew: float = Field(default=0.15, ge=0, le=1)
+    """Share of the labels that have the most common meaning; about 0.01 in healthy rounds."""
+    max_type_skew: float = Field(default=0.35, ge=0, le=1)
     """Total variation distance between the kept labels' mix of action types and that of all
-    labels. A filter that keeps a share f can reach 1 - f at most."""
+    labels; at most the share that is dropped, so the default filter cannot reach the limit. The
+    better half by the IDM's own likelihood has up to 0.27 in round 1, half of the types dropped
+    0.5."""
     max_calibration_drift: float = Field(default=0.1, ge=0, le=1)
-    """Calibration error of the IDM's confidence on held-out pairs, minus that of round 0."""
+    """Calibration error of the IDM's confidence on held-out pairs, minus that of round 0; up to
+    0.05 in healthy rounds."""
     max_leaked_pairs: int = Field(default=10, ge=0)
-    """Held-out pairs that look like a pair of the pool; chance alone makes some. Of clips that
-    the pool holds byte for byte none is allowed, whatever stands here."""
+    """Held-out pairs that look like a pair of the pool: by chance 1 to 5 of the default's 1,000
+    show a scene and an action that its pool shows, too. Of clips that the pool holds byte for byte
+    none is allowed, whatever stands here."""
     accept: tuple[GuardName, ...] = ()
     """Guards whose verdict is overridden, and recorded (``--accept-guard``)."""
 

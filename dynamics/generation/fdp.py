@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dynamics.engine.decode import decode_codes
+from dynamics.engine.decode import SCORE_BATCH, decode_codes
 from dynamics.models.chameleon import UnifiedVLM
 
 MICRO_BATCH = 512
@@ -75,8 +75,8 @@ class ForwardDynamics:
         self._model.use("fdp")
         length = self._model.tokens.num_image_tokens
         sums: list[np.ndarray] = []
-        for start in range(0, len(actions), MICRO_BATCH):
-            part = slice(start, start + MICRO_BATCH)
+        for start in range(0, len(actions), SCORE_BATCH):
+            part = slice(start, start + SCORE_BATCH)
             target = target_codes_BL[part]
             rows = self._model.tokens.fdp_rows(source_codes_BL[part], actions[part], target)
             hidden = self._model.hidden(rows.ids)[:, -length:]

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dynamics.engine.decode import DecodedText, decode_text
+from dynamics.engine.decode import SCORE_BATCH, DecodedText, decode_text
 from dynamics.models.chameleon import UnifiedVLM
 from dynamics.models.tokens import IGNORE
 
 MICRO_BATCH = 256
-"""Rows per forward: keeps the cache small whatever batch a caller passes."""
+"""Rows per decoding step: keeps the cache small whatever batch a caller passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ class InverseDynamics:
         """Sum of log p over the action's tokens and the end token, float64 [B]."""
         self._model.use("idm")
         sums: list[np.ndarray] = []
-        for start in range(0, len(actions), MICRO_BATCH):
-            part = slice(start, start + MICRO_BATCH)
+        for start in range(0, len(actions), SCORE_BATCH):
+            part = slice(start, start + SCORE_BATCH)
             rows = self._model.tokens.idm_rows(
                 source_codes_BL[part], target_codes_BL[part], actions[part]
             )
