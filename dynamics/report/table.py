@@ -16,7 +16,8 @@ MISSING = "-"
 def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) -> Table:
     """Labelled, kept, accuracies, success and time per round; fits 80 columns.
 
-    Rates are percent, with the 95 % bootstrap interval over pairs below.
+    Rates are percent, with the 95 % bootstrap interval over pairs below. Below the number of a
+    round stands whether a guard blocks it, or was overridden.
 
     Args:
         reports: of the rounds, in order.
@@ -45,7 +46,7 @@ def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) ->
     for report in reports:
         spent = seconds.get(report.round_id)
         table.add_row(
-            str(report.round_id),
+            _round(report),
             f"{report.num_labelled:,}",
             f"{report.num_accepted:,}",
             *(_rate(report.metrics.get(name)) for name in rates.values()),
@@ -75,6 +76,14 @@ def control_table(report: ControlReport) -> Table:
         rates = (_rate(estimate) for estimate in (*arms, gain, report.gap_closed.get(name)))
         table.add_row(name, *rates)
     return table
+
+
+def _round(report: RoundReport) -> str:
+    """The round's number; below it what its guards came to, unless all passed."""
+    number = str(report.round_id)
+    if not report.promoted:
+        return f"{number}\n[red]blocked[/red]"
+    return f"{number}\n[dim]accepted[/dim]" if report.accepted_guards else number
 
 
 def _rate(estimate: Estimate | None) -> str:
