@@ -29,6 +29,9 @@ def test_a_blocked_and_an_accepted_round_are_marked() -> None:
     console.print(round_table([report(1, accepted=True), report(2, accepted=False)], {}))
     assert isinstance(console.file, StringIO)
     rows = [line.split()[:1] for line in console.file.getvalue().splitlines()]
-    assert [
-        row for row in rows if row in (["1"], ["2"], ["accepted"], ["blocked"])
-    ] == [["1"], ["accepted"], ["2"], ["blocked"]]
+    assert [row for row in rows if row in (["1"], ["2"], ["accepted"], ["blocked"])] == [
+        ["1"],
+        ["accepted"],
+        ["2"],
+        ["blocked"],
+    ]
