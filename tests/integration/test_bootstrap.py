@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -138,7 +139,9 @@ def test_serve_keeps_the_generator_up_until_interrupted(
 ) -> None:
     command = [*arguments(small, killed_and_resumed[0]), "--serve"]
     port = next(text for text in command if text.startswith("serve.port=")).partition("=")[2]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # A test run in the background of a script inherits an ignored Ctrl-C.
+    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=restore)
     assert server.stdout is not None
     lines = []
     for line in server.stdout:
