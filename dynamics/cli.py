@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import sys
+import warnings
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,6 +51,8 @@ def main() -> None:
     # One bar is enough: transformers draws its own for every checkpoint that it loads.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:transformers.modeling_utils")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app()
     except UserError as error:
@@ -185,9 +188,10 @@ def evaluate(
         from dynamics.evaluation.controls import run_controls
         from dynamics.prepare import prepared
 
-        result = run_controls(
-            cfg, folder.root, prepared(folder), reports[-1].round_id, progress=console.print
-        )
+        with ProgressView(console) as progress:
+            result = run_controls(
+                cfg, folder.root, prepared(folder), reports[-1].round_id, progress=progress
+            )
         console.print(control_table(result))
         return
     seconds = {report.round_id: sum(folder.timings(report.round_id).values()) for report in reports}

@@ -11,7 +11,7 @@ The share of the gap between the two that the round closed is the result.
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -24,6 +24,7 @@ from dynamics.errors import UserError
 from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.items import evaluate_items, items_schema
 from dynamics.models.adapters import load_pair, model_ref
+from dynamics.prepare import Progress
 from dynamics.records import (
     PAIR_SCHEMA,
     TRANSITION_SCHEMA,
@@ -31,24 +32,34 @@ from dynamics.records import (
     DataRefs,
     ModelRef,
 )
-from dynamics.run_folder import write_json
+from dynamics.run_folder import TrainingLog, write_json
 from dynamics.seeds import derive_seed
 from dynamics.tables import read_table, write_table
-from dynamics.training.fit import FitJob, fit_adapter
+from dynamics.training.fit import FitJob, WorkerContext, fit_adapter
 from dynamics.training.loss import Task
 
 Arm = Literal["seed_only", "true_labels"]
-RunFits = Callable[[Sequence[FitJob]], None]
-Progress = Callable[[str], None]
+RunFits = Callable[[Sequence[FitJob], Progress], None]
 
 
-def fit_side_by_side(jobs: Sequence[FitJob]) -> None:
+def fit_side_by_side(jobs: Sequence[FitJob], progress: Progress) -> None:
     """Fit adapters two at a time, each in a process of its own, the cores shared between them."""
     threads = max(1, (os.cpu_count() or 1) // 2)
+    logs = [TrainingLog(job.out.with_suffix(".jsonl")) for job in jobs]
+    total = sum(job.steps for job in jobs)
     # Spawned, not forked: a fork of a process that has used torch's threads can deadlock.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, context, torch.set_num_threads, (threads,)) as pool:
-        list(pool.map(fit_adapter, jobs))
+        pending = {pool.submit(_fit, job, log) for job, log in zip(jobs, logs, strict=True)}
+        while pending:
+            progress(sum(log.last_step() for log in logs), total, "train controls")
+            finished, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+
+
+def _fit(job: FitJob, log: TrainingLog) -> None:
+    fit_adapter(job, WorkerContext(report=lambda step, metrics, _: log.append(step, metrics)))
 
 
 def run_controls(
@@ -58,7 +69,7 @@ def run_controls(
     round_id: int,
     *,
     run_fits: RunFits = fit_side_by_side,
-    progress: Progress = lambda line: None,
+    progress: Progress = lambda done, total, what: None,
 ) -> ControlReport:
     """Train and evaluate both controls of a finished round; writes ``controls/round-NN/``.
 
@@ -83,12 +94,11 @@ def run_controls(
         write_table(folder / arm / "grown.parquet", grown[arm], TRANSITION_SCHEMA)
         jobs += [_fit_job(cfg, arm, task, steps, folder / arm) for task in get_args(Task)]
     if missing := [job for job in jobs if not job.out.exists()]:
-        progress(f"training {len(missing)} control adapters for {steps} steps each")
-        run_fits(missing)
+        run_fits(missing, progress)
     for arm in get_args(Arm):
         out = folder / arm
         if not (out / "items.parquet").is_file():
-            progress(f"evaluating {arm} on {data.heldout.num_rows} held-out pairs")
+            progress(0, 0, f"evaluate {arm}")
             models = model_ref(cfg.base_path(), out / "idm", out / "fdp")
             evaluated = _evaluate(cfg, models, data, truth, round_id)
             write_table(out / "items.parquet", evaluated, schema)
