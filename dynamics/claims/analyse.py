@@ -1,15 +1,10 @@
 """From the units' files to `Results`. Reads only; missing units leave their rows out."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-
-from dynamics.claims import verification
-from dynamics.claims.plan import ABLATIONS, FILTER_ARMS, KEPT_FRACTION
+from dynamics.claims import labels, verification
+from dynamics.claims.arms import Arms
+from dynamics.claims.plan import ABLATIONS
 from dynamics.claims.results import (
     Check,
     Number,
@@ -21,15 +16,7 @@ from dynamics.claims.results import (
     mean,
     share_of_gap,
 )
-from dynamics.claims.work import OUTCOME_SCHEMA, Study, filter_of
-from dynamics.evaluation.calibration import auroc, expected_calibration_error
-from dynamics.evaluation.items import items_schema
-from dynamics.evaluation.summary import right_labels
-from dynamics.labelling.confidence import SCORES
-from dynamics.labelling.filter import decide
-from dynamics.ledger.store import Ledger
-from dynamics.records import LABEL_SCHEMA, TRUTH_SCHEMA
-from dynamics.tables import read_table
+from dynamics.claims.work import Study
 from dynamics.training.loss import Task
 
 _TASKS: tuple[Task, ...] = ("fdp", "idm")
@@ -46,8 +33,7 @@ def analyse(studies: Sequence[Study], date: str) -> Results:
     tables = {
         "ease": _ease(arms),
         "rounds": _rounds(arms),
-        "labels": _labels(arms),
-        "filters": _filters(arms),
+        **labels.tables(arms),
         **verification.tables(studies),
         "ablations": _ablations(arms),
     }
@@ -63,58 +49,6 @@ def analyse(studies: Sequence[Study], date: str) -> Results:
         tables=tables,
         checks=tuple(_checks(arms, tables)),
     )
-
-
-class Arms:
-    """Outcomes on the held-out scenes by arm: one array per seed, scenes in one fixed order."""
-
-    def __init__(self, studies: Sequence[Study]) -> None:
-        self.studies = studies
-
-    @property
-    def rounds(self) -> int:
-        """The last round."""
-        return self.studies[0].cfg.rounds
-
-    def has(self, unit: str) -> bool:
-        """Whether every seed has finished a unit."""
-        return all(study.is_done(unit) for study in self.studies)
-
-    def unit(self, name: str, task: Task, column: str = "success") -> Strata | None:
-        """A unit's outcomes; None until every seed has them."""
-        if not self.has(name):
-            return None
-        paths = [study.unit(name) / f"{task}.parquet" for study in self.studies]
-        return [_column(read_table(path, OUTCOME_SCHEMA), column) for path in paths]
-
-    def round(self, round_id: int, column: str) -> Strata | None:
-        """A column of a round's evaluation table; None until every seed has it."""
-        if not self.has("loop"):
-            return None
-        tables = []
-        for study in self.studies:
-            path = study.run.round(round_id) / "items.parquet"
-            tables.append(read_table(path, items_schema(study.cfg.evaluate.best_of)))
-        return [_column(table, column) for table in tables]
-
-    def labelled(self, size: int, task: Task, column: str = "success") -> Strata | None:
-        """Fits on ``size`` labels; round 0 is the one at the configured size."""
-        if size != self.studies[0].cfg.labelled.num_seed:
-            return self.unit(f"size/{size}-{task}", task, column)
-        names = {"success": "fdp_greedy_success", "copy": "fdp_copy"}
-        return self.round(0, names[column] if task == "fdp" else "idm_correct")
-
-
-def _column(table: pa.Table, column: str) -> NDArray[np.float64]:
-    ordered = table.sort_by("pair_id")
-    return np.array(ordered[column].to_pylist(), dtype=np.float64)
-
-
-def _row(name: str, cells: dict[str, Callable[[], Number]], needed: Sequence[Any]) -> list[Row]:
-    """The row, or none while an arm that it needs is missing."""
-    if any(arm is None for arm in needed):
-        return []
-    return [Row(name=name, cells={column: cell() for column, cell in cells.items()})]
 
 
 def _ease(arms: Arms) -> Table:
@@ -199,107 +133,6 @@ def _rounds(arms: Arms) -> Table:
 
 def _task(name: str) -> Task:
     return "idm" if name == "idm" else "fdp"
-
-
-def _labels(arms: Arms) -> Table:
-    """What the loop's labels were worth."""
-    rows: list[Row] = []
-    for round_id in range(1, arms.rounds + 1) if arms.has("loop") else ():
-        known, kept = [], []
-        for study in arms.studies:
-            ledger = Ledger(study.run.ledger)
-            labels = ledger.labels(round_id)
-            decisions = ledger.decisions(round_id)
-            accepted = dict(
-                zip(
-                    decisions["label_id"].to_pylist(),
-                    decisions["accepted"].to_pylist(),
-                    strict=True,
-                )
-            )
-            taken = np.array([accepted[one] for one in labels["label_id"].to_pylist()])
-            right = _right(study, labels)
-            known.append(right)
-            kept.append(right[taken])
-        name = f"round {round_id}"
-        cells = {"right, all": mean(known, f"labels {name}")}
-        if all(map(len, kept)):
-            cells["right, kept"] = mean(kept, f"kept labels {name}")
-        rows.append(Row(name=name, cells=cells))
-    return Table(
-        title="(b) The labels of every round",
-        note="Right: carried out in the simulator the sentence leads to the next state.",
-        columns=("right, all", "right, kept"),
-        rows=tuple(rows),
-    )
-
-
-def _right(study: Study, labels: pa.Table) -> NDArray[np.float64]:
-    """1 where a label is right; labels of pairs without a truth are wrong: they have no action."""
-    truth = read_table(study.run.data / "truth.parquet", TRUTH_SCHEMA)
-    return np.array([verdict is True for verdict in right_labels(labels, truth)], dtype=np.float64)
-
-
-def _filters(arms: Arms) -> Table:
-    rows: list[Row] = []
-    everything = arms.unit("filter/all", "fdp")
-    for arm in FILTER_ARMS if everything is not None else ():
-        outcomes = arms.unit(f"filter/{arm}", "fdp")
-        if outcomes is None or everything is None:
-            continue
-        cells = {"FDP, greedy": mean(outcomes, f"filter {arm}")}
-        if arm != "all":
-            cells["more than all labels"] = difference(outcomes, everything, f"filter {arm} all")
-        rows.append(Row(name=arm, cells=cells | _label_quality(arms, arm)))
-    return Table(
-        title="(b) Filters in round 1",
-        note="The IDM's greedy labels of the pool, scored and cut offline; then one FDP each, "
-        f"from round 0's, the same steps. A score keeps its best {KEPT_FRACTION:.0%}. ECE: how "
-        "far exp(mean log-prob), exp(sum log-prob), exp(min log-prob) or the share of agreeing "
-        "samples is from the share that is right.",
-        columns=("FDP, greedy", "more than all labels", "labels right", "AUROC", "ECE"),
-        rows=tuple(rows),
-    )
-
-
-def _label_quality(arms: Arms, arm: str) -> dict[str, Number]:
-    """Precision of what an arm keeps, and how its score ranks and is calibrated."""
-    if arm in ("nothing", "true_labels"):
-        return {}
-    kept, scored = [], []
-    for study in arms.studies:
-        labels = read_table(study.unit("scores") / "labels.parquet", LABEL_SCHEMA)
-        right = _right(study, labels)
-        decisions = decide(labels, filter_of(arm, labels.num_rows))
-        taken = pc.index_in(
-            decisions.filter(decisions["accepted"])["label_id"],
-            value_set=labels["label_id"].combine_chunks(),
-        )
-        kept.append(right[taken.to_numpy()])
-        if arm in SCORES:
-            score = labels[f"score_{arm}"].to_numpy()
-            ended = np.isfinite(score)
-            scored.append((score[ended], right[ended]))
-    cells = {"labels right": mean(kept, f"precision {arm}")} if all(map(len, kept)) else {}
-    if scored and all({*right.tolist()} == {0.0, 1.0} for _, right in scored):
-        cells["AUROC"] = _by_seed([auroc(score, right) for score, right in scored])
-    if scored and arm != "fdp_likelihood" and all(len(right) for _, right in scored):
-        confident = [(_confidence(arm, score), right) for score, right in scored]
-        errors = [expected_calibration_error(score, right).value for score, right in confident]
-        cells["ECE"] = _by_seed(errors)
-    return cells
-
-
-def _confidence(arm: str, score: NDArray[np.float32]) -> NDArray[np.float64]:
-    """A score as a probability of being right."""
-    value = np.asarray(score, dtype=np.float64)
-    return np.clip(value if arm == "agreement" else np.exp(value), 0, 1)
-
-
-def _by_seed(values: Sequence[float]) -> Number:
-    """A statistic of 12,000 labels: what varies is the seed, so its range is the interval."""
-    low, high = min(values), max(values)
-    return Number(value=float(np.mean(values)), low=low, high=high, seeds=tuple(values))
 
 
 def _ablations(arms: Arms) -> Table:

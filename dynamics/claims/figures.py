@@ -18,6 +18,8 @@ def write_figures(results: Results, folder: Path) -> list[Path]:
     drawn = [
         ("ease.png", _ease(results.tables.get("ease"))),
         ("rounds.png", _rounds(results.tables.get("rounds"))),
+        ("risk-coverage.png", _risk_coverage(results.tables.get("risk-coverage"))),
+        ("reliability.png", _reliability(results.tables.get("reliability"))),
         *(
             (f"{name}.png", _best_of(table))
             for name, table in results.tables.items()
@@ -70,6 +72,36 @@ def _rounds(table: Table | None) -> Any:
                     fontsize=7.5,
                     color=colour,
                 )
+    return _finished(figure, axes)
+
+
+def _risk_coverage(table: Table | None) -> Any:
+    """Claim (b): the error of the most trusted labels."""
+    if table is None:
+        return None
+    coverages = [float(row.name.removeprefix("best ").removesuffix(" %")) for row in table.rows]
+    figure, axes = _axes("(b) labels kept, most trusted first", "% of round 1's labels kept")
+    axes.set_ylabel("% of them wrong")
+    for score, colour in zip(table.columns, _COLOURS, strict=True):
+        values = [100 * (1 - row.cells[score].value) for row in table.rows]
+        axes.plot(coverages, values, "o-", color=colour, label=score, ms=4)
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def _reliability(table: Table | None) -> Any:
+    """Claim (b): how often right against how sure."""
+    if table is None:
+        return None
+    figure, axes = _axes("(b) reliability of round 1's labels", "confidence, %")
+    axes.set_ylabel("% right")
+    axes.plot([0, 100], [0, 100], ":", color="#888888", linewidth=1, label="calibrated")
+    scores = dict.fromkeys(row.name.partition(",")[0] for row in table.rows)
+    for score, colour in zip(scores, _COLOURS, strict=False):
+        rows = [row for row in table.rows if row.name.startswith(f"{score},")]
+        points = [[100 * row.cells[name].value for row in rows] for name in table.columns]
+        axes.plot(*points, "o-", color=colour, label=score, ms=4)
     return _finished(figure, axes)
 
 

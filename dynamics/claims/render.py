@@ -19,7 +19,7 @@ def to_markdown(results: Results, figures: Sequence[str]) -> str:
         parts += ["## What was asked", _checks(results)]
     for name in figures:
         parts.append(f"![{name.rpartition('/')[2].removesuffix('.png')}]({name})")
-    for table in results.tables.values():
+    for table in filter(lambda table: table.printed, results.tables.values()):
         parts += [f"## {table.title}", table.note, _markdown_table(table)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

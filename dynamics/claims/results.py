@@ -51,6 +51,8 @@ class Table:
     note: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    printed: bool = True
+    """False: a curve's points, only drawn."""
 
     def cell(self, row: str, column: str) -> Number | None:
         """A value, None when it was not measured."""

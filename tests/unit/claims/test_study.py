@@ -7,6 +7,7 @@ import pytest
 
 from dynamics.claims import study as study_module
 from dynamics.claims.plan import StudyPlan, Unit, ready, units
+from dynamics.claims.render import to_markdown
 from dynamics.claims.results import Results
 from dynamics.claims.study import RESULTS_FILE, publish, run_study
 from dynamics.claims.work import Study, run_unit, study_of
@@ -49,12 +50,28 @@ def test_every_unit_of_the_plan_leaves_its_mark(folder: Path, tiny: LoopConfig) 
 
 def test_the_results_hold_every_table(folder: Path) -> None:
     results = Results.from_json(read_json(folder / RESULTS_FILE))
-    assert {name.partition("-")[0] for name in results.tables} == {
-        "ease", "rounds", "labels", "filters", "verification", "ablations",
+    assert {name.partition("-round")[0] for name in results.tables} == {
+        "ease", "rounds", "labels", "filters", "risk-coverage", "reliability", "verification",
+        "ablations",
     }  # fmt: skip
     assert len(results.tables["filters"].rows) == 9
     assert len(results.tables["ease"].rows) == 4
     assert len(results.checks) >= 4
+
+
+def test_a_curve_is_drawn_from_the_json_but_not_printed(folder: Path) -> None:
+    results = Results.from_json(read_json(folder / RESULTS_FILE))
+    curve = results.tables["reliability"]
+    assert not curve.printed
+    assert curve.title not in to_markdown(results, [])
+
+
+def test_all_labels_are_as_right_by_every_score(folder: Path) -> None:
+    """At full coverage the order no longer matters."""
+    results = Results.from_json(read_json(folder / RESULTS_FILE))
+    last = results.tables["risk-coverage"].rows[-1]
+    assert last.name == "best 100 %"
+    assert len({round(cell.value, 9) for cell in last.cells.values()}) == 1
 
 
 def test_analysing_again_gives_the_same_results(folder: Path, tiny: LoopConfig) -> None:
@@ -68,7 +85,13 @@ def test_published_results_match_their_json(folder: Path, tmp_path: Path) -> Non
     payload = json.loads((tmp_path / "claims" / RESULTS_FILE).read_text())
     number = payload["tables"]["rounds"]["rows"][0]["cells"]["FDP, greedy"]
     assert f"{100 * number['value']:.1f} [{100 * number['low']:.1f}, " in text
-    for name in ("ease.png", "rounds.png", "verification-round-1-t-1.0.png"):
+    for name in (
+        "ease.png",
+        "rounds.png",
+        "risk-coverage.png",
+        "reliability.png",
+        "verification-round-1-t-1.0.png",
+    ):
         assert f"](claims/{name})" in text
         assert (tmp_path / "claims" / name).read_bytes().startswith(b"\x89PNG")
 
