@@ -43,7 +43,8 @@ from dynamics.run_folder import RunFolder  # noqa: E402
 from dynamics.seeds import numpy_rng  # noqa: E402
 from dynamics.tables import codes_matrix, read_table  # noqa: E402
 from dynamics.video import encode  # noqa: E402
-from dynamics.video.decode import DecodeSpec, read_clip  # noqa: E402
+from dynamics.video.decode import read_clip  # noqa: E402
+from dynamics.video.ingest import decode_spec  # noqa: E402
 from dynamics.world.film import filmed_keyframes  # noqa: E402
 
 NUM_LEAKED = 30
@@ -124,14 +125,7 @@ def _encoded_anew(
     cfg: LoopConfig, folder: RunFolder, heldout: pa.Table, images: ImageTokenizer
 ) -> tuple[pa.Table, list[int]]:
     """Held-out clips after another encoding, as pool pairs, and the held-out rows that they are."""
-    keyframes = filmed_keyframes(cfg.world, "heldout")
-    spec = DecodeSpec(
-        frame_px=images.frame_px,
-        top_k=keyframes.top_k,
-        spacing_frames=keyframes.spacing_frames,
-        min_change=keyframes.min_change,
-        max_cut=keyframes.max_cut,
-    )
+    spec = decode_spec(filmed_keyframes(cfg.world, "heldout"), images.frame_px)
     rows, where = [], []
     with (
         TemporaryDirectory() as temporary,

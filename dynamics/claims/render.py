@@ -1,6 +1,7 @@
 """The study's JSON as Markdown; no number comes from anywhere else."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dynamics.claims.results import Number, Results, Table
 
@@ -17,11 +18,16 @@ def to_markdown(results: Results, figures: Sequence[str]) -> str:
     ]
     if results.checks:
         parts += ["## What was asked", _checks(results)]
-    for name in figures:
-        parts.append(f"![{name.rpartition('/')[2].removesuffix('.png')}]({name})")
-    for table in filter(lambda table: table.printed, results.tables.values()):
-        parts += [f"## {table.title}", table.note, _markdown_table(table)]
+    drawn = {Path(figure).stem: f"![{Path(figure).stem}]({figure})" for figure in figures}
+    # By title: (a), (b), (c), the rest. JSON keeps no order.
+    for name, table in sorted(results.tables.items(), key=lambda item: _place(item[1])):
+        parts += [f"## {table.title}", table.note, drawn.get(name, "")]
+        parts += [_markdown_table(table)] if table.printed else []
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _place(table: Table) -> tuple[bool, str]:
+    return not table.title.startswith("("), table.title
 
 
 def shown(number: Number | None, *, with_seeds: bool = True) -> str:

@@ -64,6 +64,11 @@ class IngestReport:
         return payload
 
 
+def decode_spec(keyframes: KeyframeConfig, frame_px: int) -> DecodeSpec:
+    """What is asked of the decoder, which must not import the config."""
+    return DecodeSpec(frame_px=frame_px, **keyframes.model_dump())
+
+
 def ingest_folder(
     root: Path,
     pool: PoolConfig,
@@ -85,13 +90,7 @@ def ingest_folder(
             no pair at all, or a full disk.
     """
     listing = SOURCES["folder"](root)
-    spec = DecodeSpec(
-        frame_px=images.frame_px,
-        top_k=keyframes.top_k,
-        spacing_frames=keyframes.spacing_frames,
-        min_change=keyframes.min_change,
-        max_cut=keyframes.max_cut,
-    )
+    spec = decode_spec(keyframes, images.frame_px)
     gathered = _Gathered(images, listing, max_pairs)
     clips = sorted(listing.clips, key=lambda clip: stable_hash(clip.name))
     with DecodePool(

@@ -63,7 +63,9 @@ def test_a_curve_is_drawn_from_the_json_but_not_printed(folder: Path) -> None:
     results = Results.from_json(read_json(folder / RESULTS_FILE))
     curve = results.tables["reliability"]
     assert not curve.printed
-    assert curve.title not in to_markdown(results, [])
+    text = to_markdown(results, ["claims/reliability.png"])
+    assert "![reliability](claims/reliability.png)" in text
+    assert not any(row.name in text for row in curve.rows)
 
 
 def test_all_labels_are_as_right_by_every_score(folder: Path) -> None:
