@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from dynamics.claims import labels, verification
+from dynamics.claims import labels, promotion, verification
 from dynamics.claims.arms import Arms
 from dynamics.claims.plan import ABLATIONS
 from dynamics.claims.results import (
@@ -212,4 +212,4 @@ def _checks(arms: Arms, tables: dict[str, Table]) -> list[Check]:
     )
     for claim, asked, number, holds in verification.checks(arms.studies):
         ask(claim, asked, number, holds)
-    return checks
+    return [*checks, *promotion.checks(arms.studies)]

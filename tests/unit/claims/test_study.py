@@ -11,7 +11,7 @@ from dynamics.claims.render import to_markdown
 from dynamics.claims.results import Results
 from dynamics.claims.study import RESULTS_FILE, publish, run_study
 from dynamics.claims.work import Study, run_unit, study_of
-from dynamics.config import LoopConfig
+from dynamics.config import GuardConfig, LoopConfig
 from dynamics.errors import UserError
 from dynamics.run_folder import read_json
 
@@ -23,7 +23,7 @@ PLAN = StudyPlan(
 @pytest.fixture(scope="module")
 def tiny(small: LoopConfig) -> LoopConfig:
     train = small.train.model_copy(update={"seed_steps": 4, "round_steps": 4})
-    return small.model_copy(update={"train": train})
+    return small.model_copy(update={"train": train, "guards": GuardConfig()})
 
 
 def run_here(
@@ -74,6 +74,13 @@ def test_all_labels_are_as_right_by_every_score(folder: Path) -> None:
     last = results.tables["risk-coverage"].rows[-1]
     assert last.name == "best 100 %"
     assert len({round(cell.value, 9) for cell in last.cells.values()}) == 1
+
+
+def test_the_guards_are_held_against_every_round_and_a_copier(folder: Path) -> None:
+    results = Results.from_json(read_json(folder / RESULTS_FILE))
+    copier = next(check for check in results.checks if "copier" in check.claim)
+    assert (copier.measured, copier.holds) == ("2 of 2 rounds", True)
+    assert any(check.claim == "guards block a healthy round" for check in results.checks)
 
 
 def test_analysing_again_gives_the_same_results(folder: Path, tiny: LoopConfig) -> None:

@@ -1,0 +1,59 @@
+"""Guards over the study's rounds: none of these should be blocked, each with a copier should."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from dynamics.claims.results import Check
+from dynamics.claims.work import Study
+from dynamics.evaluation.items import items_schema
+from dynamics.guards.guards import GuardEvidence, copy_rate
+from dynamics.guards.leakage import Leakage
+from dynamics.records import TRANSITION_SCHEMA
+from dynamics.tables import read_table
+
+
+def checks(studies: Sequence[Study]) -> list[Check]:
+    """Both error rates, once the loops of all seeds are done."""
+    if not all(study.is_done("loop") for study in studies):
+        return []
+    rounds = [(study, number) for study in studies for number in range(study.cfg.rounds + 1)]
+    blocked = [where for where in rounds if _blocked(*where)]
+    caught = [where for where in rounds if _copier_is_blocked(*where)]
+    return [
+        Check(
+            claim="guards block a healthy round",
+            asked="never",
+            measured=f"{len(blocked)} of {len(rounds)} rounds",
+            holds=not blocked,
+        ),
+        Check(
+            claim="guards block a copier in the FDP's place",
+            asked="always",
+            measured=f"{len(caught)} of {len(rounds)} rounds",
+            holds=caught == rounds,
+        ),
+    ]
+
+
+def _blocked(study: Study, round_id: int) -> bool:
+    report = study.run.report(round_id)
+    assert report is not None
+    return not all(guard.passed for guard in report.guards)
+
+
+def _copier_is_blocked(study: Study, round_id: int) -> bool:
+    """The verdict on the round's evaluation with every frame drawn replaced by the source."""
+    schema = items_schema(study.cfg.evaluate.best_of)
+    items = read_table(study.run.round(round_id) / "items.parquet", schema)
+    heldout = read_table(study.run.data / "heldout.parquet", TRANSITION_SCHEMA)
+    unread = pa.nulls(items.num_rows, pa.bool_())  # what the oracle read in the frames drawn
+    copied = _with(_with(items, "greedy_codes", heldout["source_codes"]), "fdp_copy", unread)
+    nothing = Leakage(num_heldout=items.num_rows, by_digest=0, by_hash=0, either=0)
+    evidence = GuardEvidence(items=copied, heldout=heldout, seed_actions=(), leakage=nothing)
+    verdict = copy_rate(evidence, study.cfg.guards)
+    return verdict is not None and not verdict.passed
+
+
+def _with(items: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return items.set_column(items.schema.get_field_index(name), items.schema.field(name), values)
