@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dynamics.config import GuardConfig, GuardName, LoopConfig  # noqa: E402  needs the path above
+from dynamics.claims.promotion import with_copier  # noqa: E402  needs the path above
+from dynamics.config import GuardConfig, GuardName, LoopConfig  # noqa: E402
 from dynamics.evaluation.meaning import kind_of  # noqa: E402
 from dynamics.guards.guards import GUARDS, GuardEvidence, judge  # noqa: E402
 from dynamics.guards.leakage import count_leakage, leaked_pairs  # noqa: E402
@@ -168,9 +169,8 @@ def draw(evidence: GuardEvidence, run: Run, rng: np.random.Generator) -> GuardEv
 
 
 def copies(evidence: GuardEvidence, rng: np.random.Generator, run: Run) -> GuardEvidence:
-    """A copier in the FDP's place; the oracle is left out, as on real video."""
-    items = _with(evidence.items, "greedy_codes", evidence.heldout["source_codes"].to_pylist())
-    return replace(evidence, items=_with(items, "fdp_copy", [None] * items.num_rows))
+    """A copier in the FDP's place."""
+    return with_copier(evidence)
 
 
 def says_one_thing(

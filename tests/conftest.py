@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dynamics.config import (
     REPOSITORY_ROOT,
@@ -38,6 +39,7 @@ def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = WorldConfig(grid=3, min_objects=2, max_objects=3)
     base = tmp_path_factory.mktemp("base")
     recipe = TinyRecipe(width=32, layers=1, heads=2, feed_forward=64)
+    torch.manual_seed(0)
     images = FsqTokenizer(FsqAutoencoder(FsqConfig(frame_px=world.frame_px, width=8)))
     tokenizer = build_tokenizer(world.grid)
     network = build_network(recipe, tokenizer, images.num_codes)

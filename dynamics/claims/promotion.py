@@ -1,6 +1,7 @@
 """Guards over the study's rounds: none of these should be blocked, each with a copier should."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -43,17 +44,24 @@ def _blocked(study: Study, round_id: int) -> bool:
 
 
 def _copier_is_blocked(study: Study, round_id: int) -> bool:
-    """The verdict on the round's evaluation with every frame drawn replaced by the source."""
-    schema = items_schema(study.cfg.evaluate.best_of)
-    items = read_table(study.run.round(round_id) / "items.parquet", schema)
+    items = read_table(
+        study.run.round(round_id) / "items.parquet", items_schema(study.cfg.evaluate.best_of)
+    )
     heldout = read_table(study.run.data / "heldout.parquet", TRANSITION_SCHEMA)
-    unread = pa.nulls(items.num_rows, pa.bool_())  # what the oracle read in the frames drawn
-    copied = _with(_with(items, "greedy_codes", heldout["source_codes"]), "fdp_copy", unread)
     nothing = Leakage(num_heldout=items.num_rows, by_digest=0, by_hash=0, either=0)
-    evidence = GuardEvidence(items=copied, heldout=heldout, seed_actions=(), leakage=nothing)
-    verdict = copy_rate(evidence, study.cfg.guards)
+    evidence = GuardEvidence(items=items, heldout=heldout, seed_actions=(), leakage=nothing)
+    verdict = copy_rate(with_copier(evidence), study.cfg.guards)
     return verdict is not None and not verdict.passed
 
 
-def _with(items: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
-    return items.set_column(items.schema.get_field_index(name), items.schema.field(name), values)
+def with_copier(evidence: GuardEvidence) -> GuardEvidence:
+    """The evidence, had the FDP only given its input back; no oracle reads it, as on real video."""
+    items = evidence.items
+    unread = pa.nulls(items.num_rows, pa.bool_())
+    for name, values in (
+        ("greedy_codes", evidence.heldout["source_codes"]),
+        ("fdp_copy", unread),
+    ):
+        place = items.schema.get_field_index(name)
+        items = items.set_column(place, items.schema.field(name), values)
+    return replace(evidence, items=items)
