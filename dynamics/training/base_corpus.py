@@ -32,6 +32,7 @@ from dynamics.world.scene import (
     SIDES,
     Kind,
     Scene,
+    Side,
     all_actions,
     apply,
     sample_action,
@@ -54,8 +55,8 @@ def base_words(grid: int) -> list[str]:
     """Every word of captions, questions and answers."""
     cells = [cell_name(cell, grid) for cell in range(grid * grid)]
     sides = " ".join(SIDES).split()
-    ask = {"what", "where", "at", "same", "different", "only", "first", "second", "elsewhere"}
-    other = {"nothing", "nowhere", "edge", ",", "?"}
+    ask = {"what", "where", "at", "beside", "path", "same", "different", "only", "first", "second"}
+    other = {"nothing", "nowhere", "elsewhere", "edge", ",", "?"}
     return sorted({*cells, *sides, *COLOURS, *SHAPES, *ask, *other})
 
 
@@ -253,18 +254,14 @@ def ask_about_one(scene: Scene, rng: np.random.Generator) -> QA:
             kind = _some_kind(rng, scene)
             return f"where {kind} ?", _where(scene, kind)
         case _:
-            kind = scene.objects[int(rng.integers(len(scene.objects)))]
-            side = SIDES[int(rng.integers(len(SIDES)))]
-            here = scene.cell_of(kind)
-            assert here is not None
-            beside = scene.neighbour(here, side)
-            return f"what {side} {kind} ?", "edge" if beside is None else _name(scene.cells[beside])
+            side, kind, beside = _some_side(scene, rng)
+            return f"what {side} {kind} ?", beside
 
 
 def ask_about_two(first: Scene, second: Scene, rng: np.random.Generator) -> QA:
-    """A question that compares two pictures."""
+    """A question that compares two pictures; how objects lie to each other comes most often."""
     chosen, which = ((first, "first"), (second, "second"))[int(rng.integers(2))]
-    match rng.integers(7):
+    match rng.integers(12):
         case 0:
             cell = _some_cell(rng, chosen)
             return f"what at {cell_name(cell, first.grid)} {which} ?", _name(chosen.cells[cell])
@@ -286,9 +283,63 @@ def ask_about_two(first: Scene, second: Scene, rng: np.random.Generator) -> QA:
             other = second if chosen is first else first
             kinds = [kind for kind in chosen.objects if kind not in other.objects]
             return f"only {which} ?", _list(kinds)
+        case 6:
+            return "elsewhere ?", _list(_elsewhere(first, second))
+        case 7 | 8:
+            kind = _some_kind(rng, chosen)
+            return f"beside {kind} {which} ?", _beside(chosen, kind)
+        case 9:
+            side, kind, beside = _some_side(chosen, rng)
+            return f"what {side} {kind} {which} ?", beside
         case _:
-            both = [kind for kind in first.objects if kind in second.objects]
-            return "elsewhere ?", _list([k for k in both if first.cell_of(k) != second.cell_of(k)])
+            kinds = _elsewhere(first, second)
+            kind = kinds[int(rng.integers(len(kinds)))] if kinds else _some_kind(rng, first, second)
+            return f"path {kind} ?", _path(first, second, kind)
+
+
+def neighbours(scene: Scene, kind: Kind) -> list[tuple[Side, Kind]]:
+    """On which side of which other objects an object on the table is."""
+    here = scene.cell_of(kind)
+    found: list[tuple[Side, Kind]] = []
+    for other in scene.objects:
+        there = scene.cell_of(other)
+        assert there is not None
+        found += [(side, other) for side in SIDES if scene.neighbour(there, side) == here]
+    return found
+
+
+def _beside(scene: Scene, kind: Kind) -> str:
+    """``left of red ring , above blue cross``."""
+    if scene.cell_of(kind) is None:
+        return "nowhere"
+    return " , ".join(f"{side} {other}" for side, other in neighbours(scene, kind)) or "nothing"
+
+
+def _some_side(scene: Scene, rng: np.random.Generator) -> tuple[Side, Kind, str]:
+    """A side, an object, and what is there: another object, ``nothing`` or the ``edge``."""
+    kind = scene.objects[int(rng.integers(len(scene.objects)))]
+    side = SIDES[int(rng.integers(len(SIDES)))]
+    here = scene.cell_of(kind)
+    assert here is not None
+    beside = scene.neighbour(here, side)
+    return side, kind, "edge" if beside is None else _name(scene.cells[beside])
+
+
+def _elsewhere(first: Scene, second: Scene) -> list[Kind]:
+    """Objects that lie in another cell of the second picture."""
+    both = [kind for kind in first.objects if kind in second.objects]
+    return [kind for kind in both if first.cell_of(kind) != second.cell_of(kind)]
+
+
+def _path(first: Scene, second: Scene, kind: Kind) -> str:
+    """How many cells on which side of its first place an object is: ``left of left of above``."""
+    here, there = first.cell_of(kind), second.cell_of(kind)
+    if here is None or there is None:
+        return "nowhere"
+    (row, column), (to_row, to_column) = divmod(here, first.grid), divmod(there, first.grid)
+    across = ["left of"] * (column - to_column) + ["right of"] * (to_column - column)
+    down = ["above"] * (row - to_row) + ["below"] * (to_row - row)
+    return " ".join([*across, *down]) or "same"
 
 
 def _compared_cell(first: Scene, second: Scene, rng: np.random.Generator) -> int:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from dynamics.training.base_corpus import (
     ask_about_two,
     base_words,
     caption,
+    neighbours,
     reachable,
     sample_doubles,
     sample_episodes,
@@ -18,7 +20,8 @@ from dynamics.training.base_corpus import (
 )
 from dynamics.training.pretrain_tiny import build_tokenizer
 from dynamics.world.film import CLIPS_SCHEMA, film_split
-from dynamics.world.language import action_only_words
+from dynamics.world.language import KIND_BY_NAME, action_only_words
+from dynamics.world.scene import Kind, Scene
 
 ASSETS = Path(__file__).parents[3] / "dynamics" / "assets"
 WORLD = WorldConfig()
@@ -35,6 +38,32 @@ def test_no_action_verb_is_in_what_the_base_reads() -> None:
     assert not said & set(action_only_words())
 
 
+def test_every_answer_about_a_path_leads_there() -> None:
+    rng = np.random.default_rng(1)
+    first, second = sample_doubles(300, WORLD, 7)
+    followed = 0
+    for a, b in zip(first, second, strict=True):
+        question, answer = ask_about_two(a, b, rng)
+        if not question.startswith("path ") or answer == "nowhere":
+            continue
+        colour, shape = question.split()[1:3]
+        kind = KIND_BY_NAME[f"{colour} {shape}"]
+        place = a.cell_of(kind)
+        for step in re.findall("left of|right of|above|below", answer):
+            assert place is not None
+            place = a.neighbour(place, step)
+        assert place == b.cell_of(kind)
+        followed += answer != "same"
+    assert followed > 20
+
+
+def test_neighbours_of_an_object_are_found_from_its_side() -> None:
+    ring, cross = Kind("red", "ring"), Kind("blue", "cross")
+    scene = Scene(3, (ring.index, cross.index, 0, 0, 0, 0, 0, 0, 0))
+    assert neighbours(scene, ring) == [("left of", cross)]
+    assert neighbours(scene, cross) == [("right of", ring)]
+
+
 def test_no_action_connects_two_pictures_that_questions_compare() -> None:
     first, second = sample_doubles(200, WORLD, 6)
     pairs = list(zip(first, second, strict=True))
@@ -46,7 +75,7 @@ def test_filmed_splits_avoid_the_transitions_of_pretraining(tmp_path: Path) -> N
     from itertools import pairwise
 
     from dynamics.tables import read_table
-    from dynamics.world.scene import Scene, transition_key
+    from dynamics.world.scene import transition_key
 
     def keys(folder: Path) -> set[int]:
         rows = read_table(folder / "clips.parquet", CLIPS_SCHEMA).to_pylist()
