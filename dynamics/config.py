@@ -19,8 +19,12 @@ from dynamics.errors import UserError
 PACKAGE_ROOT = Path(__file__).resolve().parent
 REPOSITORY_ROOT = PACKAGE_ROOT.parent
 
-ScoreName = Literal["mean_logprob", "sum_logprob", "min_logprob", "agreement", "fdp_likelihood"]
+ScoreName = Literal[
+    "mean_logprob", "sum_logprob", "min_logprob", "agreement", "fdp_likelihood", "noisy_channel"
+]
 VerifierName = Literal["idm", "idm_contrast", "noisy_channel"]
+SCORES_BY_FDP: tuple[ScoreName, ...] = ("fdp_likelihood", "noisy_channel")
+"""Scores that the FDP has a part in: only these can choose among candidate sentences."""
 GuardName = Literal["copy_rate", "caption_collapse", "type_skew", "calibration_drift", "leakage"]
 Device = Literal["cpu", "cuda"]
 
@@ -139,7 +143,8 @@ class LabelConfig(Strict):
     agreement_samples: int = Field(default=4, ge=2)
     candidates: int = Field(default=1, ge=1, le=16)
     """Sentences considered per pair: the greedy one, the rest sampled. The one that IDM and FDP
-    together find likeliest becomes the label; more than one needs filter.score=fdp_likelihood."""
+    together find likeliest becomes the label; more than one needs a filter.score that the FDP has a
+    part in (fdp_likelihood, noisy_channel)."""
 
 
 class ThresholdRule(Strict):
@@ -315,8 +320,10 @@ class LoopConfig(Strict):
 
     @model_validator(mode="after")
     def _candidates_are_judged(self) -> "LoopConfig":
-        if self.label.candidates > 1 and self.filter.score != "fdp_likelihood":
-            raise ValueError("label.candidates above 1 needs filter.score=fdp_likelihood")
+        if self.label.candidates > 1 and self.filter.score not in SCORES_BY_FDP:
+            raise ValueError(
+                f"label.candidates above 1 needs filter.score to be {' or '.join(SCORES_BY_FDP)}"
+            )
         return self
 
     def base_path(self) -> Path:

@@ -65,6 +65,7 @@ LABEL_SCHEMA = pa.schema(
         # Only measured when the filter uses it (it costs more model time); else null.
         pa.field("score_agreement", pa.float32(), nullable=True),
         pa.field("score_fdp_likelihood", pa.float32(), nullable=True),
+        pa.field("score_noisy_channel", pa.float32(), nullable=True),
     ]
 )
 """Pseudo-labels with their confidence: what the ledger stores."""

@@ -1,6 +1,6 @@
 """The run folder: who may write into it, where each round lies, how long its stages took.
 
-run.json               the resolved config and its digest: another config is refused
+run.json               the resolved config, its digest and the base checkpoint's: others are refused
 data/  ledger/         pairs and pseudo-labels
 rounds/round-00/       what a round made; report.json is its last write
 mlflow.db  mlartifacts/  tracking.json  report.html
@@ -18,7 +18,7 @@ from typing import Any
 
 from dynamics.config import LoopConfig, decides, validate
 from dynamics.errors import UserError
-from dynamics.ledger.files import write_bytes
+from dynamics.ledger.files import checkpoint_digest, write_bytes
 from dynamics.records import RoundReport
 
 
@@ -109,7 +109,7 @@ class RunFolder:
             _lock(descriptor, self.root)
             self._refuse_other_config(cfg)
             path = self.root / "run.json"
-            payload = {"digest": cfg.digest(), "config": cfg.model_dump(mode="json")}
+            payload = {**identity(cfg), "config": cfg.model_dump(mode="json")}
             if not path.exists() or read_json(path) != payload:
                 write_json(path, payload)
             yield
@@ -119,9 +119,15 @@ class RunFolder:
     def _refuse_other_config(self, cfg: LoopConfig) -> None:
         path = self.root / "run.json"
         if path.exists():
-            found = read_json(path)
-            if found["digest"] != cfg.digest():
+            found, wanted = read_json(path), identity(cfg)
+            if found["digest"] != wanted["digest"]:
                 raise UserError(_explain(self.root, found["config"], cfg))
+            if found.get("base_digest") != wanted["base_digest"]:
+                raise UserError(
+                    f"run folder {self.root} was made with another base checkpoint than "
+                    f"{cfg.model.base} holds now; choose another run_dir, restore the checkpoint, "
+                    "or delete the folder"
+                )
         elif self.root.is_dir() and any(p.name != ".lock" for p in self.root.iterdir()):
             raise UserError(f"{self.root} is not empty and holds no run; choose another run_dir")
         elif self.root.exists() and not self.root.is_dir():
@@ -176,6 +182,17 @@ def _explain(root: Path, found: dict[str, Any], cfg: LoopConfig) -> str:
         f"run folder {root} belongs to another config ({why}); choose another run_dir, "
         "restore the old values, or delete the folder"
     )
+
+
+def identity(cfg: LoopConfig) -> dict[str, str]:
+    """What work must share to be continued: the deciding settings, and the base's bytes.
+
+    The config names the base by its path only. A base that is not there has an empty digest: what
+    loads it says so better.
+    """
+    base = cfg.base_path()
+    digest = checkpoint_digest(base) if base.is_dir() else ""
+    return {"digest": cfg.digest(), "base_digest": digest}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

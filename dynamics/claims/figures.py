@@ -8,7 +8,7 @@ from dynamics.claims import verification
 from dynamics.claims.results import Number, Results, Table
 from dynamics.ledger.files import write_bytes
 
-_COLOURS = ("#1f6f8b", "#d1495b", "#6a994e", "#7d5ba6", "#444444")
+_COLOURS = ("#1f6f8b", "#d1495b", "#6a994e", "#7d5ba6", "#444444", "#c98a1b")
 _SIZE = (6.4, 4.0)
 _DPI = 110
 

@@ -85,6 +85,7 @@ FILTER_ARMS = (
     "min_logprob",
     "agreement",
     "fdp_likelihood",
+    "noisy_channel",
     "balanced_types",
     "true_labels",
 )

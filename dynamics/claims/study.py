@@ -16,7 +16,7 @@ from dynamics.claims.work import Study, run_unit, study_of
 from dynamics.config import LoopConfig
 from dynamics.errors import UserError
 from dynamics.ledger.files import write_bytes
-from dynamics.run_folder import read_json, write_json
+from dynamics.run_folder import identity, read_json, write_json
 
 RESULTS_FILE = "results.json"
 
@@ -65,12 +65,12 @@ def publish(folder: Path, docs: Path) -> Path:
 
 def _refuse_other_study(cfg: LoopConfig, folder: Path) -> None:
     """Units of different settings must not meet in one table."""
-    payload = {"config": cfg.model_copy(update={"seed": 0}).digest(), "rounds": cfg.rounds}
+    payload = {**identity(cfg.model_copy(update={"seed": 0})), "rounds": cfg.rounds}
     path = folder / "study.json"
     if path.exists() and read_json(path) != payload:
         raise UserError(
-            f"{folder} holds a study of another config; name another folder with --out, or "
-            "delete it"
+            f"{folder} holds a study of another config or base checkpoint; name another folder "
+            "with --out, or delete it"
         )
     write_json(path, payload)
 

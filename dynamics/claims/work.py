@@ -16,6 +16,7 @@ import torch
 
 from dynamics.claims.plan import KEPT_FRACTION, StudyPlan, Unit
 from dynamics.config import (
+    SCORES_BY_FDP,
     FilterConfig,
     GuardName,
     LoopConfig,
@@ -166,16 +167,15 @@ def _scores(study: Study, arm: str, folder: Path) -> None:
     """Round 1's labels as the paper makes them, greedily, with every score."""
     idm, fdp = load_pair(study.models(0), study.cfg.model)
     pool = read_table(_refs(study).pool, PAIR_SCHEMA)
-    measured: dict[str, pa.Table] = {}
-    for score in ("agreement", "fdp_likelihood"):
-        cfg = _with_score(study.cfg, score)
-        measured[score] = Labeller(idm, fdp, cfg, fdp.model.images).label(pool, 1)
-    labels = measured["agreement"]
-    column = "score_fdp_likelihood"
-    place = labels.schema.get_field_index(column)
-    labels = labels.set_column(
-        place, LABEL_SCHEMA.field(column), measured["fdp_likelihood"][column]
+    sampled, by_fdp = (
+        Labeller(idm, fdp, _with_score(study.cfg, score), fdp.model.images).label(pool, 1)
+        for score in ("agreement", SCORES_BY_FDP[0])
     )
+    labels = sampled
+    for score in SCORES_BY_FDP:  # one pass measures them all
+        column = f"score_{score}"
+        place = labels.schema.get_field_index(column)
+        labels = labels.set_column(place, LABEL_SCHEMA.field(column), by_fdp[column])
     write_table(folder / "labels.parquet", labels, LABEL_SCHEMA)
 
 

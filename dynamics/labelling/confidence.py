@@ -82,12 +82,22 @@ def fdp_likelihood(evidence: Evidence) -> float:
     return evidence.fdp_loglik
 
 
+def noisy_channel(evidence: Evidence) -> float:
+    """IDM and FDP log-likelihood added, as in the verifier of that name.
+
+    What chooses among candidate sentences also ranks the chosen ones: log p(action | frames) +
+    log p(frame | action).
+    """
+    return sum_logprob(evidence) + fdp_likelihood(evidence)
+
+
 SCORES: dict[ScoreName, Score] = {
     "mean_logprob": Score(mean_logprob),
     "sum_logprob": Score(sum_logprob),
     "min_logprob": Score(min_logprob),
     "agreement": Score(agreement, needs="samples"),
     "fdp_likelihood": Score(fdp_likelihood, needs="fdp_loglik"),
+    "noisy_channel": Score(noisy_channel, needs="fdp_loglik"),
 }
 
 

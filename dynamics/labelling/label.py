@@ -63,7 +63,7 @@ class Labeller:
 
     Args:
         idm: Writes the action sentences.
-        fdp: Needed when the configured score is ``fdp_likelihood``, else None.
+        fdp: Needed when the configured score reads its likelihood, else None.
         cfg: Decoding, batch size and score.
         images: Says which codes are valid.
     """

@@ -25,6 +25,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def checkpoint_digest(folder: Path) -> str:
+    """sha256 over names and bytes of the files that decide what a checkpoint computes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json"):
+            digest.update(f"{path.name}\x1f{sha256_file(path)}\x1e".encode())
+    return digest.hexdigest()
+
+
 def write_bytes(path: Path, payload: bytes) -> None:
     """Write or replace ``path`` at once and durably; makes missing folders.
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from dynamics.config import ModelConfig
 from dynamics.generation.fdp import ForwardDynamics
 from dynamics.labelling.idm import InverseDynamics
+from dynamics.ledger.files import checkpoint_digest
 from dynamics.models import load_model
-from dynamics.models.chameleon import AdapterName, UnifiedVLM, checkpoint_digest
+from dynamics.models.chameleon import AdapterName, UnifiedVLM
 from dynamics.records import ModelRef
 
 

@@ -7,7 +7,6 @@ is called directly, and only the rows of the head that a task needs are projecte
 B rows, T positions, D width, V vocabulary, K selected vocabulary rows.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from transformers import AutoTokenizer, ChameleonConfig, ChameleonForConditional
 from transformers.cache_utils import Cache
 
 from dynamics.errors import UserError
-from dynamics.ledger.files import sha256_file
+from dynamics.ledger.files import checkpoint_digest
 from dynamics.models.base import ImageTokenizer
 from dynamics.models.fsq import FsqTokenizer
 from dynamics.models.tokens import Prompts, Tokens
@@ -128,12 +127,3 @@ def load_tokens(base: Path, images: ImageTokenizer) -> Tokens:
     config: Any = ChameleonConfig.from_pretrained(base)
     tokenizer = AutoTokenizer.from_pretrained(base)
     return Tokens(tokenizer, config.vocabulary_map, Prompts.load(base), images.num_tokens)
-
-
-def checkpoint_digest(folder: Path) -> str:
-    """sha256 over names and bytes of the files that decide what a checkpoint computes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json"):
-            digest.update(f"{path.name}\x1f{sha256_file(path)}\x1e".encode())
-    return digest.hexdigest()

@@ -29,6 +29,20 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> 
     assert folder.config() == CFG
 
 
+def test_a_base_whose_bytes_changed_is_refused(tmp_path: Path) -> None:
+    """The config names the base by its path, which an update of the checkout keeps."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    cfg = LoopConfig(model={"base": base})
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed(cfg):
+        pass
+    (base / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(UserError, match=r"another base checkpoint than .*base holds now"):
+        folder.claimed(cfg).__enter__()
+
+
 def test_more_rounds_another_port_and_an_accepted_guard_continue_a_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with folder.claimed(CFG):

@@ -54,7 +54,7 @@ def test_the_results_hold_every_table(folder: Path) -> None:
         "ease", "rounds", "labels", "filters", "risk-coverage", "reliability", "verification",
         "ablations",
     }  # fmt: skip
-    assert len(results.tables["filters"].rows) == 9
+    assert len(results.tables["filters"].rows) == 10
     assert len(results.tables["ease"].rows) == 4
     assert len(results.checks) >= 4
 
@@ -107,7 +107,7 @@ def test_published_results_match_their_json(folder: Path, tmp_path: Path) -> Non
 
 def test_a_study_of_another_config_is_refused(folder: Path, tiny: LoopConfig) -> None:
     other = tiny.model_copy(update={"rounds": 2})
-    with pytest.raises(UserError, match="another config; name another folder"):
+    with pytest.raises(UserError, match="another config or base checkpoint; name another folder"):
         run_study(other, PLAN, folder, num_workers=1, progress=lambda done, total, what: None)
 
 

@@ -86,7 +86,7 @@ def test_likelihood_breaks_ties_of_agreement_and_never_overrules_a_vote() -> Non
 
 def test_missing_evidence_is_an_error_in_the_score_and_null_in_the_row() -> None:
     bare = Evidence(action="a", token_logprobs=(-0.5,))
-    for name in ("agreement", "fdp_likelihood"):
+    for name in ("agreement", "fdp_likelihood", "noisy_channel"):
         with pytest.raises(ValueError, match="needs"):
             SCORES[name](bare)
     row = score_columns(bare)
@@ -96,6 +96,11 @@ def test_missing_evidence_is_an_error_in_the_score_and_null_in_the_row() -> None
     full = Evidence(action="a", token_logprobs=(-0.5,), samples=("a",), fdp_loglik=-7.0)
     assert score_columns(full)["score_fdp_likelihood"] == -7.0
     assert score_columns(full)["score_agreement"] is not None
+
+
+def test_noisy_channel_adds_what_both_models_say() -> None:
+    evidence = Evidence(action="a b", token_logprobs=(-0.5, -1.0), fdp_loglik=-7.0)
+    assert SCORES["noisy_channel"](evidence) == pytest.approx(-8.5)
 
 
 def test_normalised_text_ignores_case_spaces_and_full_stop() -> None:

@@ -43,6 +43,7 @@ def make_labels(
             "score_min_logprob": score,
             "score_agreement": None,
             "score_fdp_likelihood": None,
+            "score_noisy_channel": None,
         }
         for number, score in enumerate(scores)
     ]

@@ -48,6 +48,7 @@ def make_labels(names: str) -> pa.Table:
             "token_logprobs": [-1.0],
             "score_agreement": None,
             "score_fdp_likelihood": None,
+            "score_noisy_channel": None,
         }
         for name in names
     ]

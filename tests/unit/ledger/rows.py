@@ -32,6 +32,7 @@ def make_labels(num_rows: int, *, round_id: int = 1, idm: str = IDM, seed: int =
                 "score_min_logprob": float(np.min(logprobs)),
                 "score_agreement": None,
                 "score_fdp_likelihood": None,
+                "score_noisy_channel": None,
             }
         )
     return pa.Table.from_pylist(rows, LABEL_SCHEMA)

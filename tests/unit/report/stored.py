@@ -58,6 +58,7 @@ def pool_labels(num_wrong: int = 20, num_empty: int = 3) -> pa.Table:
                 "score_min_logprob": float("nan") if empty else -1.0,
                 "score_agreement": None,
                 "score_fdp_likelihood": None,
+                "score_noisy_channel": None,
             }
         )
     return pa.Table.from_pylist(rows, LABEL_SCHEMA).sort_by("label_id")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dynamics.config import LoraConfig, ModelConfig, TrainConfig
+from dynamics.ledger.files import checkpoint_digest
 from dynamics.models.adapters import load_pair, model_ref
-from dynamics.models.chameleon import checkpoint_digest, load_network
+from dynamics.models.chameleon import load_network
 from dynamics.models.tokens import IGNORE
 from dynamics.records import TRANSITION_SCHEMA
 from dynamics.tables import write_table
