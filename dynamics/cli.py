@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 import warnings
+import webbrowser
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -251,11 +252,20 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Write RUN/report.html again from the stored results."""
+def report(
+    run: Run,
+    show: Annotated[
+        bool | None,
+        typer.Option("--open/--no-open", help="Open it in a browser; default: in a terminal only."),
+    ] = None,
+) -> None:
+    """Write RUN/report.html again from the stored results, and open it."""
     from dynamics.report.page import write_page
 
-    console.print(f"report: {write_page(_open(run))}")
+    page = write_page(_open(run))
+    console.print(f"report: {page}")
+    if (sys.stdout.isatty() if show is None else show) and not webbrowser.open(page.as_uri()):
+        console.print("no browser was found; open the file by hand")
 
 
 @ledger.command("verify")

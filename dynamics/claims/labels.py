@@ -1,6 +1,7 @@
 """Claim (b), the labels: how right they are, how well a score tells, and what a filter buys."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from dynamics.claims.arms import Arms
 from dynamics.claims.plan import FILTER_ARMS, KEPT_FRACTION
 from dynamics.claims.results import Number, Row, Table, difference, mean
-from dynamics.claims.work import Study, filter_of
+from dynamics.claims.work import Study, decisions_of
 from dynamics.evaluation.calibration import (
     auroc,
     expected_calibration_error,
@@ -19,13 +20,38 @@ from dynamics.evaluation.calibration import (
 )
 from dynamics.evaluation.summary import right_labels
 from dynamics.labelling.confidence import SCORES
-from dynamics.labelling.filter import decide
 from dynamics.ledger.store import Ledger
 from dynamics.records import LABEL_SCHEMA, TRUTH_SCHEMA
 from dynamics.tables import read_table
 
+
+@dataclass(frozen=True, slots=True)
+class _Greedy:
+    """One seed's greedy labels of round 1, with every score."""
+
+    labels: pa.Table
+    """LABEL_SCHEMA."""
+    right: NDArray[np.float64]
+
+    def scored(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Score and rightness of the labels that have the score."""
+        score = self.labels[f"score_{name}"].to_numpy().astype(np.float64)
+        ended = np.isfinite(score)
+        return score[ended], self.right[ended]
+
+    def right_of_kept(self, arm: str) -> NDArray[np.float64]:
+        """Rightness of what a filter keeps."""
+        decisions = decisions_of(arm, self.labels)
+        kept = pc.index_in(
+            decisions.filter(decisions["accepted"])["label_id"],
+            value_set=self.labels["label_id"].combine_chunks(),
+        )
+        right: NDArray[np.float64] = self.right[kept.to_numpy()]
+        return right
+
+
 Scored = dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]
-"""By score: one (score, right) a seed, of round 1's greedy labels that have one."""
+"""By score: one (score, right) a seed."""
 
 COVERAGES = tuple(range(10, 101, 10))
 """Percent of the labels, the most trusted first."""
@@ -33,25 +59,26 @@ COVERAGES = tuple(range(10, 101, 10))
 
 def tables(arms: Arms) -> dict[str, Table]:
     """What the loop's labels were worth, and the scores and filters held against each other."""
-    scored = _scored(arms)
+    greedy = _greedy(arms) if arms.has("scores") else []
+    scored: Scored = {}
+    if greedy:
+        scored = {name: [one.scored(name) for one in greedy] for name in SCORES}
     return {
         "labels": _labels(arms),
-        "filters": _filters(arms, scored),
+        "filters": _filters(arms, greedy, scored),
         "risk-coverage": _risk_coverage(scored),
         "reliability": _reliability(scored),
     }
 
 
-def _scored(arms: Arms) -> Scored:
-    found: Scored = {name: [] for name in SCORES} if arms.has("scores") else {}
-    for study in arms.studies if found else ():
-        labels = read_table(study.unit("scores") / "labels.parquet", LABEL_SCHEMA)
-        right = _right(study, labels)
-        for name, of_seeds in found.items():
-            score = labels[f"score_{name}"].to_numpy().astype(np.float64)
-            ended = np.isfinite(score)
-            of_seeds.append((score[ended], right[ended]))
-    return found
+def _greedy(arms: Arms) -> list[_Greedy]:
+    tables = [
+        read_table(study.unit("scores") / "labels.parquet", LABEL_SCHEMA) for study in arms.studies
+    ]
+    return [
+        _Greedy(table, _right(study, table))
+        for study, table in zip(arms.studies, tables, strict=True)
+    ]
 
 
 def _labels(arms: Arms) -> Table:
@@ -92,7 +119,7 @@ def _right(study: Study, labels: pa.Table) -> NDArray[np.float64]:
     return np.array([verdict is True for verdict in right_labels(labels, truth)], dtype=np.float64)
 
 
-def _filters(arms: Arms, scored: Scored) -> Table:
+def _filters(arms: Arms, greedy: Sequence[_Greedy], scored: Scored) -> Table:
     rows: list[Row] = []
     everything = arms.unit("filter/all", "fdp")
     for arm in FILTER_ARMS if everything is not None else ():
@@ -102,7 +129,7 @@ def _filters(arms: Arms, scored: Scored) -> Table:
         cells = {"FDP, greedy": mean(outcomes, f"filter {arm}")}
         if arm != "all":
             cells["more than all labels"] = difference(outcomes, everything, f"filter {arm} all")
-        rows.append(Row(name=arm, cells=cells | _precision(arms, arm) | _trust(arm, scored)))
+        rows.append(Row(name=arm, cells=cells | _precision(arm, greedy) | _trust(arm, scored)))
     return Table(
         title="(b) Filters in round 1",
         note="The IDM's greedy labels of the pool, scored and cut offline; then one FDP each, "
@@ -114,19 +141,11 @@ def _filters(arms: Arms, scored: Scored) -> Table:
     )
 
 
-def _precision(arms: Arms, arm: str) -> dict[str, Number]:
+def _precision(arm: str, greedy: Sequence[_Greedy]) -> dict[str, Number]:
     """How many of the labels that an arm keeps are right."""
     if arm in ("nothing", "true_labels"):
         return {}
-    kept = []
-    for study in arms.studies:
-        labels = read_table(study.unit("scores") / "labels.parquet", LABEL_SCHEMA)
-        decisions = decide(labels, filter_of(arm, labels.num_rows))
-        taken = pc.index_in(
-            decisions.filter(decisions["accepted"])["label_id"],
-            value_set=labels["label_id"].combine_chunks(),
-        )
-        kept.append(_right(study, labels)[taken.to_numpy()])
+    kept = [one.right_of_kept(arm) for one in greedy]
     return {"labels right": mean(kept, f"precision {arm}")} if all(map(len, kept)) else {}
 
 

@@ -194,16 +194,20 @@ def _filtered(study: Study, arm: str, seed: pa.Table) -> pa.Table:
     if arm == "true_labels":
         return pa.concat_tables([seed, _true_pool(study)])
     labels = read_table(study.unit("scores") / "labels.parquet", LABEL_SCHEMA)
+    pool = read_table(_refs(study).pool, PAIR_SCHEMA)
+    return grow(seed, pool, labels, decisions_of(arm, labels))
+
+
+def decisions_of(arm: str, labels: pa.Table) -> pa.Table:
+    """What a `FILTER_ARMS` entry keeps of LABEL_SCHEMA rows (DECISION_SCHEMA)."""
     if arm == "balanced_types":
         place = labels.schema.get_field_index("clip_class")
         kinds = pa.array([kind_of(action) for action in labels["action"].to_pylist()])
         labels = labels.set_column(place, LABEL_SCHEMA.field(place), kinds)
-    decisions = decide(labels, filter_of(arm, labels.num_rows))
-    return grow(seed, read_table(_refs(study).pool, PAIR_SCHEMA), labels, decisions)
+    return decide(labels, _filter_of(arm, labels.num_rows))
 
 
-def filter_of(arm: str, num_labels: int) -> FilterConfig:
-    """The filter that a `FILTER_ARMS` entry names."""
+def _filter_of(arm: str, num_labels: int) -> FilterConfig:
     if arm == "all":
         return FilterConfig(score="mean_logprob", rule=TopFractionRule(fraction=1.0))
     if arm == "balanced_types":

@@ -1,6 +1,7 @@
 """The `dynamics` command as a person runs it: real processes, exit status, one-line errors."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +11,17 @@ import pytest
 from dynamics.config import load
 from dynamics.ledger.files import write_bytes
 from dynamics.run_folder import RunFolder
+from tests.runs import LocalRun
 
 ROOT = Path(__file__).parents[2]
 TEST_CONFIG = ROOT / "tests" / "test-3x3.yaml"
 
 
-def dynamics(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def dynamics(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dynamics.cli", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200", **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -123,3 +125,24 @@ def test_bootstrap_is_the_same_command_as_the_script():
         check=True,
     )
     assert dynamics("bootstrap", "--print-config", "seed=5").stdout == script.stdout
+
+
+def test_report_opens_the_page_that_it_wrote(local_run: LocalRun, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(local_run.folder, folder)
+    (folder / "report.html").unlink()
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    done = dynamics("report", folder, "--open", BROWSER=f"{browser} %s")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "opened").read_text().strip() == (folder / "report.html").as_uri()
+    assert (folder / "report.html").is_file()
+
+
+def test_report_in_a_pipe_opens_nothing(local_run: LocalRun, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(local_run.folder, folder)
+    done = dynamics("report", folder, BROWSER=f"touch {tmp_path}/opened %s")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "opened").exists()
