@@ -24,14 +24,14 @@ class StudyPlan:
     """How much is measured."""
 
     seeds: tuple[int, ...] = FRESH_SEEDS
-    label_sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)
+    label_sizes: tuple[int, ...] = (256, 1024, 2048, 4096, 8192)
     """Labelled pairs of claim (a)."""
     best_of: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """N of claim (c)."""
     temperatures: tuple[float, ...] = (1.0, 0.7)
     num_verified: int = 1000
     """Held-out scenes of claim (c)."""
-    control_tasks: tuple[Task, ...] = ("fdp", "idm")
+    control_tasks: tuple[Task, ...] = ("fdp",)
     """Tasks whose controls are trained; the gap of claim (b) needs the FDP's."""
     filters: bool = True
     """Hold the scores and rules against each other in round 1."""
@@ -49,7 +49,6 @@ QUICK = StudyPlan(
     best_of=(1, 2, 4, 8, 16),
     temperatures=(1.0,),
     num_verified=300,
-    control_tasks=("fdp",),
     filters=False,
     ablations=False,
 )
