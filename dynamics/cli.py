@@ -258,6 +258,25 @@ def report(run: Run) -> None:
     console.print(f"report: {write_page(_open(run))}")
 
 
+@app.command()
+def export(
+    run: Run,
+    form: Annotated[
+        str, typer.Option("--as", help="aurora, hf, lerobot, webdataset (labels), or adapters.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder; nothing is ever overwritten.")],
+    round_id: Annotated[
+        int | None, typer.Option("--round", help="Default: the last promoted one.")
+    ] = None,
+) -> None:
+    """Write a round's accepted labels, or its adapters, in a format that others read."""
+    from dynamics.exports import export_run
+
+    with ProgressView(console) as progress:
+        done = export_run(_open(run), form, out, round_id, progress)
+    console.print(f"{out}: {done}")
+
+
 @ledger.command("verify")
 def ledger_verify(run: Run) -> None:
     """Check every committed shard of RUN against its sha256; status 1 when one is damaged."""
