@@ -24,6 +24,7 @@ from dynamics.exports import EXPORTS, export_run
 from dynamics.exports import parquet as parquet_export
 from dynamics.exports import webdataset as webdataset_export
 from dynamics.exports.labels import LINEAGE_SCHEMA, accepted_labels
+from dynamics.ledger.store import Ledger
 from dynamics.local import silent
 from dynamics.records import PAIR_SCHEMA
 from dynamics.run_folder import RunFolder, read_json, write_json
@@ -335,8 +336,6 @@ def with_pool(run: RunFolder, change: Callable[[dict[str, Any]], dict[str, Any]]
     path = run.data / "pool.parquet"
     rows = [change(row) for row in read_table(path, PAIR_SCHEMA).to_pylist()]
     ref = write_table(path, pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), PAIR_SCHEMA)
-    from dynamics.ledger.store import Ledger
-
     manifest = Ledger(run.ledger).manifest(1)
     changed = manifest.model_copy(update={"parents": {**manifest.parents, "pool": ref.digest}})
     (run.ledger / "rounds" / "round-01.json").write_bytes(changed.to_bytes())
