@@ -21,7 +21,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dynamics.config import TrainConfig
+from dynamics.config import LoraConfig, TrainConfig
 from dynamics.models import load_model
 from dynamics.models.adapters import adapter_digest
 from dynamics.models.chameleon import UnifiedVLM
@@ -180,8 +180,7 @@ def trainable_model(job: FitJob) -> UnifiedVLM:
     """
     if job.train.method == "full":
         model = load_model(job.family, job.init_from or job.base, job.device)
-        for name, parameter in model.network.named_parameters():
-            parameter.requires_grad_(not _IMAGE_TOKENIZER.search(name))
+        train_all(model.network)
     else:
         model = load_model(job.family, job.base, job.device)
         _attach_adapter(model, job)
@@ -189,6 +188,12 @@ def trainable_model(job: FitJob) -> UnifiedVLM:
     if job.train.gradient_checkpointing:
         model.network.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def train_all(network: nn.Module) -> None:
+    """Switch every weight on but those of the image tokenizer."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not _IMAGE_TOKENIZER.search(name))
 
 
 def _autocast(job: FitJob, device: torch.device) -> AbstractContextManager[None]:
@@ -205,19 +210,23 @@ def _lower_frozen(job: FitJob, network: nn.Module) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
+def adapter_config(lora: LoraConfig) -> PeftLoraConfig:
+    """A fresh adapter: on every linear layer of the decoder, embeddings and head where asked."""
+    return PeftLoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=LINEAR_LAYERS,
+        modules_to_save=["embed_tokens", "lm_head"] if lora.train_embeddings else None,
+    )
+
+
 def _attach_adapter(model: UnifiedVLM, job: FitJob) -> None:
     torch.manual_seed(derive_seed(job.seed, "init"))
     if job.init_from is not None:
         network = PeftModel.from_pretrained(model.network, str(job.init_from), is_trainable=True)
     else:
-        lora = job.train.lora
-        config = PeftLoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=LINEAR_LAYERS,
-            modules_to_save=["embed_tokens", "lm_head"] if lora.train_embeddings else None,
-        )
+        config = adapter_config(job.train.lora)
         network = get_peft_model(model.network, config)
     # A name, not a path: an adapter's files must not depend on where the run lies.
     network.peft_config["default"].base_model_name_or_path = job.base.name
