@@ -153,6 +153,8 @@ def memory(cfg: LoopConfig, sizes: Sizes, plan: TaskPlan, strategy: Strategy) ->
     in float32 the inputs of the norms (3 d). Attention itself keeps no matrix (fused kernels). With
     gradient checkpointing: b t N p d, and one layer's. The logits of the scored positions three
     times: in p bytes, in float32, and their gradient.
+
+    Loading, before any row, needs the base once in float32 on every worker.
     """
     p = 2 if cfg.train.precision == "bfloat16" else _F32
     trained, workers = sizes.trainable, cfg.train.num_workers

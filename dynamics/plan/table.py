@@ -48,7 +48,8 @@ def _memory(plan: Plan) -> Table:
         for strategy, one in found.items():
             parts = (one.weights, one.gradients, one.optimizer, one.activations, one.total)
             mark = " *" if strategy == plan.strategy else ""
-            table.add_row(task.upper(), strategy + mark, *(_gib(part) for part in parts))
+            name = strategy.removeprefix("deepspeed_") + mark
+            table.add_row(task.upper(), name, *(_gib(part) for part in parts))
     table.caption = "* the run's own"
     return table
 

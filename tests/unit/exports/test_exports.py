@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -19,6 +21,7 @@ import webdataset
 import yaml
 from PIL import Image
 
+from dynamics.config import REPOSITORY_ROOT
 from dynamics.errors import UserError
 from dynamics.exports import EXPORTS, export_run
 from dynamics.exports import parquet as parquet_export
@@ -368,3 +371,23 @@ def test_another_base_than_the_runs_is_refused(copied: RunFolder, tmp_path: Path
     write_json(copied.root / "run.json", {**recorded, "base_digest": "0" * 64})
     with pytest.raises(UserError, match="not the one that"):
         export_run(copied, "aurora", tmp_path / "out", None, silent)
+
+
+def test_the_command_says_what_it_wrote(
+    run: RunFolder, truth: dict[str, Row], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "dynamics.cli", "export", str(run.root), "--out", str(out)]
+    done = subprocess.run(
+        [*command, "--as", "webdataset", "--round", "1"],
+        cwd=REPOSITORY_ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"{len(truth)} labels of round 1; frames of {len(truth)} decoded" in done.stdout
+    again = subprocess.run(
+        [*command, "--as", "hf"],
+        cwd=REPOSITORY_ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: ")
+    assert "not empty and nothing is overwritten" in again.stderr
