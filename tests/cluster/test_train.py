@@ -122,9 +122,13 @@ def test_two_fsdp2_workers_a_task_train_the_adapters_of_one(
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="extra not installed")
-def test_zero2_trains_the_adapter_of_one_process(make_job: MakeJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro_batch_rows", [None, 2])
+def test_zero2_trains_the_adapter_of_one_process(
+    make_job: MakeJob, tmp_path: Path, micro_batch_rows: int | None
+) -> None:
     alone = make_job("idm", "alone", 4)
-    split = make_job("idm", "zero2", 4, num_workers=2, strategy="deepspeed_zero2")
+    shared = {"num_workers": 2, "micro_batch_rows": micro_batch_rows}
+    split = make_job("idm", "zero2", 4, strategy="deepspeed_zero2", **shared)
     fit_adapter(alone)
     fit({"idm": split}, tmp_path)
     assert difference(alone, split) < 1e-3
