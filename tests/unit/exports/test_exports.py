@@ -29,7 +29,7 @@ from dynamics.exports import webdataset as webdataset_export
 from dynamics.exports.labels import LINEAGE_SCHEMA, accepted_labels
 from dynamics.ledger.store import Ledger
 from dynamics.local import silent
-from dynamics.records import PAIR_SCHEMA
+from dynamics.records import LABEL_SCHEMA, PAIR_SCHEMA
 from dynamics.run_folder import RunFolder, read_json, write_json
 from dynamics.tables import read_table, write_table
 from tests.runs import LocalRun
@@ -47,14 +47,26 @@ class Row:
 
 
 @pytest.fixture(scope="module")
-def run(local_run: LocalRun) -> RunFolder:
-    return RunFolder(local_run.folder)
+def run(local_run: LocalRun, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run in which every label has a sentence of its own, with awkward letters."""
+    folder = RunFolder(tmp_path_factory.mktemp("exported") / "run")
+    shutil.copytree(local_run.folder, folder.root)
+    ledger = Ledger(folder.ledger)
+    labels, decisions = ledger.labels(1), ledger.decisions(1)
+    parents = ledger.manifest(1).parents
+    said = [f'push the "ring" no. {n} <left> | größer, 左' for n in range(labels.num_rows)]
+    column = LABEL_SCHEMA.get_field_index("action")
+    labels = labels.set_column(column, LABEL_SCHEMA.field("action"), pa.array(said))
+    shutil.rmtree(folder.ledger)
+    ref = write_table(folder.round(1) / "labels.parquet", labels, LABEL_SCHEMA)
+    ledger.commit(1, ref, decisions, parents)
+    return folder
 
 
 @pytest.fixture
-def copied(local_run: LocalRun, tmp_path: Path) -> RunFolder:
+def copied(run: RunFolder, tmp_path: Path) -> RunFolder:
     """A run of its own, to break."""
-    shutil.copytree(local_run.folder, tmp_path / "run")
+    shutil.copytree(run.root, tmp_path / "run")
     return RunFolder(tmp_path / "run")
 
 
@@ -174,11 +186,18 @@ def test_what_was_exported_reads_back_equal(
         assert np.array_equal(row.after, truth[key].after)
 
 
-def test_only_accepted_labels_are_exported(run: RunFolder, truth: dict[str, Row]) -> None:
-    report = run.report(1)
-    assert report is not None
-    assert len(truth) == report.num_accepted < report.num_labelled
-    assert all(row.action for row in truth.values())
+def test_the_accepted_labels_are_exported_and_no_other(
+    run: RunFolder, truth: dict[str, Row]
+) -> None:
+    ledger = Ledger(run.ledger)
+    said = {row["label_id"]: row for row in ledger.labels(1).to_pylist()}
+    accepted = {row["label_id"]: row for row in ledger.decisions(1).to_pylist() if row["accepted"]}
+    assert set(truth) == set(accepted)
+    assert len(truth) < len(said)
+    for key, row in truth.items():
+        assert row.action == said[key]["action"]
+        assert row.lineage["score"] == accepted[key]["score"]
+        assert row.lineage["logprob"] == pytest.approx(sum(said[key]["token_logprobs"]))
 
 
 @pytest.mark.parametrize("name", LABEL_FORMATS)
@@ -207,13 +226,12 @@ def test_equal_runs_export_equal_bytes(run: RunFolder, tmp_path: Path, name: str
 
 def test_frames_are_the_ones_that_the_model_saw(run: RunFolder, truth: dict[str, Row]) -> None:
     images = accepted_labels(run, None).images
-    pool = {
-        row["pair_id"]: row
-        for row in read_table(run.data / "pool.parquet", PAIR_SCHEMA).to_pylist()
-    }
-    frames = np.stack([row.before for row in truth.values()])
-    codes = [pool[row.lineage["pair_id"]]["source_codes"] for row in truth.values()]
-    assert np.array_equal(images.encode(frames), np.array(codes))
+    pairs = read_table(run.data / "pool.parquet", PAIR_SCHEMA).to_pylist()
+    pool = {row["pair_id"]: row for row in pairs}
+    for frames, column in (("before", "source_codes"), ("after", "target_codes")):
+        encoded = images.encode(np.stack([getattr(row, frames) for row in truth.values()]))
+        codes = [pool[row.lineage["pair_id"]][column] for row in truth.values()]
+        assert np.array_equal(encoded, np.array(codes))
 
 
 def test_without_clips_the_frames_are_drawn_from_the_codes(
