@@ -268,6 +268,25 @@ def report(
         console.print("no browser was found; open the file by hand")
 
 
+@app.command()
+def export(
+    run: Run,
+    form: Annotated[
+        str, typer.Option("--as", help="aurora, hf, lerobot, webdataset (labels), or adapters.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder; nothing is ever overwritten.")],
+    round_id: Annotated[
+        int | None, typer.Option("--round", help="Default: the last promoted one.")
+    ] = None,
+) -> None:
+    """Write a round's accepted labels, or its adapters, in a format that others read."""
+    from dynamics.exports import export_run
+
+    with ProgressView(console) as progress:
+        done = export_run(_open(run), form, out, round_id, progress)
+    console.print(f"{out}: {done}")
+
+
 @ledger.command("verify")
 def ledger_verify(run: Run) -> None:
     """Check every committed shard of RUN against its sha256; status 1 when one is damaged."""
@@ -282,6 +301,35 @@ def ledger_verify(run: Run) -> None:
     if problems:
         raise typer.Exit(1)
     console.print(f"{len(store.rounds())} rounds, every shard is sound")
+
+
+@app.command()
+def plan(
+    config: Config = TABLETOP,
+    overrides: Set = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            help="What a GPU (or core) reaches in large matrix products, 10^12 operations a "
+            "second. Default: 790 (bfloat16, measured on an H200), on CPUs 0.17 (float32, a core)."
+        ),
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of it that the run reaches.", min=0.01, max=1.0)
+    ] = 0.33,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say what a run needs before it starts: parameters, memory, hours, disk. Nothing is loaded."""
+    from dynamics.plan import Machine, make_plan
+    from dynamics.plan.table import plan_table
+
+    cfg = load(config, overrides or [])
+    ceiling = tflops or (790.0 if cfg.model.device == "cuda" else 0.17)
+    made = make_plan(cfg, Machine(tflops=ceiling, utilisation=utilisation))
+    if as_json:
+        typer.echo(json.dumps(made.to_json(), indent=2))
+    else:
+        console.print(plan_table(made))
 
 
 @app.command()

@@ -195,13 +195,25 @@ class LoraConfig(Strict):
     initialisation and the IDM cannot learn."""
 
 
+class TaskTraining(Strict):
+    """What one of the two tasks trains with instead of what `TrainConfig` says; none = the same."""
+
+    seed_steps: int | None = Field(default=None, ge=1)
+    round_steps: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    warmup_steps: int | None = Field(default=None, ge=0)
+
+
 class TrainConfig(Strict):
     """Fine-tuning of the two adapters, which run side by side."""
 
     method: Literal["lora", "full"] = "lora"
     """peft LoRA, or all weights of the language model: a checkpoint per task instead of an adapter,
     which wants a lower learning rate."""
-    strategy: Literal["ddp", "deepspeed_zero2"] = "ddp"
+    strategy: Literal["ddp", "fsdp2", "deepspeed_zero2"] = "ddp"
+    """How the workers of a task share it: a copy of the model each, weights and optimizer state
+    split layer by layer (`fully_shard`), or gradients and optimizer state split (an extra)."""
     num_workers: int = Field(default=1, ge=1)
     """Ray Train workers per adapter. IDM and FDP already use one core each, so two workers per
     adapter pay only with more than two cores."""
@@ -213,6 +225,16 @@ class TrainConfig(Strict):
     init: Literal["base", "previous"] = "base"
     """Where a round's adapters start: from the base, or from the previous round's adapters."""
     batch_size: int = Field(default=48, ge=1)
+    """Rows of a step, over all workers of the task."""
+    micro_batch_rows: int | None = Field(default=None, ge=1)
+    """Most rows that a worker sends through the model at a time, their gradients added up: less
+    memory, the same step. None = all of its rows at once."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: matrix products in bfloat16 (autocast) and frozen weights kept in it; what is
+    trained and its optimizer state stay float32."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again for the gradients: for LoRA half as
+    much compute again, for a tenth of the activations."""
     seed_fraction: float = Field(default=0.25, ge=0, le=1)
     """Share of every batch that comes from the true seed."""
     learning_rate: float = Field(default=4e-3, gt=0)
@@ -224,6 +246,26 @@ class TrainConfig(Strict):
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints that a killed training resumes from."""
     lora: LoraConfig = LoraConfig()
+    idm: TaskTraining = TaskTraining()
+    fdp: TaskTraining = TaskTraining()
+
+    def of(self, task: Literal["idm", "fdp", "joint"]) -> "TrainConfig":
+        """What a task trains with: its own values over the common ones."""
+        own = {"idm": self.idm, "fdp": self.fdp}.get(task, TaskTraining())
+        overrides = {name: value for name, value in own if value is not None}
+        return self.model_copy(update={**overrides, "idm": TaskTraining(), "fdp": TaskTraining()})
+
+    @model_validator(mode="after")
+    def _micro_batches_in_step(self) -> "TrainConfig":
+        if self.micro_batch_rows is None:
+            return self
+        for size in (self.of("idm").batch_size, self.of("fdp").batch_size):
+            if size % self.num_workers:
+                raise ValueError(
+                    "micro_batch_rows needs every batch_size to be a multiple of num_workers, so "
+                    "that all workers take equally many micro-batches"
+                )
+        return self
 
 
 class EvaluateConfig(Strict):

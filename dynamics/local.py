@@ -302,6 +302,10 @@ class LocalStages:
     ) -> dict[Task, FitJob]:
         train = self.cfg.train
         start = previous if train.init == "previous" else None
+        steps = {
+            task: train.of(task).round_steps if round_id else train.of(task).seed_steps
+            for task in get_args(Task)
+        }
         return {
             task: FitJob(
                 task=task,
@@ -309,7 +313,7 @@ class LocalStages:
                 base=self.cfg.base_path(),
                 device=self.cfg.model.device,
                 transitions=grown.path,
-                steps=train.round_steps if round_id else train.seed_steps,
+                steps=steps[task],
                 train=train,
                 seed=derive_seed(self.cfg.seed, round_id, task),
                 init_from=getattr(start, task) if start else None,

@@ -5,8 +5,9 @@ it survives the loss of a worker (Ray Train restarts it), of the whole cluster a
 (the next bootstrap does) in the same way. Ray Train brings up and restarts the worker group.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from dynamics.config import TrainConfig
@@ -33,6 +35,7 @@ from dynamics.training.fit import (
     fit_adapter,
 )
 from dynamics.training.loss import Task
+from dynamics.training.sharding import FsdpEngine
 
 MAX_FAILURES = 2
 
@@ -45,6 +48,12 @@ class DdpEngine(PlainEngine):
             module, parallel_strategy_kwargs={"process_group": group}
         )
         super().__init__(prepared, optimizer)
+        self._replica: Any = prepared
+
+    def unsynced(self) -> AbstractContextManager[None]:
+        """While it is open gradients stay on this worker."""
+        held_back: AbstractContextManager[None] = self._replica.no_sync()
+        return held_back
 
 
 class DeepSpeedEngine:
@@ -68,6 +77,15 @@ class DeepSpeedEngine:
     def step(self) -> None:
         """Clip, update, clear."""
         self._engine.step()
+
+    @contextmanager
+    def unsynced(self) -> Iterator[None]:
+        """While it is open DeepSpeed only adds up what it has reduced."""
+        self._engine.set_gradient_accumulation_boundary(is_boundary=False)
+        try:
+            yield
+        finally:
+            self._engine.set_gradient_accumulation_boundary(is_boundary=True)
 
 
 # Clips like `PlainEngine`. A torch optimizer instead of DeepSpeed's own Adam saves building its
@@ -210,4 +228,7 @@ def _engine_maker(
         torch.distributed.new_group(list(range(index * size, (index + 1) * size)))
         for index in range(num_fits)
     ]
+    if train.strategy == "fsdp2":
+        device = "cuda" if train.num_gpus_per_worker else "cpu"
+        return partial(FsdpEngine, mesh=DeviceMesh.from_group(groups[mine], device))
     return partial(DdpEngine, group=groups[mine])

@@ -8,8 +8,9 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +21,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dynamics.config import TrainConfig
+from dynamics.config import LoraConfig, TrainConfig
 from dynamics.models import load_model
 from dynamics.models.adapters import adapter_digest
 from dynamics.models.chameleon import UnifiedVLM
@@ -29,6 +30,7 @@ from dynamics.records import TRANSITION_SCHEMA
 from dynamics.seeds import derive_seed, numpy_rng
 from dynamics.tables import codes_matrix, read_table
 from dynamics.training.loss import RowLoss, Task, recognition_weights
+from dynamics.training.sharding import whole, whole_state
 
 _IMAGE_TOKENIZER = re.compile(r"\bvqmodel\.")
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -51,6 +53,9 @@ class Engine(Protocol):
     def step(self) -> None:
         """Clip, update, clear."""
 
+    def unsynced(self) -> AbstractContextManager[None]:
+        """While it is open gradients stay on this worker: for all micro-batches but the last."""
+
 
 class PlainEngine:
     """One process, or DDP when the module is wrapped."""
@@ -69,6 +74,10 @@ class PlainEngine:
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def unsynced(self) -> AbstractContextManager[None]:
+        """Nothing to hold back: there is no other worker."""
+        return nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,13 +180,45 @@ def trainable_model(job: FitJob) -> UnifiedVLM:
     """
     if job.train.method == "full":
         model = load_model(job.family, job.init_from or job.base, job.device)
-        for name, parameter in model.network.named_parameters():
-            parameter.requires_grad_(not _IMAGE_TOKENIZER.search(name))
+        train_all(model.network)
     else:
         model = load_model(job.family, job.base, job.device)
         _attach_adapter(model, job)
     model.network.train()
+    if job.train.gradient_checkpointing:
+        model.network.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def train_all(network: nn.Module) -> None:
+    """Switch every weight on but those of the image tokenizer."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not _IMAGE_TOKENIZER.search(name))
+
+
+def _autocast(job: FitJob, device: torch.device) -> AbstractContextManager[None]:
+    if job.train.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _lower_frozen(job: FitJob, network: nn.Module) -> None:
+    """With bfloat16, keep what is not trained in it: half the memory of the base."""
+    if job.train.precision == "bfloat16":
+        for parameter in network.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def adapter_config(lora: LoraConfig) -> PeftLoraConfig:
+    """A fresh adapter: on every linear layer of the decoder, embeddings and head where asked."""
+    return PeftLoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=LINEAR_LAYERS,
+        modules_to_save=["embed_tokens", "lm_head"] if lora.train_embeddings else None,
+    )
 
 
 def _attach_adapter(model: UnifiedVLM, job: FitJob) -> None:
@@ -185,14 +226,7 @@ def _attach_adapter(model: UnifiedVLM, job: FitJob) -> None:
     if job.init_from is not None:
         network = PeftModel.from_pretrained(model.network, str(job.init_from), is_trainable=True)
     else:
-        lora = job.train.lora
-        config = PeftLoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=LINEAR_LAYERS,
-            modules_to_save=["embed_tokens", "lm_head"] if lora.train_embeddings else None,
-        )
+        config = adapter_config(job.train.lora)
         network = get_peft_model(model.network, config)
     # A name, not a path: an adapter's files must not depend on where the run lies.
     network.peft_config["default"].base_model_name_or_path = job.base.name
@@ -209,6 +243,7 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
     context = context or WorkerContext()
     if done := finished_fit(job):
         return done
+    job = replace(job, train=job.train.of(job.task))
     model = trainable_model(job)
     network = model.network
     trainable = list(_trainable(network).values())
@@ -216,25 +251,29 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
         trainable, lr=job.train.learning_rate, weight_decay=job.train.weight_decay
     )
     start, recent = _resume(job, network, optimizer)
-    engine = context.make_engine(RowLoss(model), optimizer)
+    loss = RowLoss(model)
+    _lower_frozen(job, network)
+    engine = context.make_engine(loss, optimizer)
     batches = Batches(job, model)
     for step in range(start, job.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(job.train, step, job.steps)
         torch.manual_seed(derive_seed(job.seed, "dropout", step, context.rank))
-        recent = [
-            *recent[-(REPORT_EVERY - 1) :],
-            _step(engine, *batches.batch(step), batches.task_of(step), context, model.device),
-        ]
+        with _autocast(job, model.device):
+            taken = _step(engine, job, batches, step, context, model.device)
+        recent = [*recent[-(REPORT_EVERY - 1) :], taken]
         finished = step + 1
         checkpoint = finished % job.train.checkpoint_every == 0 and finished < job.steps
-        if checkpoint and context.rank == 0:
-            _save_state(job, network, optimizer, finished, recent)
+        if checkpoint:
+            tensors = _state_tensors(network, optimizer)
+            if context.rank == 0:
+                _save_state(job, tensors, finished, recent)
         if checkpoint or finished % REPORT_EVERY == 0 or finished == job.steps:
             metrics = {"loss": sum(recent) / len(recent), "steps": float(job.steps)}
             context.report(finished, metrics, job.checkpoint_dir if checkpoint else None)
+    weights = whole_state(network)
     if context.rank == 0:
-        _publish(job, network, sum(recent) / len(recent))
+        _publish(job, network, weights, sum(recent) / len(recent))
     return _result(job, {"loss": sum(recent) / len(recent), "steps": job.steps})
 
 
@@ -246,41 +285,57 @@ def finished_fit(job: FitJob) -> FitResult | None:
 
 def _step(
     engine: Engine,
-    rows: Rows,
-    weights_BL: Tensor | None,
-    task: Task,
+    job: FitJob,
+    batches: Batches,
+    step: int,
     context: WorkerContext,
     device: torch.device,
 ) -> float:
     """One optimizer step; returns the loss per scored token of this worker's rows."""
-    mine = slice(context.rank, None, context.world_size)
+    rows, weights_BL = batches.batch(step)
+    task = batches.task_of(step)
     total = int((rows.labels != IGNORE).sum())
-    ids, labels = rows.ids[mine].to(device), rows.labels[mine].to(device)
-    weights = None if weights_BL is None else weights_BL[mine].flatten().to(device)
-    # DDP averages gradients over workers: times world_size makes it the sum over the whole batch.
-    loss = engine.module(ids, labels, weights, task) * (context.world_size / total)
-    engine.backward(loss)
+    parts = list(_micro_batches(rows, weights_BL, context, job.train.micro_batch_rows))
+    taken = 0.0
+    for number, (part, weights_bL) in enumerate(parts, start=1):
+        weights = None if weights_bL is None else weights_bL.flatten().to(device)
+        with nullcontext() if number == len(parts) else engine.unsynced():
+            loss = engine.module(part.ids.to(device), part.labels.to(device), weights, task)
+            # The workers' gradients are averaged: times world_size makes that the sum over the
+            # whole batch.
+            loss = loss * (context.world_size / total)
+            engine.backward(loss)
+        taken += float(loss.detach())
     engine.step()
-    return float(loss.detach())
+    return taken
+
+
+def _micro_batches(
+    rows: Rows, weights_BL: Tensor | None, context: WorkerContext, most: int | None
+) -> Iterator[tuple[Rows, Tensor | None]]:
+    """This worker's rows of a batch, at most ``most`` at a time."""
+    mine = torch.arange(context.rank, len(rows.ids), context.world_size)
+    for part in torch.split(mine, most or len(mine)):
+        weights = None if weights_BL is None else weights_BL[part]
+        yield Rows(rows.ids[part], rows.labels[part]), weights
 
 
 def _trainable(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
-def _save_state(
-    job: FitJob,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    recent: list[float],
-) -> None:
-    """Adapter and optimizer state as safetensors; the folder appears in one rename."""
+def _state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a resumed fit needs, by name; all workers call this, since shards are gathered."""
     tensors: dict[str, Tensor] = {}
     for index, (name, parameter) in enumerate(_trainable(network).items()):
-        tensors[f"parameter/{name}"] = parameter.detach().contiguous()
+        tensors[f"parameter/{name}"] = whole(parameter.detach()).contiguous()
         for key, value in optimizer.state_dict()["state"].get(index, {}).items():
-            tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value).contiguous()
+            tensors[f"optimizer/{name}/{key}"] = whole(torch.as_tensor(value)).contiguous()
+    return tensors
+
+
+def _save_state(job: FitJob, tensors: dict[str, Tensor], step: int, recent: list[float]) -> None:
+    """Adapter and optimizer state as safetensors; the folder appears in one rename."""
     fresh = job.checkpoint_dir.with_name(job.checkpoint_dir.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -310,16 +365,19 @@ def _resume(
     return int(state["step"]), [float(loss) for loss in state["recent"]]
 
 
-def _publish(job: FitJob, network: Any, loss: float) -> None:
-    """Write the adapter folder in one rename, ``fit.json`` inside it."""
+def _publish(job: FitJob, network: Any, weights: dict[str, Tensor] | None, loss: float) -> None:
+    """Write the adapter folder in one rename, ``fit.json`` inside it.
+
+    ``weights`` replaces the network's own where those are sharded.
+    """
     fresh = job.out.with_name(job.out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     if job.train.method == "full":
         # A checkpoint of its own, with the base's tokenizers and prompts: it loads without it.
         shutil.copytree(job.base, fresh, ignore=shutil.ignore_patterns("model*", "*.npy"))
-        network.save_pretrained(str(fresh))
+        network.save_pretrained(str(fresh), state_dict=weights)
     else:
-        network.save_pretrained(str(fresh), save_embedding_layers=False)
+        network.save_pretrained(str(fresh), save_embedding_layers=False, state_dict=weights)
         (fresh / "README.md").unlink(missing_ok=True)
         _sort_config(fresh / "adapter_config.json")
     (fresh / "fit.json").write_text(

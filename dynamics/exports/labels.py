@@ -1,0 +1,236 @@
+"""The accepted labels of a round as rows: sentence, two frames, lineage.
+
+H = W = the model's frame size in pixels.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from dynamics.errors import UserError
+from dynamics.exports.rounds import ExportedRound, finished_round, inside
+from dynamics.ledger.store import Ledger, Manifest
+from dynamics.models import load_image_tokenizer
+from dynamics.models.base import ImageTokenizer
+from dynamics.prepare import Progress
+from dynamics.records import PAIR_SCHEMA
+from dynamics.run_folder import RunFolder, write_json
+from dynamics.tables import dataset_ref, read_table
+from dynamics.video.decode import ClipFrames
+from dynamics.video.ingest import decode_spec
+from dynamics.video.sandbox import DecodePool, ReadClip
+from dynamics.world.film import filmed_keyframes
+
+FramesFrom = Literal["clip", "codes"]
+
+LINEAGE_SCHEMA = pa.schema(
+    [
+        pa.field("label_id", pa.string(), nullable=False),
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("round", pa.int64(), nullable=False),
+        pa.field("idm_digest", pa.string(), nullable=False),
+        pa.field("prompt_version", pa.string(), nullable=False),
+        pa.field("decode", pa.string(), nullable=False),  # JSON of the decode parameters
+        pa.field("logprob", pa.float64(), nullable=False),  # natural log of the whole sentence
+        pa.field("num_tokens", pa.int64(), nullable=False),  # of the sentence, end included
+        pa.field("score_name", pa.string(), nullable=False),  # what the filter ranked by
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("clip_sha256", pa.string(), nullable=False),
+        pa.field("clip_path", pa.string(), nullable=False),
+        pa.field("clip_class", pa.string(), nullable=False),
+        pa.field("frame0", pa.int64(), nullable=False),
+        pa.field("frame1", pa.int64(), nullable=False),
+        pa.field("t0_s", pa.float64(), nullable=False),
+        pa.field("t1_s", pa.float64(), nullable=False),
+        pa.field("frames", pa.string(), nullable=False),  # `FramesFrom`
+    ]
+)
+"""Where a row comes from; every export of labels carries it with every row."""
+
+_PAIR_COLUMNS = [name for name in PAIR_SCHEMA.names if name not in ("motion", "recognition")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRow:
+    """One accepted label."""
+
+    action: str
+    before: np.ndarray
+    """uint8 [H, W, 3], RGB."""
+    after: np.ndarray
+    lineage: dict[str, str | int | float]
+    """The columns of LINEAGE_SCHEMA."""
+
+    @property
+    def key(self) -> str:
+        """Names the row's files."""
+        return str(self.lineage["label_id"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedLabels:
+    """The accepted labels of a round, in the order of clips and frames."""
+
+    origin: ExportedRound
+    manifest: Manifest
+    images: ImageTokenizer
+    _rows: list[dict[str, Any]]
+    frames_from: Counter[FramesFrom] = field(default_factory=Counter)
+    """Rows read so far, by where their frames came from."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def frame_px(self) -> int:
+        """Side of the frames."""
+        return self.images.frame_px
+
+    def rows(self, progress: Progress) -> Iterator[ExportRow]:
+        """Every label with its frames, decoded again from its clip where that is still there.
+
+        The frames are the ones that the model saw: same size, same crop. Of a clip that is gone,
+        changed or no longer gives the frame, they come from the codes.
+        """
+        groups = [list(group) for _, group in groupby(self._rows, lambda row: row["clip_path"])]
+        done = 0
+        for group, read in self._with_clips(groups):
+            for row, frames, frames_from in self._frames(group, read):
+                self.frames_from[frames_from] += 1
+                done += 1
+                lineage = {name: row[name] for name in LINEAGE_SCHEMA.names if name in row}
+                yield ExportRow(
+                    action=row["action"],
+                    before=frames[0],
+                    after=frames[1],
+                    lineage={**lineage, "frames": frames_from},
+                )
+            progress(done, len(self._rows), "export labels")
+
+    def lineage(self) -> dict[str, Any]:
+        """Where the whole export comes from; complete when all rows were read."""
+        return {
+            **self.origin.parents(),
+            **{f"{name}_digest": self.manifest.parents[name] for name in ("pool", "idm")},
+            "prompt_version": self.manifest.parents["prompt_version"],
+            "filter": self.origin.cfg.filter.model_dump(mode="json"),
+            "decisions": self.manifest.reasons,
+            "num_rows": len(self),
+            "frame_px": self.frame_px,
+            "frames": dict(sorted(self.frames_from.items())),
+        }
+
+    def finish(self, folder: Path, form: str) -> str:
+        """Write ``lineage.json`` into an export whose rows were all read; a line that sums it up.
+
+        Raises:
+            ValueError: rows are missing.
+        """
+        if self.frames_from.total() != len(self):
+            raise ValueError(f"{self.frames_from.total()} of {len(self)} rows were exported")
+        write_json(folder / "lineage.json", {"format": form, **self.lineage()})
+        return (
+            f"{len(self):,} labels of round {self.origin.round_id}; frames of "
+            f"{self.frames_from['clip']:,} decoded from the clips, of "
+            f"{self.frames_from['codes']:,} drawn from the codes"
+        )
+
+    def _with_clips(
+        self, groups: Sequence[list[dict[str, Any]]]
+    ) -> Iterator[tuple[list[dict[str, Any]], ReadClip | None]]:
+        cfg, run = self.origin.cfg, self.origin.run
+        root = run.data / "pool" / "clips" if cfg.pool.path is None else cfg.pool.path
+        keyframes = (
+            filmed_keyframes(cfg.world, "pool") if cfg.pool.path is None else cfg.pool.keyframes
+        )
+        paths = [inside(root, group[0]["clip_path"], "pool.parquet") for group in groups]
+        there = [path for path in paths if path.is_file()]
+        with DecodePool(
+            min(2, max(1, len(there))),
+            memory_mb=cfg.pool.decode_memory_mb,
+            timeout_s=cfg.pool.decode_timeout_s,
+        ) as decoders:
+            read = decoders.read(there, decode_spec(keyframes, self.frame_px))
+            known = set(there)
+            for group, path in zip(groups, paths, strict=True):
+                yield group, next(read) if path in known else None
+
+    def _frames(
+        self, group: Sequence[Mapping[str, Any]], read: ReadClip | None
+    ) -> Iterator[tuple[Mapping[str, Any], np.ndarray, FramesFrom]]:
+        """Per row the two frames, uint8 [2, H, W, 3]."""
+        decoded: dict[int, np.ndarray] = {}
+        if read is not None and isinstance(read.result, ClipFrames):
+            decoded = dict(zip(read.result.indices, read.result.frames, strict=True))
+        for row in group:
+            wanted = (row["frame0"], row["frame1"])
+            same = read is not None and read.sha256 == row["clip_sha256"]
+            if same and all(index in decoded for index in wanted):
+                yield row, np.stack([decoded[index] for index in wanted]), "clip"
+            else:
+                codes = np.array([row["source_codes"], row["target_codes"]], dtype=np.int64)
+                yield row, self.images.decode(codes), "codes"
+
+
+def accepted_labels(run: RunFolder, round_id: int | None) -> AcceptedLabels:
+    """The accepted labels of a round; None = of the last promoted one.
+
+    Raises:
+        UserError: no such round, it accepted nothing, or a table is missing or damaged.
+    """
+    origin = finished_round(run, round_id, first=1)
+    ledger = Ledger(run.ledger)
+    manifest = ledger.manifest(origin.round_id)
+    pool = dataset_ref(run.data / "pool.parquet")
+    if pool.digest != manifest.parents["pool"]:
+        raise UserError(
+            f"{pool.path} is not the pool that round {origin.round_id} labelled; restore it"
+        )
+    decisions = ledger.decisions(origin.round_id)
+    accepted = decisions.filter(decisions["accepted"])
+    if not accepted.num_rows:
+        raise UserError(f"round {origin.round_id} accepted no label; name another with --round")
+    labels = _rows_of(ledger.labels(origin.round_id), "label_id", accepted["label_id"])
+    pairs = _rows_of(read_table(pool, PAIR_SCHEMA, _PAIR_COLUMNS), "pair_id", labels["pair_id"])
+    score_name = origin.cfg.filter.score
+    rows = [
+        {
+            **pair,
+            **label,
+            "round": label["round_id"],
+            "logprob": float(np.sum(label["token_logprobs"], dtype=np.float64)),
+            "num_tokens": len(label["token_logprobs"]),
+            "score_name": score_name,
+            "score": decision["score"],
+        }
+        for pair, label, decision in zip(
+            pairs.to_pylist(), labels.to_pylist(), accepted.to_pylist(), strict=True
+        )
+    ]
+    rows.sort(key=lambda row: (row["clip_path"], row["frame0"], row["label_id"]))
+    images = load_image_tokenizer(origin.cfg.model.family, origin.cfg.base_path())
+    return AcceptedLabels(origin=origin, manifest=manifest, images=images, _rows=rows)
+
+
+def png(frame_HW3: np.ndarray) -> bytes:
+    """A uint8 RGB frame as PNG file: lossless, equal bytes for equal frames."""
+    sink = io.BytesIO()
+    Image.fromarray(frame_HW3).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def _rows_of(table: pa.Table, key: str, wanted: pa.ChunkedArray) -> pa.Table:
+    """The rows with the wanted keys, in their order."""
+    places = pc.index_in(wanted.combine_chunks(), value_set=table[key].combine_chunks())
+    if places.null_count:
+        raise UserError(f"{places.null_count} labels have no {key} in the run's tables; restore it")
+    return table.take(places)

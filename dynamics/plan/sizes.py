@@ -1,0 +1,159 @@
+"""Sizes of the base: counted on the meta device, where a network has shapes and no memory."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dynamics.config import PACKAGE_ROOT, LoopConfig
+from dynamics.errors import UserError
+from dynamics.models import load_image_tokenizer
+from dynamics.models.tokens import Prompts
+from dynamics.training.fit import adapter_config, train_all
+
+PUBLISHED = PACKAGE_ROOT / "assets" / "published"
+"""Sizes of published checkpoints, ``<folder name of the base>.json``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What the estimates are made from. Parameters are counts, not bytes."""
+
+    source: str
+    """Where the shapes come from."""
+    total: int
+    """All parameters of the base; tied ones once."""
+    image_tokenizer: int
+    """Of these, of the VQ model inside the network, which is never trained."""
+    layers: int
+    """Of the decoder layers."""
+    largest_layer: int
+    """Parameters of one decoder layer, with its adapter."""
+    trainable: int
+    """Trained by one task: an adapter, or with ``train.method`` full the language model."""
+    adapter_linear: int
+    """Of these, in LoRA matrices: what costs FLOPs beside the base's own."""
+    saved_modules: int
+    """Of these, copies of embeddings and head (``lora.train_embeddings``)."""
+    num_layers: int
+    width: int
+    feed_forward: int
+    attention_width: int
+    """Heads times their width."""
+    vocabulary: int
+    num_codes: int
+    image_tokens: int
+    """L: codes a frame."""
+    instruction_tokens: int
+    """Of the prompt, start token included."""
+    action_tokens: int
+    """A: the longest action sentence."""
+    tokenizer_flops: int
+    """Of encoding one frame; 0 where it does not matter."""
+
+    @property
+    def fdp_tokens(self) -> int:
+        """Tokens of a training row, [instruction | A | boi L eoi | boi L], shifted by one."""
+        return self.instruction_tokens + self.action_tokens + 2 * self.image_tokens + 2
+
+    @property
+    def idm_tokens(self) -> int:
+        """Tokens of a training row, [instruction | 2 x (boi L eoi) | A + 1], shifted by one."""
+        return self.instruction_tokens + 2 * (self.image_tokens + 2) + self.action_tokens
+
+
+def base_sizes(cfg: LoopConfig) -> Sizes:
+    """Sizes of the run's base, and of what the run trains on it.
+
+    Raises:
+        UserError: the base is not on this machine, and its published sizes are not known either.
+    """
+    base = cfg.base_path()
+    if (base / "config.json").is_file():
+        found = _of_checkpoint(cfg)
+    else:
+        path = PUBLISHED / f"{base.name}.json"
+        if not path.is_file():
+            known = ", ".join(sorted(one.stem for one in PUBLISHED.glob("*.json")))
+            raise UserError(
+                f"no checkpoint in {base}, and no published sizes under that name ({known}); set "
+                "model.base"
+            )
+        found = json.loads(path.read_text())
+        found["source"] = f"published sizes, {found['source']}"
+    network = _network(found.pop("config"))
+    shape = network.config
+    counted: dict[str, Any] = dict(_counted(network, cfg))
+    heads = shape.num_attention_heads
+    return Sizes(
+        **found,
+        **counted,
+        num_layers=shape.num_hidden_layers,
+        width=shape.hidden_size,
+        feed_forward=shape.intermediate_size,
+        attention_width=heads * (getattr(shape, "head_dim", None) or shape.hidden_size // heads),
+        vocabulary=shape.vocab_size,
+    )
+
+
+def _of_checkpoint(cfg: LoopConfig) -> dict[str, Any]:
+    base = cfg.base_path()
+    images = load_image_tokenizer(cfg.model.family, base)
+    prompts = Prompts.load(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    instructions = [
+        len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in (prompts.fdp, prompts.idm)
+    ]
+    return {
+        "source": f"{cfg.model.base}/config.json",
+        "image_tokens": images.num_tokens,
+        "num_codes": images.num_codes,
+        "instruction_tokens": 1 + max(instructions),
+        "action_tokens": prompts.action_tokens,
+        "tokenizer_flops": 0,
+        "config": json.loads((base / "config.json").read_text()),
+    }
+
+
+def _network(config: dict[str, Any]) -> Any:
+    """The language model without memory."""
+    parsed = AutoConfig.for_model(**config)
+    (name,) = config["architectures"]
+    with torch.device("meta"):
+        return getattr(transformers, name)(parsed)
+
+
+def _counted(network: Any, cfg: LoopConfig) -> dict[str, int]:
+    """Parameters of the base, then with what the run trains."""
+    total = _count(network)
+    image_tokenizer = _count(network, lambda name, _: "vqmodel." in name)
+    layers = sum(_count(layer) for layer in _layers(network))
+    if cfg.train.method == "full":
+        train_all(network)
+    else:
+        with torch.device("meta"):
+            network = get_peft_model(network, adapter_config(cfg.train.lora))
+    return {
+        "total": total,
+        "image_tokenizer": image_tokenizer,
+        "layers": layers,
+        "largest_layer": max(_count(layer) for layer in _layers(network)),
+        "trainable": _count(network, lambda _, one: one.requires_grad),
+        "adapter_linear": _count(network, lambda name, _: ".lora_" in name),
+        "saved_modules": _count(network, lambda name, _: ".modules_to_save." in name),
+    }
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    return [one for one in network.modules() if isinstance(one, GradientCheckpointingLayer)]
+
+
+def _count(module: nn.Module, which: Any = lambda name, parameter: True) -> int:
+    return sum(one.numel() for name, one in module.named_parameters() if which(name, one))
