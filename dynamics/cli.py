@@ -169,6 +169,20 @@ def pretrain_tiny_command(
     console.print(f"checkpoint {out}; use it with model.base={out}")
 
 
+@app.command("convert-vqgan")
+def convert_vqgan_command(
+    ckpt: Annotated[Path, typer.Argument(help="The published vqgan.ckpt.", metavar="CKPT")],
+    out: Annotated[
+        Path, typer.Argument(help="Checkpoint folder that shall draw with it.", metavar="OUT")
+    ],
+) -> None:
+    """Convert Chameleon's vqgan.ckpt (also Liquid's) to safetensors; runs no code from the file."""
+    from dynamics.models.convert_vqgan import convert_vqgan
+
+    num_weights = convert_vqgan(ckpt, out)
+    console.print(f"{num_weights} weights; {out} now has vqgan.json and vqgan.safetensors")
+
+
 @app.command()
 def evaluate(
     run: Run,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from dynamics.models.chameleon import UnifiedVLM
+from dynamics.models.vlm import UnifiedVLM
 
 _LEAVE_BELOW = 0.75
 """Share of a batch's sentences that are unfinished."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dynamics.engine.decode import SCORE_BATCH, decode_codes
-from dynamics.models.chameleon import UnifiedVLM
+from dynamics.models.vlm import UnifiedVLM
 
 MICRO_BATCH = 512
 """Sampled rows per forward: bounds cache and sampling noise whatever batch a caller passes."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from dynamics.engine.decode import SCORE_BATCH, DecodedText, decode_text
-from dynamics.models.chameleon import UnifiedVLM
 from dynamics.models.tokens import IGNORE
+from dynamics.models.vlm import UnifiedVLM
 
 MICRO_BATCH = 256
 """Rows per decoding step: keeps the cache small whatever batch a caller passes."""

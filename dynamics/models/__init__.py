@@ -2,31 +2,32 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dynamics.errors import UserError
-from dynamics.models.base import ImageTokenizer
+from dynamics.models.base import Family, ImageTokenizer
 
 if TYPE_CHECKING:
-    from dynamics.models.chameleon import UnifiedVLM
+    from dynamics.models.vlm import UnifiedVLM
 
-FAMILIES: dict[str, str] = {"chameleon": "dynamics.models.chameleon"}
+FAMILIES: dict[str, str] = {
+    "chameleon": "dynamics.models.chameleon",
+    "liquid": "dynamics.models.liquid",
+}
 """Family name to module, as import strings so that configuration loads without torch."""
 
 
-def _family(name: str) -> object:
+def _family(name: str) -> Family:
     if name not in FAMILIES:
         raise UserError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
-    return import_module(FAMILIES[name])
+    return cast("Family", import_module(FAMILIES[name]))
 
 
 def load_model(family: str, base: Path, device: str = "cpu") -> "UnifiedVLM":
     """The unified VLM of a checkpoint folder; `UserError` when the folder is wrong."""
-    model: UnifiedVLM = _family(family).UnifiedVLM.load(base, device)  # type: ignore[attr-defined]
-    return model
+    return _family(family).load(base, device)
 
 
-def load_image_tokenizer(family: str, base: Path) -> ImageTokenizer:
+def load_image_tokenizer(family: str, base: Path, device: str = "cpu") -> ImageTokenizer:
     """The image tokenizer of a checkpoint folder, without its language model."""
-    images: ImageTokenizer = _family(family).load_image_tokenizer(base)  # type: ignore[attr-defined]
-    return images
+    return _family(family).load_image_tokenizer(base, device)

@@ -8,7 +8,7 @@ from dynamics.generation.fdp import ForwardDynamics
 from dynamics.labelling.idm import InverseDynamics
 from dynamics.ledger.files import checkpoint_digest
 from dynamics.models import load_model
-from dynamics.models.chameleon import AdapterName, UnifiedVLM
+from dynamics.models.vlm import AdapterName, UnifiedVLM
 from dynamics.records import ModelRef
 
 

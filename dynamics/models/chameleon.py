@@ -1,129 +1,153 @@
-"""Chameleon (7B and tiny alike) as a unified VLM: one frozen base, peft adapters on top.
+"""Chameleon, Anole, and the tiny checkpoint: transformers' `ChameleonForConditionalGeneration`.
 
-transformers' `ChameleonForConditionalGeneration.forward` sets every image logit to the lowest
-number, before the loss: no image could be trained or generated through it. So the decoder stack
-is called directly, and only the rows of the head that a task needs are projected.
+Which image tokenizer a folder has is told by its files:
 
-B rows, T positions, D width, V vocabulary, K selected vocabulary rows.
+- ``image_tokenizer.json``: the tiny FSQ tokenizer, with this project's own prompts beside it;
+- ``vqgan.json``: the published VQGAN as ``dynamics convert-vqgan`` wrote it, in full precision;
+- neither: the VQGAN within the checkpoint. facebook/chameleon-7b holds no decoder there (its
+  conversion left it out), Anole's conversion kept it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
-from transformers import AutoTokenizer, ChameleonConfig, ChameleonForConditionalGeneration
-from transformers.cache_utils import Cache
+from torch import Tensor
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAEConfig
 
 from dynamics.errors import UserError
-from dynamics.ledger.files import checkpoint_digest
 from dynamics.models.base import ImageTokenizer
+from dynamics.models.checkpoint import (
+    check_model_type,
+    read_network,
+    read_tokenizer,
+    read_weights,
+)
+from dynamics.models.frames import centre_crop
+from dynamics.models.fsq import CONFIG_FILE as FSQ_CONFIG
 from dynamics.models.fsq import FsqTokenizer
 from dynamics.models.tokens import Prompts, Tokens
+from dynamics.models.vlm import UnifiedVLM
+from dynamics.models.vqgan import VqganDecoder, load_vqgan, vqgan_from, vqgan_tokenizer
 
-AdapterName = Literal["idm", "fdp"]
+PROMPTS = Prompts(
+    version="chameleon-1",
+    fdp="{source}Edit this picture according to the following instruction:\n"
+    "{action}{<reserved08706>}",
+    idm="{source}{target}In a few words, which action turns the first picture into the second?"
+    "{<reserved08706>}",
+    action_tokens=40,
+)
+"""For published checkpoints. The paper prints no prompts; ``<reserved08706>`` is the token with
+which Chameleon's own processor ends a user's turn."""
 
-
-class UnifiedVLM:
-    """A Chameleon-class language model with its image tokenizer and token layouts."""
-
-    def __init__(self, base: Path, network: Any, device: str) -> None:
-        self.base = base
-        self.device = torch.device(device)
-        self.network: Any = network.to(self.device).eval()
-        self.images = load_image_tokenizer(base)
-        self.tokens = load_tokens(base, self.images)
-        self.digest = checkpoint_digest(base)
-        """sha256 over the base's weights, tokenizer and prompts."""
-        self.image_ids = self.tokens.image_ids.to(self.device)
-        """int64 [num_codes]: vocabulary id of every code, on the device."""
-
-    @classmethod
-    def load(cls, base: Path, device: str = "cpu") -> "UnifiedVLM":
-        """Load a checkpoint folder in the Hugging Face layout.
-
-        Raises:
-            UserError: the folder is missing or holds something else.
-        """
-        return cls(base, load_network(base), device)
-
-    def load_adapter(self, name: AdapterName, path: Path) -> None:
-        """Add a peft adapter from a folder; the last one loaded is active."""
-        if not (path / "adapter_config.json").is_file():
-            raise UserError(f"{path} holds no peft adapter (adapter_config.json is missing)")
-        if isinstance(self.network, PeftModel):
-            self.network.load_adapter(str(path), adapter_name=name)
-        else:
-            self.network = PeftModel.from_pretrained(self.network, str(path), adapter_name=name)
-        self.network.to(self.device).eval()
-        self.use(name)
-
-    def merge_adapter(self) -> None:
-        """Add the active adapter to the base's weights: faster, but no other one can follow."""
-        self.network = self.network.merge_and_unload().eval()
-
-    def use(self, name: AdapterName) -> None:
-        """Make an adapter the active one; merged and fully fine-tuned models have none."""
-        if isinstance(self.network, PeftModel) and self.network.active_adapter != name:
-            self.network.set_adapter(name)
-
-    @property
-    def _causal_lm(self) -> Any:
-        return (
-            self.network.get_base_model() if isinstance(self.network, PeftModel) else self.network
-        )
-
-    def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """Last hidden states [B, T, D]; extends ``cache`` in place when one is given."""
-        output = self._causal_lm.model(
-            input_ids=ids_BT.to(self.device), past_key_values=cache, use_cache=cache is not None
-        )
-        states: Tensor = output.last_hidden_state
-        return states
-
-    def logits(self, hidden_BTD: Tensor) -> Tensor:
-        """Logits over the whole vocabulary, [B, T, V]."""
-        logits: Tensor = self._causal_lm.lm_head(hidden_BTD)
-        return logits
-
-    def image_logits(self, hidden_BTD: Tensor) -> Tensor:
-        """Logits over the image codes only, [B, T, num_codes]; no other row is computed."""
-        weight = active_weight(self._causal_lm.lm_head)
-        return hidden_BTD @ weight[self.image_ids].T
+_VQ = "model.vqmodel."
 
 
-def active_weight(layer: nn.Module) -> Tensor:
-    """The weight in force of a layer that peft may have wrapped (`modules_to_save`)."""
-    copies = getattr(layer, "modules_to_save", None)
-    if copies is None:
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        return weight
-    active = layer.active_adapters[0]  # type: ignore[index]
-    saved: Tensor = copies[active].weight
-    return saved
+def load(base: Path, device: str) -> UnifiedVLM:
+    """The unified VLM of a folder; see `dynamics.models.base.Family`."""
+    images = load_image_tokenizer(base, device)
+    network = load_network(base)
+    return UnifiedVLM(base, network, images, load_tokens(base, images), device)
 
 
 def load_network(base: Path) -> ChameleonForConditionalGeneration:
-    """The language model alone, float32, safetensors only."""
-    if not (base / "config.json").is_file():
-        raise UserError(f"{base} is not a checkpoint folder (config.json is missing)")
-    config = ChameleonConfig.from_pretrained(base)
-    if config.model_type != "chameleon":
-        raise UserError(f"{base} holds a {config.model_type} model, expected chameleon")
-    network: ChameleonForConditionalGeneration = ChameleonForConditionalGeneration.from_pretrained(
-        base, use_safetensors=True, dtype=torch.float32
+    """The language model, in the precision of its files, with what the folder has of a VQGAN.
+
+    Raises:
+        UserError: the folder is missing, incomplete, or holds another model.
+    """
+    check_model_type(base, "chameleon")
+    network: ChameleonForConditionalGeneration = read_network(
+        base, ChameleonForConditionalGeneration
     )
+    decoder = read_weights(base, _VQ + "decoder.")
+    if decoder:
+        # transformers drops what its class has no place for; a checkpoint that is saved from this
+        # network must still be able to draw.
+        module = VqganDecoder(_vq_config(base))
+        module.load_state_dict(decoder)
+        network.model.vqmodel.decoder = module.to(network.dtype)
     return network
 
 
-def load_image_tokenizer(base: Path) -> ImageTokenizer:
-    """The checkpoint's image tokenizer, without the language model."""
-    return FsqTokenizer.load(base)
+def load_image_tokenizer(base: Path, device: str = "cpu") -> ImageTokenizer:
+    """The folder's image tokenizer; see the module's text for which one.
+
+    Raises:
+        UserError: there is no decoder, or the VQGAN is not the one the checkpoint was trained with.
+    """
+    if (base / FSQ_CONFIG).is_file():
+        return FsqTokenizer.load(base)
+    check_model_type(base, "chameleon")
+    model = load_vqgan(base)
+    if model is None:
+        weights = read_weights(base, _VQ)
+        if not any(name.startswith("decoder.") for name in weights):
+            raise UserError(
+                f"{base} has no image decoder; get the model's vqgan.ckpt and run "
+                f"dynamics convert-vqgan vqgan.ckpt {base}"
+            )
+        model = vqgan_from(base, _vq_config(base), weights)
+    else:
+        _check_same_codebook(base, model.quantize.embedding.weight)
+    return vqgan_tokenizer(model, centre_crop, device)
+
+
+def _vq_config(base: Path) -> ChameleonVQVAEConfig:
+    config: Any = ChameleonConfig.from_pretrained(base)
+    sizes: ChameleonVQVAEConfig = config.vq_config
+    return sizes
+
+
+def _check_same_codebook(base: Path, codebook_KD: Tensor) -> None:
+    """Code numbers of another VQGAN would mean nothing to the language model, without an error."""
+    own = read_weights(base, _VQ + "quantize.")["embedding.weight"]
+    # The checkpoint's copy is rounded to half precision.
+    if own.shape != codebook_KD.shape or not torch.allclose(own, codebook_KD, rtol=1e-2, atol=1e-4):
+        raise UserError(f"the vqgan files in {base} are not the VQGAN of this checkpoint")
 
 
 def load_tokens(base: Path, images: ImageTokenizer) -> Tokens:
     """The checkpoint's token layouts."""
     config: Any = ChameleonConfig.from_pretrained(base)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    return Tokens(tokenizer, config.vocabulary_map, Prompts.load(base), images.num_tokens)
+    default = None if isinstance(images, FsqTokenizer) else PROMPTS
+    return chameleon_tokens(
+        read_tokenizer(base), config.vocabulary_map, Prompts.load(base, default), images.num_tokens
+    )
+
+
+def chameleon_tokens(
+    tokenizer: Any, vocabulary: Mapping[str, int], prompts: Prompts, num_image_tokens: int
+) -> Tokens:
+    """Token layouts with the ids of a Chameleon vocabulary."""
+    return Tokens(
+        tokenizer,
+        prompts,
+        image_ids=image_ids(vocabulary),
+        boi=vocabulary["<racm3:break>"],
+        eoi=vocabulary["<eoss>"],
+        num_image_tokens=num_image_tokens,
+    )
+
+
+def image_ids(vocabulary: Mapping[str, int]) -> Tensor:
+    """Vocabulary id per code, from Chameleon's names: ``IMGIMG`` + digits as letters A-J + ``Z``.
+
+    The ids are *not* code + constant in the published checkpoints, so the map is the only way.
+    """
+    digits = str.maketrans("ABCDEFGHIJ", "0123456789")
+    by_code = {
+        int(name.removeprefix("IMGIMG")[:-1].translate(digits)): token
+        for name, token in vocabulary.items()
+        if name.startswith("IMGIMG")
+    }
+    if sorted(by_code) != list(range(len(by_code))) or not by_code:
+        raise UserError("the checkpoint's vocabulary_map has no complete set of IMGIMG tokens")
+    return torch.tensor([by_code[code] for code in range(len(by_code))])
+
+
+def image_token_name(code: int) -> str:
+    """Chameleon's name of a code; inverse of what `image_ids` reads."""
+    return "IMGIMG" + str(code).translate(str.maketrans("0123456789", "ABCDEFGHIJ")) + "Z"

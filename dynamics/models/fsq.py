@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dynamics.errors import UserError
+from dynamics.models.frames import AREA, centre_crop
 
 CONFIG_FILE = "image_tokenizer.json"
 WEIGHTS_FILE = "image_tokenizer.safetensors"
@@ -117,6 +119,10 @@ class FsqTokenizer:
         parts = np.split(frames_BHW3, range(self._batch_size, len(frames_BHW3), self._batch_size))
         with torch.inference_mode():
             return torch.cat([self.model.bound(to_pixels(part)) for part in parts])
+
+    def fit(self, picture: Image.Image) -> np.ndarray:
+        """A picture of any size as uint8 frame [H, W, 3], centre-cropped as ingest does."""
+        return centre_crop(picture, self.frame_px, AREA)
 
     def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:
         """uint8 frames to int64 codes [B, L]."""

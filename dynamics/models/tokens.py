@@ -2,17 +2,22 @@
 
 A = action tokens, L = codes a frame. Both tasks use rows of one fixed length without padding
 masks; short text is filled with the ordinary pad token, so that under rotary positions the step
-from a source code to its target code is the same in every row:
+from a source code to its target code is the same in every row. With the prompts of the tiny
+checkpoint:
 
     FDP  [bos instruction | pad .. action (A) | boi source (L) eoi | boi target (L)]
-    IDM  [bos instruction | boi source (L) eoi | boi target (L) eoi | action, eos, pad .. (A + 1)]
+    IDM  [bos instruction | boi source (L) eoi | boi target (L) eoi | action, eos, pad (A + 1)]
+
+Other prompts place the parts themselves (`Prompts`); first bos, and last the target or the action,
+are the same in all.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +31,13 @@ IGNORE = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """Instruction texts of the two tasks; saved with the checkpoint."""
+    """Texts of the two tasks; saved with the checkpoint.
+
+    A text is what stands between bos and the answer. ``{source}``, ``{target}`` and ``{action}``
+    stand for the frames (with their boi and eoi) and the sentence, ``{<name>}`` for the control
+    token of that name; all else is plain text. A text without ``{source}`` is an instruction that
+    comes first: the layout of the tiny checkpoint.
+    """
 
     version: str
     """Part of every label's key."""
@@ -40,15 +51,54 @@ class Prompts:
         (folder / PROMPTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> "Prompts":
-        """Read ``prompts.json``.
+    def load(cls, folder: Path, default: "Prompts | None" = None) -> "Prompts":
+        """Read ``prompts.json``, or take ``default`` (a published checkpoint has no such file).
 
         Raises:
-            UserError: it is missing.
+            UserError: it is missing and there is no default, or it has other fields.
         """
-        if not (folder / PROMPTS_FILE).is_file():
-            raise UserError(f"{folder} has no {PROMPTS_FILE}: not a checkpoint of this project")
-        return cls(**json.loads((folder / PROMPTS_FILE).read_text()))
+        path = folder / PROMPTS_FILE
+        if not path.is_file():
+            if default is None:
+                raise UserError(f"{folder} has no {PROMPTS_FILE}: not a checkpoint of this project")
+            return default
+        raw = json.loads(path.read_text())
+        if set(raw) != {field.name for field in fields(cls)}:
+            names = ", ".join(field.name for field in fields(cls))
+            raise UserError(f"{path} must have exactly the fields {names}")
+        return cls(**raw)
+
+    def parts(self, task: Literal["fdp", "idm"]) -> list[str]:
+        """A task's text cut at its ``{...}``, which stay whole.
+
+        Raises:
+            UserError: a slot is missing, twice, unknown, or names what is to be predicted.
+        """
+        text = self.fdp if task == "fdp" else self.idm
+        slots = _SLOTS[task]
+        if "{source}" not in text:
+            text += "".join(slots)
+        parts = [part for part in re.split(r"(\{[^{}]*\})", text) if part]
+        found = [part for part in parts if _is_slot(part) and not _control_name(part)]
+        if sorted(found) != sorted(slots):
+            raise UserError(
+                f"the {task} prompt must have {' and '.join(sorted(slots))} once each, "
+                f"and has {', '.join(found) or 'none'}: {text!r}"
+            )
+        return parts
+
+
+_SLOTS = {"fdp": ("{action}", "{source}"), "idm": ("{source}", "{target}")}
+
+
+def _is_slot(part: str) -> bool:
+    return part.startswith("{") and part.endswith("}")
+
+
+def _control_name(part: str) -> str | None:
+    """``<name>`` of a ``{<name>}``."""
+    name = part[1:-1]
+    return name if _is_slot(part) and name.startswith("<") and name.endswith(">") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +115,15 @@ class Tokens:
     """Text and codes to token rows and back, for one checkpoint."""
 
     def __init__(
-        self, tokenizer: Any, vocabulary: Mapping[str, int], prompts: Prompts, num_image_tokens: int
+        self,
+        tokenizer: Any,
+        prompts: Prompts,
+        *,
+        image_ids: Tensor,
+        boi: int,
+        eoi: int,
+        num_image_tokens: int,
+        controls: Collection[int] = (),
     ) -> None:
         self.prompts = prompts
         self.num_image_tokens = num_image_tokens
@@ -73,21 +131,52 @@ class Tokens:
         self.bos = int(tokenizer.bos_token_id)
         self.eos = int(tokenizer.eos_token_id)
         self.pad = int(tokenizer.pad_token_id)
-        self.boi = vocabulary["<racm3:break>"]
-        self.eoi = vocabulary["<eoss>"]
-        self.image_ids = image_ids(vocabulary)
+        self.boi = boi
+        """Begin of image."""
+        self.eoi = eoi
+        """End of image."""
+        self.image_ids = image_ids
         """int64 [num_codes]: the vocabulary id of every code."""
-        self._forbidden = frozenset(self.image_ids.tolist()) | frozenset(tokenizer.all_special_ids)
         self._unknown = int(
             tokenizer.unk_token_id if tokenizer.unk_token_id is not None else self.pad
         )
-        self._fdp_prefix = [self.bos, *self.text_ids(prompts.fdp)]
-        self._idm_prefix = [self.bos, *self.text_ids(prompts.idm)]
+        fdp, idm = prompts.parts("fdp"), prompts.parts("idm")
+        names = [name for part in (*fdp, *idm) if (name := _control_name(part))]
+        ids = {name: self._control_id(name) for name in names}
+        self.special_ids = frozenset(
+            (boi, eoi, *controls, *ids.values(), *tokenizer.all_special_ids)
+        ) - {self._unknown}
+        """Ids that no text may become, image ids apart."""
+        self._forbidden = self.special_ids | frozenset(image_ids.tolist())
+        self._fdp, self._idm = self._pieces(fdp, ids), self._pieces(idm, ids)
+
+    def _control_id(self, name: str) -> int:
+        found = self._tokenizer.get_vocab().get(name)
+        if found is None:
+            raise UserError(f"the prompts name the token {name}, which the tokenizer does not have")
+        return int(found)
+
+    def _pieces(self, parts: Sequence[str], ids: Mapping[str, int]) -> list[str | Tensor]:
+        """Bos and a prompt's parts: slots by name, all else as ids [1, T]."""
+        pieces: list[str | Tensor] = [torch.tensor([[self.bos]])]
+        for part in parts:
+            name = _control_name(part)
+            if name is None and _is_slot(part):
+                pieces.append(part)
+            else:
+                pieces.append(torch.tensor([self.text_ids(part) if name is None else [ids[name]]]))
+        return pieces
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of plain text. Strings that look like special or image tokens stay unknown words."""
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [self._unknown if token in self._forbidden else int(token) for token in ids]
+        """Ids of plain text.
+
+        Strings that look like special tokens are read as the letters they consist of; where the
+        tokenizer knows no other way than one special or image id, it becomes the unknown word.
+        """
+        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return [
+            self._unknown if token in self._forbidden else int(token) for token in ids["input_ids"]
+        ]
 
     def action_ids(self, action: str) -> list[int]:
         """Ids of an action sentence.
@@ -119,16 +208,24 @@ class Tokens:
         limit = self.prompts.action_tokens
         rows = [self.action_ids(action) for action in actions]
         padded = torch.tensor([[self.pad] * (limit - len(row)) + row for row in rows])
-        prefix = torch.tensor(self._fdp_prefix).expand(len(rows), -1)
+        blocks = {"{action}": padded, "{source}": self.image_block(source_codes_BL)}
         boi = torch.full((len(rows), 1), self.boi)
-        return torch.cat([prefix, padded, self.image_block(source_codes_BL), boi], dim=1)
+        return torch.cat([self._compose(self._fdp, blocks, len(rows)), boi], dim=1)
 
     def idm_prompt(self, source_codes_BL: np.ndarray, target_codes_BL: np.ndarray) -> Tensor:
-        """Ids up to and including the second eoi, [B, T]: the action sentence follows."""
-        prefix = torch.tensor(self._idm_prefix).expand(len(source_codes_BL), -1)
-        return torch.cat(
-            [prefix, self.image_block(source_codes_BL), self.image_block(target_codes_BL)], dim=1
-        )
+        """Ids up to the place where the action sentence follows, [B, T]."""
+        blocks = {
+            "{source}": self.image_block(source_codes_BL),
+            "{target}": self.image_block(target_codes_BL),
+        }
+        return self._compose(self._idm, blocks, len(source_codes_BL))
+
+    @staticmethod
+    def _compose(
+        pieces: Sequence[str | Tensor], blocks: Mapping[str, Tensor], num_rows: int
+    ) -> Tensor:
+        rows = [blocks[p] if isinstance(p, str) else p.expand(num_rows, -1) for p in pieces]
+        return torch.cat(rows, dim=1)
 
     def fdp_rows(
         self, source_codes_BL: np.ndarray, actions: Sequence[str], target_codes_BL: np.ndarray
@@ -157,24 +254,3 @@ class Tokens:
         labels = torch.full_like(ids, IGNORE)
         labels[:, prompt_BT.shape[1] - 1 :] = answer_BT
         return Rows(ids, labels)
-
-
-def image_ids(vocabulary: Mapping[str, int]) -> Tensor:
-    """Vocabulary id per code, from Chameleon's names: ``IMGIMG`` + digits as letters A-J + ``Z``.
-
-    The ids are *not* code + constant in the published checkpoints, so the map is the only way.
-    """
-    digits = str.maketrans("ABCDEFGHIJ", "0123456789")
-    by_code = {
-        int(name.removeprefix("IMGIMG")[:-1].translate(digits)): token
-        for name, token in vocabulary.items()
-        if name.startswith("IMGIMG")
-    }
-    if sorted(by_code) != list(range(len(by_code))) or not by_code:
-        raise UserError("the checkpoint's vocabulary_map has no complete set of IMGIMG tokens")
-    return torch.tensor([by_code[code] for code in range(len(by_code))])
-
-
-def image_token_name(code: int) -> str:
-    """Chameleon's name of a code; inverse of what `image_ids` reads."""
-    return "IMGIMG" + str(code).translate(str.maketrans("0123456789", "ABCDEFGHIJ")) + "Z"

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from dynamics.config import LoraConfig, TrainConfig
 from dynamics.models import load_model
 from dynamics.models.adapters import adapter_digest
-from dynamics.models.chameleon import UnifiedVLM
 from dynamics.models.tokens import IGNORE, Rows
+from dynamics.models.vlm import UnifiedVLM
 from dynamics.records import TRANSITION_SCHEMA
 from dynamics.seeds import derive_seed, numpy_rng
 from dynamics.tables import codes_matrix, read_table

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dynamics.models.chameleon import UnifiedVLM
 from dynamics.models.tokens import IGNORE
+from dynamics.models.vlm import UnifiedVLM
 
 Task = Literal["idm", "fdp"]
 

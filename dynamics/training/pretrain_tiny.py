@@ -24,8 +24,9 @@ from torch.nn.functional import cross_entropy
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
 
 from dynamics.config import WorldConfig
+from dynamics.models.chameleon import chameleon_tokens, image_token_name
 from dynamics.models.fsq import FsqTokenizer
-from dynamics.models.tokens import IGNORE, Prompts, Rows, Tokens, image_token_name
+from dynamics.models.tokens import IGNORE, Prompts, Rows, Tokens
 from dynamics.seeds import derive_seed, numpy_rng
 from dynamics.training.base_corpus import (
     SEEN_FILE,
@@ -283,7 +284,7 @@ def pretrain_tiny(
     np.save(out / SEEN_FILE, corpus.seen)
     tokenizer = build_tokenizer(world.grid)
     network: Any = build_network(recipe, tokenizer, images.num_codes)
-    tokens = Tokens(tokenizer, network.config.vocabulary_map, PROMPTS, images.num_tokens)
+    tokens = chameleon_tokens(tokenizer, network.config.vocabulary_map, PROMPTS, images.num_tokens)
     for step in train_base(network, BaseTasks(corpus, tokens), recipe):
         if step % 25 == 0:
             progress(step, recipe.steps, "base")

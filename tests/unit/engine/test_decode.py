@@ -6,7 +6,7 @@ import torch
 
 from dynamics.engine.decode import decode_codes, decode_text, gumbel_noise
 from dynamics.models import load_model
-from dynamics.models.chameleon import UnifiedVLM
+from dynamics.models.vlm import UnifiedVLM
 
 ACTIONS = ["push the red ring left", "remove the blue cross", "paint the red ring green"]
 

@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from dynamics.errors import UserError
-from dynamics.models.chameleon import load_image_tokenizer, load_tokens
-from dynamics.models.tokens import IGNORE, Tokens, image_ids, image_token_name
+from dynamics.models.chameleon import (
+    chameleon_tokens,
+    image_ids,
+    image_token_name,
+    load_image_tokenizer,
+    load_tokens,
+)
+from dynamics.models.checkpoint import read_tokenizer
+from dynamics.models.tokens import IGNORE, Prompts, Tokens
 
 ACTION = "push the red ring left"
 
@@ -67,3 +74,37 @@ def test_empty_and_overlong_actions_are_refused(tokens: Tokens, action: str) -> 
 
 def test_text_survives_its_ids(tokens: Tokens) -> None:
     assert tokens.text(tokens.text_ids(ACTION)) == ACTION
+
+
+def test_the_tiny_layout_is_instruction_action_source_target(tokens: Tokens) -> None:
+    source, target = codes(1), codes(1, 1)
+    action = tokens.action_ids(ACTION)
+    padding = [tokens.pad] * (tokens.prompts.action_tokens - len(action))
+    frames = [tokens.image_block(c)[0].tolist() for c in (source, target)]
+    fdp = [tokens.bos, *tokens.text_ids("[predict]"), *padding, *action, *frames[0], tokens.boi]
+    assert tokens.fdp_prompt(source, [ACTION])[0].tolist() == fdp
+    idm = [tokens.bos, *tokens.text_ids("[explain]"), *frames[0], *frames[1]]
+    assert tokens.idm_prompt(source, target)[0].tolist() == idm
+
+
+@pytest.mark.parametrize(
+    "fdp",
+    ["{source} no action", "{source}{action}{action}", "{source}{action}{target}", "{source}{act}"],
+)
+def test_a_prompt_with_other_slots_is_refused(fdp: str) -> None:
+    prompts = Prompts(version="x", fdp=fdp, idm="[explain]", action_tokens=4)
+    with pytest.raises(UserError, match="the fdp prompt must have"):
+        prompts.parts("fdp")
+
+
+def test_a_prompt_that_names_a_strange_token_is_refused(untrained_base: Path) -> None:
+    prompts = Prompts(version="x", fdp="[predict]", idm="[explain]{<turn>}", action_tokens=4)
+    vocabulary = {image_token_name(0): 9, "<racm3:break>": 4, "<eoss>": 5}
+    with pytest.raises(UserError, match="<turn>"):
+        chameleon_tokens(read_tokenizer(untrained_base), vocabulary, prompts, 4)
+
+
+def test_prompts_with_other_fields_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "prompts.json").write_text('{"version": "x", "fdp": ""}')
+    with pytest.raises(UserError, match="exactly the fields version, fdp, idm, action_tokens"):
+        Prompts.load(tmp_path)

@@ -1,0 +1,152 @@
+"""Reading published checkpoint folders: what they hold, whole and of the right kind, or one line.
+
+Only safetensors and JSON are read; nothing in a folder is ever executed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, TokenizersBackend
+
+from dynamics.errors import UserError
+
+CONFIG_FILE = "config.json"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def check_model_type(base: Path, expected: str) -> None:
+    """Refuse a folder without a config, or with another model's.
+
+    Raises:
+        UserError: with the model that is there.
+    """
+    if not (base / CONFIG_FILE).is_file():
+        raise UserError(f"{base} is not a checkpoint folder ({CONFIG_FILE} is missing)")
+    found = json.loads((base / CONFIG_FILE).read_text()).get("model_type")
+    if found != expected:
+        raise UserError(
+            f"{base} holds a {found} model, expected {expected}; set model.family or model.base"
+        )
+
+
+def read_network(
+    base: Path, network_class: type[PreTrainedModel], may_lack: tuple[str, ...] = ()
+) -> Any:
+    """The network of a checkpoint folder with every weight from its files, in their own precision.
+
+    ``may_lack`` names parts (prefixes) that the caller does not use.
+
+    Raises:
+        UserError: weights are missing, damaged, or of other shapes than the config says.
+    """
+    try:
+        loader: Any = network_class  # its types do not know output_loading_info
+        network, info = loader.from_pretrained(
+            base, use_safetensors=True, dtype="auto", output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{base} cannot be loaded: {_first_line(error)}") from error
+    lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
+    if lacking:
+        raise UserError(f"{base} lacks {lacking[0]} and {len(lacking) - 1} more weights")
+    return network
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_weights(base: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, by the rest of their names, as float32.
+
+    Reads only these, from one file or from shards; empty when there are none.
+
+    Raises:
+        UserError: a file is missing or damaged, or the index points out of the folder.
+    """
+    tensors: dict[str, Tensor] = {}
+    for shard in _shards(base, prefix):
+        tensors |= read_tensors(base / shard, prefix)
+    return tensors
+
+
+def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """As `read_weights`, from one safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            return {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
+def _shards(base: Path, prefix: str) -> list[str]:
+    if not (base / _INDEX).is_file():
+        return [_SINGLE]
+    weight_map: dict[str, str] = json.loads((base / _INDEX).read_text())["weight_map"]
+    shards = sorted({file for name, file in weight_map.items() if name.startswith(prefix)})
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise UserError(f"{base / _INDEX} points out of its folder: {shard!r}")
+    return shards
+
+
+def check_shapes(source: Path, found: dict[str, Tensor], expected: torch.nn.Module) -> None:
+    """Refuse tensors that are not exactly the parameters of a module.
+
+    Raises:
+        UserError: one line with the first difference: another shape, a missing or a strange name.
+    """
+    wanted = {name: tensor.shape for name, tensor in expected.state_dict().items()}
+    for name in sorted(wanted.keys() & found.keys(), key=lambda name: "quantize" not in name):
+        if found[name].shape != wanted[name]:
+            raise UserError(
+                f"{source} is another VQGAN: {name} is {_times(found[name].shape)}, "
+                f"expected {_times(wanted[name])}"
+            )
+    for verb, names in (
+        ("lacks", wanted.keys() - found.keys()),
+        ("has unknown", found.keys() - wanted.keys()),
+    ):
+        if names:
+            raise UserError(
+                f"{source} is another VQGAN: {verb} {min(names)} and {len(names) - 1} more weights"
+            )
+
+
+def _times(shape: torch.Size) -> str:
+    return " x ".join(map(str, shape))
+
+
+def read_tokenizer(base: Path) -> Any:
+    """The text tokenizer exactly as ``tokenizer.json`` describes it.
+
+    Not through `AutoTokenizer`: for some published folders it rebuilds the text processing of the
+    class that they name (Llama's), and Chameleon's differs from it.
+
+    Raises:
+        UserError: there is no tokenizer.json, or it lacks an end or padding token.
+    """
+    if not (base / "tokenizer.json").is_file():
+        raise UserError(f"{base} has no tokenizer.json")
+    tokenizer: Any = TokenizersBackend.from_pretrained(base)
+    for role in ("bos_token", "eos_token", "pad_token"):
+        if getattr(tokenizer, role) is None:
+            raise UserError(f"{base}/tokenizer_config.json names no {role}")
+    return tokenizer
+
+
+def token_id(base: Path, tokenizer: Any, name: str) -> int:
+    """The id of a control token.
+
+    Raises:
+        UserError: the tokenizer does not have it.
+    """
+    found = tokenizer.get_vocab().get(name)
+    if found is None:
+        raise UserError(f"the tokenizer of {base} has no token {name}; is it another model's?")
+    return int(found)

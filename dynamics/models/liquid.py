@@ -1,0 +1,86 @@
+"""Liquid (Junfeng5/Liquid_V1_7B): a Gemma whose last rows are the codes of Chameleon's VQGAN.
+
+The folder has no image tokenizer: ``dynamics convert-vqgan vqgan.ckpt FOLDER`` adds it. Code c has
+the id (text rows + c), 256,000 + c in the published checkpoint; the names of three unused words
+were given to the tokens around images.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import GemmaForCausalLM
+
+from dynamics.errors import UserError
+from dynamics.models.base import ImageTokenizer
+from dynamics.models.checkpoint import check_model_type, read_network, read_tokenizer, token_id
+from dynamics.models.frames import pad_to_square
+from dynamics.models.tokens import Prompts, Tokens
+from dynamics.models.vlm import UnifiedVLM
+from dynamics.models.vqgan import load_vqgan, vqgan_tokenizer
+
+PROMPTS = Prompts(
+    version="liquid-1",
+    fdp="{source}\nChange the picture above as this instruction says:\n{action}",
+    idm="{<start_of_turn>}user\n{source}{target}\nThe two pictures follow each other. Name briefly "
+    "the action that most likely led from the first to the second.{<end_of_turn>}\n"
+    "{<start_of_turn>}model\n",
+    action_tokens=40,
+)
+"""The layouts of SWIRL (arXiv 2602.06130), the successor of 2506.06006 that trains Liquid: a plain
+sequence for the FDP, a chat turn for the IDM. One wording each, where SWIRL draws from ten; the
+action is filled up to a fixed length and follows a line break."""
+
+BACKGROUND = (122, 116, 104)
+"""RGB of the bars with which Liquid squares what it looks at."""
+
+
+def load(base: Path, device: str) -> UnifiedVLM:
+    """The unified VLM of a folder; see `dynamics.models.base.Family`."""
+    check_model_type(base, "gemma")
+    images = load_image_tokenizer(base, device)
+    network = read_network(base, GemmaForCausalLM)
+    tokens = _tokens(base, images, network.config.vocab_size)
+    return UnifiedVLM(base, network, images, tokens, device)
+
+
+def load_image_tokenizer(base: Path, device: str) -> ImageTokenizer:
+    """Chameleon's VQGAN, from the files that ``dynamics convert-vqgan`` wrote.
+
+    Raises:
+        UserError: they are missing.
+    """
+    model = load_vqgan(base)
+    if model is None:
+        raise UserError(
+            f"{base} has no image tokenizer; get vqgan.ckpt of Liquid or Chameleon and run "
+            f"dynamics convert-vqgan vqgan.ckpt {base}"
+        )
+    return vqgan_tokenizer(model, _fit, device)
+
+
+def _fit(picture: Image.Image, px: int) -> np.ndarray:
+    return pad_to_square(picture, px, BACKGROUND)
+
+
+def _tokens(base: Path, images: ImageTokenizer, vocabulary_size: int) -> Tokens:
+    tokenizer = read_tokenizer(base)
+    first = vocabulary_size - images.num_codes
+    if len(tokenizer) > first:
+        raise UserError(
+            f"{base} has {vocabulary_size:,} rows, no room for {images.num_codes:,} image codes "
+            f"after {len(tokenizer):,} words: it is a plain Gemma, not Liquid"
+        )
+    boi, eoi, unconditional = (
+        token_id(base, tokenizer, name) for name in ("<boi>", "<eoi>", "<unconditional>")
+    )
+    return Tokens(
+        tokenizer,
+        Prompts.load(base, PROMPTS),
+        image_ids=torch.arange(first, vocabulary_size),
+        boi=boi,
+        eoi=eoi,
+        num_image_tokens=images.num_tokens,
+        controls=(unconditional,),
+    )

@@ -1,0 +1,99 @@
+"""A unified VLM: one frozen base, peft adapters on top, an image tokenizer and token layouts.
+
+No transformers class is called through its own ``forward``: Chameleon's sets every image logit to
+the lowest number, before the loss, and every head is projected only where a token is needed.
+
+B rows, T positions, D width, V vocabulary.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from dynamics.errors import UserError
+from dynamics.ledger.files import checkpoint_digest
+from dynamics.models.base import ImageTokenizer
+from dynamics.models.tokens import Tokens
+
+AdapterName = Literal["idm", "fdp"]
+
+
+class UnifiedVLM:
+    """A causal language model over text and image codes in one vocabulary.
+
+    A family with ``network.model`` (the decoder stack) and ``network.lm_head`` over the whole
+    vocabulary needs no more than this class; others override `hidden`, `logits`, `image_logits`.
+    """
+
+    def __init__(
+        self, base: Path, network: Any, images: ImageTokenizer, tokens: Tokens, device: str
+    ) -> None:
+        self.base = base
+        self.device = torch.device(device)
+        self.network: Any = network.to(self.device).eval()
+        self.images = images
+        self.tokens = tokens
+        self.digest = checkpoint_digest(base)
+        """sha256 over the base's weights, tokenizer and prompts."""
+        self.image_ids = self.tokens.image_ids.to(self.device)
+        """int64 [num_codes]: vocabulary id of every code, on the device."""
+
+    def load_adapter(self, name: AdapterName, path: Path) -> None:
+        """Add a peft adapter from a folder; the last one loaded is active."""
+        if not (path / "adapter_config.json").is_file():
+            raise UserError(f"{path} holds no peft adapter (adapter_config.json is missing)")
+        if isinstance(self.network, PeftModel):
+            self.network.load_adapter(str(path), adapter_name=name)
+        else:
+            self.network = PeftModel.from_pretrained(self.network, str(path), adapter_name=name)
+        self.network.to(self.device).eval()
+        self.use(name)
+
+    def merge_adapter(self) -> None:
+        """Add the active adapter to the base's weights: faster, but no other one can follow."""
+        self.network = self.network.merge_and_unload().eval()
+
+    def use(self, name: AdapterName) -> None:
+        """Make an adapter the active one; merged and fully fine-tuned models have none."""
+        if isinstance(self.network, PeftModel) and self.network.active_adapter != name:
+            self.network.set_adapter(name)
+
+    @property
+    def causal_lm(self) -> Any:
+        """The network without the peft wrapper around it."""
+        return (
+            self.network.get_base_model() if isinstance(self.network, PeftModel) else self.network
+        )
+
+    def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """Last hidden states [B, T, D]; extends ``cache`` in place when one is given."""
+        output = self.causal_lm.model(
+            input_ids=ids_BT.to(self.device), past_key_values=cache, use_cache=cache is not None
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits over the whole vocabulary, [B, T, V]."""
+        logits: Tensor = self.causal_lm.lm_head(hidden_BTD)
+        return logits
+
+    def image_logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits over the image codes only, [B, T, num_codes]; no other row is computed."""
+        weight = active_weight(self.causal_lm.lm_head)
+        return hidden_BTD @ weight[self.image_ids].T
+
+
+def active_weight(layer: nn.Module) -> Tensor:
+    """The weight in force of a layer that peft may have wrapped (`modules_to_save`)."""
+    copies = getattr(layer, "modules_to_save", None)
+    if copies is None:
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        return weight
+    active = layer.active_adapters[0]  # type: ignore[index]
+    saved: Tensor = copies[active].weight
+    return saved
