@@ -1,15 +1,39 @@
-"""Several actions in a row: each step's best frame is the next step's source."""
+"""Several actions in a row: each step's best frames are the next step's sources.
 
-from collections.abc import Sequence
+A beam keeps the K best prefixes over all steps; with K = 1 every step takes the verifier's
+favourite and goes on from it.
+
+L codes a frame, N candidates a prefix, K prefixes, S actions.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamics.config import VerifierName
 from dynamics.generation.fdp import ForwardDynamics
-from dynamics.generation.verify import Codes, Prediction, best_of_n
+from dynamics.generation.verify import Codes, Prediction, Scores, best_of_n
 from dynamics.labelling.idm import InverseDynamics
 from dynamics.seeds import derive_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStep:
+    """One action, imagined from every prefix that the beam holds."""
+
+    action: str
+    prediction: Prediction
+    """Of the prefixes before the step: B = the number of prefixes then."""
+    frames: Codes
+    """[K, L]: frames that the beam goes on from, the best prefix first."""
+    parents: NDArray[np.int64]
+    """[K]: which prefix of the step before each one extends."""
+    chosen: NDArray[np.int64]
+    """[K]: which of that prefix's N candidates it is."""
+    totals: Scores
+    """[K]: the verifier's scores summed along the prefix, in nats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +41,53 @@ class Rollout:
     """An imagined episode of S actions."""
 
     frames: Codes
-    """[S + 1, L]: the given frame, then one a step."""
-    steps: tuple[Prediction, ...]
+    """[S + 1, L]: the given frame, then one a step, of the prefix that was best at the end."""
+    steps: tuple[RolloutStep, ...]
     """One per action, each with its candidates and scores."""
+
+
+def rollout_steps(
+    source_L: Codes,
+    actions: Sequence[str],
+    inverse: InverseDynamics,
+    forward: ForwardDynamics,
+    *,
+    verifier: VerifierName,
+    num_samples: int,
+    temperature: float,
+    seed: int,
+    beam: int = 1,
+) -> Iterator[RolloutStep]:
+    """Imagine what ``actions`` do to the frame ``source_L`` [L], a step at a time.
+
+    Errors add up: nothing corrects a wrong frame later, a beam only puts the choice off. Prefixes
+    that reach the same frame are one prefix, the better one. The first S steps of a longer rollout
+    with the same seed are the same steps.
+    """
+    frames_KL, totals_K = source_L[None], np.zeros(1)
+    for position, action in enumerate(actions):
+        prediction = best_of_n(
+            frames_KL,
+            [action] * len(frames_KL),
+            inverse,
+            forward,
+            verifier=verifier,
+            num_samples=num_samples,
+            temperature=temperature,
+            seeds=[_seed(seed, position, rank) for rank in range(len(frames_KL))],
+        )
+        step = _extend(action, prediction, totals_K, beam)
+        frames_KL, totals_K = step.frames, step.totals
+        yield step
+
+
+def collect(source_L: Codes, steps: Sequence[RolloutStep]) -> Rollout:
+    """The frames of the prefix that is best after the last step."""
+    frames, rank = [], 0
+    for step in reversed(steps):
+        frames.append(step.frames[rank])
+        rank = int(step.parents[rank])
+    return Rollout(frames=np.stack([source_L, *reversed(frames)]), steps=tuple(steps))
 
 
 def rollout(
@@ -32,27 +100,44 @@ def rollout(
     num_samples: int,
     temperature: float,
     seed: int,
+    beam: int = 1,
 ) -> Rollout:
-    """Imagine what ``actions`` do to the frame ``source_L`` [L], best of N at every step.
+    """`rollout_steps` to its end."""
+    steps = rollout_steps(
+        source_L,
+        actions,
+        inverse,
+        forward,
+        verifier=verifier,
+        num_samples=num_samples,
+        temperature=temperature,
+        seed=seed,
+        beam=beam,
+    )
+    return collect(source_L, list(steps))
 
-    Errors add up: nothing corrects a wrong frame later. The first S steps of a longer rollout
-    with the same seed are the same frames.
-    """
-    frame_L = source_L
-    steps: list[Prediction] = []
-    for position, action in enumerate(actions):
-        step = best_of_n(
-            frame_L[None],
-            [action],
-            inverse,
-            forward,
-            verifier=verifier,
-            num_samples=num_samples,
-            temperature=temperature,
-            seeds=[derive_seed(seed, position)],
-        )
-        frame_L = step.best[0]
-        steps.append(step)
-    return Rollout(
-        frames=np.stack([source_L, *(step.best[0] for step in steps)]), steps=tuple(steps)
+
+def _seed(seed: int, position: int, rank: int) -> int:
+    # The best prefix draws what a rollout without a beam would draw.
+    return derive_seed(seed, position) if rank == 0 else derive_seed(seed, position, rank)
+
+
+def _extend(action: str, prediction: Prediction, totals_K: Scores, beam: int) -> RolloutStep:
+    """Of all prefixes times candidates the ``beam`` best that differ in their frame."""
+    scores_KN = np.nan_to_num(prediction.scores, nan=-np.inf) + totals_K[:, None]
+    num_samples = scores_KN.shape[1]
+    kept: dict[bytes, int] = {}
+    for flat in np.argsort(-scores_KN, axis=None, kind="stable"):
+        parent, candidate = divmod(int(flat), num_samples)
+        kept.setdefault(prediction.candidates.codes[parent, candidate].tobytes(), int(flat))
+        if len(kept) == beam:
+            break
+    parents_K, chosen_K = np.divmod(np.array(list(kept.values()), dtype=np.int64), num_samples)
+    return RolloutStep(
+        action=action,
+        prediction=prediction,
+        frames=prediction.candidates.codes[parents_K, chosen_K],
+        parents=parents_K,
+        chosen=chosen_K,
+        totals=scores_KN[parents_K, chosen_K],
     )

@@ -1,9 +1,10 @@
 import numpy as np
 
+from dynamics.generation.fdp import Candidates
 from dynamics.generation.rollout import rollout
 from dynamics.tables import codes_matrix
 from dynamics.world.scene import Scene
-from tests.fakes import ScriptedFDP, ScriptedIDM, filmed, perform
+from tests.fakes import CellTokenizer, FakeVLM, ScriptedFDP, ScriptedIDM, filmed, perform
 
 START = Scene(3, (1, 0, 0, 0, 0, 0, 0, 0, 5))
 ACTIONS = ["push the red square right", "paint the red square blue", "remove the blue square"]
@@ -37,3 +38,55 @@ def test_no_action_leaves_the_given_frame():
     result = rollout(start_L, [], ScriptedIDM(), ScriptedFDP(), **OPTIONS)
     np.testing.assert_array_equal(result.frames, start_L[None])
     assert result.steps == ()
+
+
+class Forked:
+    """Draws two frames for the first action, the likelier one a dead end for the second."""
+
+    def __init__(self) -> None:
+        self.model = FakeVLM(CellTokenizer())
+
+    def generate(self, source_BL, actions, *, num_samples, temperature, seeds):
+        options = {
+            (START.cells, "left"): [(1, *START.cells[1:]), (2, *START.cells[1:])],
+            ((1, *START.cells[1:]), "right"): [(3, *START.cells[1:])] * 2,
+            ((2, *START.cells[1:]), "right"): [(4, *START.cells[1:])] * 2,
+        }
+        likely = {1: -1.0, 2: -2.0, 3: -9.0, 4: -1.0}
+        start = (9, *START.cells[1:])
+        codes = np.array(
+            [
+                options[(START.cells if tuple(s) == start else tuple(s), a)]
+                for s, a in zip(source_BL.tolist(), actions, strict=True)
+            ]
+        )
+        return Candidates(codes=codes, logprobs=np.vectorize(likely.get)(codes[..., 0]))
+
+
+class Indifferent:
+    def action_logprobs(self, source_BL, target_BL, actions):
+        return np.full(len(actions), -1.0)
+
+
+def _forked(beam: int):
+    start_L = np.array((9, *START.cells[1:]))
+    options = {**OPTIONS, "num_samples": 2, "beam": beam}
+    return rollout(start_L, ["left", "right"], Indifferent(), Forked(), **options)
+
+
+def test_a_beam_takes_back_a_choice_that_leads_nowhere():
+    assert [frame[0] for frame in _forked(beam=1).frames] == [9, 1, 3]
+    assert [frame[0] for frame in _forked(beam=2).frames] == [9, 2, 4]
+
+
+def test_prefixes_with_one_frame_are_one_prefix():
+    last = _forked(beam=4).steps[-1]
+    assert sorted(frame[0] for frame in last.frames) == [3, 4]
+    assert last.totals.tolist() == sorted(last.totals.tolist(), reverse=True)
+
+
+def test_a_beam_of_one_draws_what_no_beam_draws():
+    plain, beamed = _roll(ACTIONS, skill=0.3), _roll(ACTIONS, skill=0.3)
+    np.testing.assert_array_equal(plain.frames, beamed.frames)
+    for step in beamed.steps:
+        assert step.chosen.tolist() == step.prediction.chosen.tolist()
