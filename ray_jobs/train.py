@@ -25,11 +25,10 @@ from dynamics.config import TrainConfig
 from dynamics.errors import UserError
 from dynamics.prepare import Progress
 from dynamics.run_folder import TrainingLog
+from dynamics.training.engine import Engine, PlainEngine
 from dynamics.training.fit import (
-    Engine,
     FitJob,
     FitResult,
-    PlainEngine,
     WorkerContext,
     finished_fit,
     fit_adapter,

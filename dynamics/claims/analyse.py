@@ -108,9 +108,8 @@ def _rounds(arms: Arms) -> Table:
         previous = fdp
     for arm, name in (("seed_only", "seed only, as many steps"), ("true_labels", "true labels")):
         cells = {}
-        for task, column in (("fdp", "FDP, greedy"), ("idm", "IDM")):
-            if (outcomes := arms.unit(f"control/{arm}-{task}", _task(task))) is not None:
-                cells[column] = mean(outcomes, f"{arm} {task}")
+        if (outcomes := arms.unit(f"control/{arm}-fdp", "fdp")) is not None:
+            cells["FDP, greedy"] = mean(outcomes, f"{arm} fdp")
         if (copied := arms.unit(f"control/{arm}-fdp", "fdp", "copy")) is not None:
             cells["FDP copies the input"] = mean(copied, f"{arm} copies")
         rows += [Row(name=name, cells=cells)] if cells else []

@@ -154,14 +154,15 @@ def _control(study: Study, arm: str, folder: Path) -> None:
     rows = _seed(study)
     if name == "true_labels":
         rows = pa.concat_tables([rows, _true_pool(study)])
-    steps = control_steps(study.cfg, study.cfg.rounds)
+    steps = control_steps(study.cfg.train.of(task), study.cfg.rounds)
     _fit_and_judge(study, folder, task, rows, steps, seed_parts=("control", name))
 
 
 def _size(study: Study, arm: str, folder: Path) -> None:
     name, task = _arm_and_task(arm)
     rows = _first_labelled(study, int(name))
-    _fit_and_judge(study, folder, task, rows, study.cfg.train.seed_steps, seed_parts=("size", name))
+    steps = study.cfg.train.of(task).seed_steps
+    _fit_and_judge(study, folder, task, rows, steps, seed_parts=("size", name))
 
 
 def _scores(study: Study, arm: str, folder: Path) -> None:
@@ -186,7 +187,13 @@ def _filter(study: Study, arm: str, folder: Path) -> None:
     cfg = study.cfg
     init = study.run.round(0) / "fdp" if cfg.train.init == "previous" else None
     _fit_and_judge(
-        study, folder, "fdp", rows, cfg.train.round_steps, seed_parts=("filter", arm), init=init
+        study,
+        folder,
+        "fdp",
+        rows,
+        cfg.train.of("fdp").round_steps,
+        seed_parts=("filter", arm),
+        init=init,
     )
 
 
@@ -220,7 +227,7 @@ def _filter_of(arm: str, num_labels: int) -> FilterConfig:
 def _ablation(study: Study, arm: str, folder: Path) -> None:
     """Round 0 with one thing changed; its reference is the loop's round 0."""
     name, task = _arm_and_task(arm)
-    train, base, steps = study.cfg.train, study.cfg.base_path(), study.cfg.train.seed_steps
+    train, base, steps = study.cfg.train, study.cfg.base_path(), study.cfg.train.of(task).seed_steps
     if name == "recognition_weights":
         train = train.model_copy(update={"recognition_weight": 1.0})
     elif name == "joint":

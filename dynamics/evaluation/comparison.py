@@ -21,7 +21,7 @@ class ControlReport:
 
     round_id: int
     steps: int
-    """Training steps of each control adapter."""
+    """Training steps of each control's FDP."""
     num_pool: int
     """Pool pairs that the ``true_labels`` arm trained on."""
     arms: dict[str, dict[str, Estimate]]
@@ -54,7 +54,7 @@ def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int
     Args:
         items: tables with `items_schema`, keyed ``seed_only``, ``round``, ``true_labels``.
         round_id: of ``round``.
-        steps: training steps of the controls.
+        steps: training steps of the controls' FDPs.
         num_pool: pool pairs with a true label.
     """
     tables = {arm: items[arm].sort_by("pair_id") for arm in ("seed_only", "round", "true_labels")}

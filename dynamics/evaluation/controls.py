@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from dynamics.config import LoopConfig
+from dynamics.config import LoopConfig, TrainConfig
 from dynamics.errors import UserError
 from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.items import evaluate_items, items_schema
@@ -88,11 +88,10 @@ def run_controls(
     items = {"round": read_table(items_path, schema)}
     truth = read_table(data.truth, TRUTH_SCHEMA)
     grown = _training_sets(data, truth)
-    steps = control_steps(cfg, round_id)
     jobs: list[FitJob] = []
     for arm in get_args(Arm):
         write_table(folder / arm / "grown.parquet", grown[arm], TRANSITION_SCHEMA)
-        jobs += [_fit_job(cfg, arm, task, steps, folder / arm) for task in get_args(Task)]
+        jobs += [_fit_job(cfg, arm, task, round_id, folder / arm) for task in get_args(Task)]
     if missing := [job for job in jobs if not job.out.exists()]:
         run_fits(missing, progress)
     for arm in get_args(Arm):
@@ -103,18 +102,19 @@ def run_controls(
             evaluated = _evaluate(cfg, models, data, truth, round_id)
             write_table(out / "items.parquet", evaluated, schema)
         items[arm] = read_table(out / "items.parquet", schema)
+    steps = control_steps(cfg.train.of("fdp"), round_id)
     report = compare(items, round_id, steps, num_pool=_num_true(grown["true_labels"]))
     write_json(folder / "report.json", report.to_json())
     return report
 
 
-def control_steps(cfg: LoopConfig, round_id: int) -> int:
-    """Steps that the adapters of a round have behind them since the base."""
+def control_steps(train: TrainConfig, round_id: int) -> int:
+    """Steps that the adapter of a round has behind it since the base; ``train`` is its task's."""
     if round_id == 0:
-        return cfg.train.seed_steps
-    if cfg.train.init == "base":
-        return cfg.train.round_steps
-    return cfg.train.seed_steps + round_id * cfg.train.round_steps
+        return train.seed_steps
+    if train.init == "base":
+        return train.round_steps
+    return train.seed_steps + round_id * train.round_steps
 
 
 def label_truly(pool: pa.Table, truth: pa.Table) -> pa.Table:
@@ -140,14 +140,14 @@ def _num_true(grown: pa.Table) -> int:
     return int(pc.sum(pc.equal(grown["origin"], "truth")).as_py())
 
 
-def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, steps: int, out: Path) -> FitJob:
+def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, round_id: int, out: Path) -> FitJob:
     return FitJob(
         task=task,
         family=cfg.model.family,
         base=cfg.base_path(),
         device=cfg.model.device,
         transitions=out / "grown.parquet",
-        steps=steps,
+        steps=control_steps(cfg.train.of(task), round_id),
         train=cfg.train,
         seed=derive_seed(cfg.seed, "control", arm, task),
         init_from=None,

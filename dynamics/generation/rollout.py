@@ -90,33 +90,6 @@ def collect(source_L: Codes, steps: Sequence[RolloutStep]) -> Rollout:
     return Rollout(frames=np.stack([source_L, *reversed(frames)]), steps=tuple(steps))
 
 
-def rollout(
-    source_L: Codes,
-    actions: Sequence[str],
-    inverse: InverseDynamics,
-    forward: ForwardDynamics,
-    *,
-    verifier: VerifierName,
-    num_samples: int,
-    temperature: float,
-    seed: int,
-    beam: int = 1,
-) -> Rollout:
-    """`rollout_steps` to its end."""
-    steps = rollout_steps(
-        source_L,
-        actions,
-        inverse,
-        forward,
-        verifier=verifier,
-        num_samples=num_samples,
-        temperature=temperature,
-        seed=seed,
-        beam=beam,
-    )
-    return collect(source_L, list(steps))
-
-
 def _seed(seed: int, position: int, rank: int) -> int:
     # The best prefix draws what a rollout without a beam would draw.
     return derive_seed(seed, position) if rank == 0 else derive_seed(seed, position, rank)

@@ -65,8 +65,8 @@ def control_table(report: ControlReport) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
         show_edge=False,
-        caption=f"each arm {report.steps} steps; true labels on {report.num_pool:,} pool pairs; "
-        "below: 95 % interval, paired over pairs",
+        caption=f"each arm's FDP {report.steps} steps; true labels on {report.num_pool:,} pool "
+        "pairs; below: 95 % interval, paired over pairs",
     )
     for heading in ("metric", "seed only", f"round {report.round_id}", "true labels", "gain"):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)

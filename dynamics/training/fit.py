@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from dynamics.models.vlm import UnifiedVLM
 from dynamics.records import TRANSITION_SCHEMA
 from dynamics.seeds import derive_seed, numpy_rng
 from dynamics.tables import codes_matrix, read_table
+from dynamics.training.engine import Engine, PlainEngine
 from dynamics.training.loss import RowLoss, Task, recognition_weights
 from dynamics.training.sharding import whole, whole_state
 
@@ -39,45 +40,6 @@ REPORT_EVERY = 25
 FitTask = Task | Literal["joint"]
 """What one fit learns. "joint": both tasks in one adapter, in turn, so that ``steps`` of it are
 half a fit of each."""
-
-
-class Engine(Protocol):
-    """Runs backward and optimizer steps; strategies (DDP, DeepSpeed) bring their own."""
-
-    module: nn.Module
-    """What forward is called on."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients."""
-
-    def step(self) -> None:
-        """Clip, update, clear."""
-
-    def unsynced(self) -> AbstractContextManager[None]:
-        """While it is open gradients stay on this worker: for all micro-batches but the last."""
-
-
-class PlainEngine:
-    """One process, or DDP when the module is wrapped."""
-
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.module = module
-        self._optimizer = optimizer
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients."""
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    def step(self) -> None:
-        """Clip to norm 1, update, clear."""
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-
-    def unsynced(self) -> AbstractContextManager[None]:
-        """Nothing to hold back: there is no other worker."""
-        return nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

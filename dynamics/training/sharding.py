@@ -15,8 +15,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dynamics.training.engine import PlainEngine
 
-class FsdpEngine:
+
+class FsdpEngine(PlainEngine):
     """Runs a module whose layers are sharded over ``mesh``; gradients are averaged over it.
 
     The optimizer's parameters and state, e.g. of a resumed fit, are sharded with it.
@@ -31,31 +33,18 @@ class FsdpEngine:
             if isinstance(layer, GradientCheckpointingLayer):
                 fully_shard(layer, mesh=mesh)
         fully_shard(module, mesh=mesh)
-        self.module = module
-        self._root: Any = module
-        self._optimizer = optimizer
+        super().__init__(module, optimizer)
         _follow(optimizer, before, dict(module.named_parameters()))
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients."""
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    def step(self) -> None:
-        """Clip to norm 1, update, clear."""
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
 
     @contextmanager
     def unsynced(self) -> Iterator[None]:
         """While it is open gradients stay on this worker."""
-        assert isinstance(self._root, FSDPModule)
-        self._root.set_requires_gradient_sync(False)
+        assert isinstance(self.module, FSDPModule)
+        self.module.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            self._root.set_requires_gradient_sync(True)
+            self.module.set_requires_gradient_sync(True)
 
 
 def _follow(

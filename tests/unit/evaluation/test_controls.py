@@ -83,10 +83,15 @@ def test_report_survives_json():
 
 
 def test_controls_train_as_long_as_the_round_did():
-    assert control_steps(CFG, 3) == 7
-    assert control_steps(CFG, 0) == 5
-    onwards = CFG.model_copy(update={"train": CFG.train.model_copy(update={"init": "previous"})})
+    assert control_steps(CFG.train, 3) == 7
+    assert control_steps(CFG.train, 0) == 5
+    onwards = CFG.train.model_copy(update={"init": "previous"})
     assert control_steps(onwards, 3) == 5 + 3 * 7
+
+
+def test_a_task_with_steps_of_its_own_has_controls_with_as_many():
+    train = TrainConfig(seed_steps=5, round_steps=7, fdp={"round_steps": 30})
+    assert [control_steps(train.of(task), 3) for task in ("idm", "fdp")] == [7, 30]
 
 
 def test_pool_pairs_get_their_own_true_action():

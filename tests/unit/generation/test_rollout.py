@@ -1,7 +1,7 @@
 import numpy as np
 
 from dynamics.generation.fdp import Candidates
-from dynamics.generation.rollout import rollout
+from dynamics.generation.rollout import collect, rollout_steps
 from dynamics.tables import codes_matrix
 from dynamics.world.scene import Scene
 from tests.fakes import CellTokenizer, FakeVLM, ScriptedFDP, ScriptedIDM, filmed, perform
@@ -9,6 +9,10 @@ from tests.fakes import CellTokenizer, FakeVLM, ScriptedFDP, ScriptedIDM, filmed
 START = Scene(3, (1, 0, 0, 0, 0, 0, 0, 0, 5))
 ACTIONS = ["push the red square right", "paint the red square blue", "remove the blue square"]
 OPTIONS = {"verifier": "noisy_channel", "num_samples": 8, "temperature": 1.0, "seed": 0}
+
+
+def rollout(start_L, actions, inverse, forward, **options):
+    return collect(start_L, list(rollout_steps(start_L, actions, inverse, forward, **options)))
 
 
 def _roll(actions: list[str], skill: float = 0.7):

@@ -121,7 +121,13 @@ def test_a_missing_weight_is_named(model: Vqgan, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(b"", "no torch checkpoint"), (b"no pickle", "no torch checkpoint"), (None, "does not exist")],
+    [
+        (b"", "no torch checkpoint"),
+        (b"no pickle", "no torch checkpoint"),
+        (b"text\n", "no torch checkpoint"),  # its "t" closes a tuple that was never opened
+        (b"a\n", "no torch checkpoint"),
+        (None, "does not exist"),
+    ],
 )
 def test_what_is_no_checkpoint_is_one_line(
     tmp_path: Path, content: bytes | None, told: str

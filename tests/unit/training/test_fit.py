@@ -16,10 +16,10 @@ from dynamics.models.chameleon import load_network
 from dynamics.models.tokens import IGNORE
 from dynamics.records import TRANSITION_SCHEMA
 from dynamics.tables import write_table
+from dynamics.training.engine import PlainEngine
 from dynamics.training.fit import (
     Batches,
     FitJob,
-    PlainEngine,
     WorkerContext,
     fit_adapter,
     learning_rate,
@@ -48,21 +48,25 @@ def transitions(folder: Path, num_seed: int = 12, num_new: int = 12) -> Path:
     return write_table(folder / "grown.parquet", table, TRANSITION_SCHEMA).path
 
 
-@pytest.fixture
-def job(untrained_base: Path, tmp_path: Path) -> FitJob:
+def fit_job(base: Path, folder: Path, train: TrainConfig, steps: int) -> FitJob:
     return FitJob(
         task="fdp",
         family="chameleon",
-        base=untrained_base,
+        base=base,
         device="cpu",
-        transitions=transitions(tmp_path),
-        steps=10,
-        train=TRAIN,
+        transitions=transitions(folder),
+        steps=steps,
+        train=train,
         seed=3,
         init_from=None,
-        out=tmp_path / "fdp",
-        checkpoint_dir=tmp_path / "checkpoint",
+        out=folder / "fdp",
+        checkpoint_dir=folder / "checkpoint",
     )
+
+
+@pytest.fixture
+def job(untrained_base: Path, tmp_path: Path) -> FitJob:
+    return fit_job(untrained_base, tmp_path, TRAIN, steps=10)
 
 
 class KilledError(Exception):

@@ -17,28 +17,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dynamics.config import LoraConfig, TaskTraining, TrainConfig, validate
 from dynamics.errors import UserError
-from dynamics.training.fit import FitJob, PlainEngine, WorkerContext, fit_adapter, trainable_model
+from dynamics.training.engine import PlainEngine
+from dynamics.training.fit import FitJob, WorkerContext, fit_adapter, trainable_model
 from dynamics.training.sharding import FsdpEngine
-from tests.unit.training.test_fit import Recorder, transitions
+from tests.unit.training.test_fit import Recorder, fit_job
 
 TRAIN = TrainConfig(batch_size=6, checkpoint_every=4, warmup_steps=2, lora=LoraConfig(r=4, alpha=8))
 
 
 @pytest.fixture
 def job(untrained_base: Path, tmp_path: Path) -> FitJob:
-    return FitJob(
-        task="fdp",
-        family="chameleon",
-        base=untrained_base,
-        device="cpu",
-        transitions=transitions(tmp_path),
-        steps=8,
-        train=TRAIN,
-        seed=3,
-        init_from=None,
-        out=tmp_path / "fdp",
-        checkpoint_dir=tmp_path / "checkpoint",
-    )
+    return fit_job(untrained_base, tmp_path, TRAIN, steps=8)
 
 
 def with_train(job: FitJob, name: str, **changes: Any) -> FitJob:
