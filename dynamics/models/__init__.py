@@ -28,6 +28,6 @@ def load_model(family: str, base: Path, device: str = "cpu") -> "UnifiedVLM":
     return _family(family).load(base, device)
 
 
-def load_image_tokenizer(family: str, base: Path, device: str = "cpu") -> ImageTokenizer:
-    """The image tokenizer of a checkpoint folder, without its language model."""
-    return _family(family).load_image_tokenizer(base, device)
+def load_image_tokenizer(family: str, base: Path) -> ImageTokenizer:
+    """The image tokenizer of a checkpoint folder on the CPU, without its language model."""
+    return _family(family).load_image_tokenizer(base, "cpu")
