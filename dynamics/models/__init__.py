@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "chameleon": "dynamics.models.chameleon",
     "liquid": "dynamics.models.liquid",
+    "janus": "dynamics.models.janus",
 }
 """Family name to module, as import strings so that configuration loads without torch."""
 
