@@ -13,6 +13,7 @@ from transformers import (
     ChameleonVQVAEConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    JanusForConditionalGeneration,
 )
 
 from dynamics.errors import UserError
@@ -29,6 +30,7 @@ from tests.contracts.checkpoints import (
     VQ_SIZES,
     build_anole,
     build_chameleon,
+    build_janus,
     build_liquid,
     random_vqgan,
     save_ckpt,
@@ -126,6 +128,36 @@ def test_features_are_what_the_codebook_is_searched_with(tmp_path: Path) -> None
     codebook = network.model.vqmodel.quantize.embedding.weight
     nearest = torch.cdist(features, codebook[None]).argmin(-1)
     assert (nearest.numpy() == images.encode(frames)).all()
+
+
+def test_janus_codes_are_searched_on_the_unit_sphere(tmp_path: Path) -> None:
+    build_janus(tmp_path)
+    images = load_image_tokenizer("janus", tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, size=(2, 16, 16, 3), dtype=np.uint8)
+    features = torch.from_numpy(images.features(frames))
+    assert torch.allclose(features.norm(dim=-1), torch.ones(2, 16), atol=1e-5)
+    network = JanusForConditionalGeneration.from_pretrained(tmp_path)
+    codebook = network.model.vqmodel.quantize.embedding.weight
+    nearest = torch.cdist(features, torch.nn.functional.normalize(codebook, dim=-1)[None])
+    assert (nearest.argmin(-1).numpy() == images.encode(frames)).all()
+
+
+def test_text_is_cut_as_tokenizer_json_says_whatever_class_the_folder_names(
+    tmp_path: Path,
+) -> None:
+    build_anole(tmp_path)
+    text = "push  the Ring,\n left"
+    before = load_model("chameleon", tmp_path).tokens
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config |= {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True}
+    config |= {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
+    path.write_text(json.dumps(config))
+    after = load_model("chameleon", tmp_path).tokens
+    assert after.text_ids(text) == before.text_ids(text)
+    assert after.text(after.text_ids(text)) == text
+    # Now that they are named as special, they are read as letters instead of an unknown word.
+    assert after.text(after.text_ids("<eoss>")) == "<eoss>"
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "tiny"])
