@@ -122,7 +122,7 @@ class LabelledConfig(Strict):
 class ModelConfig(Strict):
     """The unified VLM."""
 
-    family: Literal["chameleon", "liquid"] = "chameleon"
+    family: Literal["chameleon", "liquid", "janus"] = "chameleon"
     base: Path = Path("dynamics/assets/tiny-4x4")
     """Checkpoint folder (Hugging Face layout); relative paths count from the repository."""
     device: Device = "cpu"

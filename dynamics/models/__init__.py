@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "chameleon": "dynamics.models.chameleon",
     "liquid": "dynamics.models.liquid",
+    "janus": "dynamics.models.janus",
 }
 """Family name to module, as import strings so that configuration loads without torch."""
 
@@ -28,6 +29,6 @@ def load_model(family: str, base: Path, device: str = "cpu") -> "UnifiedVLM":
     return _family(family).load(base, device)
 
 
-def load_image_tokenizer(family: str, base: Path, device: str = "cpu") -> ImageTokenizer:
-    """The image tokenizer of a checkpoint folder, without its language model."""
-    return _family(family).load_image_tokenizer(base, device)
+def load_image_tokenizer(family: str, base: Path) -> ImageTokenizer:
+    """The image tokenizer of a checkpoint folder on the CPU, without its language model."""
+    return _family(family).load_image_tokenizer(base, "cpu")

@@ -103,7 +103,7 @@ def _vq_config(base: Path) -> ChameleonVQVAEConfig:
 
 def _check_same_codebook(base: Path, codebook_KD: Tensor) -> None:
     """Code numbers of another VQGAN would mean nothing to the language model, without an error."""
-    own = read_weights(base, _VQ + "quantize.")["embedding.weight"]
+    own = read_weights(base, _VQ + "quantize.").get("embedding.weight", torch.empty(0))
     # The checkpoint's copy is rounded to half precision.
     if own.shape != codebook_KD.shape or not torch.allclose(own, codebook_KD, rtol=1e-2, atol=1e-4):
         raise UserError(f"the vqgan files in {base} are not the VQGAN of this checkpoint")

@@ -85,7 +85,8 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def _shards(base: Path, prefix: str) -> list[str]:
-    if not (base / _INDEX).is_file():
+    # The order of transformers, which leaves an old index beside a new single file.
+    if (base / _SINGLE).is_file() or not (base / _INDEX).is_file():
         return [_SINGLE]
     weight_map: dict[str, str] = json.loads((base / _INDEX).read_text())["weight_map"]
     shards = sorted({file for name, file in weight_map.items() if name.startswith(prefix)})

@@ -27,11 +27,19 @@ class UnifiedVLM:
 
     A family with ``network.model`` (the decoder stack) and ``network.lm_head`` over the whole
     vocabulary needs no more than this class; others override `hidden`, `logits`, `image_logits`.
+
+    Raises:
+        UserError: vocabulary and image tokenizer have different numbers of codes.
     """
 
     def __init__(
         self, base: Path, network: Any, images: ImageTokenizer, tokens: Tokens, device: str
     ) -> None:
+        if len(tokens.image_ids) != images.num_codes:
+            raise UserError(
+                f"the vocabulary of {base} has {len(tokens.image_ids):,} image tokens, "
+                f"its image tokenizer {images.num_codes:,} codes: they do not belong together"
+            )
         self.base = base
         self.device = torch.device(device)
         self.network: Any = network.to(self.device).eval()

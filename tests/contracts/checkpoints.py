@@ -18,6 +18,9 @@ from transformers import (
     ChameleonVQVAEConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    LlamaConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -155,6 +158,43 @@ def build_liquid(folder: Path) -> None:
     convert_vqgan(folder / "vqgan.ckpt", folder, vqgan.config)
 
 
+def build_janus(folder: Path) -> None:
+    torch.manual_seed(3)
+    names = [
+        "<bos>", "<eos>", "<pad>", "<|User|>", "<|Assistant|>", "<begin_of_image>",
+        "<end_of_image>", "<image_placeholder>",
+    ]  # fmt: skip
+    roles = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    tokenizer = text_tokenizer(names, names[3:], roles)
+    tokenizer.save_pretrained(folder)
+    sizes = ("base_channels", "channel_multiplier", "num_res_blocks", "latent_channels")
+    config = JanusConfig(
+        text_config=LlamaConfig(vocab_size=len(tokenizer) + 5, **LANGUAGE).to_dict(),
+        vision_config={
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+            "patch_size": 4, "projection_dim": 32, "num_image_tokens": 16,
+        },
+        vq_config={
+            **{name: VQ_SIZES[name] for name in sizes}, "embed_dim": 8, "projection_dim": 32,
+            "num_embeddings": NUM_CODES, "image_token_embed_dim": 32,
+        },
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    JanusForConditionalGeneration(config).save_pretrained(folder)
+
+
+def janus_forward(model: UnifiedVLM, ids_BT: Tensor) -> Tensor:
+    """transformers' own forward, with the embeddings and the head of its image generation."""
+    network = model.network
+    first = int(model.image_ids[0])
+    drawn = network.prepare_embeddings_for_image_generation((ids_BT - first).clamp(min=0))
+    words = network.get_input_embeddings()(ids_BT.clamp(max=first - 1))
+    embeds = torch.where((ids_BT >= first)[..., None], drawn, words)
+    hidden = network.model(inputs_embeds=embeds).last_hidden_state
+    said = network(inputs_embeds=embeds).logits
+    return torch.cat([said, network.model.generation_head(hidden)], dim=-1)
+
+
 def own_forward(model: UnifiedVLM, ids_BT: Tensor) -> Tensor:
     """transformers' own forward of a language model with one vocabulary."""
     logits: Tensor = model.network(input_ids=ids_BT).logits
@@ -171,5 +211,8 @@ CASES = {
         build_liquid,
         own_forward,
         ("<boi>", "<eoi>", "<unconditional>", "<start_of_turn>", "<eos>"),
+    ),
+    "janus": Case(
+        "janus", build_janus, janus_forward, ("<begin_of_image>", "<|User|>", "<image_placeholder>")
     ),
 }

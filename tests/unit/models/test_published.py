@@ -7,6 +7,8 @@ from transformers import (
     ChameleonVQVAEConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    JanusConfig,
+    JanusForConditionalGeneration,
 )
 
 from dynamics.models.vqgan import Vqgan, empty_vqgan
@@ -31,6 +33,21 @@ LIQUID = {
     "max_position_embeddings": 8192,
 }  # fmt: skip
 """Junfeng5/Liquid_V1_7B."""
+
+JANUS_PRO_7B = {
+    "text_config": {
+        "model_type": "llama", "vocab_size": 102400, "hidden_size": 4096,
+        "intermediate_size": 11008, "num_hidden_layers": 30, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "max_position_embeddings": 16384,
+    },
+    "vision_config": {"image_size": 384, "patch_size": 16, "projection_dim": 4096},
+    "vq_config": {
+        "num_embeddings": 16384, "embed_dim": 8, "projection_dim": 4096,
+        "image_token_embed_dim": 4096,
+    },
+    "tie_word_embeddings": False,
+}  # fmt: skip
+"""deepseek-community/Janus-Pro-7B."""
 
 
 def shapes(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -139,3 +156,16 @@ def test_liquid_has_its_number_of_parameters() -> None:
     assert num_parameters(network) == expected
     assert round(expected / 1e9, 2) == 8.56
     assert shapes(network)["lm_head.weight"] == (256_000 + 8192, 3072)
+
+
+def test_janus_pro_draws_576_codes_with_a_head_of_its_own() -> None:
+    config = JanusConfig(**JANUS_PRO_7B)
+    assert config.vq_config.num_patches**2 == 576
+    with torch.device("meta"):
+        network = JanusForConditionalGeneration(config)
+    found = shapes(network)
+    assert found["lm_head.weight"] == (102400, 4096)
+    assert found["model.generation_embeddings.weight"] == (16384, 8)
+    assert found["model.generation_aligner.fc1.weight"] == (4096, 8)
+    assert found["model.generation_head.vision_head.weight"] == (16384, 4096)
+    assert found["model.language_model.layers.29.self_attn.q_proj.weight"] == (4096, 4096)

@@ -1,0 +1,157 @@
+"""Janus and Janus-Pro: transformers' `JanusForConditionalGeneration` (deepseek-community/Janus-*).
+
+A Llama that draws with parts of its own: image codes have an embedding, an aligner and a head
+beside those of the words. To the rest of the system they follow the words in one vocabulary, code c
+with the id (text rows + c), in the order in which `JanusVLM.logits` puts the two heads together.
+
+Both tasks see frames as codes, so the SigLIP branch with which Janus looks at pictures for
+questions is left out: what the IDM knows of pictures it learns in fine-tuning.
+
+B rows, T positions, L codes a frame, D feature width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusVQVAE
+from transformers.cache_utils import Cache
+
+from dynamics.models.base import ImageTokenizer
+from dynamics.models.checkpoint import (
+    check_model_type,
+    check_shapes,
+    read_network,
+    read_tokenizer,
+    read_weights,
+    token_id,
+)
+from dynamics.models.frames import pad_to_square
+from dynamics.models.tokens import Prompts, Tokens
+from dynamics.models.vlm import UnifiedVLM
+from dynamics.models.vq import VqTokenizer
+
+PROMPTS = Prompts(
+    version="janus-1",
+    fdp="{<|User|>}: {source}\nChange this picture as the instruction says:\n{action}\n\n"
+    "{<|Assistant|>}:",
+    idm="{<|User|>}: {source}\n{target}\nWhich action turns the first picture into the second? "
+    "Answer in a few words.\n\n{<|Assistant|>}:",
+    action_tokens=40,
+)
+"""Turns of Janus' own chat template around the texts."""
+
+BACKGROUND = (127, 127, 127)
+"""RGB of the bars of Janus' image processor."""
+_UNUSED = ("model.vision_model.", "model.aligner.")
+
+
+def load(base: Path, device: str) -> UnifiedVLM:
+    """The unified VLM of a folder; see `dynamics.models.base.Family`."""
+    images = load_image_tokenizer(base, device)
+    network = read_network(base, JanusForConditionalGeneration, may_lack=_UNUSED)
+    # Gone, so that no adapter grows on layers that never run.
+    del network.model.vision_model, network.model.aligner
+    tokens = _tokens(base, images, network.config.text_config.vocab_size)
+    return JanusVLM(base, network, images, tokens, device)
+
+
+class JanusVLM(UnifiedVLM):
+    """A unified VLM whose image codes have an embedding and a head of their own."""
+
+    def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """Last hidden states [B, T, D]; extends ``cache`` in place when one is given."""
+        ids, network = ids_BT.to(self.device), self.causal_lm
+        codes = ids - self.image_ids[0]
+        is_code = codes >= 0
+        words = network.get_input_embeddings()(ids.masked_fill(is_code, self.tokens.pad))
+        drawn = network.prepare_embeddings_for_image_generation(codes.clamp(min=0))
+        output = network.model.language_model(
+            inputs_embeds=torch.where(is_code[..., None], drawn, words),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits of the words, then of the image codes, [B, T, V]."""
+        return torch.cat([super().logits(hidden_BTD), self.image_logits(hidden_BTD)], dim=-1)
+
+    def image_logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits over the image codes only, [B, T, num_codes]."""
+        logits: Tensor = self.causal_lm.model.generation_head(hidden_BTD)
+        return logits
+
+
+class _JanusVq:
+    """A `dynamics.models.vq.VqModel` over transformers' `JanusVQVAE`.
+
+    Janus' codebook (LlamaGen's, with ``codebook_l2_norm``) is searched on the unit sphere.
+    `JanusVQVAE.encode` searches without normalising and finds other codes than the model was
+    trained on; its decoder does normalise.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def features(self, pixels_B3HW: Tensor) -> Tensor:
+        latents = self._network.quant_conv(self._network.encoder(pixels_B3HW))
+        return normalize(latents.flatten(2).transpose(1, 2), dim=-1)
+
+    def codes(self, features_BLD: Tensor) -> Tensor:
+        codebook = normalize(self._network.quantize.embedding.weight, dim=-1)
+        return (features_BLD @ codebook.T).argmax(-1)
+
+    def pixels(self, codes_BL: Tensor) -> Tensor:
+        pixels: Tensor = self._network.decode(codes_BL)
+        return pixels
+
+
+def load_image_tokenizer(base: Path, device: str) -> ImageTokenizer:
+    """The VQ model within the checkpoint.
+
+    Raises:
+        UserError: another model's folder, or its VQ weights are missing or of other sizes.
+    """
+    check_model_type(base, "janus")
+    config: Any = JanusConfig.from_pretrained(base)
+    with torch.device("meta"):
+        network: Any = JanusVQVAE(config.vq_config)
+    weights = read_weights(base, "model.vqmodel.")
+    check_shapes(base, weights, network)
+    network.load_state_dict(weights, assign=True)
+    side = config.vq_config.num_patches
+    return VqTokenizer(
+        _JanusVq(network.eval().requires_grad_(False).to(device)),
+        frame_px=side * 2 ** (len(config.vq_config.channel_multiplier) - 1),
+        num_tokens=side * side,
+        num_codes=config.vq_config.num_embeddings,
+        fit=_fit,
+        device=device,
+    )
+
+
+def _fit(picture: Image.Image, px: int) -> np.ndarray:
+    return pad_to_square(picture, px, BACKGROUND)
+
+
+def _tokens(base: Path, images: ImageTokenizer, text_rows: int) -> Tokens:
+    tokenizer = read_tokenizer(base)
+    boi, eoi, placeholder = (
+        token_id(base, tokenizer, name)
+        for name in ("<begin_of_image>", "<end_of_image>", "<image_placeholder>")
+    )
+    return Tokens(
+        tokenizer,
+        Prompts.load(base, PROMPTS),
+        image_ids=torch.arange(text_rows, text_rows + images.num_codes),
+        boi=boi,
+        eoi=eoi,
+        num_image_tokens=images.num_tokens,
+        controls=(placeholder,),
+    )
