@@ -200,9 +200,7 @@ def write_lerobot(
     return root
 
 
-def _lerobot_frame(
-    episode: int, step: int, *, language: bool, subtasks: bool
-) -> dict[str, object]:
+def _lerobot_frame(episode: int, step: int, *, language: bool, subtasks: bool) -> dict[str, object]:
     row: dict[str, object] = {
         "episode_index": episode,
         "frame_index": step,

@@ -48,7 +48,7 @@ class Listing:
     clips: tuple[Clip, ...]
     refused: tuple[tuple[str, str], ...]
     """(name, reason) of what is never opened: ``symlink``, ``not_a_file``, ``file_name``; of tars
-    also ``tar_unreadable``, ``tar_truncated``, ``tar_member``."""
+    also ``tar_unreadable``, ``tar_truncated``, ``tar_member``, ``path_outside``."""
 
 
 def list_folder(root: Path) -> Listing:
@@ -114,7 +114,7 @@ def list_webdataset(root: Path) -> Listing:
 
     A clip's class is ``class`` or ``label`` of its json, else the text of its cls, else the folder
     in its key. Only the headers and these small members are read here. Links, devices and whatever
-    else is no plain member are refused; a member's name is never a path on this machine.
+    else is no plain member are refused, and names that lead out of the tar.
 
     Raises:
         UserError: the folder is missing, is no folder, or holds no tar with a video in it.
@@ -255,6 +255,9 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]
 
 
 def _member_refusal(member: tarfile.TarInfo, tar_bytes: int) -> str | None:
+    # Nothing is written under a member's name, but it becomes a path in our tables.
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return "path_outside"
     if not member.isreg() or member.issparse() or member.size > MAX_CLIP_BYTES:
         return "tar_member"
     return "tar_truncated" if member.offset_data + member.size > tar_bytes else None
@@ -274,7 +277,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> str:
         found = tree.get("class", tree.get("label")) if isinstance(tree, dict) else None
         text = str(found) if isinstance(found, str | int) else ""
     # A slash tells the folders of a pool apart.
-    return " ".join(_plain(text).replace("/", " ").split())[:200]
+    return _plain(" ".join(text.replace("/", " ").split())[:200])
 
 
 def _plain(text: str) -> str:
