@@ -85,8 +85,8 @@ def ingest_folder(
 ) -> IngestReport:
     """Turn the videos under ``root``, laid out as ``source``, into frame pairs in ``out``.
 
-    ``source`` is a key of SOURCES. Clips inside tars are unpacked beside ``out``, under names of our
-    own, a few at a time.
+    ``source`` is a key of SOURCES. Clips inside tars are unpacked beside ``out``, under names of
+    our own, a few at a time.
 
     Rows are sorted by (clip_path, frame0). With ``max_pairs``, clips are taken in the order of a
     hash of their names, so that a part of the folder has clips of all classes.
