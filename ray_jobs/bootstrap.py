@@ -130,16 +130,16 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
         overrides.append(f"guards.accept=[{', '.join(parsed.accept_guard)}]")
     path = Path(parsed.config) if parsed.config else REPOSITORY_ROOT / "configs" / "tabletop.yaml"
     cfg = load(path, overrides)
+    paths = {key: getattr(cfg.labelled, key) for key in ("path", "heldout_path")}
+    labelled = cfg.labelled.model_copy(
+        update={key: _existing(path, key) for key, path in paths.items() if path is not None}
+    )
     pool, run_dir = cfg.pool, cfg.run_dir
     if pool.path is not None:
         pool = _found_pool(pool)
         if not any(override.startswith("run_dir=") for override in overrides):
             # Other videos are another run: beside the config's own folder, not in it.
             run_dir = run_dir.with_name(f"{run_dir.name}-{pool.parts[0].name}")
-    paths = {key: getattr(cfg.labelled, key) for key in ("path", "heldout_path")}
-    labelled = cfg.labelled.model_copy(
-        update={key: _absolute(path) for key, path in paths.items() if path is not None}
-    )
     return cfg.model_copy(
         update={"run_dir": runtime.resolve_run_dir(run_dir), "pool": pool, "labelled": labelled}
     )
@@ -153,6 +153,13 @@ def _found_pool(pool: PoolConfig) -> PoolConfig:
     for part in parts:
         SOURCES[part.source](part.path)
     return pool.model_copy(update={"path": parts[0].path, "more": tuple(parts[1:])})
+
+
+def _existing(path: Path, key: str) -> Path:
+    path = _absolute(path)
+    if not path.exists():
+        raise UserError(f"labelled data {path} does not exist; check labelled.{key}")
+    return path
 
 
 def _absolute(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """The labelled seed and the held-out set of a run, from a real data set."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,43 +55,38 @@ def build_labelled(
         seed_pairs, heldout_pairs = split(found.pairs, cfg.labelled.heldout_fraction, cfg.seed)
     else:
         seed_pairs, heldout_pairs = (drawn(one.pairs, cfg.seed) for one in (found, held))
-    pool = cfg.pool
+    wanted = cfg.labelled
     with DecodePool(
-        _NUM_WORKERS, memory_mb=pool.decode_memory_mb, timeout_s=pool.decode_timeout_s
+        _NUM_WORKERS, memory_mb=cfg.pool.decode_memory_mb, timeout_s=cfg.pool.decode_timeout_s
     ) as decoders:
-        heldout = read_rows(
-            heldout_pairs,
-            cfg.labelled.num_heldout,
-            images,
-            fits,
-            decoders,
-            progress=lambda done, total: progress(done, total, "read heldout"),
-        )
-        seed = read_rows(
-            seed_pairs,
-            cfg.labelled.num_seed,
-            images,
-            fits,
-            decoders,
-            taken=heldout.digests,
-            progress=lambda done, total: progress(done, total, "read seed"),
-        )
+        read = partial(read_rows, images=images, fits=fits, decoders=decoders)
+        told = {name: partial(_tell, progress, name) for name in ("heldout", "seed")}
+        heldout = read(heldout_pairs, wanted.num_heldout, progress=told["heldout"])
+        seed = read(seed_pairs, wanted.num_seed, taken=heldout.digests, progress=told["seed"])
     counted = {
         "seed": _counted(found, seed_pairs, seed),
         "heldout": _counted(held or found, heldout_pairs, heldout),
     }
-    for name, rows in (("seed", seed), ("heldout", heldout)):
+    return _written(data, {"heldout": heldout, "seed": seed}, counted), counted
+
+
+def _tell(progress: Progress, name: str, done: int, total: int) -> None:
+    progress(done, total, f"read {name}")
+
+
+def _written(
+    data: Path, parts: dict[str, Rows], counted: dict[str, dict[str, Any]]
+) -> dict[str, DatasetRef]:
+    for name, rows in parts.items():
         if not rows.table.num_rows:
             raise UserError(
-                f"no pair of {found.title} can be used for the {name} set (rejected: "
-                f"{counted[name]['rejects']}); see labelled.path and labelled.heldout_fraction"
+                f"no pair can be used for the {name} set: {counted[name]['listed']}; then rejected "
+                f"{counted[name]['rejects']}; see labelled.path and labelled.heldout_fraction"
             )
-    tables = {"heldout": heldout.table, "seed": seed.table}
-    refs = {
-        name: write_table(data / f"{name}.parquet", table, TRANSITION_SCHEMA)
-        for name, table in tables.items()
+    return {
+        name: write_table(data / f"{name}.parquet", rows.table, TRANSITION_SCHEMA)
+        for name, rows in parts.items()
     }
-    return refs, counted
 
 
 def built(data: Path) -> dict[str, DatasetRef] | None:

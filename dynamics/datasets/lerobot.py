@@ -14,7 +14,7 @@ several cameras the first one that info.json lists is used.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class _Dataset:
             column: _names(folder / "meta" / f"{stem}.parquet", column)
             for column, stem in (("subtask_index", "subtasks"), ("task_index", "tasks"))
         }
-        self._data: tuple[Path, dict[int, list[dict[str, Any]]]] | None = None
+        self._data: tuple[Path, dict[int, _Episode]] | None = None
 
     def episodes(self) -> Iterator[dict[str, Any]]:
         files = sorted((self.root.folder / "meta" / "episodes").glob("*/*.parquet"))
@@ -130,8 +130,8 @@ class _Dataset:
             raise Refused("missing_data" if missing else str(error)) from error
         if self._data is None or self._data[0] != file:
             self._data = (file, _by_episode(file))
-        frames = self._data[1].get(episode["episode_index"], [])
-        return _spans(frames, self._words)
+        found = self._data[1].get(episode["episode_index"])
+        return [] if found is None else _spans(found, self._words)
 
     def _place(self, template: str, prefix: str, episode: dict[str, Any]) -> str:
         """A path of info.json with its fields filled in; nothing else of a format is obeyed."""
@@ -189,39 +189,52 @@ def _names(path: Path, column: str) -> dict[int, str]:
     return dict(zip(table[column].to_pylist(), table[texts[0]].to_pylist(), strict=True))
 
 
-def _by_episode(file: Path) -> dict[int, list[dict[str, Any]]]:
-    """The frames of a data file by episode, without sensor readings."""
+@dataclass(slots=True)
+class _Episode:
+    """What a data file says of an episode."""
+
+    language: list[dict[str, Any]]
+    """Its ``language_persistent`` rows, which every frame repeats."""
+    frames: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _by_episode(file: Path) -> dict[int, _Episode]:
+    """A data file by episode, without sensor readings."""
     try:
         table = pq.ParquetFile(file)
         wanted = (*_FRAME_COLUMNS, _LANGUAGE)
         rows = table.read(columns=[name for name in table.schema_arrow.names if name in wanted])
     except (pa.ArrowInvalid, OSError) as error:
         raise Refused("damaged_data") from error
-    found: dict[int, list[dict[str, Any]]] = {}
-    for row in rows.to_pylist():
-        found.setdefault(row["episode_index"], []).append(row)
+    said = rows[_LANGUAGE] if _LANGUAGE in rows.column_names else None
+    small = rows.select([name for name in rows.column_names if name != _LANGUAGE])
+    found: dict[int, _Episode] = {}
+    for number, row in enumerate(small.to_pylist()):
+        episode = row["episode_index"]
+        if episode not in found:
+            found[episode] = _Episode(said[number].as_py() or [] if said is not None else [])
+        found[episode].frames.append(row)
     return found
 
 
-def _spans(frames: list[dict[str, Any]], words: dict[str, dict[int, str]]) -> list[_Span]:
-    if not frames:
-        return []
-    if subtasks := list(_subtasks(frames[0].get(_LANGUAGE) or ())):
-        said = [_in_force(subtasks, frame["timestamp"]) for frame in frames]
+def _spans(episode: _Episode, words: dict[str, dict[int, str]]) -> list[_Span]:
+    if subtasks := _subtasks(episode.language):
+        said = [_in_force(subtasks, frame["timestamp"]) for frame in episode.frames]
     else:
-        said = [_indexed(frame, words) for frame in frames]
+        said = [_indexed(frame, words) for frame in episode.frames]
     spans = []
-    for words_said, group in groupby(zip(said, frames, strict=True), key=lambda pair: pair[0]):
+    pairs = zip(said, episode.frames, strict=True)
+    for words_said, group in groupby(pairs, key=lambda pair: pair[0]):
         times = [float(frame["timestamp"]) for _, frame in group]
         if words_said is not None:
             spans.append(_Span(words_said, times[0], times[-1]))
     return spans
 
 
-def _subtasks(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[float, str]]:
-    """(seconds, words) of an episode, which every frame repeats."""
+def _subtasks(rows: Iterable[dict[str, Any]]) -> list[tuple[float, str]]:
+    """(seconds, words) in the order of time."""
     found = [(float(r["timestamp"]), r["content"]) for r in rows if r.get("style") == "subtask"]
-    return iter(sorted((time, words) for time, words in found if words))
+    return sorted((time, words) for time, words in found if words)
 
 
 def _in_force(subtasks: list[tuple[float, str]], time_s: float) -> str | None:

@@ -112,8 +112,9 @@ def test_a_folder_of_videos_goes_through_every_stage(small: LoopConfig, tmp_path
 
 
 def real(small: LoopConfig, root: Path) -> LoopConfig:
-    """A real labelled set and two pool folders, one of which repeats a clip of the other."""
+    """A labelled set that lacks a picture, and two pool folders, one of them with a copied clip."""
     write_aurora(root / "aurora")
+    (root / "aurora" / "data" / "ag" / "images" / "V0.mp4_0_left.png").unlink()
     write_ucf101(root / "ucf")
     write_kinetics700(root / "k700")
     repeated = next((root / "k700").rglob("*.mp4"))
@@ -150,7 +151,8 @@ def test_real_pictures_go_through_every_stage_without_any_truth(
     assert "open the door" in page
     assert "rows can be used" in page
     ingest = json.loads((folder / "data" / "ingest.json").read_text())
-    assert ingest["seed"]["num_pairs"] == 12
+    assert ingest["seed"]["num_pairs"] == 11
+    assert ingest["seed"]["rejects"] == {"missing_image": 1, "missing_manifest": 2}
     assert ingest["pool/k700"]["rejects"] == {"clip/duplicate_clip": 1}
 
 

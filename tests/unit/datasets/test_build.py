@@ -145,7 +145,7 @@ def test_the_same_pictures_may_have_several_sentences_but_not_one_twice(images, 
 
 def test_nothing_usable_and_nothing_there_are_one_line(images, tmp_path):
     root = write_aurora(tmp_path / "set")
-    with pytest.raises(UserError, match=r"no pair of aurora.*action_tokens"):
+    with pytest.raises(UserError, match=r"no pair can be used.*aurora.*action_tokens"):
         build(config(root), tmp_path / "out", images, fits=lambda action: False)
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="nowhere does not exist"):
