@@ -86,7 +86,8 @@ class Labelled:
 
     def summary(self) -> str:
         """One line: what is used, what is left out and why, and where to get what is missing."""
-        total = len(self.pairs) + len(self.rejects)
+        rows = [reason for _, reason in self.rejects if reason != "missing_manifest"]
+        total = len(self.pairs) + len(rows)
         line = f"{self.title}: {len(self.pairs):,} of {total:,} rows can be used"
         if not self.rejects:
             return line

@@ -148,7 +148,8 @@ def test_real_pictures_go_through_every_stage_without_any_truth(
     assert metrics["eval/idm_exact"].num_items == 4
     assert {guard.name for guard in reports[1].guards} == {"calibration_drift", "leakage"}
     page = (folder / "report.html").read_text()
-    assert "open the door" in page
+    heldout = read_table(folder / "data" / "heldout.parquet", TRANSITION_SCHEMA)
+    assert heldout["action"][0].as_py() in page
     assert "rows can be used" in page
     ingest = json.loads((folder / "data" / "ingest.json").read_text())
     assert ingest["seed"]["num_pairs"] == 11

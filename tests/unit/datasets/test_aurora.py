@@ -120,6 +120,7 @@ def test_a_manifest_of_eleven_thousand_rows_with_half_its_images_lists_at_once(
     record_property("seconds", took_s)
     assert len(listed.pairs) == 5686
     assert listed.counts() == {"missing_image": 5687, "missing_manifest": 3}
+    assert "5,686 of 11,373 rows can be used" in listed.summary()
     assert "5,687 missing_image (e.g. data/ag/images/V0.mp4_1_left.png)" in listed.summary()
     assert took_s < 20  # 2 on a quiet machine
 

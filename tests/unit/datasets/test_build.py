@@ -43,7 +43,7 @@ def test_every_usable_pair_is_in_one_of_the_two_sets(images, tmp_path):
     assert not set(seed["clip_sha256"].to_pylist()) & set(heldout["clip_sha256"].to_pylist())
     assert counted["seed"]["num_pairs"] == 12
     assert counted["seed"]["rejects"] == {"missing_manifest": 2}
-    assert "16 of 18 rows can be used" in counted["seed"]["listed"]
+    assert "16 of 16 rows can be used; left out: 2 missing_manifest" in counted["seed"]["listed"]
     assert counted["seed"]["listed"] in said
     json.dumps(counted)
 
