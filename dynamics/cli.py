@@ -102,13 +102,19 @@ def ingest(
     ] = None,
     top_k: Annotated[int, typer.Option(help="Key frames a clip.")] = 6,
     spacing: Annotated[int, typer.Option(help="Least distance of key frames, in frames.")] = 20,
+    source: Annotated[
+        str, typer.Option(help="Layout: folder, ucf101, kinetics700, moments, webdataset.")
+    ] = "folder",
     max_pairs: Annotated[int | None, typer.Option(help="Stop after so many pairs.")] = None,
     workers: Annotated[int, typer.Option(help="Decoding processes.")] = 2,
 ) -> None:
     """Turn a folder of videos into frame pairs, and say what was rejected and why."""
     from dynamics.models import load_image_tokenizer
     from dynamics.video.ingest import ingest_folder
+    from dynamics.video.sources import SOURCES
 
+    if source not in SOURCES:
+        raise UserError(f"--source {source!r} is unknown; known: {', '.join(SOURCES)}")
     model = load(TABLETOP).model
     images = load_image_tokenizer(model.family, base or REPOSITORY_ROOT / model.base)
     with ProgressView(console) as progress:
@@ -118,6 +124,7 @@ def ingest(
             images,
             out,
             keyframes=KeyframeConfig(top_k=top_k, spacing_frames=spacing),
+            source=source,
             max_pairs=max_pairs,
             num_workers=workers,
             progress=lambda done, total, _: progress(done, total, "clips"),

@@ -27,6 +27,8 @@ SCORES_BY_FDP: tuple[ScoreName, ...] = ("fdp_likelihood", "noisy_channel")
 """Scores that the FDP has a part in: only these can choose among candidate sentences."""
 GuardName = Literal["copy_rate", "caption_collapse", "type_skew", "calibration_drift", "leakage"]
 Device = Literal["cpu", "cuda"]
+DatasetName = Literal["aurora", "something", "epic", "parquet", "lerobot"]
+SourceName = Literal["folder", "ucf101", "kinetics700", "moments", "webdataset"]
 
 NOT_DECIDING = frozenset(
     {"run_dir", "rounds", "cluster", "serve", "track", "name", "guards.accept"}
@@ -86,25 +88,77 @@ class KeyframeConfig(Strict):
     """Pairs whose colour-histogram distance (0..1) is above this span a shot cut: rejected."""
 
 
+class PoolPart(Strict):
+    """One more folder of unlabelled video."""
+
+    path: Path
+    source: SourceName = "folder"
+
+    @property
+    def name(self) -> str:
+        """What clips and classes of this folder are told apart by."""
+        return self.path.name
+
+
 class PoolConfig(Strict):
     """Unlabelled video."""
 
     path: Path | None = None
-    """Folder of videos (mp4, avi, webm, mkv); none = film the tabletop."""
+    """Folder of videos (mp4, avi, webm, mkv; tar for webdataset); none = film the tabletop."""
+    source: SourceName = "folder"
+    """How the folder is laid out, and where a clip's class stands (`dynamics.video.sources`)."""
+    more: tuple[PoolPart, ...] = ()
+    """Further folders, e.g. the paper's three sources: ``[{path: k700, source: kinetics700}]``."""
     num_pairs: int = Field(default=12_000, ge=1)
-    """Pairs to film (tabletop), or the most to take from a folder."""
+    """Pairs to film (tabletop), or the most to take from each folder."""
     keyframes: KeyframeConfig = KeyframeConfig()
     decode_timeout_s: float = Field(default=60.0, gt=0)
     decode_memory_mb: int = Field(default=2048, ge=256)
     max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
     """More unreadable clips than this stop the run instead of shrinking the pool silently."""
 
+    @property
+    def parts(self) -> tuple[PoolPart, ...]:
+        """Every folder; none when the tabletop is filmed."""
+        first = () if self.path is None else (PoolPart(path=self.path, source=self.source),)
+        return first + self.more
+
+    @model_validator(mode="after")
+    def _folders_differ(self) -> "PoolConfig":
+        if self.more and self.path is None:
+            raise ValueError("more needs path: the first folder stands there")
+        names = [part.name for part in self.parts]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"path and more need folders of different names, got {', '.join(names)}: clips and "
+                "classes are told apart by them"
+            )
+        return self
+
 
 class LabelledConfig(Strict):
-    """The labelled seed and the held-out set, both filmed from the tabletop."""
+    """The labelled seed and the held-out set: filmed from the tabletop, or of a real data set."""
 
+    dataset: DatasetName | None = None
+    """What lies at ``path`` (`dynamics.datasets`); none = film the tabletop."""
+    path: Path | None = None
+    """Folder of the data set, or one of its manifests."""
+    heldout_path: Path | None = None
+    """The same for the held-out set, e.g. a validation split; none = a share of ``path``."""
+    heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the pairs that is held out, whole videos or pictures at a time."""
     num_seed: int = Field(default=4096)
+    """Pairs to film, or the most to take from the data set."""
     num_heldout: int = Field(default=1000)
+    """Pairs to film, or the most to take from the held-out part."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "LabelledConfig":
+        if (self.dataset is None) != (self.path is None):
+            raise ValueError("dataset and path go together: which data set, and where it lies")
+        if self.heldout_path is not None and self.dataset is None:
+            raise ValueError("heldout_path needs dataset: which data set it is")
+        return self
 
     @model_validator(mode="after")
     def _not_empty(self) -> "LabelledConfig":
@@ -166,6 +220,7 @@ class StratifiedTopKRule(Strict):
 
     kind: Literal["stratified_top_k"] = "stratified_top_k"
     k: int = Field(default=7000, ge=1)
+    """Labels to keep of every folder of the pool (the paper keeps 7,000 of each source)."""
 
 
 RULES: dict[str, type[BaseModel]] = {
@@ -365,6 +420,14 @@ class LoopConfig(Strict):
         if self.label.candidates > 1 and self.filter.score not in SCORES_BY_FDP:
             raise ValueError(
                 f"label.candidates above 1 needs filter.score to be {' or '.join(SCORES_BY_FDP)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _real_seed_has_a_real_pool(self) -> "LoopConfig":
+        if self.labelled.dataset is not None and self.pool.path is None:
+            raise ValueError(
+                "labelled.dataset needs pool.path: the filmed tabletop is no pool for real pictures"
             )
         return self
 

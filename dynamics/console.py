@@ -20,7 +20,7 @@ class ProgressView:
         width = None if sys.stdout.isatty() else _LOG_COLUMNS
         self.console = console or Console(width=width, soft_wrap=True, highlight=False)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

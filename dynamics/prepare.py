@@ -1,15 +1,20 @@
 """The data of a run: film or find the videos, ingest them all through the same code.
 
+Of a real data set the labelled pairs come from `dynamics.datasets`, and there is no truth.
+
 Each table is its part's last write: it exists = the part is done.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dynamics.config import KeyframeConfig, LoopConfig
+from dynamics.config import KeyframeConfig, LoopConfig, PoolConfig, PoolPart
+from dynamics.datasets.build import build_labelled, built
+from dynamics.models import load_tokens
 from dynamics.models.base import ImageTokenizer
 from dynamics.records import (
     PAIR_SCHEMA,
@@ -34,9 +39,13 @@ def prepare(
     """Make what is missing of the seed, the pool, the held-out pairs and the truth.
 
     Raises:
-        UserError: no usable video in the pool's folder, or a full disk.
+        UserError: no usable video in the pool's folder, no usable pair in the labelled set, or a
+            full disk.
     """
     source = _Source(cfg, folder, images, progress)
+    if cfg.labelled.dataset is not None:
+        real = source.real()
+        return DataRefs(seed=real["seed"], pool=source.pool(), heldout=real["heldout"], truth=None)
     seed = source.labelled("seed", cfg.labelled.num_seed)
     heldout = source.labelled("heldout", cfg.labelled.num_heldout)
     pool = source.pool()
@@ -81,8 +90,17 @@ class _Source:
         labelled = labelled.append_column("origin", origin).slice(0, num_pairs)
         return write_table(out, labelled, TRANSITION_SCHEMA)
 
+    def real(self) -> dict[str, DatasetRef]:
+        """Seed and held-out pairs of a real data set (TRANSITION_SCHEMA)."""
+        if (done := built(self._data)) is not None:
+            return done
+        fits = sentence_limit(self._cfg, self._images)
+        refs, counted = build_labelled(self._cfg, self._data, self._images, fits, self._progress)
+        self._count(counted)
+        return refs
+
     def pool(self) -> DatasetRef:
-        """The unlabelled pairs (PAIR_SCHEMA), filmed or from the user's folder."""
+        """The unlabelled pairs (PAIR_SCHEMA), filmed or from the user's folders."""
         out = self._data / "pool.parquet"
         if out.exists():
             return dataset_ref(out)
@@ -90,7 +108,35 @@ class _Source:
         if cfg.path is None:
             pairs = self._filmed("pool", cfg.num_pairs).slice(0, cfg.num_pairs)
             return write_table(out, pairs, PAIR_SCHEMA)
-        return self._ingest("pool", cfg.path, out, cfg.keyframes, cfg.num_pairs)
+        if not cfg.more:
+            return self._ingest("pool", cfg.parts[0], out, cfg.keyframes, cfg.num_pairs)
+        return write_table(out, self._merged(cfg), PAIR_SCHEMA)
+
+    def _merged(self, cfg: PoolConfig) -> pa.Table:
+        """Pairs of several folders; clips and classes carry their folder's name.
+
+        A clip that is in two of them, byte for byte, counts for the first.
+        """
+        tables = []
+        for part in cfg.parts:
+            split = f"pool/{part.name}"
+            path = self._data / f"{split}.parquet"
+            ref = (
+                dataset_ref(path)
+                if path.exists()
+                else self._ingest(split, part, path, cfg.keyframes, cfg.num_pairs)
+            )
+            rows = read_table(ref, PAIR_SCHEMA)
+            for name in ("clip_path", "clip_class"):
+                named = pc.binary_join_element_wise(part.name, rows[name], "/")
+                place = rows.schema.get_field_index(name)
+                rows = rows.set_column(place, PAIR_SCHEMA.field(name), named)
+            tables.append(rows)
+        merged = pa.concat_tables(tables)
+        ids = merged["pair_id"].to_pylist()
+        firsts = sorted({pair: row for row, pair in reversed(list(enumerate(ids)))}.values())
+        self._count({"pool": {"num_pairs": len(firsts), "in_two_folders": len(ids) - len(firsts)}})
+        return merged.take(firsts)
 
     def truth(self, pool: DatasetRef, heldout: DatasetRef) -> DatasetRef:
         """Of the held-out pairs, and of the pool when it was filmed (TRUTH_SCHEMA)."""
@@ -111,28 +157,40 @@ class _Source:
         seen = seen_transitions(self._cfg.base_path())
         film_split(split, world, num_pairs, self._cfg.seed, folder, self._progress, seen=seen)
         keyframes = filmed_keyframes(world, split)
-        ref = self._ingest(split, folder / "clips", folder / "pairs.parquet", keyframes, None)
+        clips = PoolPart(path=folder / "clips")
+        ref = self._ingest(split, clips, folder / "pairs.parquet", keyframes, None)
         return read_table(ref, PAIR_SCHEMA)
 
     def _ingest(
         self,
-        split: Split,
-        root: Path,
+        split: str,
+        part: PoolPart,
         out: Path,
         keyframes: KeyframeConfig,
         max_pairs: int | None,
     ) -> DatasetRef:
         report = ingest_folder(
-            root,
+            part.path,
             self._cfg.pool,
             self._images,
             out,
             keyframes=keyframes,
+            source=part.source,
             max_pairs=max_pairs,
             num_workers=2,
             progress=lambda done, total, _: self._progress(done, total, f"ingest {split}"),
         )
-        path = self._data / "ingest.json"
-        counted = read_json(path) if path.exists() else {}
-        write_json(path, counted | {split: report.to_json()})
+        self._count({split: report.to_json()})
         return report.dataset
+
+    def _count(self, counted: dict[str, Any]) -> None:
+        """Add to what the run's ingest.json says."""
+        path = self._data / "ingest.json"
+        write_json(path, (read_json(path) if path.exists() else {}) | counted)
+
+
+def sentence_limit(cfg: LoopConfig, images: ImageTokenizer) -> Callable[[str], bool]:
+    """Whether an action sentence fits the base's prompts: a longer one would stop the training."""
+    tokens = load_tokens(cfg.model.family, cfg.base_path(), images)
+    limit = tokens.prompts.action_tokens
+    return lambda action: 1 <= len(tokens.text_ids(action)) <= limit

@@ -18,7 +18,12 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 sys.path.insert(0, str(_HERE.parent))
 
-from dynamics.config import REPOSITORY_ROOT, LoopConfig, load  # noqa: E402  needs the path above
+from dynamics.config import (  # noqa: E402  needs the path above
+    REPOSITORY_ROOT,
+    LoopConfig,
+    PoolConfig,
+    load,
+)
 from dynamics.console import ProgressView  # noqa: E402
 from dynamics.errors import UserError  # noqa: E402
 from dynamics.run_folder import (  # noqa: E402
@@ -125,17 +130,40 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
         overrides.append(f"guards.accept=[{', '.join(parsed.accept_guard)}]")
     path = Path(parsed.config) if parsed.config else REPOSITORY_ROOT / "configs" / "tabletop.yaml"
     cfg = load(path, overrides)
+    paths = {key: getattr(cfg.labelled, key) for key in ("path", "heldout_path")}
+    labelled = cfg.labelled.model_copy(
+        update={key: _existing(path, key) for key, path in paths.items() if path is not None}
+    )
     pool, run_dir = cfg.pool, cfg.run_dir
     if pool.path is not None:
-        from dynamics.video.sources import list_folder
-
-        clips = pool.path.expanduser().absolute()
-        list_folder(clips)  # a missing or empty folder is an error now, not after Ray has started
-        pool = pool.model_copy(update={"path": clips})
+        pool = _found_pool(pool)
         if not any(override.startswith("run_dir=") for override in overrides):
             # Other videos are another run: beside the config's own folder, not in it.
-            run_dir = run_dir.with_name(f"{run_dir.name}-{clips.name}")
-    return cfg.model_copy(update={"run_dir": runtime.resolve_run_dir(run_dir), "pool": pool})
+            run_dir = run_dir.with_name(f"{run_dir.name}-{pool.parts[0].name}")
+    return cfg.model_copy(
+        update={"run_dir": runtime.resolve_run_dir(run_dir), "pool": pool, "labelled": labelled}
+    )
+
+
+def _found_pool(pool: PoolConfig) -> PoolConfig:
+    """With absolute paths; a missing or empty folder is an error now, not after Ray has started."""
+    from dynamics.video.sources import SOURCES
+
+    parts = [part.model_copy(update={"path": _absolute(part.path)}) for part in pool.parts]
+    for part in parts:
+        SOURCES[part.source](part.path)
+    return pool.model_copy(update={"path": parts[0].path, "more": tuple(parts[1:])})
+
+
+def _existing(path: Path, key: str) -> Path:
+    path = _absolute(path)
+    if not path.exists():
+        raise UserError(f"labelled data {path} does not exist; check labelled.{key}")
+    return path
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
 
 
 def _all_done(cfg: LoopConfig, folder: RunFolder) -> bool:

@@ -4,6 +4,8 @@ Every rule is a function of the labels alone; ties go to the smaller label_id, s
 give equal decisions on any machine.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -90,8 +92,24 @@ def _apply_rule(
         # The small term undoes binary rounding: 0.29 of 100 is 29, not 28.
         num_kept = int(rule.fraction * len(scores) + 1e-9)
         return _best(_by_score(scores, eligible), num_kept, len(scores)), "outside_top_fraction"
-    order = _round_robin(_by_score(scores, eligible), labels["clip_class"].to_pylist())
-    return _best(order, rule.k, len(scores)), "outside_top_k"
+    kept = np.zeros(len(scores), dtype=bool)
+    for best_first, classes in _by_folder(_by_score(scores, eligible), labels["clip_class"]):
+        kept |= _best(_round_robin(best_first, classes), rule.k, len(scores))
+    return kept, "outside_top_k"
+
+
+def _by_folder(
+    best_first: list[int], clip_class: pa.ChunkedArray
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Rows of every folder of the pool, with all rows' classes.
+
+    The paper keeps K of each source. In a pool of several folders a class is ``folder/class``; in a
+    pool of one it has no slash.
+    """
+    classes = clip_class.to_pylist()
+    folders = [name.partition("/")[0] if "/" in name else "" for name in classes]
+    for folder in sorted(set(folders)):
+        yield [row for row in best_first if folders[row] == folder], classes
 
 
 def _by_score(scores: npt.NDArray[np.float32], eligible: Mask) -> list[int]:

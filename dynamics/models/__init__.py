@@ -1,4 +1,4 @@
-"""Model families. To add one: a module with the two loaders, and one line in FAMILIES."""
+"""Model families. To add one: a module with the three loaders, and one line in FAMILIES."""
 
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +8,7 @@ from dynamics.errors import UserError
 from dynamics.models.base import Family, ImageTokenizer
 
 if TYPE_CHECKING:
+    from dynamics.models.tokens import Tokens
     from dynamics.models.vlm import UnifiedVLM
 
 FAMILIES: dict[str, str] = {
@@ -32,3 +33,8 @@ def load_model(family: str, base: Path, device: str = "cpu") -> "UnifiedVLM":
 def load_image_tokenizer(family: str, base: Path) -> ImageTokenizer:
     """The image tokenizer of a checkpoint folder on the CPU, without its language model."""
     return _family(family).load_image_tokenizer(base, "cpu")
+
+
+def load_tokens(family: str, base: Path, images: ImageTokenizer) -> "Tokens":
+    """The token layouts of a checkpoint folder, without its language model."""
+    return _family(family).load_tokens(base, images)

@@ -1,7 +1,7 @@
 """What the rest of the system asks of a unified VLM, and what a family must bring for it.
 
-A family is a module with two functions, `Family.load` and `Family.load_image_tokenizer`. What it
-returns is a `dynamics.models.vlm.UnifiedVLM`, which holds
+A family is a module with the three functions of `Family`. What `Family.load` returns is a
+`dynamics.models.vlm.UnifiedVLM`, which holds
 
 - ``images``: an `ImageTokenizer`, frames to codes and back;
 - ``tokens``: a `dynamics.models.tokens.Tokens`, texts and codes to rows of vocabulary ids, by the
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
+    from dynamics.models.tokens import Tokens
     from dynamics.models.vlm import UnifiedVLM
 
 
@@ -59,6 +60,13 @@ class Family(Protocol):
 
     def load_image_tokenizer(self, base: Path, device: str) -> ImageTokenizer:
         """The image tokenizer of a checkpoint folder, without its language model.
+
+        Raises:
+            UserError: as `load`.
+        """
+
+    def load_tokens(self, base: Path, images: ImageTokenizer) -> "Tokens":
+        """The token layouts of a checkpoint folder, without its language model.
 
         Raises:
             UserError: as `load`.

@@ -56,8 +56,7 @@ def load(base: Path, device: str) -> UnifiedVLM:
     network = read_network(base, JanusForConditionalGeneration, may_lack=_UNUSED)
     # Gone, so that no adapter grows on layers that never run.
     del network.model.vision_model, network.model.aligner
-    tokens = _tokens(base, images, network.config.text_config.vocab_size)
-    return JanusVLM(base, network, images, tokens, device)
+    return JanusVLM(base, network, images, load_tokens(base, images), device)
 
 
 class JanusVLM(UnifiedVLM):
@@ -140,8 +139,11 @@ def _fit(picture: Image.Image, px: int) -> np.ndarray:
     return pad_to_square(picture, px, BACKGROUND)
 
 
-def _tokens(base: Path, images: ImageTokenizer, text_rows: int) -> Tokens:
+def load_tokens(base: Path, images: ImageTokenizer) -> Tokens:
+    """The checkpoint's token layouts."""
     tokenizer = read_tokenizer(base)
+    config: Any = JanusConfig.from_pretrained(base)
+    text_rows: int = config.text_config.vocab_size
     boi, eoi, placeholder = (
         token_id(base, tokenizer, name)
         for name in ("<begin_of_image>", "<end_of_image>", "<image_placeholder>")

@@ -6,11 +6,12 @@ were given to the tokens around images.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import GemmaForCausalLM
+from transformers import GemmaConfig, GemmaForCausalLM
 
 from dynamics.errors import UserError
 from dynamics.models.base import ImageTokenizer
@@ -41,8 +42,7 @@ def load(base: Path, device: str) -> UnifiedVLM:
     check_model_type(base, "gemma")
     images = load_image_tokenizer(base, device)
     network = read_network(base, GemmaForCausalLM)
-    tokens = _tokens(base, images, network.config.vocab_size)
-    return UnifiedVLM(base, network, images, tokens, device)
+    return UnifiedVLM(base, network, images, load_tokens(base, images), device)
 
 
 def load_image_tokenizer(base: Path, device: str) -> ImageTokenizer:
@@ -64,8 +64,15 @@ def _fit(picture: Image.Image, px: int) -> np.ndarray:
     return pad_to_square(picture, px, BACKGROUND)
 
 
-def _tokens(base: Path, images: ImageTokenizer, vocabulary_size: int) -> Tokens:
+def load_tokens(base: Path, images: ImageTokenizer) -> Tokens:
+    """The checkpoint's token layouts.
+
+    Raises:
+        UserError: the vocabulary has no room for the image codes.
+    """
     tokenizer = read_tokenizer(base)
+    config: Any = GemmaConfig.from_pretrained(base)
+    vocabulary_size: int = config.vocab_size
     first = vocabulary_size - images.num_codes
     if len(tokenizer) > first:
         raise UserError(

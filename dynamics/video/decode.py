@@ -1,25 +1,14 @@
-"""One clip to its key frames, with FFmpeg in a process of its own.
-
-`read_clip` is the work. Run as a module this file is the worker that `dynamics.video.sandbox`
-starts: it takes one JSON request per line on stdin and answers on stdout with a header (two
-big-endian uint32: bytes of JSON, bytes of pixels), the JSON, and the pixels.
+"""One clip to its key frames, or to the two ends of a segment.
 
 FFmpeg parses hostile bytes in C. So nothing but local files of four containers is opened (without
-the white lists a script named ``x.mp4`` makes FFmpeg read other files), and the process has limits
-on memory, processor time, and writing.
+the white lists a script named ``x.mp4`` makes FFmpeg read other files), and all of this runs in
+the limited process of `dynamics.video.worker`.
 """
 
-import json
-import os
-import resource
-import signal
-import struct
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import av
 import numpy as np
@@ -43,7 +32,8 @@ OPEN_OPTIONS = {
 }
 # Without the two flags swscale's area filter is off by up to 65 of 255 at colour edges.
 SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-HEADER = struct.Struct(">II")
+SLACK_S = 1.0
+"""A segment may end this much after its video's last frame: annotations are made by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,13 +91,100 @@ def read_clip(path: Path, spec: DecodeSpec) -> ClipFrames:
     frames = np.zeros((len(indices), spec.frame_px, spec.frame_px, 3), dtype=np.uint8)
     # Strict: a second pass that gives fewer frames must not leave black ones.
     for number, frame in zip(range(len(indices)), raw, strict=True):
-        frames[number] = _square(scale, frame, spec.frame_px)
+        frames[number] = square(scale, frame, spec.frame_px)
     return ClipFrames(
         frames=frames,
         indices=tuple(indices),
         times_s=tuple(scan.times_s[index] for index in indices),
         pairs=tuple(pairs),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """The two frames of a labelled pair."""
+
+    frames: np.ndarray
+    """uint8 [2, frame_px, frame_px, 3], RGB, centre-cropped."""
+    indices: tuple[int, int] = (0, 1)
+    """Frame numbers in the video, from its nominal rate; 0 and 1 of two pictures."""
+    times_s: tuple[float, float] = (0.0, 0.0)
+    """Seconds from the video's beginning; 0 for pictures, which have no times."""
+
+
+def read_ends(path: Path, span_s: tuple[float, float] | None, frame_px: int) -> Ends:
+    """The first and the last frame of a segment, or of the whole video.
+
+    Args:
+        path: the video.
+        span_s: what is shown at these two moments, seconds; None is the whole video.
+        frame_px: side of the frames.
+
+    Raises:
+        BadClip: as `read_clip`, ``empty_segment`` or ``past_the_end``.
+    """
+    if span_s is not None and not 0 <= span_s[0] < span_s[1]:
+        raise BadClip("empty_segment", f"{span_s[0]} s to {span_s[1]} s")
+    found = _whole(path) if span_s is None else [_shown_at(path, moment) for moment in span_s]
+    scale = VideoReformatter()
+    (_, first, first_s), (_, last, last_s) = found
+    return Ends(
+        frames=np.stack([square(scale, frame, frame_px) for frame in (first, last)]),
+        indices=(found[0][0], found[1][0]),
+        times_s=(first_s, last_s),
+    )
+
+
+_Found = tuple[int, av.VideoFrame, float]
+"""Frame number, frame, seconds from the beginning."""
+
+
+def _whole(path: Path) -> list[_Found]:
+    first: av.VideoFrame | None = None
+    last: av.VideoFrame | None = None
+    count = 0
+    with _video(path) as (container, stream):
+        declared, rate = stream.frames, float(stream.average_rate or 1)
+        for frame in _frames(container, stream):
+            first, last, count = first or frame, frame, count + 1
+    if count < declared * MIN_READ_FRACTION:
+        raise BadClip("damaged", f"{count} of {declared} frames can be read")
+    if first is None or last is None or count < 2:
+        raise BadClip("too_short", f"{count} frames")
+    return [(0, first, 0.0), (count - 1, last, (count - 1) / rate)]
+
+
+def _shown_at(path: Path, moment_s: float) -> _Found:
+    """What a player shows at a moment: the newest frame that is not later."""
+    # A damaged index may lead past the moment: then from the beginning.
+    for seeks in (True, False):
+        if (found := _newest(path, moment_s, seeks=seeks)) is not None:
+            break
+    else:
+        raise BadClip("damaged", f"no frame at {moment_s} s")
+    if found[2] < moment_s - SLACK_S:
+        raise BadClip("past_the_end", f"its last frame is at {found[2]:.2f} s, not {moment_s} s")
+    return found
+
+
+def _newest(path: Path, moment_s: float, *, seeks: bool) -> _Found | None:
+    with _video(path) as (container, stream):
+        rate, base_s = float(stream.average_rate or 1), float(stream.time_base or 0)
+        start_s = (stream.start_time or 0) * base_s
+        if seeks and base_s:
+            try:  # to the last key frame that is not later
+                container.seek(round((start_s + moment_s) / base_s), stream=stream)
+            except av.FFmpegError as error:
+                raise BadClip("damaged", _detail(error)) from error
+        found: _Found | None = None
+        for frame in _frames(container, stream):
+            if frame.time is None:
+                raise BadClip("no_times", "its frames carry no times")
+            time_s = frame.time - start_s
+            if time_s > moment_s + 0.5 / rate:
+                break
+            found = (round(time_s * rate), frame, time_s)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +208,7 @@ def _scan(path: Path) -> _Scan:
         declared = stream.frames
         frame_s = float(1 / stream.average_rate) if stream.average_rate else 1.0
         for frame in _frames(container, stream):
-            thumbs.append(_square(scale, frame, THUMB_PX))
+            thumbs.append(square(scale, frame, THUMB_PX))
             # Some containers carry no times: then the nominal rate gives them.
             times_s.append(len(times_s) * frame_s if frame.time is None else frame.time)
             raw_bytes += sum(plane.buffer_size for plane in frame.planes)
@@ -193,7 +270,7 @@ def _frames(container: InputContainer, stream: VideoStream) -> Iterator[av.Video
         raise BadClip("damaged", _detail(error)) from error
 
 
-def _square(scale: VideoReformatter, frame: av.VideoFrame, size: int) -> np.ndarray:
+def square(scale: VideoReformatter, frame: av.VideoFrame, size: int) -> np.ndarray:
     """uint8 [size, size, 3]: upright, the shorter side area-resized to ``size``, centre-cropped."""
     shorter = min(frame.width, frame.height)
     width, height = (round(side * size / shorter) for side in (frame.width, frame.height))
@@ -213,64 +290,3 @@ def _square(scale: VideoReformatter, frame: av.VideoFrame, size: int) -> np.ndar
 def _detail(error: Exception) -> str:
     # FFmpeg's message without the path, which only says where this machine keeps the clip.
     return str(getattr(error, "strerror", None) or error)[:200]
-
-
-# The worker.
-
-
-def main(memory_mb: int) -> None:
-    """Answer requests until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get into the replies
-    _limit_process(memory_mb)
-    _reply(replies, {"ready": True})
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        _limit_cpu(request["cpu_s"])
-        try:
-            clip = read_clip(Path(request["path"]), DecodeSpec(**request["spec"]))
-        except BadClip as error:
-            _reply(replies, {"reason": error.reason, "detail": str(error)})
-        except MemoryError:
-            _reply(replies, {"reason": "out_of_memory", "detail": ""})
-        # The border of the sandbox: whatever a hostile file makes the bindings raise is a verdict
-        # on the file, and the detail says which error it was.
-        except Exception as error:
-            detail = f"{type(error).__name__}: {error}"[:200]
-            _reply(replies, {"reason": "unreadable", "detail": detail})
-        else:
-            answer = {
-                "indices": clip.indices,
-                "times_s": clip.times_s,
-                "pairs": [asdict(pair) for pair in clip.pairs],
-            }
-            _reply(replies, answer, clip.frames.tobytes())
-
-
-def _reply(stream: IO[bytes], answer: dict[str, Any], pixels: bytes = b"") -> None:
-    text = json.dumps(answer).encode()
-    stream.write(HEADER.pack(len(text), len(pixels)) + text + pixels)
-    stream.flush()
-
-
-def _limit_process(memory_mb: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    statm = Path("/proc/self/statm")
-    if statm.exists():  # other systems do not enforce RLIMIT_AS
-        used = int(statm.read_text().split()[0]) * resource.getpagesize()
-        limit = used + memory_mb * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def _limit_cpu(seconds: int) -> None:
-    """A clip that spins ends the process even when the parent is gone."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    used = usage.ru_utime + usage.ru_stime
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds + 1, hard))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

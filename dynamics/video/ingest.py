@@ -5,17 +5,19 @@
 Everything that is left out is counted with its reason. The same folder gives the same bytes.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
 from dynamics.config import KeyframeConfig, PoolConfig
 from dynamics.errors import UserError
+from dynamics.ledger.files import full_disk_named
 from dynamics.models.base import ImageTokenizer
 from dynamics.records import PAIR_SCHEMA, DatasetRef, pair_id, stable_hash
 from dynamics.tables import write_table
@@ -76,11 +78,15 @@ def ingest_folder(
     out: Path,
     *,
     keyframes: KeyframeConfig,
+    source: str = "folder",
     max_pairs: int | None = None,
     num_workers: int = 1,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """Turn the videos under ``root`` into frame pairs and write them to ``out``.
+    """Turn the videos under ``root``, laid out as ``source``, into frame pairs in ``out``.
+
+    ``source`` is a key of SOURCES. Clips inside tars are unpacked beside ``out``, under names of
+    our own, a few at a time.
 
     Rows are sorted by (clip_path, frame0). With ``max_pairs``, clips are taken in the order of a
     hash of their names, so that a part of the folder has clips of all classes.
@@ -89,24 +95,64 @@ def ingest_folder(
         UserError: missing or empty folder, more than ``pool.max_bad_fraction`` unreadable clips,
             no pair at all, or a full disk.
     """
-    listing = SOURCES["folder"](root)
+    listing = SOURCES[source](root)
     spec = decode_spec(keyframes, images.frame_px)
     gathered = _Gathered(images, listing, max_pairs)
     clips = sorted(listing.clips, key=lambda clip: stable_hash(clip.name))
-    with DecodePool(
-        min(num_workers, max(1, len(clips))),
-        memory_mb=pool.decode_memory_mb,
-        timeout_s=pool.decode_timeout_s,
-    ) as decoders:
-        results = decoders.read((clip.path for clip in clips), spec)
+    with (
+        _Unpacked(out.parent / f".{out.stem}-unpacked") as unpacked,
+        DecodePool(
+            min(num_workers, max(1, len(clips))),
+            memory_mb=pool.decode_memory_mb,
+            timeout_s=pool.decode_timeout_s,
+        ) as decoders,
+    ):
+        results = decoders.read(map(unpacked.path, clips), spec)
         for done, (clip, read) in enumerate(zip(clips, results, strict=True), start=1):
             gathered.add(clip, read.sha256, read.result)
+            unpacked.drop(clip)
             if progress is not None:
                 progress(done, len(clips), f"{gathered.num_pairs} pairs")
             if gathered.full:
                 break
     gathered.check(root, pool.max_bad_fraction)
     return gathered.write(out)
+
+
+class _Unpacked:
+    """Clips of tars as files, from the moment they are asked for until they are dropped."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def path(self, clip: Clip) -> Path:
+        """Where the clip lies as a file."""
+        if clip.place is None:
+            return clip.path
+        path, (start, size) = self._file(clip), clip.place
+        with full_disk_named(path, size):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with clip.path.open("rb") as tar, path.open("wb") as file:
+                tar.seek(start)
+                while size and (piece := tar.read(min(size, 1 << 20))):
+                    file.write(piece)
+                    size -= len(piece)
+        return path
+
+    def drop(self, clip: Clip) -> None:
+        """The clip has been read."""
+        if clip.place is not None:
+            self._file(clip).unlink()
+
+    def _file(self, clip: Clip) -> Path:
+        # The member's own name stays a label: as a path it could lead anywhere.
+        return self._folder / f"{stable_hash(clip.name)}{PurePosixPath(clip.name).suffix.lower()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +170,7 @@ class _Gathered:
     def __init__(self, images: ImageTokenizer, listing: Listing, max_pairs: int | None) -> None:
         self._images = images
         self._max_pairs = max_pairs
-        self._batch_frames = max(1, _PIXELS_PER_BATCH // images.frame_px**2)
+        self._batch_frames = batch_frames(images)
         self._waiting: list[_ReadyClip] = []
         self._tables: list[pa.Table] = []
         self._seen: set[str] = set()
@@ -165,7 +211,7 @@ class _Gathered:
 
     def _tokenize(self) -> None:
         if self._waiting:
-            self._tables.append(_pair_table(self._waiting, self._images, self._batch_frames))
+            self._tables.append(_pair_table(self._waiting, self._images))
             self._waiting = []
 
     def check(self, root: Path, max_bad_fraction: float) -> None:
@@ -208,12 +254,41 @@ class _Gathered:
         )
 
 
-def _pair_table(clips: Sequence[_ReadyClip], images: ImageTokenizer, batch: int) -> pa.Table:
-    """Tokenize each frame once; one row per kept pair, PAIR_SCHEMA."""
-    frames_BHW3 = np.concatenate([ready.content.frames for ready in clips])
+def code_columns(
+    frames_BHW3: np.ndarray, sources: Sequence[int], targets: Sequence[int], images: ImageTokenizer
+) -> dict[str, pa.ListArray]:
+    """Codes and recognition of pairs, each frame tokenized once.
+
+    Args:
+        frames_BHW3: uint8 frames.
+        sources: per pair the row of its first frame.
+        targets: per pair the row of its second frame.
+        images: tokenizes.
+
+    Returns:
+        The last three columns of PAIR_SCHEMA by name.
+    """
+    batch = batch_frames(images)
     parts = [frames_BHW3[begin : begin + batch] for begin in range(0, len(frames_BHW3), batch)]
     codes_BL = np.concatenate([images.encode(part) for part in parts]).astype(np.uint16)
     features_BLD = np.concatenate([images.features(part) for part in parts])
+    recognition = np.square(features_BLD[targets] - features_BLD[sources]).sum(-1)
+    columns = {
+        "source_codes": codes_BL[sources],
+        "target_codes": codes_BL[targets],
+        "recognition": recognition.astype(np.float32),
+    }
+    return {name: _lists(values, PAIR_SCHEMA.field(name)) for name, values in columns.items()}
+
+
+def batch_frames(images: ImageTokenizer) -> int:
+    """Frames that are tokenized at a time."""
+    return max(1, _PIXELS_PER_BATCH // images.frame_px**2)
+
+
+def _pair_table(clips: Sequence[_ReadyClip], images: ImageTokenizer) -> pa.Table:
+    """Tokenize each frame once; one row per kept pair, PAIR_SCHEMA."""
+    frames_BHW3 = np.concatenate([ready.content.frames for ready in clips])
     # Rows of `frames_BHW3` in which the pairs' sources and targets lie.
     rows: list[dict[str, Any]] = []
     sources: list[int] = []
@@ -227,16 +302,8 @@ def _pair_table(clips: Sequence[_ReadyClip], images: ImageTokenizer, batch: int)
             targets.append(place[row["frame1"]])
         offset += len(ready.content.indices)
     table = pa.Table.from_pylist(rows, schema=pa.schema(list(PAIR_SCHEMA)[:-3]))
-    recognition = np.square(features_BLD[targets] - features_BLD[sources]).sum(-1)
-    columns = {
-        "source_codes": codes_BL[sources],
-        "target_codes": codes_BL[targets],
-        "recognition": recognition.astype(np.float32),
-    }
-    for name, values_BL in columns.items():
-        table = table.append_column(
-            PAIR_SCHEMA.field(name), _lists(values_BL, PAIR_SCHEMA.field(name))
-        )
+    for name, column in code_columns(frames_BHW3, sources, targets, images).items():
+        table = table.append_column(PAIR_SCHEMA.field(name), column)
     return table
 
 

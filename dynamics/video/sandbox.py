@@ -1,5 +1,6 @@
-"""Decode workers: `dynamics.video.decode` in long-lived child processes, guarded from outside."""
+"""Decode workers: `dynamics.video.worker` in long-lived child processes, guarded from outside."""
 
+import base64
 import json
 import math
 import os
@@ -10,20 +11,24 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from dynamics.config import REPOSITORY_ROOT
 from dynamics.ledger.files import sha256_file
-from dynamics.video.decode import HEADER, ClipFrames, DecodeSpec
+from dynamics.video.decode import ClipFrames, DecodeSpec, Ends
 from dynamics.video.keyframes import Pair
+from dynamics.video.worker import HEADER
+
+_Answer = TypeVar("_Answer")
 
 START_TIMEOUT_S = 60.0
 _MAX_HEADER_BYTES = 1 << 20
@@ -70,18 +75,40 @@ class DecodeWorker:
 
         ``timeout`` also covers processor time; ``decoder_crashed`` is any other death.
         """
+        request = {"kind": "clip", "path": str(path), "spec": asdict(spec)}
+        largest = spec.top_k * spec.frame_px**2 * 3
+        return self._ask(request, largest, lambda answer, pixels: _parse(answer, pixels, spec))
+
+    def segment(
+        self, path: Path, span_s: tuple[float, float] | None, frame_px: int
+    ) -> Ends | Rejected:
+        """The two ends of a video, or of a segment of it; rejects as `decode`."""
+        request = {"kind": "segment", "path": str(path), "span_s": span_s, "frame_px": frame_px}
+        return self._ask(request, 6 * frame_px**2, partial(_parse_ends, frame_px))
+
+    def pictures(self, before: bytes, after: bytes, frame_px: int) -> Ends | Rejected:
+        """Two encoded pictures; rejects as `decode`."""
+        payloads = [base64.b64encode(payload).decode() for payload in (before, after)]
+        request = {"kind": "pictures", "payloads": payloads, "frame_px": frame_px}
+        return self._ask(request, 6 * frame_px**2, partial(_parse_ends, frame_px))
+
+    def _ask(
+        self,
+        request: dict[str, Any],
+        largest: int,
+        parse: Callable[[dict[str, Any], bytes], _Answer],
+    ) -> _Answer | Rejected:
+        """Send a request whose reply has at most ``largest`` bytes of pixels."""
         process = self._process = self._process or self._start()
-        request = {
-            "path": str(path),
-            "spec": asdict(spec),
-            "cpu_s": math.ceil(self._timeout_s),
-        }
+        request |= {"cpu_s": math.ceil(self._timeout_s)}
         try:
             assert process.stdin is not None
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-            answer, pixels = self._receive(process, self._timeout_s, spec)
-            return _parse(answer, pixels, spec)
+            answer, pixels = self._receive(process, self._timeout_s, largest)
+            if "reason" in answer:
+                return Rejected(reason=str(answer["reason"]), detail=str(answer["detail"]))
+            return parse(answer, pixels)
         except _WorkerLost as error:
             self.close()
             return Rejected(reason=str(error))
@@ -111,7 +138,7 @@ class DecodeWorker:
         environment = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ}
         process = subprocess.Popen(
             # -P: modules in the working directory stay out of the import path.
-            [sys.executable, "-P", "-m", "dynamics.video.decode", str(self._memory_mb)],
+            [sys.executable, "-P", "-m", "dynamics.video.worker", str(self._memory_mb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # FFmpeg's complaints; the verdicts come in the replies
@@ -124,21 +151,20 @@ class DecodeWorker:
         )
         self._process = process
         try:
-            self._receive(process, START_TIMEOUT_S, None)
+            self._receive(process, START_TIMEOUT_S, 0)
         except _WorkerLost as error:
             self.close()
             raise RuntimeError(
                 "the decode worker does not start; to see why, run: "
-                f"{sys.executable} -m dynamics.video.decode {self._memory_mb}"
+                f"{sys.executable} -m dynamics.video.worker {self._memory_mb}"
             ) from error
         return process
 
     def _receive(
-        self, process: subprocess.Popen[bytes], timeout_s: float, spec: DecodeSpec | None
+        self, process: subprocess.Popen[bytes], timeout_s: float, largest: int
     ) -> tuple[dict[str, Any], bytes]:
         deadline = time.monotonic() + timeout_s
         text_bytes, pixel_bytes = HEADER.unpack(_read(process, HEADER.size, deadline))
-        largest = spec.top_k * spec.frame_px**2 * 3 if spec else 0
         if text_bytes > _MAX_HEADER_BYTES or pixel_bytes > largest:
             raise ValueError("reply too large")
         answer = json.loads(_read(process, text_bytes, deadline))
@@ -164,10 +190,19 @@ def _read(process: subprocess.Popen[bytes], size: int, deadline: float) -> bytes
     return bytes(pieces)
 
 
-def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec) -> ClipFrames | Rejected:
+def _parse_ends(frame_px: int, answer: dict[str, Any], pixels: bytes) -> Ends:
+    """Check a reply, as `_parse`."""
+    frames = np.frombuffer(pixels, dtype=np.uint8).reshape(2, frame_px, frame_px, 3)
+    (first, last), (first_s, last_s) = answer["indices"], answer["times_s"]
+    return Ends(
+        frames=frames,
+        indices=(int(first), int(last)),
+        times_s=(float(first_s), float(last_s)),
+    )
+
+
+def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec) -> ClipFrames:
     """Check a reply: it comes from the process that read the hostile file."""
-    if "reason" in answer:
-        return Rejected(reason=str(answer["reason"]), detail=str(answer["detail"]))
     indices = tuple(int(index) for index in answer["indices"])
     times_s = tuple(float(time_s) for time_s in answer["times_s"])
     pairs = tuple(
@@ -226,23 +261,29 @@ class DecodePool:
 
     def read(self, paths: Iterable[Path], spec: DecodeSpec) -> Iterator[ReadClip]:
         """One result per path, in order; only a few paths ahead of what was consumed."""
-        ahead: deque[Future[ReadClip]] = deque()
-        for path in paths:
-            ahead.append(self._threads.submit(self._read_one, path, spec))
+        return self.run(partial(_read_clip, path, spec) for path in paths)
+
+    def run(self, jobs: Iterable[Callable[[DecodeWorker], _Answer]]) -> Iterator[_Answer]:
+        """One result per job, in order; only a few jobs ahead of what was consumed."""
+        ahead: deque[Future[_Answer]] = deque()
+        for job in jobs:
+            ahead.append(self._threads.submit(self._with_worker, job))
             if len(ahead) > 4 * len(self._workers):
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
-    def _read_one(self, path: Path, spec: DecodeSpec) -> ReadClip:
-        try:
-            sha256 = sha256_file(path)
-        except OSError as error:
-            return ReadClip(
-                sha256="", result=Rejected(reason="unreadable", detail=str(error.strerror))
-            )
+    def _with_worker(self, job: Callable[[DecodeWorker], _Answer]) -> _Answer:
         worker = self._idle.get()
         try:
-            return ReadClip(sha256=sha256, result=worker.decode(path, spec))
+            return job(worker)
         finally:
             self._idle.put(worker)
+
+
+def _read_clip(path: Path, spec: DecodeSpec, worker: DecodeWorker) -> ReadClip:
+    try:
+        sha256 = sha256_file(path)
+    except OSError as error:
+        return ReadClip(sha256="", result=Rejected(reason="unreadable", detail=str(error.strerror)))
+    return ReadClip(sha256=sha256, result=worker.decode(path, spec))

@@ -162,6 +162,10 @@ def test_serve_keeps_the_generator_up_until_interrupted(
         (["filter.scor=sum_logprob"], "did you mean filter.score?"),
         (["labelled.num_seed=0"], "num_seed must be at least 1"),
         (["pool.path=/does/not/exist"], "/does/not/exist does not exist"),
+        (
+            ["pool.path=.", "labelled={dataset: epic, path: /not/here}"],
+            "labelled data /not/here does not exist; check labelled.path",
+        ),
         (["--config", "missing.yaml"], "config file missing.yaml does not exist"),
         (["--serve", "--no-ray"], "--serve needs Ray Serve"),
         (["rounds"], "must look like section.key=value"),

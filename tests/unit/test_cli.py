@@ -11,6 +11,7 @@ import pytest
 from dynamics.config import load
 from dynamics.ledger.files import write_bytes
 from dynamics.run_folder import RunFolder
+from tests.made_data import write_webdataset
 from tests.runs import LocalRun
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,17 @@ def test_help_names_every_verb():
 
 def test_no_argument_shows_the_help():
     assert "Commands" in dynamics().stdout
+
+
+def test_ingest_takes_the_layouts_of_public_sets_and_names_them(tmp_path):
+    write_webdataset(tmp_path / "shards")
+    out = tmp_path / "pairs.parquet"
+    done = dynamics(
+        "ingest", tmp_path / "shards", "--source", "webdataset", "--spacing", "4", "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    assert "from 4 clips" in done.stdout
+    assert_one_line_error(dynamics("ingest", tmp_path, "--source", "youtube"), "known: folder, ucf")
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "report", "serve"])

@@ -56,6 +56,15 @@ def test_an_unknown_key_of_a_filter_rule_is_named(config_file):
         ("rounds=0", "rounds"),
         ("labelled.num_seed=0", "num_seed must be at least 1"),
         ("labelled.num_heldout=0", "num_heldout must be at least 1"),
+        ("labelled.dataset=aurora", "labelled: dataset and path go together"),
+        ("labelled.path=somewhere", "labelled: dataset and path go together"),
+        ("labelled.heldout_path=somewhere", "heldout_path needs dataset"),
+        ("labelled={dataset: aurora, path: a}", "labelled.dataset needs pool.path"),
+        ("labelled={dataset: imagenet, path: a}", "labelled.dataset: Input should be 'aurora', "),
+        ("labelled.heldout_fraction=1", "labelled.heldout_fraction"),
+        ("pool.source=youtube", "pool.source: Input should be 'folder', "),
+        ("pool.more=[{path: a}]", "pool: more needs path"),
+        ("pool={path: a/clips, more: [{path: b/clips}]}", "folders of different names"),
         ("world.max_objects=9", "max_objects < grid * grid"),
         ("model.family=gpt", "model.family"),
         ("serve.port=99999", "serve.port"),
@@ -87,6 +96,17 @@ def test_the_rule_decides_its_own_keys(config_file):
     top_k = load(config_file, ["filter.rule={kind: stratified_top_k, k: 10}"])
     assert threshold.filter.rule == ThresholdRule(threshold=-2)
     assert top_k.filter.rule == StratifiedTopKRule(k=10)
+
+
+def test_a_pool_may_have_several_folders(config_file):
+    more = "[{path: b/k700, source: kinetics700}, {path: c/mit, source: moments}]"
+    cfg = load(config_file, ["pool.path=a/ucf", "pool.source=ucf101", f"pool.more={more}"])
+    assert [(part.name, part.source) for part in cfg.pool.parts] == [
+        ("ucf", "ucf101"),
+        ("k700", "kinetics700"),
+        ("mit", "moments"),
+    ]
+    assert load(config_file).pool.parts == ()
 
 
 def test_values_are_frozen():

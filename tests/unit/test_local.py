@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynamics.config import KeyframeConfig, LoopConfig, PoolConfig
-from dynamics.records import LABEL_SCHEMA, TRANSITION_SCHEMA, RoundReport
+from dynamics.config import KeyframeConfig, LabelledConfig, LoopConfig, PoolConfig, PoolPart
+from dynamics.records import LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA, RoundReport
 from dynamics.run_folder import RunFolder
 from dynamics.tables import read_table
 from dynamics.video.encode import write_mp4
+from tests.made_data import write_aurora, write_clip, write_kinetics700, write_ucf101
 from tests.runs import LocalRun, Stop, StopAt, results, run_local
 
 
@@ -108,3 +109,63 @@ def test_a_folder_of_videos_goes_through_every_stage(small: LoopConfig, tmp_path
     assert reports[1].metrics["eval/fdp_success"].num_items == cfg.labelled.num_heldout
     ingest = json.loads((run_dir / "data" / "ingest.json").read_text())
     assert sum(ingest["pool"]["rejects"].values()) == 1
+
+
+def real(small: LoopConfig, root: Path) -> LoopConfig:
+    """A labelled set that lacks a picture, and two pool folders, one of them with a copied clip."""
+    write_aurora(root / "aurora")
+    (root / "aurora" / "data" / "ag" / "images" / "V0.mp4_0_left.png").unlink()
+    write_ucf101(root / "ucf")
+    write_kinetics700(root / "k700")
+    repeated = next((root / "k700").rglob("*.mp4"))
+    write_clip(root / "ucf" / "Basketball" / "v_Basketball_g99_c01.avi", range(9))
+    (root / "k700" / "train" / "again").mkdir()
+    (root / "k700" / "train" / "again" / "x.mp4").write_bytes(repeated.read_bytes())
+    labelled = LabelledConfig(dataset="aurora", path=root / "aurora", heldout_fraction=0.25)
+    pool = PoolConfig(
+        path=root / "ucf",
+        source="ucf101",
+        more=(PoolPart(path=root / "k700", source="kinetics700"),),
+        keyframes=KeyframeConfig(top_k=6, spacing_frames=4),
+    )
+    return small.model_copy(update={"labelled": labelled, "pool": pool})
+
+
+def test_real_pictures_go_through_every_stage_without_any_truth(
+    small: LoopConfig, tmp_path: Path
+) -> None:
+    cfg, folder = real(small, tmp_path), tmp_path / "run"
+    reports = run_local(cfg, folder)
+    assert [report.round_id for report in reports] == [0, 1]
+    assert not (folder / "data" / "truth.parquet").exists()
+    pool = read_table(folder / "data" / "pool.parquet", PAIR_SCHEMA)
+    assert {name.partition("/")[0] for name in pool["clip_class"].to_pylist()} == {"ucf", "k700"}
+    assert "k700/passing American football (in game)" in pool["clip_class"].to_pylist()
+    assert reports[1].num_labelled == pool.num_rows
+    metrics = reports[1].metrics
+    # Measured without an oracle, and nothing that only an oracle knows.
+    assert set(metrics) == {"eval/idm_exact", "label/kept_fraction"}
+    assert metrics["eval/idm_exact"].num_items == 4
+    assert {guard.name for guard in reports[1].guards} == {"calibration_drift", "leakage"}
+    page = (folder / "report.html").read_text()
+    heldout = read_table(folder / "data" / "heldout.parquet", TRANSITION_SCHEMA)
+    assert heldout["action"][0].as_py() in page
+    assert "rows can be used" in page
+    ingest = json.loads((folder / "data" / "ingest.json").read_text())
+    assert ingest["seed"]["num_pairs"] == 11
+    assert ingest["seed"]["rejects"] == {"missing_image": 1, "missing_manifest": 2}
+    assert ingest["pool/k700"]["rejects"] == {"clip/duplicate_clip": 1}
+
+
+def test_a_stopped_run_on_real_pictures_resumes_to_equal_bytes(
+    small: LoopConfig, tmp_path: Path
+) -> None:
+    cfg, progress = real(small, tmp_path), StopAt()
+    run_local(cfg, tmp_path / "whole", progress=progress)
+    reading = [n for n, what in enumerate(progress.seen, 1) if what.startswith(("read", "ingest"))]
+    for call in (reading[2], reading[len(reading) // 2]):
+        broken = tmp_path / f"broken-{call}"
+        with pytest.raises(Stop):
+            run_local(cfg, broken, progress=StopAt(call))
+        run_local(cfg, broken)
+        assert results(broken) == results(tmp_path / "whole")

@@ -129,6 +129,18 @@ def test_no_truth_at_all_still_gives_every_row():
     assert items["idm_exact"].null_count == 0
 
 
+def test_the_oracle_never_looks_at_frames_whose_state_nobody_knows():
+    class Photographs(CellTokenizer):
+        def decode(self, codes_BL: np.ndarray) -> np.ndarray:
+            raise AssertionError("these frames have no cells")
+
+    fdp = ScriptedFDP()
+    fdp.model.images = Photographs()
+    items = _evaluate(truth=None, fdp=fdp)
+    assert items["fdp_greedy_success"].null_count == items.num_rows
+    assert items["best_codes"].null_count < items.num_rows
+
+
 def test_no_best_of_and_no_rows_are_fine():
     plain = CFG.model_copy(update={"evaluate": EvaluateConfig(best_of=())})
     assert "best_of_1" not in _evaluate(cfg=plain).column_names

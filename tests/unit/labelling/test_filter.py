@@ -198,3 +198,13 @@ def test_within_a_class_no_reject_beats_a_kept_label(scores: list[float]) -> Non
             ]
             worst_kept = min((score for score, good in mine if good), default=math.inf)
             assert all(score <= worst_kept for score, good in mine if not good)
+
+
+def test_top_k_of_a_pool_of_several_folders_counts_for_each():
+    classes = ["ucf/a", "ucf/a", "ucf/b", "k700/a", "k700/", "k700/a"]
+    labels = make_labels([-1, -2, -3, -4, -5, -6], classes=classes)
+    rule = StratifiedTopKRule(k=2)
+    decisions = decide(labels, FilterConfig(score="mean_logprob", rule=rule)).to_pylist()
+    kept = [row["label_id"] for row in decisions if row["accepted"]]
+    assert kept == ["00", "02", "03", "04"]
+    assert {row["reason"] for row in decisions} == {"accepted", "outside_top_k"}

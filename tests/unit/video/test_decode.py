@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dynamics.video import decode
-from dynamics.video.decode import BadClip, DecodeSpec, read_clip
+from dynamics.video.decode import BadClip, DecodeSpec, read_clip, read_ends
 from dynamics.video.encode import write_mp4
 
 SPEC = DecodeSpec(frame_px=32, top_k=6, spacing_frames=3, min_change=0.004, max_cut=0.5)
@@ -111,3 +111,49 @@ def test_short_read_is_damage(film, tmp_path):
     with pytest.raises(BadClip) as caught:
         read_clip(tmp_path / "half.avi", SPEC)
     assert caught.value.reason == "damaged"
+
+
+def test_the_ends_of_a_video_are_its_first_and_last_frame(film, tmp_path):
+    frames = film(3)
+    write_mp4(tmp_path / "clip.mp4", frames, 6)
+    ends = read_ends(tmp_path / "clip.mp4", None, 32)
+    assert ends.indices == (0, len(frames) - 1)
+    assert ends.times_s == pytest.approx((0, (len(frames) - 1) / 6))
+    assert abs(ends.frames - area_mean(frames[[0, -1]], 4)).mean() < 1.5
+
+
+@pytest.mark.parametrize(("name", "codec"), [("clip.mp4", "libx264"), ("clip.webm", "libvpx")])
+def test_the_ends_of_a_segment_are_what_a_player_shows_then(film, tmp_path, name, codec):
+    frames = np.concatenate([film(seed, hold=5) for seed in range(4)])  # over several key frames
+    write_video(tmp_path / name, frames, codec, "yuv420p")
+    for first, last in ((0, 1), (7, 52), (52, 53), (90, len(frames) - 1)):
+        span_s = (first / 10 + 0.03, last / 10 + 0.03)
+        ends = read_ends(tmp_path / name, span_s, 32)
+        assert ends.indices == (first, last)
+        assert ends.times_s == pytest.approx((first / 10, last / 10), abs=0.002)
+        assert abs(ends.frames - area_mean(frames[[first, last]], 4)).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("span_s", "reason"),
+    [((1.0, 1.0), "empty_segment"), ((-1.0, 1.0), "empty_segment"), ((0.0, 60.0), "past_the_end")],
+)
+def test_segments_that_are_not_there_are_rejected(film, tmp_path, span_s, reason):
+    write_mp4(tmp_path / "clip.mp4", film(0), 6)
+    with pytest.raises(BadClip) as caught:
+        read_ends(tmp_path / "clip.mp4", span_s, 32)
+    assert caught.value.reason == reason
+
+
+def test_a_segment_may_end_a_moment_after_its_video(film, tmp_path):
+    frames = film(0)
+    write_mp4(tmp_path / "clip.mp4", frames, 6)
+    ends = read_ends(tmp_path / "clip.mp4", (0.0, len(frames) / 6 + 0.5), 32)
+    assert ends.indices == (0, len(frames) - 1)
+
+
+def test_a_still_has_no_two_ends(tmp_path):
+    write_mp4(tmp_path / "clip.mp4", np.zeros((1, 64, 64, 3), np.uint8), 6)
+    with pytest.raises(BadClip) as caught:
+        read_ends(tmp_path / "clip.mp4", None, 32)
+    assert caught.value.reason == "too_short"

@@ -1,6 +1,7 @@
 import hashlib
 import importlib.util
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dynamics.video import ingest
 from dynamics.video.decode import DecodeSpec, read_clip
 from dynamics.video.encode import write_mp4
 from dynamics.video.ingest import ingest_folder
+from tests.made_data import add_member
 
 HELD = KeyframeConfig(top_k=6, spacing_frames=3)
 
@@ -134,6 +136,25 @@ def test_folder_without_any_pair_says_what_was_rejected(images, tmp_path):
     write_mp4(tmp_path / "v" / "still.mp4", np.full((21, 64, 64, 3), 80, np.uint8), 6)
     with pytest.raises(UserError, match=r"no frame pairs.*pair/near_copy 5.*min_change"):
         run(tmp_path / "v", images, tmp_path / "pool.parquet")
+
+
+def test_clips_of_a_tar_give_the_pairs_that_the_files_give(folder, images, tmp_path):
+    files = run(folder, images, tmp_path / "files.parquet")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "a.tar", "w") as tar:
+        for path in sorted(folder.rglob("*.mp4")):
+            add_member(tar, f"{path.parent.name}/{path.name}", path.read_bytes())
+        add_member(tar, "broken.mp4", b"not a video")
+    out = tmp_path / "out" / "tars.parquet"
+    report = run(shards, images, out, source="webdataset", num_workers=2)
+    assert report.rejects == {"clip/unreadable": 1}
+    columns = ["pair_id", "clip_sha256", "clip_class", "source_codes"]
+    found, expected = (
+        read_table(one.dataset, PAIR_SCHEMA, columns).sort_by("pair_id") for one in (report, files)
+    )
+    assert found.equals(expected)
+    assert [path.name for path in out.parent.iterdir()] == ["tars.parquet"]
 
 
 def test_progress_counts_the_clips(folder, images, tmp_path):

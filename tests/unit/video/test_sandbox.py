@@ -112,7 +112,7 @@ def test_dead_worker_is_a_reject_and_the_next_clip_is_read(worker, good):
 
 
 def test_clip_that_spins_is_ended_by_its_processor_time():
-    spin = "from dynamics.video.decode import _limit_cpu\n_limit_cpu(0)\nwhile True: pass"
+    spin = "from dynamics.video.worker import limit_cpu\nlimit_cpu(0)\nwhile True: pass"
     done = subprocess.run([sys.executable, "-c", spin], timeout=60, check=False)
     assert done.returncode == -signal.SIGXCPU
 

@@ -1,0 +1,79 @@
+"""What every pool source promises: one suite over SOURCES."""
+
+from collections import Counter
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from dynamics.config import FilterConfig, KeyframeConfig, PoolConfig, SourceName, StratifiedTopKRule
+from dynamics.errors import UserError
+from dynamics.labelling.filter import decide
+from dynamics.records import LABEL_SCHEMA, PAIR_SCHEMA
+from dynamics.tables import read_table
+from dynamics.video.ingest import ingest_folder
+from dynamics.video.sources import SOURCES
+from tests.made_data import SOURCE_WRITERS
+from tests.unit.ledger.rows import make_labels
+from tests.unit.video.conftest import BlockTokenizer
+
+HELD = KeyframeConfig(top_k=6, spacing_frames=4)
+
+
+@pytest.fixture(params=sorted(SOURCES))
+def source(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def root(source: str, tmp_path: Path) -> Path:
+    SOURCE_WRITERS[source](tmp_path / "root")
+    return tmp_path / "root"
+
+
+def test_every_source_has_a_name_in_the_config_and_a_sample():
+    assert set(SOURCES) == set(get_args(SourceName)) == set(SOURCE_WRITERS)
+
+
+def test_clips_are_sorted_named_and_have_one_of_two_classes(source, root):
+    listing = SOURCES[source](root)
+    names = [clip.name for clip in listing.clips]
+    assert len(names) == 4
+    assert names == sorted(names)
+    assert listing.refused == ()
+    assert sorted(Counter(clip.clip_class for clip in listing.clips).values()) == [2, 2]
+    assert all(clip.path.is_absolute() and clip.path.is_file() for clip in listing.clips)
+
+
+def test_listing_twice_gives_the_same(source, root):
+    assert SOURCES[source](root) == SOURCES[source](root)
+
+
+def test_clips_become_pairs_whose_classes_the_stratified_filter_takes_turns_by(
+    source, root, tmp_path
+):
+    out = tmp_path / "out" / "pool.parquet"
+    report = ingest_folder(
+        root, PoolConfig(), BlockTokenizer(), out, keyframes=HELD, source=source, num_workers=2
+    )
+    pairs = read_table(report.dataset, PAIR_SCHEMA)
+    assert (report.num_clips, report.num_read, report.rejects) == (4, 4, {})
+    assert pairs.num_rows >= 12
+    place = LABEL_SCHEMA.get_field_index("clip_class")
+    labels = make_labels(pairs.num_rows).set_column(place, "clip_class", pairs["clip_class"])
+    rule = StratifiedTopKRule(k=6)
+    decisions = decide(labels, FilterConfig(rule=rule)).to_pylist()
+    kept = {row["label_id"] for row in decisions if row["accepted"]}
+    classes = Counter(row["clip_class"] for row in labels.to_pylist() if row["label_id"] in kept)
+    assert sorted(classes.values()) == [3, 3]
+    assert [path.name for path in out.parent.iterdir()] == ["pool.parquet"]
+
+
+def test_an_empty_a_missing_and_a_wrong_root_are_named(source, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name, said in (("empty", "holds no"), ("nowhere", "does not exist"), ("file", "is a file")):
+        with pytest.raises(UserError, match=f"{name} {said}") as caught:
+            SOURCES[source](tmp_path / name)
+        assert "pool." in str(caught.value)
+        assert "\n" not in str(caught.value)
