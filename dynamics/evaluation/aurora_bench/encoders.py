@@ -228,7 +228,9 @@ def _load(folder: Path, kinds: set[str], option: str) -> Any:
     if not (folder / "config.json").is_file():
         raise UserError(f"{option} {folder} is not a checkpoint folder (no config.json)")
     if not list(folder.glob("*.safetensors")):
-        raise UserError(f"{option} {folder} holds no *.safetensors; pickled weights are not read")
+        raise UserError(
+            f"{option} {folder} holds no *.safetensors; convert its weights, pickles are not read"
+        )
     found = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
     if found not in kinds:
         raise UserError(

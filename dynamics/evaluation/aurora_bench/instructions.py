@@ -21,10 +21,11 @@ class Told:
 def fit_instruction(tokens: Tokens, instruction: str) -> Told:
     """The longest beginning of an instruction that the model's prompt has room for.
 
-    Whole words from the start; of a first word that alone is too long, its first characters.
+    Whole words from the start; of a first word that alone is too long, a half, a quarter ...
     """
     limit = tokens.prompts.action_tokens
-    words = instruction.split()
+    # No more words than tokens: an endless instruction costs no more than a long one.
+    words = instruction.split()[:limit]
     text = " ".join(words)
     while len(words) > 1 and len(tokens.text_ids(text)) > limit:
         words.pop()

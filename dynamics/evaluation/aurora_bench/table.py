@@ -1,6 +1,7 @@
 """The figures of an evaluation for the terminal."""
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from dynamics.evaluation.aurora_bench.dataset import SUBSETS
@@ -25,7 +26,7 @@ def bench_table(report: BenchReport) -> Table:
     table.add_column("metric")
     table.add_column("of")
     for name in (*subsets, MEAN):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(escape(name), justify="right", no_wrap=True)
     group = None
     for name, by_contestant in report.metrics.items():
         metric = METRICS[name]

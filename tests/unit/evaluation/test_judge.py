@@ -48,9 +48,7 @@ def ask(replies, *, attempts=4, timeout_s=5.0, budget=None, key=KEY):
     waits: list[float] = []
     spent = Budget(left=budget)
     with ChatServer(replies).up() as server:
-        endpoint = Endpoint(
-            url=server.url, model="m", timeout_s=timeout_s, max_attempts=attempts
-        )
+        endpoint = Endpoint(url=server.url, model="m", timeout_s=timeout_s, max_attempts=attempts)
         with ChatClient(endpoint, key, spent, sleep=waits.append) as client:
             text = client.ask(messages(*case(0).pictures(), "make it red"))
     return text, waits, server
@@ -196,7 +194,14 @@ def test_wrong_settings_end_the_command_and_keep_the_key_secret(status):
 
 @pytest.mark.parametrize(
     "url",
-    ["host/v1", "ftp://host", "http://", "https://me:pw@host/v1", "http://h/v1?key=a", "http://h:x"],
+    [
+        "host/v1",
+        "ftp://host",
+        "http://",
+        "https://me:pw@host/v1",
+        "http://h/v1?key=a",
+        "http://h:x",
+    ],
 )
 def test_an_url_that_is_none_or_holds_a_secret_is_refused(url):
     with pytest.raises(UserError) as caught:
@@ -213,7 +218,13 @@ def test_a_key_that_cannot_be_sent_is_refused_without_being_shown():
 def test_every_case_ends_counted(tmp_path):
     replies = [scored(8, 6), Reply("I like it"), Reply(status=400), scored(4, 9)]
     found, spent, _ = judged(replies, [case(n) for n in range(5)], tmp_path, budget=4)
-    assert [j.outcome for j in found] == ["judged", "unparsable", "refused", "judged", "over_budget"]
+    assert [j.outcome for j in found] == [
+        "judged",
+        "unparsable",
+        "refused",
+        "judged",
+        "over_budget",
+    ]
     assert [j.verdict and j.verdict.score for j in found] == [6, None, None, 4, None]
     assert outcomes(found) == {"judged": 2, "over_budget": 1, "refused": 1, "unparsable": 1}
     assert spent.spent == 4
@@ -231,7 +242,12 @@ def test_a_reply_is_paid_once_also_one_that_cannot_be_parsed(tmp_path):
 
 def test_another_instruction_picture_or_judge_is_asked_anew(tmp_path):
     store, other = (ReplyStore(folder=tmp_path, model=name) for name in ("m", "other"))
-    paths = {store.path(case(0)), store.path(case(1)), store.path(case(0, "x")), other.path(case(0))}
+    paths = {
+        store.path(case(0)),
+        store.path(case(1)),
+        store.path(case(0, "x")),
+        other.path(case(0)),
+    }
     assert len(paths) == 4
     assert store.path(case(0)) in paths
 

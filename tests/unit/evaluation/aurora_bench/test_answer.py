@@ -78,6 +78,7 @@ def test_a_long_instruction_is_cut_after_the_last_word_that_fits(models):
     assert fit_instruction(tokens, " ".join(words)).truncated is False
     told = fit_instruction(tokens, " ".join([*words, "red", "cube"]))
     assert (told.text, told.num_tokens, told.truncated) == (" ".join(words), limit, True)
+    assert fit_instruction(tokens, "the " * 1_000_000) == told
 
 
 def test_unknown_words_are_counted_and_told(models):

@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from dynamics.cli import app
 from dynamics.config import REPOSITORY_ROOT
+from dynamics.errors import UserError
 from tests.unit.evaluation.chat_server import ChatServer, Reply, scored
 
 KEY = "sk-very-secret"
@@ -40,12 +43,16 @@ def test_help_teaches_both_uses():
     text = " ".join(done.stdout.split())
     assert "dynamics evaluate RUN [--controls]" in text
     assert "aurora-bench --data DIR --model RUN" in text
-    assert "--judge-url" in evaluate("aurora-bench", "--help").stdout
+    shown = CliRunner().invoke(app, ["evaluate", "aurora-bench", "--help"])
+    assert "--judge-url" in shown.output
 
 
 def test_a_first_word_that_is_no_command_is_a_run(tmp_path):
-    for arguments in ([tmp_path], ["--controls", tmp_path], [tmp_path, "--controls"]):
-        assert_one_line_error(evaluate(*arguments), f"{tmp_path} holds no run")
+    assert_one_line_error(evaluate("--controls", tmp_path), f"{tmp_path} holds no run")
+    for arguments in ([str(tmp_path)], [str(tmp_path), "--controls"], ["run", str(tmp_path)]):
+        error = CliRunner().invoke(app, ["evaluate", *arguments]).exception
+        assert isinstance(error, UserError)
+        assert f"{tmp_path} holds no run" in str(error)
 
 
 def test_a_model_is_measured_once_and_judged_within_the_budget(bench, tmp_path):
@@ -82,10 +89,8 @@ def test_a_model_is_measured_once_and_judged_within_the_budget(bench, tmp_path):
 
 
 def test_the_copy_needs_no_model_and_json_is_all_that_is_printed(bench, tmp_path):
-    done = evaluate(
-        "aurora-bench", "--data", bench, "--model", "copy", "--out", tmp_path, "--json"
-    )
-    assert done.returncode == 0, done.stderr
+    given = ["--data", str(bench), "--model", "copy", "--out", str(tmp_path), "--json"]
+    done = CliRunner().invoke(app, ["evaluate", "aurora-bench", *given])
     found = json.loads(done.stdout)
     assert found["metrics"]["change_iou"]["copy"]["mean"]["value"] == 0
 
@@ -110,16 +115,23 @@ def test_the_copy_needs_no_model_and_json_is_all_that_is_printed(bench, tmp_path
 )
 def test_bad_input_is_one_line(bench, tmp_path, arguments, said):
     given = [str(bench) if argument == "BENCH" else argument for argument in arguments]
-    assert_one_line_error(evaluate("aurora-bench", *given, "--out", tmp_path), said)
+    command = ["evaluate", "aurora-bench", *given, "--out", str(tmp_path)]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, UserError)
+    assert said in str(error)
+    assert "\n" not in str(error)
 
 
-def test_a_judge_that_refuses_the_key_is_one_line(bench, tmp_path):
-    given = ("--data", bench, "--model", "copy", "--out", tmp_path, "--json")
+def test_a_judge_that_refuses_the_key_is_one_line(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    given = ["--data", str(bench), "--model", "copy", "--out", str(tmp_path)]
     with ChatServer([Reply(status=401, body=KEY.encode())]).up() as server:
-        done = evaluate("aurora-bench", *given, "--judge-url", server.url, "--judge-model", "m")
-    assert done.returncode == 2
-    assert "answers 401" in done.stderr.splitlines()[-1]
-    assert KEY not in done.stdout + done.stderr
+        judge = ["--judge-url", server.url, "--judge-model", "m", "--judge-key-env", "MY_KEY"]
+        done = CliRunner().invoke(app, ["evaluate", "aurora-bench", *given, *judge])
+    assert server.authorization == [f"Bearer {KEY}"]
+    assert isinstance(done.exception, UserError)
+    assert "answers 401" in str(done.exception)
+    assert KEY not in done.output + str(done.exception)
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_rows_that_are_no_objects_are_counted(write_bench):
 @pytest.mark.parametrize("key", ["input", "output"])
 def test_a_path_that_leaves_the_folder_is_refused(write_bench, path, key):
     root = write_bench(lambda rows: rows[1].update({key: path}))
-    with pytest.raises(UserError, match="row 1: .*not a relative path"):
+    with pytest.raises(UserError, match=r"row 1: .*not a relative path"):
         read_benchmark(root)
 
 
@@ -101,7 +101,7 @@ def test_a_folder_without_a_manifest_is_named(tmp_path):
 
 def test_a_manifest_without_a_usable_pair_says_why(write_bench):
     root = write_bench(lambda rows: [row.update(output="") for row in rows])
-    with pytest.raises(UserError, match="no usable pair .no_target 4"):
+    with pytest.raises(UserError, match=r"no usable pair .no_target 4"):
         read_benchmark(root)
 
 

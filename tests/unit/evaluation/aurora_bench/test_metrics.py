@@ -54,9 +54,7 @@ def test_ssim_follows_its_formula_window_by_window():
     for channel in range(3):
         for y in range(4):
             for x in range(3):
-                p, q = (
-                    m[y : y + 11, x : x + 11, channel].astype(np.float64) for m in (a, b)
-                )
+                p, q = (m[y : y + 11, x : x + 11, channel].astype(np.float64) for m in (a, b))
                 mp, mq = (window * p).sum(), (window * q).sum()
                 vp, vq = (window * p * p).sum() - mp**2, (window * q * q).sum() - mq**2
                 cov = (window * p * q).sum() - mp * mq
