@@ -47,44 +47,63 @@ class Request:
     workers: int
 
 
+# What each option is; they stand apart so that the command itself can be read at a glance.
+_Data = Annotated[Path, typer.Option(help="Folder in AURORA's layout: test.json, data/ ...")]
+_Model = Annotated[
+    str, typer.Option(help="A run folder, a checkpoint folder, tiny (what ships), or copy.")
+]
+_Out = Annotated[Path, typer.Option(help="Folder of the parts; the same command continues there.")]
+_Round = Annotated[
+    int | None, typer.Option("--round", help="Round of a run; default: the last promoted.")
+]
+_Family = Annotated[str, typer.Option(help="Family of a bare checkpoint.")]
+_Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+_BestOf = Annotated[
+    int, typer.Option(min=1, max=64, help="Candidates, chosen among by the run's verifier.")
+]
+_Temperature = Annotated[
+    float | None, typer.Option(min=0, help="Default: 0 (greedy), or 1 with --best-of.")
+]
+_Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
+_Clip = Annotated[Path | None, typer.Option(help="Local CLIP folder: CLIP-I, CLIP-T ...")]
+_Dino = Annotated[Path | None, typer.Option(help="Local DINO folder.")]
+_Bert = Annotated[Path | None, typer.Option(help="Local RoBERTa folder: BERTScore.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_JudgeUrl = Annotated[
+    str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://host:8000/v1")
+]
+_JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there.")]
+_JudgeKeyEnv = Annotated[str, typer.Option(help="Environment variable that holds the key.")]
+_JudgeBudget = Annotated[
+    int | None, typer.Option(min=0, help="Most calls, retries included; default: no limit.")
+]
+_JudgeTimeout = Annotated[float, typer.Option(min=0.1, help="Of one call, in seconds.")]
+_Workers = Annotated[
+    int,
+    typer.Option(min=0, help="Ray actors; 0: this process, on a cluster an actor per CPU."),
+]
+
+
 def aurora_bench(
-    data: Annotated[Path, typer.Option(help="Folder in AURORA's layout: test.json, data/ ...")],
-    model: Annotated[
-        str, typer.Option(help="A run folder, a checkpoint folder, tiny (what ships), or copy.")
-    ],
-    out: Annotated[
-        Path, typer.Option(help="Folder of the parts; the same command continues there.")
-    ] = Path("runs/aurora-bench"),
-    round_id: Annotated[
-        int | None, typer.Option("--round", help="Round of a run; default: the last promoted.")
-    ] = None,
-    family: Annotated[str, typer.Option(help="Family of a bare checkpoint.")] = "chameleon",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    best_of: Annotated[
-        int, typer.Option(min=1, max=64, help="Candidates, chosen among by the run's verifier.")
-    ] = 1,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="Default: 0 (greedy), or 1 with --best-of.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
-    clip: Annotated[Path | None, typer.Option(help="Local CLIP: CLIP-I, CLIP-T ...")] = None,
-    dino: Annotated[Path | None, typer.Option(help="Local DINO folder.")] = None,
-    bert: Annotated[Path | None, typer.Option(help="Local RoBERTa folder: BERTScore.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://host:8000/v1")
-    ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
-    judge_key_env: Annotated[
-        str, typer.Option(help="Environment variable that holds the key.")
-    ] = "OPENAI_API_KEY",
-    judge_budget: Annotated[
-        int | None, typer.Option(min=0, help="Most calls, retries included.")
-    ] = None,
-    judge_timeout_s: Annotated[float, typer.Option(min=0.1, help="Of one call, seconds.")] = 120.0,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Ray actors; 0: one process, or one actor a cluster CPU.")
-    ] = 0,
+    data: _Data,
+    model: _Model,
+    out: _Out = Path("runs/aurora-bench"),
+    round_id: _Round = None,
+    family: _Family = "chameleon",
+    device: _Device = "cpu",
+    best_of: _BestOf = 1,
+    temperature: _Temperature = None,
+    seed: _Seed = 0,
+    clip: _Clip = None,
+    dino: _Dino = None,
+    bert: _Bert = None,
+    as_json: _Json = False,
+    judge_url: _JudgeUrl = None,
+    judge_model: _JudgeModel = None,
+    judge_key_env: _JudgeKeyEnv = "OPENAI_API_KEY",
+    judge_budget: _JudgeBudget = None,
+    judge_timeout_s: _JudgeTimeout = 120.0,
+    workers: _Workers = 0,
 ) -> None:
     """Score a model on AURORA-BENCH, beside a plain copy, with intervals.
 
