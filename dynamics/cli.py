@@ -14,14 +14,16 @@ import webbrowser
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from dynamics.config import REPOSITORY_ROOT, KeyframeConfig, PoolConfig, load
 from dynamics.console import ProgressView
 from dynamics.errors import UserError
+from dynamics.evaluation.aurora_bench.command import aurora_bench
 
 if TYPE_CHECKING:
     from dynamics.run_folder import RunFolder
@@ -37,6 +39,26 @@ app = typer.Typer(
 )
 ledger = typer.Typer(help="The append-only store of pseudo-labels.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
+
+
+class _RunFirst(TyperGroup):
+    """A first word that names no command is the RUN that the command ``run`` is about."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name in front where it is left out."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+evaluate = typer.Typer(
+    cls=_RunFirst,
+    help="Show what was measured: dynamics evaluate RUN [--controls], dynamics evaluate "
+    "aurora-bench --data DIR --model RUN. A RUN folder that is called like a command: ./NAME.",
+    no_args_is_help=True,
+)
+app.add_typer(evaluate, name="evaluate")
+evaluate.command("aurora-bench")(aurora_bench)
 console = Console(soft_wrap=True, highlight=False)
 
 Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/tabletop", metavar="RUN")]
@@ -190,8 +212,8 @@ def convert_vqgan_command(
     console.print(f"{num_weights} weights; {out} now has vqgan.json and vqgan.safetensors")
 
 
-@app.command()
-def evaluate(
+@evaluate.command("run")
+def evaluate_run(
     run: Run,
     controls: Annotated[
         bool,

@@ -9,12 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dynamics.errors import UserError
+from dynamics.models import FAMILIES
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
 REPOSITORY_ROOT = PACKAGE_ROOT.parent
@@ -29,6 +30,15 @@ GuardName = Literal["copy_rate", "caption_collapse", "type_skew", "calibration_d
 Device = Literal["cpu", "cuda"]
 DatasetName = Literal["aurora", "something", "epic", "parquet", "lerobot"]
 SourceName = Literal["folder", "ucf101", "kinetics700", "moments", "webdataset"]
+
+
+def _known_family(name: str) -> str:
+    if name not in FAMILIES:
+        raise ValueError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
+    return name
+
+
+FamilyName = Annotated[str, AfterValidator(_known_family)]
 
 NOT_DECIDING = frozenset(
     {"run_dir", "rounds", "cluster", "serve", "track", "name", "guards.accept"}
@@ -176,7 +186,7 @@ class LabelledConfig(Strict):
 class ModelConfig(Strict):
     """The unified VLM."""
 
-    family: Literal["chameleon", "liquid", "janus"] = "chameleon"
+    family: FamilyName = "chameleon"
     base: Path = Path("dynamics/assets/tiny-4x4")
     """Checkpoint folder (Hugging Face layout); relative paths count from the repository."""
     device: Device = "cpu"

@@ -1,0 +1,1 @@
+"""AURORA-BENCH: reading it, answering it, scoring the answers beside a plain copy."""

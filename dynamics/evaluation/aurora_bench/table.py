@@ -1,0 +1,66 @@
+"""The figures of an evaluation for the terminal."""
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from dynamics.evaluation.aurora_bench.dataset import SUBSETS
+from dynamics.evaluation.aurora_bench.summary import MEAN, METRICS, BenchReport
+from dynamics.records import Estimate
+
+_MISSING = "-"
+
+
+def bench_table(report: BenchReport) -> Table:
+    """A row per metric and contestant, a column per subset and for their mean."""
+    found = {name for figures in report.metrics.values() for by in figures.values() for name in by}
+    subsets = [*SUBSETS, *sorted(found - {*SUBSETS, MEAN})]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        caption="below each figure: 95 % interval over items; mean: over subsets; pictures are "
+        "compared at the target's own size",
+    )
+    table.add_column("metric")
+    table.add_column("of")
+    for name in (*subsets, MEAN):
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    group = None
+    for name, by_contestant in report.metrics.items():
+        metric = METRICS[name]
+        if metric.group != group:
+            group = metric.group
+            table.add_section()
+            table.add_row(f"[bold]{group}[/bold]")
+        arrow = "↓" if metric.better == "lower" else "↑"
+        for number, (who, figures) in enumerate(by_contestant.items()):
+            cells = (_cell(figures.get(column)) for column in (*subsets, MEAN))
+            table.add_row("" if number else f"{metric.title} {arrow}", who, *cells)
+    return table
+
+
+def notes(report: BenchReport) -> list[str]:
+    """What the table does not show, one line each."""
+    pairs = ", ".join(f"{subset} {count}" for subset, count in report.num_items.items())
+    lines = [f"{report.model}: {report.decode}; pairs: {pairs}"]
+    lines += [f"not used: {count} rows, {reason}" for reason, count in report.rejects.items()]
+    lines += [
+        f"instructions {name.replace('_', ' ')}: {count}"
+        for name, count in report.instructions.items()
+        if count
+    ]
+    if report.judge:
+        lines.append(
+            "judge: " + ", ".join(f"{name} {value}" for name, value in report.judge.items())
+        )
+    return [*lines, *report.left_out]
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return _MISSING
+    digits = 2 if estimate.high > 1 else 3
+    low, high = (f"{bound:.{digits}f}" for bound in (estimate.low, estimate.high))
+    return f"{estimate.value:.{digits}f}\n[dim]{low}-{high}[/dim]"

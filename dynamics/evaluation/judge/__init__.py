@@ -1,0 +1,1 @@
+"""A vision model that judges edits: the paper's two scores, over any chat endpoint."""
