@@ -1,7 +1,7 @@
 """A typed client of the HTTP service (`dynamics.serving.api`).
 
     with Client("http://127.0.0.1:8000") as client:
-        for step in client.rollout("table.png", ["push the red ring left", "dye the red ring blue"]):
+        for step in client.rollout("table.png", ["push the red ring up", "remove the red ring"]):
             step.image.save(f"step-{step.index}.png")
 
 Pictures go in as files, encoded bytes, PIL pictures or uint8 arrays [H, W, 3], and come back as RGB
