@@ -391,15 +391,12 @@ def encode_image(picture: Picture) -> str:
     Raises:
         UserError: no such file, not uint8 [H, W, 3], or more bytes than the service takes.
     """
-    if isinstance(picture, str | Path):
-        try:
-            content = Path(picture).read_bytes()
-        except OSError as error:
-            raise UserError(f"{picture} cannot be read: {error.strerror}") from error
-    elif isinstance(picture, bytes):
-        content = picture
+    if isinstance(picture, Image.Image | np.ndarray):
+        buffer = io.BytesIO()
+        open_image(picture).save(buffer, format="PNG")
+        content = buffer.getvalue()
     else:
-        content = _png(picture)
+        content = _content(picture)
     if len(content) > api.MAX_IMAGE_BYTES:
         raise UserError(
             f"the picture has {len(content):,} bytes, the service takes {api.MAX_IMAGE_BYTES:,}; "
@@ -408,16 +405,34 @@ def encode_image(picture: Picture) -> str:
     return base64.b64encode(content).decode()
 
 
-def _png(picture: Image.Image | NDArray[np.uint8]) -> bytes:
+def open_image(picture: Picture) -> Image.Image:
+    """Its pixels, RGB.
+
+    Raises:
+        UserError: no such file, no picture, or not uint8 [H, W, 3].
+    """
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise UserError(
                 f"a picture must be uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}"
             )
-        picture = Image.fromarray(picture)
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, format="PNG")
-    return buffer.getvalue()
+        return Image.fromarray(picture)
+    try:
+        return Image.open(io.BytesIO(_content(picture))).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        name = "these bytes" if isinstance(picture, bytes) else picture
+        raise UserError(f"{name} cannot be read as a picture") from error
+
+
+def _content(picture: str | Path | bytes) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return Path(picture).read_bytes()
+    except OSError as error:
+        raise UserError(f"{picture} cannot be read: {error.strerror}") from error
 
 
 def decode_image(text: str) -> Image.Image:
