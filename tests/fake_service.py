@@ -23,7 +23,7 @@ from dynamics.serving import api
 from dynamics.world.language import parse, say
 from dynamics.world.oracle import read_scenes
 from dynamics.world.render import snapshot
-from dynamics.world.scene import Scene, apply, sample_action, sample_scene
+from dynamics.world.scene import Scene, all_actions, apply, sample_action, sample_scene
 
 WORLD = WorldConfig()
 PAGE = REPOSITORY_ROOT / "ray_jobs" / "page"
@@ -76,7 +76,7 @@ def draw(scene: Scene, text: str, sampling: api.Sampling, step: int) -> tuple[Sc
     truth = apply(scene, action) or scene
     drawn, scores = [], []
     for _ in range(sampling.n or 8):
-        right = rng.random() < 0.3 + 0.2 * round_id
+        right = rng.random() < 0.3 + 0.2 * round_id or not all_actions(scene)
         drawn.append(truth if right else apply(scene, sample_action(rng, scene)) or scene)
         scores.append(float(rng.normal(-1.5 if right else -9.0, 1.5 if right else 4.0)))
     chosen = int(np.argmax(scores))
@@ -222,7 +222,7 @@ def build(behaviour: Behaviour) -> FastAPI:
     def index() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
-    @app.get("/page/{name}")
+    @app.get("/{name}")
     def asset(name: str) -> FileResponse:
         return FileResponse(PAGE / name)
 

@@ -1,4 +1,5 @@
 // The list of actions: one a row, to be edited, moved and removed; several pasted lines make rows.
+// Rows are text areas only so that a long sentence wraps: a line end never gets into one.
 
 import { el } from "./dom.js";
 
@@ -23,7 +24,7 @@ export class ActionList {
   }
 
   get inputs() {
-    return [...this.list.querySelectorAll("input")];
+    return [...this.list.querySelectorAll("textarea")];
   }
 
   /** Add a row at the end, or fill the first empty one. */
@@ -44,12 +45,12 @@ export class ActionList {
     if (after) after.after(row);
     else this.list.append(row);
     this.touch();
-    return row.querySelector("input");
+    return row.querySelector("textarea");
   }
 
   row(text) {
-    const input = el("input", {
-      type: "text",
+    const input = el("textarea", {
+      rows: 1,
       value: text,
       maxLength: this.maxChars,
       spellcheck: false,
@@ -75,7 +76,7 @@ export class ActionList {
   enter(event, row) {
     if (event.key !== "Enter" || event.ctrlKey || event.metaKey || event.isComposing) return;
     event.preventDefault();
-    const next = row.nextElementSibling?.querySelector("input") ?? this.insert(row, "");
+    const next = row.nextElementSibling?.querySelector("textarea") ?? this.insert(row, "");
     next?.focus();
   }
 
@@ -84,11 +85,11 @@ export class ActionList {
     const [first, ...others] = lines.filter(Boolean);
     if (!others.length) return;
     event.preventDefault();
-    const input = row.querySelector("input");
+    const input = row.querySelector("textarea");
     input.value = input.value ? `${input.value} ${first}` : first;
     let last = row;
     for (const line of others) last = this.insert(last, line)?.closest("li") ?? last;
-    last.querySelector("input").focus();
+    last.querySelector("textarea").focus();
     this.touch();
   }
 
@@ -105,7 +106,7 @@ export class ActionList {
   remove(row) {
     const next = row.nextElementSibling ?? row.previousElementSibling;
     row.remove();
-    if (next) next.querySelector("input").focus();
+    if (next) next.querySelector("textarea").focus();
     else this.insert(null, "").focus();
     this.touch();
   }
@@ -118,7 +119,7 @@ export class ActionList {
 
   renumber() {
     [...this.list.children].forEach((row, index) => {
-      row.querySelector("input").setAttribute("aria-label", `Action ${index + 1}`);
+      row.querySelector("textarea").setAttribute("aria-label", `Action ${index + 1}`);
       for (const button of row.querySelectorAll("button")) {
         button.setAttribute("aria-label", `${button.title}: action ${index + 1}`);
       }
