@@ -157,7 +157,7 @@ def add_refusals(app: FastAPI, behaviour: Behaviour) -> None:
 
 
 def build(behaviour: Behaviour) -> FastAPI:
-    app = FastAPI(title="fake")
+    app = FastAPI(title="fake", docs_url=None)
     add_refusals(app, behaviour)
 
     @app.get("/readyz")
@@ -224,7 +224,7 @@ def build(behaviour: Behaviour) -> FastAPI:
 
     @app.get("/{name}")
     def asset(name: str) -> FileResponse:
-        return FileResponse(PAGE / name)
+        return FileResponse(PAGE / ("docs.html" if name == "docs" else name))
 
     return app
 

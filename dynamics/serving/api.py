@@ -31,7 +31,8 @@ ActionText = Annotated[
 class Message(BaseModel):
     """An unknown field is an error: a misspelt option must not be ignored."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # The sentences under the fields are their description in the service's own documentation.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Sampling(Message):

@@ -28,7 +28,10 @@ from dynamics.serving.api import (
     ModelsReply,
     PredictReply,
     PredictRequest,
+    RolloutEnd,
     RolloutRequest,
+    RolloutStart,
+    RolloutStepMessage,
     ScenesReply,
 )
 from dynamics.serving.gate import Gate, Refused, sse
@@ -44,7 +47,14 @@ _SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
 ]
+_EVENTS = {
+    "start": RolloutStart.model_json_schema(),
+    "step": RolloutStepMessage.model_json_schema(),
+    "end": RolloutEnd.model_json_schema(),
+    "error": ErrorReply.model_json_schema(),
+}
 _PAGE_KINDS = (".html", ".css", ".js")
+_PAGE_PATHS = {"index.html": "/", "docs.html": "/docs"}
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorReply, "description": "The service wants a key."},
@@ -104,7 +114,9 @@ class _Posts:
                     "description": "Server-sent events: `start` (RolloutStart), `step` "
                     "(RolloutStepMessage) for every action, `end` (RolloutEnd); or `error` "
                     "(ErrorReply), which ends it.",
-                    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                    "content": {
+                        "text/event-stream": {"schema": {"type": "string"}, "x-events": _EVENTS}
+                    },
                 },
             },
             openapi_extra=_body(RolloutRequest, ("image",)),
@@ -250,7 +262,7 @@ def _add_page(app: FastAPI, page: Path) -> None:
             return FileResponse(page / name, headers={"cache-control": "no-cache"})
 
     for name in sorted(path.name for path in page.iterdir() if path.suffix in _PAGE_KINDS):
-        serve_file("/" if name == "index.html" else f"/{name}", name)
+        serve_file(_PAGE_PATHS.get(name, f"/{name}"), name)
 
 
 async def _read(request: Request, kind: type[Message]) -> bytes:
