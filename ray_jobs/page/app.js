@@ -176,7 +176,8 @@ function showRunning(now) {
   $("result").setAttribute("aria-busy", `${now}`);
   if (hadFocus) $(now ? "stop" : "run").focus();
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (now && $("result").getBoundingClientRect().top > innerHeight - 120) {
+  const { top } = $("result").getBoundingClientRect();
+  if (now && (top < 0 || top > innerHeight - 120)) {
     $("result").scrollIntoView({ behavior: calm ? "auto" : "smooth" });
   }
   if (!now) $("status").textContent += " Finished.";

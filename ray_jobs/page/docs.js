@@ -17,7 +17,7 @@ function resolved(schema = {}) {
 function typeName(schema) {
   const plain = resolved(schema);
   if (plain.enum) return plain.enum.join(", ");
-  if (plain.type === "array") return `list of ${typeName(plain.items)}`;
+  if (plain.type === "array") return `list of ${typeName(plain.items)}s`;
   if (plain.type === "object") return plain.title;
   return `${plain.type}${range(plain)}`;
 }
