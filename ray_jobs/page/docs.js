@@ -32,7 +32,7 @@ function range(schema) {
 
 function usual(schema, name, parent) {
   if (parent.required?.includes(name)) return "needed";
-  return schema.default === undefined || schema.default === null ? "" : `${schema.default}`;
+  return schema.default === undefined || schema.default === null ? "" : `default ${schema.default}`;
 }
 
 function table(schema, isRequest) {
@@ -44,7 +44,7 @@ function table(schema, isRequest) {
       el("th", { scope: "row" }, name),
       el("td", {}, typeName(field)),
       isRequest ? el("td", {}, usual(field, name, parent)) : null,
-      el("td", {}, field.description ?? resolved(field).description ?? ""),
+      el("td", {}, (field.description ?? resolved(field).description ?? "").replaceAll("``", "")),
     ),
   );
   return el("div", { className: "scroll" }, el("table", {}, el("tbody", {}, ...rows)));

@@ -11,13 +11,13 @@ STREAM = (
     'event: start\r\ndata: {"a":\rdata: 1}\r\n\r\n'
     "id: 7\r\n\nretry: 10\ndata:no space\ndata\ndata:  two spaces\n\n"
     "event: nothing to say\n\n"
-    "event: ende\ndata: süß ✓\n\n"
+    "event: last\ndata: süß ✓\n\n"
     "event: lost\ndata: cut off"
 ).encode()
 EVENTS = [
     Event(name="start", data='{"a":\n1}'),
     Event(name="message", data="no space\n\n two spaces"),
-    Event(name="ende", data="süß ✓"),
+    Event(name="last", data="süß ✓"),
 ]
 
 
