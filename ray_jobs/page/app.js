@@ -10,7 +10,9 @@ import * as service from "./service.js";
 import * as settings from "./settings.js";
 
 const PREFILLED = 3;
+const ADDRESS_PAUSE_MS = 400; // browsers refuse an address that changes with every key
 
+let addressLater = 0; // the timer of the next change of the address
 let running = null; // the AbortController of the run in progress
 let asking = null; // the promise of a key that is being asked for
 
@@ -98,6 +100,12 @@ function addAction(text) {
 
 function changed() {
   settings.describe();
+  clearTimeout(addressLater);
+  addressLater = setTimeout(updateAddress, ADDRESS_PAUSE_MS);
+}
+
+function updateAddress() {
+  clearTimeout(addressLater);
   const scene = gallery.chosen?.actions.length ? gallery.chosen.name : "";
   history.replaceState(null, "", `#${settings.toHash(scene, actions.edited ? actions.value : [])}`);
 }
@@ -243,7 +251,10 @@ function wireForm() {
     say($("error"), wrong);
     if (!wrong) copy(curl(), "The request, as a curl command,");
   });
-  $("copy-link").addEventListener("click", () => copy(location.href, "The link to these settings"));
+  $("copy-link").addEventListener("click", () => {
+    updateAddress();
+    copy(location.href, "The link to these settings");
+  });
   $("theme").addEventListener("click", nextTheme);
   $("file").addEventListener("change", (event) => bring(event.target.files[0]));
 }
@@ -253,9 +264,15 @@ function wireDocument() {
     if (event.key === "Escape" && !$("key-dialog").open) running?.abort();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("run").disabled) run();
   });
-  document.addEventListener("paste", (event) => bring(pictureIn(event.clipboardData)));
-  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("paste", (event) => {
+    const isText = event.target.matches?.("input, textarea") && event.clipboardData.getData("text");
+    if (!isText) bring(pictureIn(event.clipboardData));
+  });
+  document.addEventListener("dragover", (event) => {
+    if (event.dataTransfer.types.includes("Files")) event.preventDefault();
+  });
   document.addEventListener("drop", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
     event.preventDefault();
     bring(pictureIn(event.dataTransfer));
   });

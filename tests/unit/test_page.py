@@ -185,6 +185,7 @@ def test_the_address_holds_the_settings(browser, url):
         page.fill("#n", "3")
         page.fill("#seed", "77")
         page.select_option("#verifier", "idm")
+        page.click("#copy-link")
         link = page.evaluate("location.href")
     fields = parse_qs(urlsplit(link).fragment)
     assert fields["scene"] == ["table 5"]
@@ -198,6 +199,7 @@ def test_the_address_holds_the_settings(browser, url):
         assert page.locator("input:checked").input_value() == "table 5"
         assert page.locator("#n").input_value() == "3"
         assert page.locator("#verifier").input_value() == "idm"
+        page.click("#copy-link")
         assert page.evaluate("location.href") == link
     with opened(browser, url, "#n=99&beam=x&verifier=none&round=9&scene=no") as page:
         assert page.locator("#n").input_value() == "8"
@@ -230,6 +232,27 @@ def test_a_persons_own_picture_is_scaled_and_used(browser, url):
         expect(chosen).not_to_have_attribute("src", scaled)
         assert chosen.evaluate("one => one.decode().then(() => one.naturalWidth)") == 40
         assert page.locator("#error").is_hidden()
+
+
+def test_pictures_are_dropped_where_they_belong(browser, url):
+    drop = """async (place) => {
+        const canvas = new OffscreenCanvas(20, 20);
+        canvas.getContext("2d").fillRect(0, 0, 9, 9);
+        const dataTransfer = new DataTransfer();
+        const file = new File([await canvas.convertToBlob()], "a.png", {type: "image/png"});
+        dataTransfer.items.add(file);
+        const how = {dataTransfer, bubbles: true, cancelable: true};
+        place.dispatchEvent(new DragEvent("dragenter", how));
+        place.dispatchEvent(new DragEvent("drop", how));
+    }"""
+    with opened(browser, url) as page:
+        page.locator("#before").evaluate(drop)
+        page.locator("#after").evaluate(drop)
+        page.wait_for_selector("#ask:enabled")
+        assert page.locator(".scene:has-text('your own')").count() == 0
+        page.locator("#drop").evaluate(drop)
+        page.wait_for_selector("input[value='your own']:checked")
+        assert page.locator(".over").count() == 0
 
 
 def test_the_key_is_asked_for_kept_in_the_tab_and_sent(browser, url, behaviour):
