@@ -103,6 +103,8 @@ class PoolPart(Strict):
 
     path: Path
     source: SourceName = "folder"
+    num_pairs: int | None = Field(default=None, ge=1)
+    """The most pairs to take from it; none = pool.num_pairs."""
 
     @property
     def name(self) -> str:
@@ -133,6 +135,12 @@ class PoolConfig(Strict):
         first = () if self.path is None else (PoolPart(path=self.path, source=self.source),)
         return first + self.more
 
+    @property
+    def most_pairs(self) -> int:
+        """Pairs to film, or the most that all folders together give."""
+        wanted = [part.num_pairs or self.num_pairs for part in self.parts]
+        return sum(wanted) if wanted else self.num_pairs
+
     @model_validator(mode="after")
     def _folders_differ(self) -> "PoolConfig":
         if self.more and self.path is None:
@@ -159,6 +167,8 @@ class LabelledConfig(Strict):
     """Share of the pairs that is held out, whole videos or pictures at a time."""
     num_seed: int = Field(default=4096)
     """Pairs to film, or the most to take from the data set."""
+    max_pairs: dict[str, int] = {}
+    """The most pairs that a class of the data set gives to the seed, e.g. ``{kubric: 10000}``."""
     num_heldout: int = Field(default=1000)
     """Pairs to film, or the most to take from the held-out part."""
 
@@ -168,6 +178,10 @@ class LabelledConfig(Strict):
             raise ValueError("dataset and path go together: which data set, and where it lies")
         if self.heldout_path is not None and self.dataset is None:
             raise ValueError("heldout_path needs dataset: which data set it is")
+        if self.max_pairs and self.dataset is None:
+            raise ValueError("max_pairs needs dataset: its keys are classes of that data set")
+        if any(most < 1 for most in self.max_pairs.values()):
+            raise ValueError("max_pairs must be at least 1 for every class it names")
         return self
 
     @model_validator(mode="after")

@@ -124,7 +124,7 @@ class _Source:
             ref = (
                 dataset_ref(path)
                 if path.exists()
-                else self._ingest(split, part, path, cfg.keyframes, cfg.num_pairs)
+                else self._ingest(split, part, path, cfg.keyframes, part.num_pairs or cfg.num_pairs)
             )
             rows = read_table(ref, PAIR_SCHEMA)
             for name in ("clip_path", "clip_class"):

@@ -33,7 +33,7 @@ from dynamics.training.fit import (
     finished_fit,
     fit_adapter,
 )
-from dynamics.training.loss import Task
+from dynamics.training.loss import RowLoss, Task
 from dynamics.training.sharding import FsdpEngine
 
 MAX_FAILURES = 2
@@ -42,10 +42,9 @@ MAX_FAILURES = 2
 class DdpEngine(PlainEngine):
     """Gradients averaged over a task's workers by `DistributedDataParallel` (gloo or nccl)."""
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, group: Any) -> None:
-        prepared = ray.train.torch.prepare_model(
-            module, parallel_strategy_kwargs={"process_group": group}
-        )
+    def __init__(self, loss: RowLoss, optimizer: Optimizer, group: Any) -> None:
+        options = {"process_group": group, "find_unused_parameters": loss.some_unused}
+        prepared = ray.train.torch.prepare_model(loss, parallel_strategy_kwargs=options)
         super().__init__(prepared, optimizer)
         self._replica: Any = prepared
 

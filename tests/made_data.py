@@ -54,21 +54,21 @@ def write_clip(path: Path, shades: Sequence[int], fps: int = 10) -> None:
         container.mux(stream.encode())
 
 
-def write_aurora(root: Path, num: int = 8) -> Path:
-    """A checkout: ``num`` rows each of magicbrush and ag; the other manifests are missing."""
-    for task in ("magicbrush", "ag"):
+def write_aurora(root: Path, num: int = 8, tasks: Sequence[str] = ("magicbrush", "ag")) -> Path:
+    """A checkout: ``num`` rows of every task; the other manifests are missing."""
+    for place, task in enumerate(tasks):
         rows = []
         for number in range(num):
             ends = (
-                [f"{number}/{number}-input.png", f"{number}/{number}-output1.png"]
-                if task == "magicbrush"
-                else [f"V{number}.mp4_{number}_left.png", f"V{number}.mp4_{number}_right.png"]
+                [f"V{number}.mp4_{number}_left.png", f"V{number}.mp4_{number}_right.png"]
+                if task == "ag"
+                else [f"{number}/{number}-input.png", f"{number}/{number}-output1.png"]
             )
             names = [f"data/{task}/images/{end}" for end in ends]
             for step, name in enumerate(names):
                 path = root / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(picture(100 * (task == "ag") + 7 * number + 3 * step))
+                path.write_bytes(picture(100 * place + 7 * number + 3 * step))
             action = ACTIONS[number % len(ACTIONS)]
             words = [action, "another wording"] if number % 2 else action
             rows.append({"instruction": words, "input": names[0], "output": names[1]})

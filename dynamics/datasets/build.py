@@ -10,7 +10,7 @@ from dynamics.config import LoopConfig
 from dynamics.datasets import DATASETS
 from dynamics.datasets.listing import Labelled, LabelledPair
 from dynamics.datasets.read import Rows, read_rows
-from dynamics.datasets.split import drawn, split
+from dynamics.datasets.split import capped, drawn, split
 from dynamics.errors import UserError
 from dynamics.models.base import ImageTokenizer
 from dynamics.records import TRANSITION_SCHEMA, DatasetRef
@@ -56,6 +56,7 @@ def build_labelled(
     else:
         seed_pairs, heldout_pairs = (drawn(one.pairs, cfg.seed) for one in (found, held))
     wanted = cfg.labelled
+    seed_pairs = capped(seed_pairs, wanted.max_pairs)
     with DecodePool(
         _NUM_WORKERS, memory_mb=cfg.pool.decode_memory_mb, timeout_s=cfg.pool.decode_timeout_s
     ) as decoders:

@@ -137,8 +137,8 @@ class _Reader:
         if not self._fits(pair.action):
             return lambda _: "action_tokens"
         if isinstance(pair.frames, Segment):
-            return partial(_read_segment, pair, pair.frames, self._videos, self._images.frame_px)
-        return partial(_read_stills, pair, pair.frames, self._images.frame_px)
+            return partial(_read_segment, pair, pair.frames, self._videos, self._images)
+        return partial(_read_stills, pair, pair.frames, self._images)
 
     def _unusable(self, read: _Read) -> str:
         """Why a decoded pair is left out, else empty; remembers those that are not."""
@@ -157,7 +157,7 @@ def _read_segment(
     pair: LabelledPair,
     segment: Segment,
     known: dict[Path, str],
-    frame_px: int,
+    images: ImageTokenizer,
     worker: DecodeWorker,
 ) -> _Read | str:
     try:
@@ -166,20 +166,20 @@ def _read_segment(
     except OSError:
         return "missing_video"
     known[segment.path] = digest
-    ends = worker.segment(segment.path, segment.span_s, frame_px)
+    ends = worker.segment(segment.path, segment.span_s, images.frame_px, images.bars)
     if isinstance(ends, Rejected):
         return ends.reason
     return _Read(pair=pair, ends=ends, clip_sha256=digest, digests=frozenset({digest}))
 
 
 def _read_stills(
-    pair: LabelledPair, stills: Stills, frame_px: int, worker: DecodeWorker
+    pair: LabelledPair, stills: Stills, images: ImageTokenizer, worker: DecodeWorker
 ) -> _Read | str:
     try:
         before, after = stills.before.read(), stills.after.read()
     except Refused as error:
         return str(error)
-    ends = worker.pictures(before, after, frame_px)
+    ends = worker.pictures(before, after, images.frame_px, images.bars)
     if isinstance(ends, Rejected):
         return ends.reason
     digests = [hashlib.sha256(payload).hexdigest() for payload in (before, after)]

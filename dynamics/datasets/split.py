@@ -1,6 +1,7 @@
 """Seed and held-out set: no video and no picture is in both, and equal seeds split equally."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from dynamics.datasets.listing import LabelledPair
 from dynamics.errors import UserError
@@ -46,6 +47,27 @@ def split(
 def drawn(pairs: Sequence[LabelledPair], seed: int) -> list[LabelledPair]:
     """In an order that depends on the pairs and the seed only: a part of it is a fair sample."""
     return sorted(pairs, key=lambda pair: stable_hash(seed, "drawn", _key(pair)))
+
+
+def capped(pairs: Sequence[LabelledPair], most: Mapping[str, int]) -> list[LabelledPair]:
+    """The first ``most[class]`` pairs of every class that is named there, all of the others.
+
+    Raises:
+        UserError: a class is named that no pair has.
+    """
+    known = sorted({pair.clip_class for pair in pairs})
+    if unknown := sorted(set(most) - set(known)):
+        raise UserError(
+            f"labelled.max_pairs names {', '.join(unknown)}, but the classes of the data set are "
+            f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+        )
+    taken: Counter[str] = Counter()
+    kept = []
+    for pair in pairs:
+        taken[pair.clip_class] += 1
+        if taken[pair.clip_class] <= most.get(pair.clip_class, len(pairs)):
+            kept.append(pair)
+    return kept
 
 
 def _key(pair: LabelledPair) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from dynamics.config import PoolPart
 from dynamics.errors import UserError
-from dynamics.exports.rounds import ExportedRound, finished_round, inside
+from dynamics.exports.rounds import ExportedRound, finished_round
 from dynamics.ledger.store import Ledger, Manifest
 from dynamics.models import load_image_tokenizer
 from dynamics.models.base import ImageTokenizer
@@ -28,6 +30,8 @@ from dynamics.tables import dataset_ref, read_table
 from dynamics.video.decode import ClipFrames
 from dynamics.video.ingest import decode_spec
 from dynamics.video.sandbox import DecodePool, ReadClip
+from dynamics.video.sources import Clip, clips_by_path
+from dynamics.video.unpack import Unpacked
 from dynamics.world.film import filmed_keyframes
 
 FramesFrom = Literal["clip", "codes"]
@@ -147,22 +151,37 @@ class AcceptedLabels:
     def _with_clips(
         self, groups: Sequence[list[dict[str, Any]]]
     ) -> Iterator[tuple[list[dict[str, Any]], ReadClip | None]]:
-        cfg, run = self.origin.cfg, self.origin.run
-        root = run.data / "pool" / "clips" if cfg.pool.path is None else cfg.pool.path
-        keyframes = (
-            filmed_keyframes(cfg.world, "pool") if cfg.pool.path is None else cfg.pool.keyframes
-        )
-        paths = [inside(root, group[0]["clip_path"], "pool.parquet") for group in groups]
-        there = [path for path in paths if path.is_file()]
-        with DecodePool(
-            min(2, max(1, len(there))),
-            memory_mb=cfg.pool.decode_memory_mb,
-            timeout_s=cfg.pool.decode_timeout_s,
-        ) as decoders:
-            read = decoders.read(there, decode_spec(keyframes, self.frame_px))
+        cfg, clips = self.origin.cfg, self._clips()
+        filmed = cfg.pool.path is None
+        keyframes = filmed_keyframes(cfg.world, "pool") if filmed else cfg.pool.keyframes
+        found = [clips.get(group[0]["clip_path"]) for group in groups]
+        there = [clip for clip in found if clip is not None and clip.path.is_file()]
+        with (
+            TemporaryDirectory() as folder,
+            Unpacked(Path(folder) / "clips") as unpacked,
+            DecodePool(
+                min(2, max(1, len(there))),
+                memory_mb=cfg.pool.decode_memory_mb,
+                timeout_s=cfg.pool.decode_timeout_s,
+            ) as decoders,
+        ):
+            read = decoders.read(map(unpacked.path, there), decode_spec(keyframes, self.images))
             known = set(there)
-            for group, path in zip(groups, paths, strict=True):
-                yield group, next(read) if path in known else None
+            for group, clip in zip(groups, found, strict=True):
+                if clip is None or clip not in known:
+                    yield group, None
+                else:
+                    yield group, next(read)
+                    unpacked.drop(clip)
+
+    def _clips(self) -> dict[str, Clip]:
+        """The pool's clips as they lie there now; none when a folder of it is gone."""
+        pool = self.origin.cfg.pool
+        filmed = PoolPart(path=self.origin.run.data / "pool" / "clips")
+        try:
+            return clips_by_path(pool.parts or (filmed,))
+        except UserError:
+            return {}
 
     def _frames(
         self, group: Sequence[Mapping[str, Any]], read: ReadClip | None

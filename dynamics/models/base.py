@@ -30,13 +30,15 @@ class ImageTokenizer(Protocol):
 
     frame_px: int
     """Side of the square frames that are encoded, in pixels."""
+    bars: tuple[int, int, int] | None
+    """RGB of the bars that make a picture square; None = the middle of its longer side is kept."""
     num_tokens: int
     """Codes a frame, L."""
     num_codes: int
     """Size of the codebook; codes are 0 .. num_codes - 1."""
 
     def fit(self, picture: Image.Image) -> np.ndarray:
-        """A picture of any size as uint8 frame [H, W, 3], cropped or padded by the model's rule."""
+        """A picture of any size as uint8 frame [H, W, 3], squared by the model's rule."""
 
     def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:
         """uint8 frames to int64 codes [B, L]."""

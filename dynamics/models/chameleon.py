@@ -24,7 +24,6 @@ from dynamics.models.checkpoint import (
     read_tokenizer,
     read_weights,
 )
-from dynamics.models.frames import centre_crop
 from dynamics.models.fsq import CONFIG_FILE as FSQ_CONFIG
 from dynamics.models.fsq import FsqTokenizer
 from dynamics.models.tokens import Prompts, Tokens
@@ -92,7 +91,7 @@ def load_image_tokenizer(base: Path, device: str = "cpu") -> ImageTokenizer:
         model = vqgan_from(base, _vq_config(base), weights)
     else:
         _check_same_codebook(base, model.quantize.embedding.weight)
-    return vqgan_tokenizer(model, centre_crop, device)
+    return vqgan_tokenizer(model, device)
 
 
 def _vq_config(base: Path) -> ChameleonVQVAEConfig:

@@ -106,6 +106,7 @@ class FsqTokenizer:
     def __init__(self, model: FsqAutoencoder, *, batch_size: int = 512) -> None:
         self.model = model.eval().requires_grad_(False)
         self.frame_px = model.config.frame_px
+        self.bars: tuple[int, int, int] | None = None
         self.num_tokens = (model.config.frame_px // model.config.patch_px) ** 2
         self.num_codes = model.config.num_codes
         self._batch_size = batch_size

@@ -13,9 +13,7 @@ B rows, T positions, L codes a frame, D feature width.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVQVAE
@@ -30,7 +28,6 @@ from dynamics.models.checkpoint import (
     read_weights,
     token_id,
 )
-from dynamics.models.frames import pad_to_square
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
 from dynamics.models.vq import VqTokenizer
@@ -61,6 +58,14 @@ def load(base: Path, device: str) -> UnifiedVLM:
 
 class JanusVLM(UnifiedVLM):
     """A unified VLM whose image codes have an embedding and a head of their own."""
+
+    vocabulary_layers = (
+        *UnifiedVLM.vocabulary_layers,
+        "generation_embeddings",
+        "generation_aligner",
+        "generation_head",
+    )
+    heads_apart = True
 
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Last hidden states [B, T, D]; extends ``cache`` in place when one is given."""
@@ -130,13 +135,9 @@ def load_image_tokenizer(base: Path, device: str) -> ImageTokenizer:
         frame_px=side * 2 ** (len(config.vq_config.channel_multiplier) - 1),
         num_tokens=side * side,
         num_codes=config.vq_config.num_embeddings,
-        fit=_fit,
+        bars=BACKGROUND,
         device=device,
     )
-
-
-def _fit(picture: Image.Image, px: int) -> np.ndarray:
-    return pad_to_square(picture, px, BACKGROUND)
 
 
 def load_tokens(base: Path, images: ImageTokenizer) -> Tokens:

@@ -8,15 +8,12 @@ were given to the tokens around images.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers import GemmaConfig, GemmaForCausalLM
 
 from dynamics.errors import UserError
 from dynamics.models.base import ImageTokenizer
 from dynamics.models.checkpoint import check_model_type, read_network, read_tokenizer, token_id
-from dynamics.models.frames import pad_to_square
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
 from dynamics.models.vqgan import load_vqgan, vqgan_tokenizer
@@ -57,11 +54,7 @@ def load_image_tokenizer(base: Path, device: str) -> ImageTokenizer:
             f"{base} has no image tokenizer; get vqgan.ckpt of Liquid or Chameleon and run "
             f"dynamics convert-vqgan vqgan.ckpt {base}"
         )
-    return vqgan_tokenizer(model, _fit, device)
-
-
-def _fit(picture: Image.Image, px: int) -> np.ndarray:
-    return pad_to_square(picture, px, BACKGROUND)
+    return vqgan_tokenizer(model, device, BACKGROUND)
 
 
 def load_tokens(base: Path, images: ImageTokenizer) -> Tokens:

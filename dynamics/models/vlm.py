@@ -7,7 +7,7 @@ B rows, T positions, D width, V vocabulary.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft import PeftModel
@@ -31,6 +31,11 @@ class UnifiedVLM:
     Raises:
         UserError: vocabulary and image tokenizer have different numbers of codes.
     """
+
+    vocabulary_layers: ClassVar[tuple[str, ...]] = ("embed_tokens", "lm_head")
+    """Embeddings and heads, by the end of their names: what ``lora.train_embeddings`` trains."""
+    heads_apart: ClassVar[bool] = False
+    """Whether words and codes have heads of their own, so that a task may leave one unused."""
 
     def __init__(
         self, base: Path, network: Any, images: ImageTokenizer, tokens: Tokens, device: str

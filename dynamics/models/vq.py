@@ -3,7 +3,7 @@
 B rows, L codes a frame, D feature width, H = W = frame pixels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -11,10 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dynamics.models.frames import centre_crop, pad_to_square
 from dynamics.models.fsq import to_pixels
-
-FitRule = Callable[[Image.Image, int], np.ndarray]
-"""(picture, side in pixels) to uint8 frame [side, side, 3]."""
 
 _PIXELS_PER_BATCH = 4 * 512 * 512
 """A 512 px frame needs about 1 GB inside a published encoder."""
@@ -43,20 +41,22 @@ class VqTokenizer:
         frame_px: int,
         num_tokens: int,
         num_codes: int,
-        fit: FitRule,
+        bars: tuple[int, int, int] | None,
         device: str,
     ) -> None:
         self.frame_px = frame_px
+        self.bars = bars
         self.num_tokens = num_tokens
         self.num_codes = num_codes
         self._model = model
-        self._fit = fit
         self._device = device
         self._batch = max(1, _PIXELS_PER_BATCH // frame_px**2)
 
     def fit(self, picture: Image.Image) -> np.ndarray:
         """A picture of any size as uint8 frame [H, W, 3], by the rule of the family."""
-        return self._fit(picture, self.frame_px)
+        if self.bars is None:
+            return centre_crop(picture, self.frame_px)
+        return pad_to_square(picture, self.frame_px, self.bars)
 
     def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:
         """uint8 frames to int64 codes [B, L]."""

@@ -28,7 +28,7 @@ from transformers.models.chameleon.modeling_chameleon import (
 
 from dynamics.errors import UserError
 from dynamics.models.checkpoint import check_shapes, read_tensors
-from dynamics.models.vq import FitRule, VqTokenizer
+from dynamics.models.vq import VqTokenizer
 
 VQGAN_CONFIG = "vqgan.json"
 VQGAN_WEIGHTS = "vqgan.safetensors"
@@ -150,7 +150,9 @@ def load_vqgan(folder: Path) -> Vqgan | None:
     return vqgan_from(folder / VQGAN_WEIGHTS, ChameleonVQVAEConfig(**raw), weights)
 
 
-def vqgan_tokenizer(model: Vqgan, fit: FitRule, device: str) -> VqTokenizer:
+def vqgan_tokenizer(
+    model: Vqgan, device: str, bars: tuple[int, int, int] | None = None
+) -> VqTokenizer:
     """The `dynamics.models.base.ImageTokenizer` over a VQGAN, on ``device``."""
     config = model.config
     side = config.resolution // 2 ** (len(config.channel_multiplier) - 1)
@@ -159,6 +161,6 @@ def vqgan_tokenizer(model: Vqgan, fit: FitRule, device: str) -> VqTokenizer:
         frame_px=config.resolution,
         num_tokens=side * side,
         num_codes=config.num_embeddings,
-        fit=fit,
+        bars=bars,
         device=device,
     )

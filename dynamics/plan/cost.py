@@ -216,7 +216,7 @@ def label_flops(cfg: LoopConfig, sizes: Sizes) -> float:
 def hours(cfg: LoopConfig, sizes: Sizes, tasks: dict[Task, TaskPlan], machine: Machine) -> Hours:
     """Wall hours: FLOPs over what the GPUs (or cores) that share them reach."""
     reached = machine.tflops * 1e12 * machine.utilisation
-    pairs = cfg.pool.num_pairs
+    pairs = cfg.pool.most_pairs
     frames = 2 * (pairs + cfg.labelled.num_seed + cfg.labelled.num_heldout)
     fits = [
         plan.steps * plan.tokens_per_step * plan.flops_per_token / cfg.train.num_workers
@@ -238,7 +238,7 @@ def disk_bytes(cfg: LoopConfig, sizes: Sizes) -> dict[str, int]:
     adapters: two a round, 4 bytes a trained parameter, and the state that a fit resumes from, three
     times that, once.
     """
-    seed, heldout, pool = cfg.labelled.num_seed, cfg.labelled.num_heldout, cfg.pool.num_pairs
+    seed, heldout, pool = cfg.labelled.num_seed, cfg.labelled.num_heldout, cfg.pool.most_pairs
     rounds = cfg.rounds
     rows = seed + heldout + pool + seed + rounds * (seed + pool)
     kept = sizes.trainable
@@ -258,12 +258,15 @@ def _clip_bytes(cfg: LoopConfig) -> int:
     world = cfg.world
     pixels = (world.frame_px * world.film_scale) ** 2 * world.hold_frames
     per_action = {"seed": world.actions_per_clip, "heldout": 1, "pool": world.actions_per_clip}
-    wanted = {"seed": cfg.labelled.num_seed, "heldout": cfg.labelled.num_heldout}
-    on_disk = 0
+    wanted: dict[str, int] = {}
+    if cfg.labelled.dataset is None:
+        wanted = {"seed": cfg.labelled.num_seed, "heldout": cfg.labelled.num_heldout}
     if cfg.pool.path is None:
         wanted["pool"] = cfg.pool.num_pairs
-    elif cfg.pool.path.is_dir():
-        on_disk = sum(path.stat().st_size for path in _files(cfg.pool.path))
+    on_disk = 0
+    for part in cfg.pool.parts:
+        if part.path.is_dir():
+            on_disk += sum(path.stat().st_size for path in _files(part.path))
     filmed = sum(
         math.ceil(pairs / per_action[split]) * (per_action[split] + 1) * pixels
         for split, pairs in wanted.items()

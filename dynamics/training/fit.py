@@ -8,7 +8,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,7 +68,7 @@ class WorkerContext:
 
     rank: int = 0
     world_size: int = 1
-    make_engine: Callable[[nn.Module, torch.optim.Optimizer], Engine] = PlainEngine
+    make_engine: Callable[[RowLoss, torch.optim.Optimizer], Engine] = PlainEngine
     report: Callable[[int, dict[str, float], Path | None], None] = field(
         default=lambda step, metrics, checkpoint: None
     )
@@ -172,14 +172,16 @@ def _lower_frozen(job: FitJob, network: nn.Module) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def adapter_config(lora: LoraConfig) -> PeftLoraConfig:
-    """A fresh adapter: on every linear layer of the decoder, embeddings and head where asked."""
+def adapter_config(
+    lora: LoraConfig, vocabulary_layers: Sequence[str] = UnifiedVLM.vocabulary_layers
+) -> PeftLoraConfig:
+    """A fresh adapter: on every linear layer of the decoder, embeddings and heads where asked."""
     return PeftLoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=LINEAR_LAYERS,
-        modules_to_save=["embed_tokens", "lm_head"] if lora.train_embeddings else None,
+        modules_to_save=list(vocabulary_layers) if lora.train_embeddings else None,
     )
 
 
@@ -188,7 +190,7 @@ def _attach_adapter(model: UnifiedVLM, job: FitJob) -> None:
     if job.init_from is not None:
         network = PeftModel.from_pretrained(model.network, str(job.init_from), is_trainable=True)
     else:
-        config = adapter_config(job.train.lora)
+        config = adapter_config(job.train.lora, model.vocabulary_layers)
         network = get_peft_model(model.network, config)
     # A name, not a path: an adapter's files must not depend on where the run lies.
     network.peft_config["default"].base_model_name_or_path = job.base.name

@@ -32,19 +32,23 @@ OPEN_OPTIONS = {
 }
 # Without the two flags swscale's area filter is off by up to 65 of 255 at colour edges.
 SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+Bars = tuple[int, int, int] | None
+"""How a picture becomes square: bars of this RGB colour on its shorter side, or, None, its middle
+kept. The model's rule (`dynamics.models.base.ImageTokenizer`)."""
 SLACK_S = 1.0
 """A segment may end this much after its video's last frame: annotations are made by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeSpec:
-    """What to take from every clip; the fields of `KeyframeConfig` plus the frame's size."""
+    """What to take from every clip; the fields of `KeyframeConfig` plus the model's frame."""
 
     frame_px: int
     top_k: int
     spacing_frames: int
     min_change: float
     max_cut: float
+    bars: Bars = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,7 @@ class ClipFrames:
     """What a clip gave."""
 
     frames: np.ndarray
-    """uint8 [P, frame_px, frame_px, 3], RGB, centre-cropped: the frames that kept pairs use."""
+    """uint8 [P, frame_px, frame_px, 3], RGB: the frames that kept pairs use."""
     indices: tuple[int, ...]
     """Frame index in the clip of each of ``frames``, ascending."""
     times_s: tuple[float, ...]
@@ -74,7 +78,7 @@ def read_clip(path: Path, spec: DecodeSpec) -> ClipFrames:
     Raises:
         BadClip: ``unreadable``, ``no_video``, ``frame_size``, ``too_short`` or ``damaged``.
     """
-    scan = _scan(path)
+    scan = _scan(path, spec.bars)
     pairs = select_pairs(
         scan.thumbs,
         top_k=spec.top_k,
@@ -91,7 +95,7 @@ def read_clip(path: Path, spec: DecodeSpec) -> ClipFrames:
     frames = np.zeros((len(indices), spec.frame_px, spec.frame_px, 3), dtype=np.uint8)
     # Strict: a second pass that gives fewer frames must not leave black ones.
     for number, frame in zip(range(len(indices)), raw, strict=True):
-        frames[number] = square(scale, frame, spec.frame_px)
+        frames[number] = square(scale, frame, spec.frame_px, spec.bars)
     return ClipFrames(
         frames=frames,
         indices=tuple(indices),
@@ -105,20 +109,23 @@ class Ends:
     """The two frames of a labelled pair."""
 
     frames: np.ndarray
-    """uint8 [2, frame_px, frame_px, 3], RGB, centre-cropped."""
+    """uint8 [2, frame_px, frame_px, 3], RGB."""
     indices: tuple[int, int] = (0, 1)
     """Frame numbers in the video, from its nominal rate; 0 and 1 of two pictures."""
     times_s: tuple[float, float] = (0.0, 0.0)
     """Seconds from the video's beginning; 0 for pictures, which have no times."""
 
 
-def read_ends(path: Path, span_s: tuple[float, float] | None, frame_px: int) -> Ends:
+def read_ends(
+    path: Path, span_s: tuple[float, float] | None, frame_px: int, bars: Bars = None
+) -> Ends:
     """The first and the last frame of a segment, or of the whole video.
 
     Args:
         path: the video.
         span_s: what is shown at these two moments, seconds; None is the whole video.
         frame_px: side of the frames.
+        bars: how they become square.
 
     Raises:
         BadClip: as `read_clip`, ``empty_segment`` or ``past_the_end``.
@@ -129,7 +136,7 @@ def read_ends(path: Path, span_s: tuple[float, float] | None, frame_px: int) -> 
     scale = VideoReformatter()
     (_, first, first_s), (_, last, last_s) = found
     return Ends(
-        frames=np.stack([square(scale, frame, frame_px) for frame in (first, last)]),
+        frames=np.stack([square(scale, frame, frame_px, bars) for frame in (first, last)]),
         indices=(found[0][0], found[1][0]),
         times_s=(first_s, last_s),
     )
@@ -198,7 +205,7 @@ class _Scan:
     """All frames as decoded, or None when they are more than `KEEP_BYTES`."""
 
 
-def _scan(path: Path) -> _Scan:
+def _scan(path: Path, bars: Bars) -> _Scan:
     thumbs: list[np.ndarray] = []
     times_s: list[float] = []
     raw: list[av.VideoFrame] | None = []
@@ -208,7 +215,7 @@ def _scan(path: Path) -> _Scan:
         declared = stream.frames
         frame_s = float(1 / stream.average_rate) if stream.average_rate else 1.0
         for frame in _frames(container, stream):
-            thumbs.append(square(scale, frame, THUMB_PX))
+            thumbs.append(square(scale, frame, THUMB_PX, bars))
             # Some containers carry no times: then the nominal rate gives them.
             times_s.append(len(times_s) * frame_s if frame.time is None else frame.time)
             raw_bytes += sum(plane.buffer_size for plane in frame.planes)
@@ -270,10 +277,13 @@ def _frames(container: InputContainer, stream: VideoStream) -> Iterator[av.Video
         raise BadClip("damaged", _detail(error)) from error
 
 
-def square(scale: VideoReformatter, frame: av.VideoFrame, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: upright, the shorter side area-resized to ``size``, centre-cropped."""
-    shorter = min(frame.width, frame.height)
-    width, height = (round(side * size / shorter) for side in (frame.width, frame.height))
+def square(
+    scale: VideoReformatter, frame: av.VideoFrame, size: int, bars: Bars = None
+) -> np.ndarray:
+    """uint8 [size, size, 3], upright, area-resized, squared as ``bars`` says."""
+    fitted = (min if bars is None else max)(frame.width, frame.height)
+    # A very long picture keeps at least a line.
+    width, height = (max(1, round(side * size / fitted)) for side in (frame.width, frame.height))
     small = scale.reformat(
         frame,
         width=width,
@@ -283,8 +293,13 @@ def square(scale: VideoReformatter, frame: av.VideoFrame, size: int) -> np.ndarr
         interpolation=SCALING,
         threads=1,
     ).to_ndarray()
-    top, left = (height - size) // 2, (width - size) // 2
-    return np.rot90(small[top : top + size, left : left + size], frame.rotation // 90)
+    top, left = abs(height - size) // 2, abs(width - size) // 2
+    if bars is None:
+        squared = small[top : top + size, left : left + size]
+    else:
+        squared = np.full((size, size, 3), bars, dtype=np.uint8)
+        squared[top : top + height, left : left + width] = small
+    return np.rot90(squared, frame.rotation // 90)
 
 
 def _detail(error: Exception) -> str:

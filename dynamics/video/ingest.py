@@ -5,25 +5,24 @@
 Everything that is left out is counted with its reason. The same folder gives the same bytes.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from dynamics.config import KeyframeConfig, PoolConfig
 from dynamics.errors import UserError
-from dynamics.ledger.files import full_disk_named
 from dynamics.models.base import ImageTokenizer
 from dynamics.records import PAIR_SCHEMA, DatasetRef, pair_id, stable_hash
 from dynamics.tables import write_table
 from dynamics.video.decode import ClipFrames, DecodeSpec
 from dynamics.video.sandbox import DecodePool, Rejected
 from dynamics.video.sources import SOURCES, Clip, Listing
+from dynamics.video.unpack import Unpacked
 
 Progress = Callable[[int, int, str], None]
 """Called as ``progress(done, total, text)`` after every clip."""
@@ -66,9 +65,9 @@ class IngestReport:
         return payload
 
 
-def decode_spec(keyframes: KeyframeConfig, frame_px: int) -> DecodeSpec:
+def decode_spec(keyframes: KeyframeConfig, images: ImageTokenizer) -> DecodeSpec:
     """What is asked of the decoder, which must not import the config."""
-    return DecodeSpec(frame_px=frame_px, **keyframes.model_dump())
+    return DecodeSpec(frame_px=images.frame_px, bars=images.bars, **keyframes.model_dump())
 
 
 def ingest_folder(
@@ -96,11 +95,11 @@ def ingest_folder(
             no pair at all, or a full disk.
     """
     listing = SOURCES[source](root)
-    spec = decode_spec(keyframes, images.frame_px)
+    spec = decode_spec(keyframes, images)
     gathered = _Gathered(images, listing, max_pairs)
     clips = sorted(listing.clips, key=lambda clip: stable_hash(clip.name))
     with (
-        _Unpacked(out.parent / f".{out.stem}-unpacked") as unpacked,
+        Unpacked(out.parent / f".{out.stem}-unpacked") as unpacked,
         DecodePool(
             min(num_workers, max(1, len(clips))),
             memory_mb=pool.decode_memory_mb,
@@ -117,42 +116,6 @@ def ingest_folder(
                 break
     gathered.check(root, pool.max_bad_fraction)
     return gathered.write(out)
-
-
-class _Unpacked:
-    """Clips of tars as files, from the moment they are asked for until they are dropped."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def path(self, clip: Clip) -> Path:
-        """Where the clip lies as a file."""
-        if clip.place is None:
-            return clip.path
-        path, (start, size) = self._file(clip), clip.place
-        with full_disk_named(path, size):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with clip.path.open("rb") as tar, path.open("wb") as file:
-                tar.seek(start)
-                while size and (piece := tar.read(min(size, 1 << 20))):
-                    file.write(piece)
-                    size -= len(piece)
-        return path
-
-    def drop(self, clip: Clip) -> None:
-        """The clip has been read."""
-        if clip.place is not None:
-            self._file(clip).unlink()
-
-    def _file(self, clip: Clip) -> Path:
-        # The member's own name stays a label: as a path it could lead anywhere.
-        return self._folder / f"{stable_hash(clip.name)}{PurePosixPath(clip.name).suffix.lower()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dynamics.video.decode import MIN_SIDE_PX, BadClip, Ends, square
+from dynamics.video.decode import MIN_SIDE_PX, BadClip, Bars, Ends, square
 
 MAX_PIXELS = 16 * 10**6
 """Larger pictures are refused by their header: ten kilobytes can claim gigabytes of pixels."""
@@ -21,18 +21,18 @@ _PAPER = (255, 255, 255, 255)
 """Behind transparent pixels: what a viewer shows."""
 
 
-def read_pictures(before: bytes, after: bytes, frame_px: int) -> Ends:
+def read_pictures(before: bytes, after: bytes, frame_px: int, bars: Bars = None) -> Ends:
     """Two encoded pictures as frames.
 
     Raises:
         BadClip: as `read_picture`.
     """
-    frames = np.stack([read_picture(payload, frame_px) for payload in (before, after)])
+    frames = np.stack([read_picture(payload, frame_px, bars) for payload in (before, after)])
     return Ends(frames=frames)
 
 
-def read_picture(payload: bytes, frame_px: int) -> np.ndarray:
-    """One encoded picture as uint8 [frame_px, frame_px, 3], RGB, upright, centre-cropped.
+def read_picture(payload: bytes, frame_px: int, bars: Bars = None) -> np.ndarray:
+    """One encoded picture as uint8 [frame_px, frame_px, 3], RGB, upright, squared as ``bars`` says.
 
     Scaled like a frame of a video, so that a pool of videos and a seed of pictures look alike.
 
@@ -52,7 +52,7 @@ def read_picture(payload: bytes, frame_px: int) -> np.ndarray:
             _check(picture)
             rgb_HW3 = _rgb(_loaded(picture))
     frame = av.VideoFrame.from_ndarray(rgb_HW3, format="rgb24")
-    return square(VideoReformatter(), frame, frame_px)
+    return square(VideoReformatter(), frame, frame_px, bars)
 
 
 def _check(picture: Image.Image) -> None:

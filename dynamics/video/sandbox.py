@@ -24,7 +24,7 @@ import numpy as np
 
 from dynamics.config import REPOSITORY_ROOT
 from dynamics.ledger.files import sha256_file
-from dynamics.video.decode import ClipFrames, DecodeSpec, Ends
+from dynamics.video.decode import Bars, ClipFrames, DecodeSpec, Ends
 from dynamics.video.keyframes import Pair
 from dynamics.video.worker import HEADER
 
@@ -80,16 +80,24 @@ class DecodeWorker:
         return self._ask(request, largest, lambda answer, pixels: _parse(answer, pixels, spec))
 
     def segment(
-        self, path: Path, span_s: tuple[float, float] | None, frame_px: int
+        self, path: Path, span_s: tuple[float, float] | None, frame_px: int, bars: Bars = None
     ) -> Ends | Rejected:
         """The two ends of a video, or of a segment of it; rejects as `decode`."""
-        request = {"kind": "segment", "path": str(path), "span_s": span_s, "frame_px": frame_px}
+        request = {
+            "kind": "segment",
+            "path": str(path),
+            "span_s": span_s,
+            "frame_px": frame_px,
+            "bars": bars,
+        }
         return self._ask(request, 6 * frame_px**2, partial(_parse_ends, frame_px))
 
-    def pictures(self, before: bytes, after: bytes, frame_px: int) -> Ends | Rejected:
+    def pictures(
+        self, before: bytes, after: bytes, frame_px: int, bars: Bars = None
+    ) -> Ends | Rejected:
         """Two encoded pictures; rejects as `decode`."""
         payloads = [base64.b64encode(payload).decode() for payload in (before, after)]
-        request = {"kind": "pictures", "payloads": payloads, "frame_px": frame_px}
+        request = {"kind": "pictures", "payloads": payloads, "frame_px": frame_px, "bars": bars}
         return self._ask(request, 6 * frame_px**2, partial(_parse_ends, frame_px))
 
     def _ask(

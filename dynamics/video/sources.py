@@ -9,10 +9,11 @@ import os
 import re
 import stat
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from dynamics.config import PoolPart
 from dynamics.errors import UserError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".webm", ".mkv"})
@@ -140,6 +141,21 @@ SOURCES: dict[str, Callable[[Path], Listing]] = {
     "moments": list_moments,
     "webdataset": list_webdataset,
 }
+
+
+def clips_by_path(parts: Sequence[PoolPart]) -> dict[str, Clip]:
+    """Clips of a pool by their ``clip_path`` in its table.
+
+    Of several folders it begins with the folder's name.
+
+    Raises:
+        UserError: a folder is missing or holds no video.
+    """
+    return {
+        f"{part.name}/{clip.name}" if len(parts) > 1 else clip.name: clip
+        for part in parts
+        for clip in SOURCES[part.source](part.path).clips
+    }
 
 
 def checked_root(root: Path) -> Path:

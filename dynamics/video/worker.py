@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from dynamics.video.decode import BadClip, DecodeSpec, Ends, read_clip, read_ends
+from dynamics.video.decode import BadClip, Bars, DecodeSpec, Ends, read_clip, read_ends
 from dynamics.video.pictures import read_pictures
 
 HEADER = struct.Struct(">II")
@@ -48,7 +48,7 @@ def main(memory_mb: int) -> None:
 
 
 def _clip(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    clip = read_clip(Path(request["path"]), DecodeSpec(**request["spec"]))
+    clip = read_clip(Path(request["path"]), _spec(request["spec"]))
     answer = {
         "indices": clip.indices,
         "times_s": clip.times_s,
@@ -61,14 +61,26 @@ def _segment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     span_s = request["span_s"]
     whole = span_s is None
     ends = read_ends(
-        Path(request["path"]), None if whole else (span_s[0], span_s[1]), request["frame_px"]
+        Path(request["path"]),
+        None if whole else (span_s[0], span_s[1]),
+        request["frame_px"],
+        _bars(request["bars"]),
     )
     return _of(ends)
 
 
 def _pictures(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     before, after = (base64.b64decode(payload) for payload in request["payloads"])
-    return _of(read_pictures(before, after, request["frame_px"]))
+    return _of(read_pictures(before, after, request["frame_px"], _bars(request["bars"])))
+
+
+def _spec(fields: dict[str, Any]) -> DecodeSpec:
+    return DecodeSpec(**fields | {"bars": _bars(fields["bars"])})
+
+
+def _bars(colour: list[int] | None) -> Bars:
+    # JSON knows no tuples.
+    return None if colour is None else (colour[0], colour[1], colour[2])
 
 
 def _of(ends: Ends) -> tuple[dict[str, Any], bytes]:

@@ -16,8 +16,9 @@ def cfg(request: pytest.FixtureRequest) -> LoopConfig:
 
 def test_key_frames_and_filter_are_the_papers(cfg: LoopConfig) -> None:
     assert (cfg.pool.keyframes.top_k, cfg.pool.keyframes.spacing_frames) == (6, 20)
-    assert cfg.pool.num_pairs == 19658 + 26959 + 10965
-    assert cfg.filter.rule == StratifiedTopKRule(k=3 * 7000)
+    assert [part.source for part in cfg.pool.parts] == ["moments", "kinetics700", "ucf101"]
+    assert cfg.pool.most_pairs == 19658 + 26959 + 10965
+    assert cfg.filter.rule == StratifiedTopKRule(k=7000)
 
 
 def test_training_is_the_papers(cfg: LoopConfig) -> None:

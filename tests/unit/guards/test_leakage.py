@@ -24,6 +24,7 @@ class Photographs:
     """An image tokenizer whose codes are pixels."""
 
     frame_px = WORLD.frame_px
+    bars = None
     num_tokens = WORLD.frame_px**2 * 3
     num_codes = 256
     decoded = 0

@@ -26,6 +26,7 @@ LENGTH, NUM_CODES = 4, 16
 
 class FakeImages:
     frame_px = 8
+    bars = None
     num_tokens = LENGTH
     num_codes = NUM_CODES
 

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from dynamics.cli import app
 from dynamics.errors import UserError
 from dynamics.models.convert_vqgan import CHAMELEON_VQGAN, convert_vqgan
-from dynamics.models.frames import centre_crop
 from dynamics.models.vqgan import Vqgan, load_vqgan, vqgan_tokenizer
 from tests.contracts.checkpoints import VQ_SIZES, random_vqgan, save_ckpt
 
@@ -34,7 +33,7 @@ def test_a_converted_vqgan_draws_what_the_original_drew(model: Vqgan, tmp_path: 
     assert num == len(model.state_dict())
     loaded = load_vqgan(tmp_path / "out")
     assert loaded is not None
-    images, original = (vqgan_tokenizer(m, centre_crop, "cpu") for m in (loaded, model))
+    images, original = (vqgan_tokenizer(m, "cpu") for m in (loaded, model))
     frames = np.random.default_rng(0).integers(0, 256, size=(3, 16, 16, 3), dtype=np.uint8)
     codes = images.encode(frames)
     assert len(np.unique(codes)) > 8

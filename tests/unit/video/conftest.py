@@ -12,6 +12,7 @@ class BlockTokenizer:
     """4x4 codes a frame, the mean grey of each block; features are its mean colour."""
 
     frame_px = 32
+    bars = None
     num_tokens = 16
     num_codes = 256
 
