@@ -97,7 +97,7 @@ class Labelled:
             for reason, count in sorted(self.counts().items())
         )
         missing = any(reason.startswith("missing") for reason in first)
-        where = f"; what is missing: {self.origin}" if missing else ""
+        where = f"; where to get what is missing: {self.origin}" if missing else ""
         return f"{line}; left out: {left_out}{where}"
 
 

@@ -149,7 +149,7 @@ def run(request: Request, fan_out: "FanOut | None" = None) -> None:
     from dynamics.evaluation.aurora_bench.encoders import EncoderFolders
     from dynamics.evaluation.aurora_bench.judged import with_judge
     from dynamics.evaluation.aurora_bench.summary import report as summed
-    from dynamics.evaluation.aurora_bench.table import bench_table, notes
+    from dynamics.evaluation.aurora_bench.table import notes, show
 
     # Standard output is for the result alone when a program reads it.
     console = Console(stderr=request.as_json, soft_wrap=True, highlight=False)
@@ -176,7 +176,7 @@ def run(request: Request, fan_out: "FanOut | None" = None) -> None:
     if request.as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
         return
-    console.print(bench_table(report))
+    show(report, console)
     for line in notes(report):
         console.print(line, markup=False)
     made = f"{measured.num_made} parts made" if measured.num_made else "every part was there"

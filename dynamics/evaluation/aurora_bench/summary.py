@@ -36,6 +36,8 @@ class Metric:
     title: str
     group: Group
     better: Literal["higher", "lower"] = "higher"
+    digits: int = 3
+    """After the point, as papers print it."""
 
 
 def _preference_title(name: str) -> str:
@@ -44,7 +46,7 @@ def _preference_title(name: str) -> str:
 
 
 METRICS: dict[str, Metric] = {
-    "l1": Metric(title="L1", group="against the target", better="lower"),
+    "l1": Metric(title="L1", group="against the target", better="lower", digits=4),
     "ssim": Metric(title="SSIM", group="against the target"),
     "clip_i": Metric(title="CLIP-I", group="against the target"),
     "clip_t": Metric(title="CLIP-T", group="against the target"),

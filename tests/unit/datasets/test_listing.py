@@ -82,4 +82,4 @@ def test_the_summary_counts_every_reason_and_names_one_of_each():
     assert "\n" not in said
     assert "0 of 3 rows can be used" in said
     assert "2 missing_image (e.g. a.png), 1 no_action (e.g. row?7)" in said
-    assert "what is missing: https://example.org" in said
+    assert "where to get what is missing: https://example.org" in said

@@ -1,9 +1,11 @@
 """Parts on disk, and the figures that come of them."""
 
+import io
 import json
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from dynamics.evaluation.aurora_bench.answer import Decode
 from dynamics.evaluation.aurora_bench.benchmark import PART_ITEMS, Benchmark, in_process, measure
@@ -11,7 +13,7 @@ from dynamics.evaluation.aurora_bench.contestant import contestant
 from dynamics.evaluation.aurora_bench.dataset import read_benchmark
 from dynamics.evaluation.aurora_bench.encoders import EncoderFolders
 from dynamics.evaluation.aurora_bench.summary import MEAN, METRICS, by_subset, figures, report
-from dynamics.evaluation.aurora_bench.table import notes
+from dynamics.evaluation.aurora_bench.table import notes, show
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -134,3 +136,14 @@ def test_rejected_rows_are_told(write_bench, tmp_path):
     bench = benchmark(root, tmp_path / "out", "copy")
     found = report(bench, measure(bench, EncoderFolders(), silent), [])
     assert "not used: 1 rows, missing_file" in notes(found)
+
+
+@pytest.mark.parametrize(("width", "terminal"), [(80, False), (80, True), (160, True)])
+def test_no_width_hides_what_is_measured(many, tmp_path, width, terminal):
+    bench = benchmark(many, tmp_path / "out", "copy")
+    shown = Console(file=io.StringIO(), width=width, force_terminal=terminal, no_color=True)
+    show(report(bench, measure(bench, EncoderFolders(), silent), []), shown)
+    lines = shown.file.getvalue()
+    assert "change IoU" in lines
+    assert "…" not in lines
+    assert ("magicbrush" in lines) == (width > 80 or not terminal)
