@@ -354,6 +354,45 @@ def test_the_theme_is_a_choice_that_lasts(browser, url):
         assert page.evaluate(paper) == light
 
 
+CONTRASTS = """() => {
+    const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+    const light = (text) => rgb(text).slice(0, 3)
+        .map((one) => one / 255)
+        .map((one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, one, index) => sum + one * [0.2126, 0.7152, 0.0722][index], 0);
+    const behind = (one) => {
+        const {backgroundColor} = getComputedStyle(one);
+        return rgb(backgroundColor)[3] === 0 ? behind(one.parentElement) : backgroundColor;
+    };
+    const shown = (one) => one.checkVisibility() && [...one.childNodes].some((node) =>
+        node.nodeType === Node.TEXT_NODE && node.textContent.trim());
+    return [...document.querySelectorAll("body *")]
+        .filter((one) => shown(one) && !one.closest(":disabled"))
+        .map((one) => {
+            const pair = [light(getComputedStyle(one).color), light(behind(one))].sort((a, b) => a - b);
+            return [(pair[1] + 0.05) / (pair[0] + 0.05), one.outerHTML.slice(0, 80)];
+        });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_stands_out_from_what_is_behind_it(browser, url, scheme):
+    with opened(browser, url, "#versus=0&beam=2", color_scheme=scheme) as page:
+        page.click("#options summary")
+        run(page, num_steps=3, num_columns=2)
+        contrasts = page.evaluate(CONTRASTS)
+        assert len(contrasts) > 100
+        assert min(contrasts)[0] >= 4.5, min(contrasts)
+
+
+def test_nothing_moves_for_who_does_not_want_it(browser, url):
+    for wish, animation in (("reduce", "none"), ("no-preference", "appear")):
+        with opened(browser, url, reduced_motion=wish) as page:
+            run(page, num_steps=3)
+            style = "one => getComputedStyle(one).animationName"
+            assert page.locator(".step").last.evaluate(style) == animation
+
+
 def test_the_stream_is_read_as_the_standard_says(browser, url):
     with opened(browser, url) as page:
         stream = (
