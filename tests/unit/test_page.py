@@ -369,8 +369,9 @@ CONTRASTS = """() => {
     return [...document.querySelectorAll("body *")]
         .filter((one) => shown(one) && !one.closest(":disabled"))
         .map((one) => {
-            const pair = [light(getComputedStyle(one).color), light(behind(one))].sort((a, b) => a - b);
-            return [(pair[1] + 0.05) / (pair[0] + 0.05), one.outerHTML.slice(0, 80)];
+            const pair = [light(getComputedStyle(one).color), light(behind(one))];
+            const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+            return [ratio, one.outerHTML.slice(0, 80)];
         });
 }"""
 
