@@ -81,7 +81,10 @@ export class ActionList {
   }
 
   paste(event, row) {
-    const lines = event.clipboardData.getData("text").split(/\r?\n/).map((line) => line.trim());
+    const lines = event.clipboardData
+      .getData("text")
+      .split(/\r?\n/)
+      .map((line) => line.trim());
     const [first, ...others] = lines.filter(Boolean);
     if (!others.length) return;
     event.preventDefault();

@@ -42,10 +42,15 @@ function askForKey(why) {
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve, reject) => {
-    dialog.addEventListener("close", () => {
-      if (dialog.returnValue !== "use") reject(new service.Failure("Without its API key the service does not answer."));
-      else resolve(service.key.set($("key").value));
-    }, { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        if (dialog.returnValue !== "use")
+          reject(new service.Failure("Without its API key the service does not answer."));
+        else resolve(service.key.set($("key").value));
+      },
+      { once: true },
+    );
   });
 }
 
@@ -84,7 +89,8 @@ function applyHash() {
 }
 
 function chosePicture(picture) {
-  if (!actions.edited && picture.actions.length) actions.value = picture.actions.slice(0, PREFILLED);
+  if (!actions.edited && picture.actions.length)
+    actions.value = picture.actions.slice(0, PREFILLED);
   $("examples").hidden = !picture.actions.length;
   $("chips").replaceChildren(
     ...picture.actions.map((text) =>
@@ -133,7 +139,9 @@ async function run() {
   if (wrong || running) return;
   running = new AbortController();
   const runs = settings.rounds().map(request);
-  const views = runs.map((body) => new RunView(`Round ${body.round}`, roundNote(body.round), body.actions, body.n));
+  const views = runs.map(
+    (body) => new RunView(`Round ${body.round}`, roundNote(body.round), body.actions, body.n),
+  );
   $("intro").hidden = true;
   say($("difference"), "");
   $("columns").className = runs.length > 1 ? "two" : "one";
@@ -146,7 +154,11 @@ async function run() {
 }
 
 const roundNote = (round) =>
-  [...$("round").options].find((option) => option.value === `${round}`).text.split(", ").slice(1).join(", ");
+  [...$("round").options]
+    .find((option) => option.value === `${round}`)
+    .text.split(", ")
+    .slice(1)
+    .join(", ");
 
 /** Follow one roll-out to its end; false when it did not get there. */
 async function play(body, view) {
@@ -174,7 +186,9 @@ function tell(view, message) {
 
 function difference(one, other) {
   const at = one.frames.findIndex((image, index) => image !== other.frames[index]);
-  return at < 0 ? "Both rounds end up with the same frames." : `The two part at step ${at}: up to there their frames are the same.`;
+  return at < 0
+    ? "Both rounds end up with the same frames."
+    : `The two part at step ${at}: up to there their frames are the same.`;
 }
 
 function showRunning(now) {
@@ -278,7 +292,8 @@ function wireDocument() {
   });
   for (const zone of [$("drop"), $("before"), $("after")]) {
     zone.addEventListener("dragenter", () => zone.classList.add("over"));
-    for (const end of ["dragleave", "drop"]) zone.addEventListener(end, () => zone.classList.remove("over"));
+    for (const end of ["dragleave", "drop"])
+      zone.addEventListener(end, () => zone.classList.remove("over"));
   }
   addEventListener("hashchange", applyHash);
 }

@@ -21,7 +21,9 @@ export class Between {
 
   wire(side) {
     const slot = $(side);
-    slot.querySelector("input").addEventListener("change", (event) => this.file(side, event.target.files[0]));
+    slot
+      .querySelector("input")
+      .addEventListener("change", (event) => this.file(side, event.target.files[0]));
     slot.addEventListener("drop", (event) => {
       event.preventDefault();
       event.stopPropagation();
@@ -60,7 +62,10 @@ export class Between {
     try {
       const { action, logprob, round } = await this.ask(this.pictures);
       if (!action) this.say("The model found no end to its sentence.");
-      else this.say(`“${action}”: round ${round} gives this sentence a probability of ${percent(logprob)} (log-probability ${number(logprob, 2)}).`);
+      else
+        this.say(
+          `“${action}”: round ${round} gives this sentence a probability of ${percent(logprob)} (log-probability ${number(logprob, 2)}).`,
+        );
     } catch (error) {
       this.say(error.message, true);
     }

@@ -78,10 +78,16 @@ async function show() {
   const routes = Object.entries(description.paths).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, one]) => route(path, method, one)),
   );
-  const refusals = el("p", { className: "hint" }, "Every refusal is JSON with one line, detail: 401 without the right key (Authorization: Bearer KEY), 413 too large, 422 not as it must be, 503 busy, with Retry-After.");
+  const refusals = el(
+    "p",
+    { className: "hint" },
+    "Every refusal is JSON with one line, detail: 401 without the right key (Authorization: Bearer KEY), 413 too large, 422 not as it must be, 503 busy, with Retry-After.",
+  );
   $("routes").replaceChildren(refusals, ...routes);
 }
 
 show().catch((error) => {
-  $("routes").replaceChildren(el("p", { className: "notice" }, `The service does not describe itself: ${error.message}.`));
+  $("routes").replaceChildren(
+    el("p", { className: "notice" }, `The service does not describe itself: ${error.message}.`),
+  );
 });

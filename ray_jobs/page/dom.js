@@ -21,7 +21,10 @@ export function frame(base64, alt, className = "frame") {
 
 /** A number with a real minus sign, and none before zero. */
 export const number = (value, digits = 1) =>
-  value.toFixed(digits).replace(/^-(?=0\.0*$)/, "").replace("-", "−");
+  value
+    .toFixed(digits)
+    .replace(/^-(?=0\.0*$)/, "")
+    .replace("-", "−");
 
 /** One line, or nothing, in an element that is hidden while it is empty. */
 export function say(element, text) {

@@ -4,8 +4,16 @@ import { el, frame, number } from "./dom.js";
 
 const NARROWEST_NATS = 5; // bars of a step span at least this, so that small differences look small
 
-const RIGHT = { sign: "✓ right", className: "mark right", title: "the tabletop's rules give exactly this frame" };
-const WRONG = { sign: "✗ wrong", className: "mark wrong", title: "the tabletop's rules give another frame" };
+const RIGHT = {
+  sign: "✓ right",
+  className: "mark right",
+  title: "the tabletop's rules give exactly this frame",
+};
+const WRONG = {
+  sign: "✗ wrong",
+  className: "mark wrong",
+  title: "the tabletop's rules give another frame",
+};
 
 /** ✓ or ✗ with a word, or nothing where nobody knows. */
 function mark(agrees) {
@@ -42,7 +50,8 @@ export class RunView {
   }
 
   step(message) {
-    this.steps.lastElementChild?.classList.contains("waiting") && this.steps.lastElementChild.remove();
+    this.steps.lastElementChild?.classList.contains("waiting") &&
+      this.steps.lastElementChild.remove();
     this.add(message.image, `${message.index + 1}`);
     this.steps.append(this.stepItem(message));
     if (message.index + 1 < this.actions.length) this.wait(message.index + 1);
@@ -68,9 +77,17 @@ export class RunView {
     const known = mark(message.agrees);
     if (known) {
       known.title = "where the tabletop's rules lead from the first picture";
-      parts.push(known, message.agrees ? " The last frame is where the actions lead." : " The last frame is not where the actions lead.");
+      parts.push(
+        known,
+        message.agrees
+          ? " The last frame is where the actions lead."
+          : " The last frame is not where the actions lead.",
+      );
     }
-    if (changed) parts.push(" The path that is best at the end differs from the favourites along the way: the frames above are its own.");
+    if (changed)
+      parts.push(
+        " The path that is best at the end differs from the favourites along the way: the frames above are its own.",
+      );
     this.verdict.replaceChildren(...parts);
     this.verdict.hidden = !parts.length;
   }
@@ -99,7 +116,12 @@ export class RunView {
         "li",
         { className: "step waiting" },
         el("span", { className: "frame big blank", "aria-hidden": "true" }),
-        el("div", { className: "step-text" }, this.heading(index, this.actions[index]), el("p", { className: "faint" }, drawing)),
+        el(
+          "div",
+          { className: "step-text" },
+          this.heading(index, this.actions[index]),
+          el("p", { className: "faint" }, drawing),
+        ),
       ),
     );
   }
@@ -141,11 +163,20 @@ export class RunView {
         el("span", { className: "tag" }, kept ? "chosen" : ""),
       );
     });
-    return el("ol", { className: "candidates", "aria-label": "Candidates with the verifier's scores" }, ...items);
+    return el(
+      "ol",
+      { className: "candidates", "aria-label": "Candidates with the verifier's scores" },
+      ...items,
+    );
   }
 
   spoken(message) {
-    const agrees = message.agrees === null || message.agrees === undefined ? "" : message.agrees ? ", right" : ", wrong";
+    const agrees =
+      message.agrees === null || message.agrees === undefined
+        ? ""
+        : message.agrees
+          ? ", right"
+          : ", wrong";
     return `Step ${message.index + 1} of ${this.actions.length}, ${message.action}: candidate ${message.chosen + 1} of ${message.scores.length} chosen, score ${number(message.scores[message.chosen])}${agrees}.`;
   }
 }

@@ -4,9 +4,18 @@ import { $ } from "./dom.js";
 
 const NUMBERS = ["n", "beam", "temperature", "seed"];
 const VERIFIERS = {
-  noisy_channel: ["IDM + FDP", "How well the action can be read back from the frame, and how likely the frame itself was. Best on average."],
-  idm: ["IDM alone", "Only how well the action can be read back. The paper's own; it overlooks what the action does not touch."],
-  idm_contrast: ["IDM against a copy", "How much better the action can be read back than from an unchanged picture. Above 0 is better than doing nothing."],
+  noisy_channel: [
+    "IDM + FDP",
+    "How well the action can be read back from the frame, and how likely the frame itself was. Best on average.",
+  ],
+  idm: [
+    "IDM alone",
+    "Only how well the action can be read back. The paper's own; it overlooks what the action does not touch.",
+  ],
+  idm_contrast: [
+    "IDM against a copy",
+    "How much better the action can be read back than from an unchanged picture. Above 0 is better than doing nothing.",
+  ],
 };
 
 /** Fill the choices from ModelsReply. */
@@ -15,14 +24,25 @@ export function offer(models) {
   $("beam").max = models.max_beam;
   $("n").defaultValue = $("n").value = models.num_samples;
   $("verifier").replaceChildren(
-    ...models.verifiers.map((name) => new Option(`${VERIFIERS[name]?.[0] ?? name} (${name})`, name, name === models.verifier, name === models.verifier)),
+    ...models.verifiers.map(
+      (name) =>
+        new Option(
+          `${VERIFIERS[name]?.[0] ?? name} (${name})`,
+          name,
+          name === models.verifier,
+          name === models.verifier,
+        ),
+    ),
   );
   const rounds = [...models.rounds].sort((a, b) => b.round - a.round);
   const names = rounds.map((one) => [roundName(one), `${one.round}`]);
   $("round").replaceChildren(
     ...rounds.map((one, index) => new Option(...names[index], one.promoted, one.promoted)),
   );
-  $("versus").replaceChildren(new Option("nothing", ""), ...names.map((name) => new Option(...name)));
+  $("versus").replaceChildren(
+    new Option("nothing", ""),
+    ...names.map((name) => new Option(...name)),
+  );
 }
 
 const roundName = (one) =>
