@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from dynamics.seeds import numpy_rng
+from dynamics.serving import api
+from dynamics.world.scene import sample_scene
 from tests.browser import Seen, chromium, finished, needs_chromium, new_context, opened, run, watch
-from tests.fake_service import Behaviour, build, running
+from tests.fake_service import WORLD, Behaviour, build, event, png, provenance, running
 
 pytestmark = needs_chromium
 
@@ -337,6 +340,24 @@ def test_the_copied_curl_command_gives_the_same_rollout(browser, url):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     data = [line.removeprefix("data: ") for line in done.stdout.splitlines() if "data: " in line]
     assert shown == "data:image/png;base64," + json.loads(data[-1])["frames"][0]
+
+
+def test_the_frames_of_the_best_path_replace_those_of_the_favourites(browser, url, behaviour):
+    rng = numpy_rng("beam")
+    first, favourite, best = (png(sample_scene(rng, WORLD.grid, 3, 4)) for _ in range(3))
+    fields = {"image": favourite, "chosen": 0, "scores": [-1.0], "total": -1.0}
+    step = api.RolloutStepMessage(index=0, action="push", num_prefixes=2, **fields)
+    start = api.RolloutStart(source=first, num_steps=1, **provenance(None))
+    end = api.RolloutEnd(frames=[best], total=-0.5, agrees=False)
+    behaviour.raw["/v1/rollouts"] = event("start", start) + event("step", step) + event("end", end)
+    with opened(browser, url, "#action=push&beam=2") as page:
+        run(page, num_steps=1)
+        shown = [one.get_attribute("src") for one in page.locator(".strip img").all()]
+        assert shown == [f"data:image/png;base64,{image}" for image in (first, best)]
+        assert "✗ wrong" in page.inner_text(".run .verdict")
+        assert "differs from the favourites" in page.inner_text(".run .verdict")
+        assert "2 paths in the race" in page.inner_text(".facts")
+        assert page.locator(".step .mark").count() == 0
 
 
 def test_the_theme_is_a_choice_that_lasts(browser, url):
