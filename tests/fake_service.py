@@ -121,6 +121,7 @@ def rollout(request: api.RolloutRequest, step_s: float) -> Iterator[bytes]:
         total += max(fields["scores"])
         frames.append(fields["image"])
         should_be = apply(should_be, parse(text)) or should_be
+        fields["agrees"] = scene == should_be
         yield event(
             "step",
             api.RolloutStepMessage(

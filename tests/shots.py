@@ -75,15 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--settings", default="", help="what stands behind # in the page's address")
     asked = parser.parse_args()
     with chromium() as browser:
-        save(whole(browser, asked.url, asked.settings, "light"), asked.out / "page-wide.png")
+        save(whole(browser, asked.url, "scene=table 4", "light"), asked.out / "page-wide.png")
         save(
-            whole(browser, asked.url, f"{asked.settings}&versus=0", "dark"),
-            asked.out / "page-dark.png",
+            whole(browser, asked.url, "scene=table 3&versus=0", "dark"), asked.out / "page-dark.png"
         )
-        save(phone(browser, asked.url, asked.settings), asked.out / "page-phone.png")
+        save(phone(browser, asked.url, "scene=table 3"), asked.out / "page-phone.png")
 
 
 if __name__ == "__main__":

@@ -175,20 +175,27 @@ async function play(body, view) {
   } catch (error) {
     if (error.name === "AbortError") view.stop("stopped");
     else view.fail(error.message);
+    if (!["AbortError", "Failure"].includes(error.name)) console.error(error); // a fault of ours
     return false;
   }
 }
 
 function tell(view, message) {
-  $("status").textContent = `${view.element.getAttribute("aria-label")}. ${view.step(message)}`;
+  $("status").textContent = `${view.title}. ${view.step(message)}`;
   between.offer(...view.frames.slice(-2));
 }
 
-function difference(one, other) {
+/** What a comparison comes to: right steps where they are known, else where the frames part. */
+function difference(...views) {
+  if (views.every(({ verdicts }) => !verdicts.includes(null))) {
+    const counts = views.map(({ title, verdicts }) => {
+      return `${verdicts.filter(Boolean).length} of ${verdicts.length} by ${title.toLowerCase()}`;
+    });
+    return `Right steps: ${counts.join(", ")}.`;
+  }
+  const [one, other] = views;
   const at = one.frames.findIndex((image, index) => image !== other.frames[index]);
-  return at < 0
-    ? "Both rounds end up with the same frames."
-    : `The two part at step ${at}: up to there their frames are the same.`;
+  return at < 0 ? "Both draw the same frames." : `Their frames differ from step ${at} on.`;
 }
 
 function showRunning(now) {

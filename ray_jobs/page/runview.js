@@ -4,28 +4,22 @@ import { el, frame, number } from "./dom.js";
 
 const NARROWEST_NATS = 5; // bars of a step span at least this, so that small differences look small
 
-const RIGHT = {
-  sign: "✓ right",
-  className: "mark right",
-  title: "the tabletop's rules give exactly this frame",
-};
-const WRONG = {
-  sign: "✗ wrong",
-  className: "mark wrong",
-  title: "the tabletop's rules give another frame",
-};
+const RULES = "the tabletop's rules, followed from the first picture, lead to";
 
-/** ✓ or ✗ with a word, or nothing where nobody knows. */
-function mark(agrees) {
+/** ✓ or ✗ with words, or nothing where nobody knows; `before` is the verdict on the step before. */
+function mark(agrees, before = true) {
   if (agrees === null || agrees === undefined) return null;
-  const { sign, className, title } = agrees ? RIGHT : WRONG;
-  return el("span", { className, title }, sign);
+  if (agrees) return el("span", { className: "mark right", title: `${RULES} this` }, "✓ right");
+  const text = before === false ? "✗ still wrong" : "✗ wrong";
+  return el("span", { className: "mark wrong", title: `${RULES} something else` }, text);
 }
 
 export class RunView {
   /** `actions` are what was asked for; `note` stands beside the title. */
   constructor(title, note, actions, numCandidates) {
+    this.title = title;
     this.actions = actions;
+    this.verdicts = []; // one a step: true, false, or null where nobody knows
     this.numCandidates = numCandidates;
     this.frames = [];
     this.state = el("p", { className: "faint run-state" }, "asking …");
@@ -54,6 +48,7 @@ export class RunView {
       this.steps.lastElementChild.remove();
     this.add(message.image, `${message.index + 1}`);
     this.steps.append(this.stepItem(message));
+    this.verdicts.push(message.agrees ?? null);
     if (message.index + 1 < this.actions.length) this.wait(message.index + 1);
     return this.spoken(message);
   }
@@ -76,7 +71,6 @@ export class RunView {
     const parts = [];
     const known = mark(message.agrees);
     if (known) {
-      known.title = "where the tabletop's rules lead from the first picture";
       parts.push(
         known,
         message.agrees
@@ -134,9 +128,9 @@ export class RunView {
     const score = message.scores[message.chosen];
     const paths = message.num_prefixes > 1 ? ` · ${message.num_prefixes} paths in the race` : "";
     const facts = el("p", { className: "facts" });
-    const known = mark(message.agrees);
+    const known = mark(message.agrees, this.verdicts.at(-1));
     if (known) facts.append(known, " · ");
-    facts.append(`score ${number(score)} · total ${number(message.total)}${paths}`);
+    facts.append(`score\u00a0${number(score)} · total\u00a0${number(message.total)}${paths}`);
     return el(
       "li",
       { className: "step" },

@@ -6,6 +6,7 @@ const KEY = "dynamics-api-key";
 export class Failure extends Error {
   constructor(message, status = 0) {
     super(message);
+    this.name = "Failure";
     this.status = status;
   }
 }
