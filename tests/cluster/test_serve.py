@@ -246,19 +246,6 @@ def test_the_examples_in_the_run_folder_are_valid_requests(
     assert ask(url, **predict).status_code == 200
 
 
-@pytest.mark.parametrize("layout", [{"ingress_replicas": 0}, {"verifier_replicas": 1}])
-def test_every_layout_gives_the_same_answers(
-    url: str, cfg: LoopConfig, folder: RunFolder, layout: dict[str, int]
-) -> None:
-    expected = ask(url, seed=5).json(), roll_out(url)
-    other = cfg.serve.model_copy(update={**layout, "num_replicas": 1})
-    try:
-        serve.deploy(cfg.model_copy(update={"serve": other}), folder, 1)
-        assert (ask(url, seed=5).json(), roll_out(url)) == expected
-    finally:
-        serve.deploy(cfg, folder, 1)
-
-
 def test_a_port_in_use_is_named_with_the_way_out() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -283,3 +270,18 @@ def test_with_a_key_every_address_is(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     )
     with pytest.raises(UserError, match="OTHER_KEY must hold an API key of at least 16"):
         serve.check_address(ServeConfig(port=free_port(), api_key_env="OTHER_KEY"))
+
+
+def test_another_layout_gives_the_same_answers(
+    url: str, cfg: LoopConfig, folder: RunFolder
+) -> None:
+    expected = ask(url, seed=5).json(), roll_out(url)
+    label = {"before": png(), "after": png(colour=200)}
+    labelled = httpx.post(f"{url}/v1/label", json=label, timeout=60).json()
+    layout = {"ingress_replicas": 0, "verifier_replicas": 1, "num_replicas": 1}
+    other = cfg.model_copy(update={"serve": cfg.serve.model_copy(update=layout)})
+    serve.deploy(other, folder, 1)
+    assert (ask(url, seed=5).json(), roll_out(url)) == expected
+    assert httpx.post(f"{url}/v1/label", json=label, timeout=60).json() == labelled
+    os.kill(replicas("Verifier")[0], signal.SIGKILL)
+    assert (ask(url, seed=5).json(), roll_out(url)) == expected
