@@ -21,9 +21,10 @@ from dynamics.labelling.idm import Caption, InverseDynamics
 from dynamics.models.adapters import load_fdp, load_idm, load_pair
 from dynamics.records import ModelRef
 from dynamics.run_folder import RunFolder
+from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.engine import Inverse, RoundEngine
 from dynamics.serving.rounds import Shelf
-from dynamics.serving.service import RoundService, ServiceStatus
+from dynamics.serving.service import RoundService
 
 _log = logging.getLogger(__name__)
 
@@ -53,11 +54,17 @@ class Generator:
             return RoundEngine(round_id, inverse, forward, cfg.label.max_action_tokens)
 
         self._cfg = cfg
-        self.service = RoundService(cfg, Shelf(cfg, RunFolder(Path(run_dir)), load))
+        shelf = Shelf(cfg, RunFolder(Path(run_dir)), load)
+        # While the verifier scores one batch elsewhere, the next one is drawn here.
+        self.service = RoundService(cfg, shelf, num_threads=1 if verifier is None else 2)
 
     async def reconfigure(self, user_config: dict[str, int]) -> None:
         """Promote ``user_config["round"]``, or keep what answers."""
         await self.service.promote(user_config["round"])
+
+    async def prepare(self, round_id: int) -> str | None:
+        """Load and try a round without letting it answer; what is wrong with it, if it is."""
+        return await self.service.prepare(round_id)
 
     async def predict(self, body: bytes, timeout_s: float) -> tuple[int, str]:
         """As `RoundService.predict`."""

@@ -3,6 +3,7 @@
 ``serve deploy configs/serve.yaml`` calls `app`; `ray_jobs.serve` calls `build`.
 """
 
+import hashlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
@@ -20,10 +21,11 @@ from ray.serve.schema import LoggingConfig
 from dynamics.config import LoopConfig, ServeConfig, with_overrides
 from dynamics.errors import UserError
 from dynamics.run_folder import RunFolder
+from dynamics.serving.answers import Answer, Event, refusal
+from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.http import RETRY_AFTER_S, make_app
 from dynamics.serving.key import read_key
 from dynamics.serving.rounds import promoted_rounds
-from dynamics.serving.service import Answer, Event, ServiceStatus, refusal
 from ray_jobs.generator import ATTEMPTS, Generator, Verifier
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -89,6 +91,7 @@ class RemoteBackend:
             refused=next((replica.refused for replica in replicas if replica.refused), None),
             waiting=sum(replica.waiting for replica in replicas),
             batch_sizes=sizes,
+            batch_seconds=sum(replica.batch_seconds for replica in replicas),
         )
 
     @staticmethod
@@ -132,32 +135,44 @@ class Whole(Generator):
 
 
 def build(cfg: LoopConfig, run_dir: Path, round_id: int) -> Application:
-    """The deployments that ``cfg.serve`` asks for, answering with a round of a run."""
+    """The deployments that ``cfg.serve`` asks for, answering with a round of a run.
+
+    Their version says what they are made from, the round apart: without one every `serve.run` would
+    replace all replicas instead of telling them of the new round.
+    """
     options = cfg.serve
     run = str(run_dir)
+    made_from = json.dumps([run, cfg.digest(), options.model_dump(mode="json")])
+    version = hashlib.sha256(made_from.encode()).hexdigest()[:16]
     rounds = {"user_config": {"round": round_id}}
     models = []
     if options.verifier_replicas:
         verifier = _deployment(
             Verifier,
             options,
+            version,
             num_gpus=options.num_gpus_per_verifier,
             num_replicas=options.verifier_replicas,
             **rounds,
         )
         models.append(verifier.bind(cfg, run))
-    outer = _deployment(
+    graph: Application = _deployment(
         Generator if options.ingress_replicas else Whole,
         options,
+        version,
         num_gpus=options.num_gpus_per_replica,
         **_replicas(options),
         **rounds,
     ).bind(cfg, run, *models)
-    graph: Application = outer
     if options.ingress_replicas:
-        ingress = _deployment(Ingress, options, num_replicas=options.ingress_replicas)
-        graph = ingress.bind(cfg, outer)
+        ingress = _deployment(Ingress, options, version, num_replicas=options.ingress_replicas)
+        graph = ingress.bind(cfg, graph)
     return graph
+
+
+def generator_name(options: ServeConfig) -> str:
+    """The deployment that holds the rounds."""
+    return (Generator if options.ingress_replicas else Whole).__name__
 
 
 class AppArgs(BaseModel):
@@ -187,9 +202,11 @@ def app(args: AppArgs) -> Application:
     return build(cfg, folder.root, rounds[-1] if args.round is None else args.round)
 
 
-def _deployment(kind: Any, options: ServeConfig, *, num_gpus: float = 0.0, **more: Any) -> Any:
+def _deployment(
+    kind: Any, options: ServeConfig, version: str, *, num_gpus: float = 0.0, **more: Any
+) -> Any:
     """A deployment with the bounds and checks that all of ours share."""
-    return serve.deployment(
+    made = serve.deployment(
         name=kind.__name__,
         max_ongoing_requests=_OPEN,
         max_queued_requests=_OPEN,
@@ -202,6 +219,8 @@ def _deployment(kind: Any, options: ServeConfig, *, num_gpus: float = 0.0, **mor
         logging_config=LoggingConfig(enable_access_log=False),
         **more,
     )(kind)
+    # Only config files may set a version in public; `serve.run` draws a random one each time.
+    return made.options(version=version, _internal=True)
 
 
 def _replicas(options: ServeConfig) -> dict[str, Any]:

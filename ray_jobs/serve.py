@@ -2,7 +2,9 @@
 
 import logging
 import shlex
+import signal
 import socket
+import threading
 import time
 from typing import Any
 
@@ -66,7 +68,7 @@ def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
-    from ray_jobs.ingress import build
+    from ray_jobs.ingress import build, generator_name
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its import has reset the level
     options = cfg.serve
@@ -81,10 +83,24 @@ def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
             ),
             logging_config=LoggingConfig(enable_access_log=False),
         )
+    running = serve.status().applications.get(_APP)
+    if running is not None and generator_name(options) in running.deployments:
+        _prepare(serve.get_deployment_handle(generator_name(options), _APP), round_id)
     serve.run(build(cfg, folder.root, round_id), name=_APP, route_prefix="/")
     url = url_of(options)
     _wait_until_ready(url, round_id)
     return url
+
+
+def _prepare(generator: Any, round_id: int) -> None:
+    """Have every replica load and try a round before any of them answers with it.
+
+    Raises:
+        UserError: one of them refuses; all go on as before.
+    """
+    problems = generator.broadcast("prepare", round_id).results(timeout_s=_READY_TIMEOUT_S)
+    if found := next(filter(None, problems), None):
+        raise UserError(f"round {round_id} is refused: {found}; what answered before still does")
 
 
 def url_of(options: ServeConfig) -> str:
@@ -197,9 +213,8 @@ def undeploy(cfg: LoopConfig) -> None:
 
 
 def wait_for_interrupt() -> None:
-    """Return at Ctrl-C."""
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        return
+    """Return at Ctrl-C, or at the signal by which service managers end a process."""
+    wanted = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: wanted.set())
+    wanted.wait()

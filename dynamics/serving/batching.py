@@ -52,6 +52,8 @@ class Batcher:
         self._workers: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
         self.sizes: Counter[int] = Counter()
         """How many batches there were of every number of items."""
+        self.seconds = 0.0
+        """Wall time of all batches, added up."""
 
     @property
     def depth(self) -> int:
@@ -86,12 +88,14 @@ class Batcher:
         while batch := self._take():
             self.sizes[len(batch)] += 1
             items = [waiting.item for waiting in batch]
+            start = time.perf_counter()
             try:
                 results: Sequence[Any] = await loop.run_in_executor(
                     self._threads, self._run, batch[0].key, items
                 )
             except Exception as error:
                 results = [error] * len(batch)
+            self.seconds += time.perf_counter() - start
             for waiting, result in zip(batch, results, strict=True):
                 if waiting.future.done():  # its client has left meanwhile
                     continue

@@ -18,6 +18,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from dynamics.config import ServeConfig
+from dynamics.serving.answers import Answer, Event, explain, refusal
 from dynamics.serving.api import (
     MAX_BODY_BYTES,
     MAX_STEPS,
@@ -34,9 +35,9 @@ from dynamics.serving.api import (
     RolloutStepMessage,
     ScenesReply,
 )
+from dynamics.serving.backend import Backend
 from dynamics.serving.gate import Gate, Refused, sse
 from dynamics.serving.metrics import CONTENT_TYPE, HttpMetrics
-from dynamics.serving.service import Answer, Backend, Event, explain, refusal
 
 RETRY_AFTER_S = 1
 BODY_TIMEOUT_S = 10.0

@@ -3,11 +3,16 @@
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from dynamics.serving.service import ServiceStatus
+from dynamics.serving.backend import ServiceStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -63,6 +68,11 @@ class _ServiceFigures(Collector):
             yield GaugeMetricFamily(
                 "dynamics_round", "The promoted round.", value=self._status.promoted
             )
+        yield CounterMetricFamily(
+            "dynamics_batch_seconds",
+            "Time that batches took, all added up.",
+            value=self._status.batch_seconds,
+        )
         sizes = self._status.batch_sizes
         buckets = [
             (str(limit), float(sum(n for size, n in sizes.items() if size <= limit)))

@@ -117,8 +117,9 @@ class Shelf(Generic[Loaded]):
         self._evict(keep=round_id)
 
     def drop(self, round_id: int) -> None:
-        """Forget a round that turned out bad."""
-        self._loaded.pop(round_id, None)
+        """Forget a round that turned out bad; never the one that answers."""
+        if round_id != self.promoted:
+            self._loaded.pop(round_id, None)
 
     def _evict(self, keep: int) -> None:
         others = [number for number in self._loaded if number not in (keep, self.promoted)]

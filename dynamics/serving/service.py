@@ -8,92 +8,39 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from dynamics.config import LoopConfig
+from dynamics.config import LoopConfig, VerifierName
 from dynamics.errors import UserError
-from dynamics.generation.rollout import Beam, RolloutStep, collect
-from dynamics.generation.verify import VERIFIERS, Prediction
+from dynamics.generation.verify import VERIFIERS
 from dynamics.labelling.idm import Caption
+from dynamics.serving.answers import Answer, Event, one_line, parse, refused
 from dynamics.serving.api import (
-    ErrorReply,
     LabelReply,
     LabelRequest,
     Message,
     ModelsReply,
     PredictReply,
     PredictRequest,
-    RolloutEnd,
     RolloutRequest,
-    RolloutStart,
-    RolloutStepMessage,
     RoundInfo,
     Sampling,
     ScenesReply,
 )
-from dynamics.serving.batching import Batcher, ExpiredError
+from dynamics.serving.backend import ServiceStatus
+from dynamics.serving.batching import Batcher
+from dynamics.serving.course import RolloutCourse, SingleCourse
 from dynamics.serving.engine import Draw, Pair, RoundEngine
-from dynamics.serving.pictures import TooLargeError, encode_png, from_base64, open_picture
+from dynamics.serving.pictures import from_base64, open_picture
 from dynamics.serving.referee import Referee, referee_of
-from dynamics.serving.rounds import NotReadyError, Shelf
+from dynamics.serving.rounds import Shelf
 from dynamics.serving.scenes import example_scenes
 
 _log = logging.getLogger(__name__)
 _SMALL_PICTURE_BYTES = 2**16
 """Base64 of at most so many bytes is decoded at once: a thread would cost more than it frees."""
-Request = TypeVar("Request", bound=Message)
-
-
-class Answer(NamedTuple):
-    """An HTTP status and a JSON body, ready to be sent."""
-
-    status: int
-    body: str
-
-
-class Event(NamedTuple):
-    """One event of a roll-out; ``status`` counts while nothing has been sent yet."""
-
-    name: str
-    body: str
-    status: int = 200
-
-
-@dataclass(slots=True, kw_only=True)
-class ServiceStatus:
-    """How the service is, for readiness and metrics."""
-
-    promoted: int | None
-    refused: str | None
-    """Why the round that was to be promoted last was not."""
-    waiting: int
-    batch_sizes: dict[int, int]
-
-
-class Backend(Protocol):
-    """What the HTTP layer needs; bodies are JSON of the messages in `dynamics.serving.api`."""
-
-    async def predict(self, body: bytes, timeout_s: float) -> Answer:
-        """The next frame."""
-
-    def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event]:
-        """Events as they are made."""
-
-    async def label(self, body: bytes, timeout_s: float) -> Answer:
-        """The action between two frames."""
-
-    async def models(self) -> Answer:
-        """Rounds and limits."""
-
-    async def scenes(self) -> Answer:
-        """Scenes at hand."""
-
-    async def status(self) -> ServiceStatus:
-        """Readiness and figures."""
 
 
 class RoundService:
@@ -123,41 +70,43 @@ class RoundService:
         self._refused = None
         candidates = [round_id]
         if self._shelf.promoted is None:
-            candidates += [
-                number for number in sorted(self._shelf.known(), reverse=True) if number < round_id
-            ]
+            known = await asyncio.to_thread(self._shelf.known)
+            candidates += [number for number in sorted(known, reverse=True) if number < round_id]
         for number in candidates:
-            error = await self._try(number)
+            error = await self.prepare(number)
             if error is None:
+                self._shelf.promote(number)
                 break
-            still = self._shelf.promoted
-            line = f"round {number} is refused: {error}"
-            line += f"; round {still} goes on answering" if still is not None else ""
-            _log.error(line)
-            self._refused = self._refused or line
+            _log.error("round %d is refused: %s", number, error)
+            self._refused = self._refused or f"round {number} is refused: {error}"
         return self._refused is None
+
+    async def prepare(self, round_id: int) -> str | None:
+        """Load a round and try it, beside the one that answers; what is wrong with it, if it is."""
+        try:
+            async with self._loading:
+                engine = await asyncio.to_thread(self._shelf.get, round_id)
+                await asyncio.to_thread(engine.probe)
+                self._referee = referee_of(self._cfg, engine.images.frame_px)
+        except Exception as error:
+            self._shelf.drop(round_id)
+            if not isinstance(error, UserError):
+                _log.exception("round %d cannot be loaded", round_id)
+            return one_line(error)
+        return None
 
     async def predict(self, body: bytes, timeout_s: float) -> Answer:
         """`PredictRequest` to `PredictReply`."""
 
         async def answer() -> Message:
-            request = _parse(PredictRequest, body)
+            request = parse(PredictRequest, body)
             engine = await self._engine(request.round)
             engine.check_action(request.action)
             frame = await self._frame(engine, request.image)
-            scenes = self._referee.follow(frame, [request.action]) if self._referee else [None]
-
-            def finish(prediction: Prediction) -> PredictReply:
-                choice = self._choice(engine, request, prediction, 0, scenes[0])
-                return PredictReply(**choice, **_provenance(engine), source=encode_png(frame))
-
-            draw = Draw(
-                source=lambda: engine.encode(frame),
-                action=request.action,
-                seeds=lambda: [request.seed],
-                verifier=request.verifier or self._cfg.serve.verifier,
-                finish=finish,
+            course = SingleCourse(
+                engine, self._referee, frame, request, [request.action], self._verifier(request)
             )
+            draw = course.draw(request)
             reply: PredictReply = await self._draw(engine, request, draw, 1, deadline)
             return reply
 
@@ -168,7 +117,7 @@ class RoundService:
         """`LabelRequest` to `LabelReply`."""
 
         async def answer() -> Message:
-            request = _parse(LabelRequest, body)
+            request = parse(LabelRequest, body)
             engine = await self._engine(request.round)
             pair = Pair(
                 await self._frame(engine, request.before), await self._frame(engine, request.after)
@@ -191,21 +140,16 @@ class RoundService:
         """`RolloutRequest` to its events; a fault is the last event, named ``error``."""
         deadline = time.monotonic() + timeout_s
         try:
-            request = _parse(RolloutRequest, body)
+            request = parse(RolloutRequest, body)
             engine = await self._engine(request.round)
             for action in request.actions:
                 engine.check_action(action)
             frame = await self._frame(engine, request.image)
-            start = RolloutStart(
-                **_provenance(engine),
-                source=encode_png(frame),
-                num_steps=len(request.actions),
-            )
-            yield Event("start", start.model_dump_json())
-            course = _Course(self, engine, request, frame)
+            course = RolloutCourse(engine, self._referee, frame, request, self._verifier(request))
+            yield Event("start", course.start().model_dump_json())
             for action in request.actions:
-                rows = len(course.beam.frames) if course.beam else 1
-                step = await self._draw(engine, request, course.draw(action), rows, deadline)
+                draw = course.draw(action)
+                step = await self._draw(engine, request, draw, course.num_sources, deadline)
                 yield Event("step", step.model_dump_json())
             assert course.end is not None  # the last step has set it
             yield Event("end", course.end.model_dump_json())
@@ -264,24 +208,10 @@ class RoundService:
             refused=self._refused,
             waiting=self._batcher.depth,
             batch_sizes=dict(self._batcher.sizes),
+            batch_seconds=self._batcher.seconds,
         )
 
     # Details.
-
-    async def _try(self, round_id: int) -> str | None:
-        """Load, probe and promote; why not, if not."""
-        try:
-            async with self._loading:
-                engine = await asyncio.to_thread(self._shelf.get, round_id)
-                await asyncio.to_thread(engine.probe)
-                self._referee = referee_of(self._cfg, engine.images.frame_px)
-                self._shelf.promote(round_id)
-        except Exception as error:
-            self._shelf.drop(round_id)
-            if not isinstance(error, UserError):
-                _log.exception("round %d cannot be loaded", round_id)
-            return one_line(error)
-        return None
 
     async def _engine(self, round_id: int | None) -> RoundEngine:
         found = self._shelf.at_hand(round_id)
@@ -298,14 +228,13 @@ class RoundService:
 
         return fit() if len(image) <= _SMALL_PICTURE_BYTES else await asyncio.to_thread(fit)
 
-    def num_samples(self, request: Sampling) -> int:
-        """N of a request."""
-        return request.n or self._cfg.serve.num_samples
+    def _verifier(self, request: Sampling) -> VerifierName:
+        return request.verifier or self._cfg.serve.verifier
 
     async def _draw(
         self, engine: RoundEngine, request: Sampling, draw: Draw, sources: int, deadline: float
     ) -> Any:
-        num_samples = self.num_samples(request)
+        num_samples = request.n or self._cfg.serve.num_samples
         return await self._batcher.submit(
             (engine, num_samples, request.temperature),
             draw,
@@ -324,112 +253,6 @@ class RoundService:
         drawn: list[Any] = engine.draw(items, num_samples=num_samples, temperature=temperature)
         return drawn
 
-    def _choice(
-        self,
-        engine: RoundEngine,
-        request: Sampling,
-        prediction: Prediction,
-        row: int,
-        expected: Any,
-        chosen: int | None = None,
-    ) -> dict[str, Any]:
-        """Fields of `Choice`: candidate ``chosen`` (none = the favourite) of source ``row``."""
-        codes_NL = prediction.candidates.codes[row]
-        chosen = int(prediction.chosen[row]) if chosen is None else chosen
-        frame = engine.decode(codes_NL[chosen])
-        pictures = None
-        if request.candidates:
-            pictures = [encode_png(engine.decode(codes_L)) for codes_L in codes_NL]
-        return {
-            "image": encode_png(frame),
-            "chosen": chosen,
-            "scores": prediction.scores[row].tolist(),
-            "candidates": pictures,
-            "agrees": self._referee.agrees(frame, expected) if self._referee else None,
-        }
-
-
-class _Course:
-    """A roll-out on its way: what `Draw` asks of it, step after step."""
-
-    def __init__(
-        self, service: RoundService, engine: RoundEngine, request: RolloutRequest, frame: np.ndarray
-    ) -> None:
-        self._service = service
-        self._engine = engine
-        self._request = request
-        self._frame = frame
-        referee = service._referee
-        self._expected = referee.follow(frame, request.actions) if referee else None
-        self._steps: list[RolloutStep] = []
-        self.beam: Beam | None = None
-        self.end: RolloutEnd | None = None
-        """Set by the last step."""
-
-    def draw(self, action: str) -> Draw:
-        """The next step."""
-        return Draw(
-            source=self._sources,
-            action=action,
-            seeds=lambda: self._started().seeds(),
-            verifier=self._request.verifier or self._service._cfg.serve.verifier,
-            finish=self._finish,
-        )
-
-    def _started(self) -> Beam:
-        if self.beam is None:
-            source_L = self._engine.encode(self._frame)[0]
-            self.beam = Beam(source_L, seed=self._request.seed, width=self._request.beam)
-        return self.beam
-
-    def _sources(self) -> np.ndarray:
-        return self._started().frames
-
-    def _finish(self, prediction: Prediction) -> RolloutStepMessage:
-        index = len(self._steps)
-        expected = self._expected[index] if self._expected else None
-        step = self._started().extend(self._request.actions[index], prediction)
-        self._steps.append(step)
-        choice = self._service._choice(
-            self._engine,
-            self._request,
-            prediction,
-            int(step.parents[0]),
-            expected,
-            int(step.chosen[0]),
-        )
-        if len(self._steps) == len(self._request.actions):
-            self._end(expected)
-        return RolloutStepMessage(
-            **choice,
-            index=index,
-            action=step.action,
-            total=float(step.totals[0]),
-            num_prefixes=len(step.frames),
-        )
-
-    def _end(self, expected: Any) -> None:
-        frames = collect(self._engine.encode(self._frame)[0], self._steps).frames[1:]
-        pictures = [self._engine.decode(codes_L) for codes_L in frames]
-        referee = self._service._referee
-        self.end = RolloutEnd(
-            frames=[encode_png(picture) for picture in pictures],
-            total=float(self._steps[-1].totals[0]),
-            agrees=referee.agrees(pictures[-1], expected) if referee else None,
-        )
-
-
-def _provenance(engine: RoundEngine) -> dict[str, Any]:
-    return {
-        "round": engine.round_id,
-        "idm": engine.inverse.digest,
-        "fdp": engine.forward.digest,
-    }
-
-
-def _parse(kind: type[Request], body: bytes) -> Request:
-    return kind.model_validate_json(body)
-
 
 async def _answered(make: Callable[[], Awaitable[Message]]) -> Answer:
     try:
@@ -437,38 +260,3 @@ async def _answered(make: Callable[[], Awaitable[Message]]) -> Answer:
     except Exception as error:
         return refused(error)
     return Answer(200, message.model_dump_json())
-
-
-def refused(error: Exception) -> Answer:
-    """What a client is told; raised again when it is nobody's fault but ours."""
-    if isinstance(error, ValidationError):
-        return refusal(422, explain(error))
-    if isinstance(error, ExpiredError):
-        return refusal(503, "no answer within the time limit; ask again later, or for less")
-    if isinstance(error, NotReadyError):
-        return refusal(503, one_line(error))
-    if isinstance(error, TooLargeError):
-        return refusal(413, one_line(error))
-    if isinstance(error, UserError):
-        return refusal(422, one_line(error))
-    raise error
-
-
-def refusal(status: int, detail: str) -> Answer:
-    """An answer that says no."""
-    return Answer(status, ErrorReply(detail=detail).model_dump_json())
-
-
-def explain(error: ValidationError) -> str:
-    """All problems in one line; what was sent is not repeated."""
-    problems = []
-    for problem in error.errors(include_input=False, include_url=False, include_context=False):
-        place = ".".join(str(part) for part in problem["loc"])
-        problems.append(f"{place}: {problem['msg']}" if place else problem["msg"])
-    return one_line("; ".join(problems))
-
-
-def one_line(error: Exception | str) -> str:
-    """Without line ends and other control characters, at most 500 characters."""
-    text = " ".join(str(error).split())
-    return "".join(letter for letter in text if letter.isprintable())[:500] or "unknown error"
