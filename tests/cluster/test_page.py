@@ -1,6 +1,5 @@
 """Client, environment and page against a real Ray Serve with models of a real, tiny run."""
 
-import socket
 from collections.abc import Iterator
 
 import gymnasium
@@ -16,14 +15,9 @@ from dynamics.run_folder import RunFolder
 from ray_jobs import serve
 from tests.browser import chromium, finished, needs_chromium, new_context, opened, run
 from tests.runs import LocalRun
+from tests.serving import free_port
 
 pytestmark = pytest.mark.cluster
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
