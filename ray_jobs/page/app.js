@@ -11,6 +11,7 @@ import * as settings from "./settings.js";
 
 const PREFILLED = 3;
 const ADDRESS_PAUSE_MS = 400; // browsers refuse an address that changes with every key
+const LARGEST_PIXELATED_PX = 128;
 
 let addressLater = 0; // the timer of the next change of the address
 let running = null; // the AbortController of the run in progress
@@ -280,6 +281,13 @@ function wireForm() {
   $("file").addEventListener("change", (event) => bring(event.target.files[0]));
 }
 
+/** Small frames are shown pixel by pixel; photographs would look torn that way. */
+function smoothPhotos({ target }) {
+  if (target instanceof HTMLImageElement) {
+    target.classList.toggle("smooth", target.naturalWidth > LARGEST_PIXELATED_PX);
+  }
+}
+
 function wireDocument() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !$("key-dialog").open) running?.abort();
@@ -303,6 +311,7 @@ function wireDocument() {
       zone.addEventListener(end, () => zone.classList.remove("over"));
   }
   addEventListener("hashchange", applyHash);
+  document.addEventListener("load", smoothPhotos, true);
 }
 
 showTheme(document.documentElement.dataset.theme ?? "system");

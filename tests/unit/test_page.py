@@ -240,6 +240,25 @@ def test_a_persons_own_picture_is_scaled_and_used(browser, url):
         assert page.locator("#error").is_hidden()
 
 
+def test_a_service_without_scenes_waits_for_a_picture(browser, url):
+    with new_context(browser) as context:
+        page = context.new_page()
+        page.route("**/v1/scenes", lambda route: route.fulfill(json={"scenes": []}))
+        page.goto(url)
+        page.wait_for_selector("#run:enabled")
+        page.click("#run")
+        assert page.inner_text("#error") == "Choose a picture first."
+        file = {"name": "photo.png", "mimeType": "image/png", "buffer": photo(300, 200)}
+        page.set_input_files("#file", file)
+        page.wait_for_selector("input[value='your own']:checked")
+        assert page.locator(".scene img").get_attribute("class") == "frame smooth"
+        page.click("#run")
+        assert page.inner_text("#error") == "Write at least one action first."
+        page.fill("#actions textarea", "push the red ring left")
+        run(page, num_steps=1)
+        assert page.locator(".big").get_attribute("class") == "frame big"
+
+
 def test_pictures_are_dropped_where_they_belong(browser, url):
     drop = """async (place) => {
         const canvas = new OffscreenCanvas(20, 20);
