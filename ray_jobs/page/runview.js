@@ -93,6 +93,7 @@ export class RunView {
 
   fail(text) {
     this.stop("");
+    this.strip.hidden = !this.frames.length;
     this.problem.textContent = text;
     this.problem.hidden = false;
   }
