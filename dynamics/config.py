@@ -395,12 +395,40 @@ class ServeConfig(Strict):
     enabled: bool = True
     each_round: bool = False
     host: str = "127.0.0.1"
+    """Anything but a loopback address needs an API key."""
     port: int = Field(default=8000, ge=1, le=65535)
+    api_key_env: str | None = None
+    """Name of the environment variable, where the service runs, that holds the API key."""
+    api_key_file: Path | None = None
+    """File with the API key, on every node that answers HTTP; the variable goes before it."""
     verifier: VerifierName = "noisy_channel"
-    num_samples: int = Field(default=8, ge=1, le=64)
+    """Who chooses where a request does not say."""
+    num_samples: int = Field(default=8, ge=1, le=16)
+    """Candidates where a request does not say."""
+    ingress_replicas: int = Field(default=1, ge=0)
+    """Processes that speak HTTP and hold no model. 0 = every replica does both: one hop less, but
+    nobody is left to repeat a request when a replica dies."""
     num_replicas: int = Field(default=1, ge=1)
+    """Replicas with the generator; each has a queue of its own."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """Replicas are added up to so many while requests wait; none = always ``num_replicas``."""
+    verifier_replicas: int = Field(default=0, ge=0)
+    """Replicas of the verifier; 0 = the generator's process holds both adapters."""
     num_cpus_per_replica: float = Field(default=0.5, ge=0)
     num_gpus_per_replica: float = Field(default=0.0, ge=0)
+    num_gpus_per_verifier: float = Field(default=0.0, ge=0)
+    batch_rows: int = Field(default=128, ge=1, le=512)
+    """Most candidate frames that go through the model together."""
+    max_queued: int = Field(default=64, ge=1)
+    """Most requests that an HTTP replica holds; the rest is refused with 503 and Retry-After."""
+    deadline_s: float = Field(default=30.0, gt=0)
+    """A request that takes longer is given up."""
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> "ServeConfig":
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError("max_replicas must not be below num_replicas")
+        return self
 
 
 class TrackConfig(Strict):
@@ -495,6 +523,18 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
     for override in overrides:
         _apply(tree, override)
     return validate(tree, where=str(path))
+
+
+def with_overrides(cfg: LoopConfig, overrides: Sequence[str]) -> LoopConfig:
+    """The config with ``a.b=value`` overrides.
+
+    Raises:
+        UserError: as `load`.
+    """
+    tree = cfg.model_dump(mode="json")
+    for override in overrides:
+        _apply(tree, override)
+    return validate(tree, where="overrides")
 
 
 def validate(tree: dict[str, Any], *, where: str) -> LoopConfig:

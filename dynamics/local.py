@@ -14,12 +14,11 @@ from typing import Protocol, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from dynamics.config import LoopConfig
 from dynamics.evaluation.items import evaluate_items, items_schema
 from dynamics.evaluation.summary import label_accuracy, summarise
-from dynamics.generation.predict import Answer, Predictor
+from dynamics.generation.verify import Prediction, best_of_n
 from dynamics.guards.guards import GuardEvidence, judge
 from dynamics.guards.leakage import Leakage, find_leakage
 from dynamics.labelling.confidence import SCORES
@@ -227,16 +226,19 @@ class LocalStages:
         """Write the comparison of all rounds."""
         self.tracker.log_run(reports, [write_page(self.folder)])
 
-    def answer(self, models: ModelRef) -> Answer:
+    def answer(self, models: ModelRef) -> Prediction:
         """Best of N for the first held-out pair."""
         idm, fdp = load_pair(models, self.cfg.model)
         frame, action = self.example()
-        return Predictor(idm, fdp, self.images, self.cfg.serve.verifier).predict(
-            Image.fromarray(frame),
-            action,
+        return best_of_n(
+            self.images.encode(frame[None]),
+            [action],
+            idm,
+            fdp,
+            verifier=self.cfg.serve.verifier,
             num_samples=self.cfg.serve.num_samples,
             temperature=self.cfg.evaluate.temperature,
-            seed=self.cfg.seed,
+            seeds=[self.cfg.seed],
         )
 
     def example(self) -> tuple[np.ndarray, str]:

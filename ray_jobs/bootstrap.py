@@ -220,9 +220,9 @@ def _keep_serving(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> Non
     if not runtime.ray_is_up() and not runtime.joins_cluster():
         check_address(cfg.serve)
     view(0, 0, "serve")
-    curl = serve_run(cfg, folder)
+    where = serve_run(cfg, folder)
     view.clear()
-    view.line(f"serving until Ctrl-C; ask it with:\n  {curl}")
+    view.line(f"serving until Ctrl-C: {where}")
     wait_for_interrupt()
     undeploy(cfg)
 

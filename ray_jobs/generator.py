@@ -1,164 +1,178 @@
-"""The Ray Serve deployment: the verifier-guided generator of one round behind HTTP.
+"""The replicas behind the HTTP layer: the generator (FDP) and the verifier (IDM) of a run.
 
-POST /v1/predict {"image": <base64 PNG>, "action": "move the red ball left", "n": 8}
-  -> {"image": <base64 PNG>, "scores": [...], "chosen": 3, "round": 3, "idm": ..., "fdp": ...}
-GET /healthz
+Serve calls ``reconfigure`` with ``{"round": 3}`` when a round is promoted: it is loaded and tried
+beside the one that answers, and takes over in between two requests. A bad one changes nothing;
+``status`` says why. Raising would make Serve replace a replica that works by one that cannot start.
 """
 
-import base64
-import binascii
-import io
-import math
-import threading
-from typing import Annotated, Any
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
-from fastapi import FastAPI, HTTPException
-from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from ray import serve
-from ray.serve.config import BackpressureConfig
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+import numpy as np
+from ray.exceptions import RayActorError
+from ray.serve.handle import DeploymentHandle
 
 from dynamics.config import LoopConfig
-from dynamics.errors import UserError
-from dynamics.generation.predict import Predictor
-from dynamics.models.adapters import load_pair
+from dynamics.labelling.idm import Caption, InverseDynamics
+from dynamics.models.adapters import load_fdp, load_idm, load_pair
 from dynamics.records import ModelRef
+from dynamics.run_folder import RunFolder
+from dynamics.serving.backend import ServiceStatus
+from dynamics.serving.engine import Inverse, RoundEngine
+from dynamics.serving.rounds import Shelf
+from dynamics.serving.service import RoundService
 
-MAX_BODY_BYTES = 12 * 2**20
-MAX_IMAGE_BYTES = 8 * 2**20
-MAX_PIXELS = 16_000_000
-MAX_SAMPLES = 16
+_log = logging.getLogger(__name__)
 
-
-class PredictRequest(BaseModel):
-    """One action on one picture."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    image: str = Field(min_length=1, max_length=math.ceil(MAX_IMAGE_BYTES / 3) * 4)
-    """Base64 of a PNG, JPEG or WebP; cropped to its centre square and scaled to the model."""
-    action: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=512)]
-    n: int | None = Field(default=None, ge=1, le=MAX_SAMPLES)
-    """Candidates; none = serve.num_samples."""
-    temperature: float = Field(default=1.0, gt=0, le=4)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+ATTEMPTS = 4
+"""How often a call is made to replicas that die. Repeating is safe: seeds decide the answer."""
 
 
-class PredictResponse(BaseModel):
-    """The chosen frame, and which models chose it."""
-
-    image: str
-    """Base64 PNG at the model's size."""
-    scores: list[float]
-    chosen: int
-    round: int
-    idm: str
-    """sha256 of base and IDM adapter."""
-    fdp: str
-
-
-class LimitBody:
-    """ASGI middleware: 413 for bodies above the limit, whether announced or streamed."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app = app
-        self.limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting what is received."""
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.limit:
-                raise HTTPException(413, f"the request is larger than {self.limit} bytes")
-            return message
-
-        await self.app(scope, counted if scope["type"] == "http" else receive, send)
-
-
-def decode_image(text: str) -> Image.Image:
-    """Base64 to a picture, refused before it is decoded to pixels when it is too large.
-
-    Raises:
-        HTTPException: 422 for what is no picture, 413 for too many pixels.
-    """
-    try:
-        picture = Image.open(
-            io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG", "JPEG", "WEBP")
-        )
-    except (binascii.Error, ValueError, UnidentifiedImageError, OSError) as error:
-        raise HTTPException(422, "image must be base64 of a PNG, JPEG or WebP file") from error
-    except Image.DecompressionBombError as error:
-        raise HTTPException(413, f"image has more than {MAX_PIXELS} pixels") from error
-    if picture.width * picture.height > MAX_PIXELS:
-        raise HTTPException(413, f"image has more than {MAX_PIXELS} pixels")
-    try:
-        picture.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise HTTPException(422, "image is damaged") from error
-    return picture
-
-
-def encode_image(frame: Any) -> str:
-    """uint8 [H, W, 3] to base64 PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-api = FastAPI(title="dynamics", docs_url=None, redoc_url=None)
-api.add_middleware(LimitBody, limit=MAX_BODY_BYTES)
-
-
-@serve.deployment(
-    name="Generator",
-    max_ongoing_requests=4,
-    max_queued_requests=32,
-    backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-    health_check_timeout_s=60,
-)
-@serve.ingress(api)
 class Generator:
-    """One replica: the base and both adapters of a round."""
+    """One replica: the FDP of the rounds that are asked, and their IDM unless it is elsewhere.
 
-    def __init__(self, cfg: LoopConfig, models: ModelRef, round_id: int) -> None:
-        idm, fdp = load_pair(models, cfg.model)
-        self._predictor = Predictor(idm, fdp, fdp.model.images, cfg.serve.verifier)
-        self._num_samples = cfg.serve.num_samples
-        self._models = models
-        self._round_id = round_id
-        # The adapters are switched on one model: two requests must not interleave.
-        self._one_at_a_time = threading.Lock()
+    Args:
+        cfg: The run's config, with the serving section in force.
+        run_dir: The run folder, absolute.
+        verifier: The `Verifier` replicas; none = both adapters are held here.
+    """
 
-    @api.get("/healthz")
-    def healthz(self) -> dict[str, Any]:
-        """Which round answers here."""
-        return {"status": "ok", "round": self._round_id}
+    def __init__(
+        self, cfg: LoopConfig, run_dir: str, verifier: DeploymentHandle[Any] | None = None
+    ) -> None:
+        def load(round_id: int, models: ModelRef) -> RoundEngine:
+            inverse: Inverse
+            if verifier is None:
+                inverse, forward = load_pair(models, cfg.model)
+            else:
+                inverse = RemoteInverse(verifier, round_id, models.idm_digest)
+                forward = load_fdp(models, cfg.model)
+            return RoundEngine(round_id, inverse, forward, cfg.label.max_action_tokens)
 
-    @api.post("/v1/predict")
-    def predict(self, request: PredictRequest) -> PredictResponse:
-        """Draw N next frames, return the one that the verifier likes best."""
-        picture = decode_image(request.image)
+        self._cfg = cfg
+        shelf = Shelf(cfg, RunFolder(Path(run_dir)), load)
+        # While the verifier scores one batch elsewhere, the next one is drawn here.
+        self.service = RoundService(cfg, shelf, num_threads=1 if verifier is None else 2)
+
+    async def reconfigure(self, user_config: dict[str, int]) -> None:
+        """Promote ``user_config["round"]``, or keep what answers."""
+        await self.service.promote(user_config["round"])
+
+    async def prepare(self, round_id: int) -> str | None:
+        """Load and try a round without letting it answer; what is wrong with it, if it is."""
+        return await self.service.prepare(round_id)
+
+    async def predict(self, body: bytes, timeout_s: float) -> tuple[int, str]:
+        """As `RoundService.predict`."""
+        return await self.service.predict(body, timeout_s)
+
+    async def label(self, body: bytes, timeout_s: float) -> tuple[int, str]:
+        """As `RoundService.label`."""
+        return await self.service.label(body, timeout_s)
+
+    async def rollout(
+        self, body: bytes, timeout_s: float
+    ) -> AsyncGenerator[tuple[str, str, int], None]:
+        """As `RoundService.rollout`."""
+        async for event in self.service.rollout(body, timeout_s):
+            yield event
+
+    async def models(self) -> tuple[int, str]:
+        """As `RoundService.models`."""
+        return await self.service.models()
+
+    async def scenes(self) -> tuple[int, str]:
+        """As `RoundService.scenes`."""
+        return await self.service.scenes()
+
+    async def status(self) -> ServiceStatus:
+        """As `RoundService.status`."""
+        return await self.service.status()
+
+
+class Verifier:
+    """One replica with the IDM of the rounds that are asked."""
+
+    def __init__(self, cfg: LoopConfig, run_dir: str) -> None:
+        def load(round_id: int, models: ModelRef) -> InverseDynamics:
+            return load_idm(models, cfg.model)
+
+        self._shelf = Shelf(cfg, RunFolder(Path(run_dir)), load)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="idm")
+
+    async def reconfigure(self, user_config: dict[str, int]) -> None:
+        """Have ``user_config["round"]`` at hand; whether it is good the generator finds out."""
+        round_id = user_config["round"]
         try:
-            with self._one_at_a_time:
-                answer = self._predictor.predict(
-                    picture,
-                    request.action,
-                    num_samples=request.n or self._num_samples,
-                    temperature=request.temperature,
-                    seed=request.seed,
-                )
-        except UserError as error:  # e.g. an action longer than the model can read
-            raise HTTPException(422, str(error)) from error
-        return PredictResponse(
-            image=encode_image(answer.frame),
-            scores=list(answer.scores),
-            chosen=answer.chosen,
-            round=self._round_id,
-            idm=self._models.idm_digest,
-            fdp=self._models.fdp_digest,
+            await self._in_thread(self._shelf.get, round_id)
+        except Exception:
+            _log.exception("round %d cannot be loaded", round_id)
+        else:
+            self._shelf.promote(round_id)
+
+    async def action_logprobs(
+        self, round_id: int, source_BL: np.ndarray, target_BL: np.ndarray, actions: list[str]
+    ) -> np.ndarray:
+        """As `InverseDynamics.action_logprobs`, of a round."""
+
+        def score() -> np.ndarray:
+            return self._shelf.get(round_id).action_logprobs(source_BL, target_BL, actions)
+
+        scores: np.ndarray = await self._in_thread(score)
+        return scores
+
+    async def label(
+        self, round_id: int, source_BL: np.ndarray, target_BL: np.ndarray, max_action_tokens: int
+    ) -> list[Caption]:
+        """As `InverseDynamics.label`, of a round."""
+
+        def caption() -> list[Caption]:
+            idm = self._shelf.get(round_id)
+            return idm.label(source_BL, target_BL, max_action_tokens=max_action_tokens)
+
+        captions: list[Caption] = await self._in_thread(caption)
+        return captions
+
+    async def _in_thread(self, call: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+
+
+class RemoteInverse:
+    """A round's IDM in the verifier's replicas; called from the generator's batch thread."""
+
+    def __init__(self, verifier: DeploymentHandle[Any], round_id: int, digest: str) -> None:
+        self._verifier = verifier
+        self._round_id = round_id
+        self.digest = digest
+
+    def action_logprobs(
+        self, source_codes_BL: np.ndarray, target_codes_BL: np.ndarray, actions: Sequence[str], /
+    ) -> np.ndarray:
+        """As `InverseDynamics.action_logprobs`."""
+        scores: np.ndarray = self._call(
+            "action_logprobs", source_codes_BL, target_codes_BL, list(actions)
         )
+        return scores
+
+    def label(
+        self, source_codes_BL: np.ndarray, target_codes_BL: np.ndarray, *, max_action_tokens: int
+    ) -> list[Caption]:
+        """As `InverseDynamics.label`."""
+        captions: list[Caption] = self._call(
+            "label", source_codes_BL, target_codes_BL, max_action_tokens
+        )
+        return captions
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        call = getattr(self._verifier, method)
+        for attempt in range(ATTEMPTS):
+            try:
+                return call.remote(self._round_id, *arguments).result()
+            except RayActorError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")

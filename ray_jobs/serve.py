@@ -1,43 +1,45 @@
-"""Put a round's generator behind HTTP with Ray Serve; also ``dynamics serve RUN``.
+"""Put a run behind HTTP with Ray Serve: start, promote, check, tell how to ask it."""
 
-Bound to a loopback address: there is no authentication yet, so nothing else is accepted.
-"""
-
-import argparse
-import ipaddress
 import logging
+import shlex
+import signal
 import socket
-import sys
+import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from dynamics.config import LoopConfig, ServeConfig, validate
+from dynamics.config import LoopConfig, ServeConfig
 from dynamics.errors import UserError
-from dynamics.records import ModelRef
 from dynamics.run_folder import RunFolder
+from dynamics.serving.api import PredictReply, PredictRequest, RolloutRequest
+from dynamics.serving.gate import is_loopback
+from dynamics.serving.key import read_key
+from dynamics.serving.pictures import encode_png
+from dynamics.serving.rounds import promoted_rounds
+from dynamics.serving.scenes import example_scenes
 from ray_jobs import runtime
 
-REQUEST_TIMEOUT_S = 60.0
+Example = tuple[Any, str]
+"""A frame, uint8 [H, W, 3], and an action sentence."""
+
 _APP = "dynamics"
+_EXAMPLE_STEPS = 3
+_PROXY_GRACE_S = 10.0
+"""What Serve's proxy waits beyond our own deadline, which answers better."""
+_READY_TIMEOUT_S = 120.0
 
 
 def check_address(options: ServeConfig) -> None:
     """Refuse what cannot or must not be bound, before anything is started.
 
     Raises:
-        UserError: not a loopback address, or the port is taken.
+        UserError: not a loopback address and no API key, or the port is taken.
     """
     host = "127.0.0.1" if options.host == "localhost" else options.host
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if read_key(options) is None and not is_loopback(host):
         raise UserError(
-            f"serve.host={options.host} is not a loopback address, and the generator has no "
-            "authentication; keep 127.0.0.1 and put an authenticating proxy or an SSH tunnel "
+            f"serve.host={options.host} is not a loopback address, and there is no API key; set "
+            "serve.api_key_env or serve.api_key_file, or keep 127.0.0.1 and put an SSH tunnel "
             "before it"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -52,16 +54,21 @@ def check_address(options: ServeConfig) -> None:
             ) from error
 
 
-def deploy(cfg: LoopConfig, models: ModelRef, round_id: int) -> str:
-    """Put a round's generator behind HTTP (replacing an earlier round's); returns its URL.
+def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
+    """Have a round answer over HTTP; returns the URL.
+
+    Where the service is up with the same settings already, its replicas load the round beside the
+    one that answers, and switch.
 
     Raises:
-        UserError: the port is taken by somebody else.
+        UserError: the port is taken by somebody else, or the round is no good; in that case what
+            answered before still does.
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
 
-    from ray_jobs.generator import Generator
+    from ray_jobs.ingress import build, generator_name
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its import has reset the level
     options = cfg.serve
@@ -70,82 +77,131 @@ def deploy(cfg: LoopConfig, models: ModelRef, round_id: int) -> str:
         serve.start(
             proxy_location="HeadOnly",
             http_options=HTTPOptions(
-                host=options.host, port=options.port, request_timeout_s=REQUEST_TIMEOUT_S
+                host=options.host,
+                port=options.port,
+                request_timeout_s=options.deadline_s + _PROXY_GRACE_S,
             ),
+            logging_config=LoggingConfig(enable_access_log=False),
         )
-    deployment: Any = Generator  # the decorator made a Deployment of it; its types do not say so
-    generator = deployment.options(
-        num_replicas=options.num_replicas,
-        ray_actor_options={
-            "num_cpus": options.num_cpus_per_replica,
-            "num_gpus": options.num_gpus_per_replica,
-        },
-    )
-    serve.run(generator.bind(cfg, models, round_id), name=_APP, route_prefix="/")
-    return f"http://{options.host}:{options.port}"
+    running = serve.status().applications.get(_APP)
+    if running is not None and generator_name(options) in running.deployments:
+        _prepare(serve.get_deployment_handle(generator_name(options), _APP), round_id)
+    serve.run(build(cfg, folder.root, round_id), name=_APP, route_prefix="/")
+    url = url_of(options)
+    _wait_until_ready(url, round_id)
+    return url
 
 
-def smoke_request(url: str, frame: Any, action: str) -> dict[str, Any]:
-    """Ask the served generator for one frame over real HTTP.
+def _prepare(generator: Any, round_id: int) -> None:
+    """Have every replica load and try a round before any of them answers with it.
+
+    Raises:
+        UserError: one of them refuses; all go on as before.
+    """
+    problems = generator.broadcast("prepare", round_id).results(timeout_s=_READY_TIMEOUT_S)
+    if found := next(filter(None, problems), None):
+        raise UserError(f"round {round_id} is refused: {found}; what answered before still does")
+
+
+def url_of(options: ServeConfig) -> str:
+    """Where the service answers from this machine."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"http://{host}:{options.port}"
+
+
+def _wait_until_ready(url: str, round_id: int) -> None:
+    """Return when the round answers.
+
+    Raises:
+        UserError: it is refused, or nothing answers.
+    """
+    import httpx
+
+    end = time.monotonic() + _READY_TIMEOUT_S
+    said = "no answer"
+    while time.monotonic() < end:
+        try:
+            reply = httpx.get(f"{url}/readyz", timeout=_READY_TIMEOUT_S)
+            status = reply.json()
+        except (httpx.HTTPError, ValueError) as error:
+            said = str(error)
+        else:
+            if status.get("round") == round_id:
+                return
+            said = status.get("refused") or status.get("detail") or said
+            if "refused" in said:
+                break
+        time.sleep(0.1)
+    raise UserError(f"round {round_id} does not answer at {url}: {said}")
+
+
+def smoke_request(cfg: LoopConfig, url: str, frame: Any, action: str) -> dict[str, Any]:
+    """Ask the service for one frame over real HTTP.
 
     Raises:
         UserError: no answer, or one that is not a prediction.
     """
     import httpx
 
-    from ray_jobs.generator import PredictResponse, encode_image
-
+    key = read_key(cfg.serve)
     try:
         answer = httpx.post(
             f"{url}/v1/predict",
-            json={"image": encode_image(frame), "action": action},
-            timeout=REQUEST_TIMEOUT_S,
+            json={"image": encode_png(frame), "action": action},
+            headers={"authorization": f"Bearer {key}"} if key else None,
+            timeout=cfg.serve.deadline_s + _PROXY_GRACE_S,
         )
         answer.raise_for_status()
-        return PredictResponse.model_validate_json(answer.content).model_dump()
+        return PredictReply.model_validate_json(answer.content).model_dump()
     except (httpx.HTTPError, ValueError) as error:
         raise UserError(f"the served generator at {url} gave no prediction: {error}") from error
 
 
-def write_example(folder: Path, frame: Any, action: str, url: str) -> str:
-    """Write a ready request into the run folder; returns the curl line that sends it."""
-    from ray_jobs.generator import PredictRequest, encode_image
+def write_examples(cfg: LoopConfig, folder: RunFolder, example: Example, url: str) -> str:
+    """Write ready requests into the run folder; returns the curl line of a roll-out.
 
-    request = PredictRequest(image=encode_image(frame), action=action)
-    path = folder / "example-request.json"
-    path.write_text(request.model_dump_json(exclude_defaults=True) + "\n")
-    return f"curl -s -H 'content-type: application/json' -d @{path} {url}/v1/predict"
+    The roll-out starts from a scene that no clip shows, or, where the world is not the tabletop,
+    repeats the example's action.
+    """
+    frame, action = example
+    tabletop = cfg.pool.path is None and cfg.labelled.dataset is None
+    scene = example_scenes(cfg, folder)[0] if tabletop else None
+    image = scene.image if scene else encode_png(frame)
+    actions = scene.actions[:_EXAMPLE_STEPS] if scene else [action] * _EXAMPLE_STEPS
+    predict = PredictRequest(image=encode_png(frame), action=action)
+    rollout = RolloutRequest(image=image, actions=actions)
+    for name, request in (("request", predict), ("rollout", rollout)):
+        text = request.model_dump_json(exclude_defaults=True)
+        (folder.root / f"example-{name}.json").write_text(text + "\n")
+    key = f' -H "authorization: Bearer ${cfg.serve.api_key_env or "KEY"}"'
+    body = shlex.quote(str(folder.root / "example-rollout.json"))
+    return (
+        f"curl -N{key if read_key(cfg.serve) else ''} -H 'content-type: application/json' "
+        f"-d @{body} {url}/v1/rollouts"
+    )
 
 
 def serve_run(cfg: LoopConfig, folder: RunFolder) -> str:
-    """Deploy the last promoted round of a run; returns a curl line that asks it.
+    """Deploy the last promoted round of a run; returns what to tell the user.
 
     Raises:
         UserError: no round is promoted, the port is taken, or no answer came.
     """
-    from dynamics.local import LocalStages
-
-    stages = LocalStages(cfg, folder.root)
-    rounds = [report.round_id for report in folder.reports(cfg.rounds) if report.promoted]
+    rounds = list(promoted_rounds(folder))
     if not rounds:
         raise UserError(f"{folder.root} has no promoted round to serve; run dynamics bootstrap")
-    if (finished := stages.finished(rounds[-1])) is None:
-        raise UserError(f"round {rounds[-1]} of {folder.root} has lost its report")
-    return serve_round(cfg, folder, finished[0], rounds[-1], stages.example())
+    return serve_round(cfg, folder, rounds[-1])
 
 
-def serve_round(
-    cfg: LoopConfig,
-    folder: RunFolder,
-    models: ModelRef,
-    round_id: int,
-    example: tuple[Any, str],
-) -> str:
-    """Deploy a round and check that it answers; returns a curl line that asks it."""
+def serve_round(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
+    """Deploy a round and check that it answers; returns the page's address and a curl line."""
+    from dynamics.local import LocalStages
+
+    example = LocalStages(cfg, folder.root).example()
     with runtime.on_ray(cfg.cluster):
-        url = deploy(cfg, models, round_id)
-        smoke_request(url, *example)
-    return write_example(folder.root, *example, url)
+        url = deploy(cfg, folder, round_id)
+        smoke_request(cfg, url, *example)
+    return f"{url}/\n  {write_examples(cfg, folder, example, url)}"
 
 
 def undeploy(cfg: LoopConfig) -> None:
@@ -157,40 +213,8 @@ def undeploy(cfg: LoopConfig) -> None:
 
 
 def wait_for_interrupt() -> None:
-    """Return at Ctrl-C."""
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        return
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``dynamics serve RUN``: serve a run's last promoted round until Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="dynamics serve", description=main.__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, e.g. runs/tabletop")
-    parser.add_argument("--port", type=int, help="default: the run's serve.port")
-    parsed = parser.parse_args(arguments)
-    runtime.prepare_environment()
-    try:
-        folder = RunFolder(parsed.run.resolve())
-        cfg = folder.config()
-        if parsed.port is not None:
-            tree = cfg.model_dump(mode="json")
-            tree["serve"]["port"] = parsed.port
-            cfg = validate(tree, where="--port")
-        check_address(cfg.serve)
-        curl = serve_run(cfg, folder)
-        sys.stdout.write(f"serving until Ctrl-C; ask it with:\n  {curl}\n")
-        sys.stdout.flush()
-        wait_for_interrupt()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    finally:
-        runtime.stop_ray()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Return at Ctrl-C, or at the signal by which service managers end a process."""
+    wanted = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: wanted.set())
+    wanted.wait()

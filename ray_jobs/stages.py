@@ -20,7 +20,7 @@ class RayStages(LocalStages):
     """
 
     curl: str | None = None
-    """A shell line that asks the served generator, once one is up."""
+    """Where the service answers, and a shell line that asks it, once one is up."""
 
     def _label_shards(
         self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
@@ -57,7 +57,7 @@ class RayStages(LocalStages):
         from ray_jobs.serve import serve_round
 
         self.progress(0, 0, f"serve, round {round_id}")
-        self.curl = serve_round(self.cfg, self.folder, models, round_id, self.example())
+        self.curl = serve_round(self.cfg, self.folder, round_id)
 
     def _on_ray(self) -> AbstractContextManager[None]:
         if not runtime.ray_is_up():

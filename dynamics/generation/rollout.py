@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from dynamics.config import VerifierName
 from dynamics.generation.fdp import ForwardDynamics
-from dynamics.generation.verify import Codes, Prediction, Scores, best_of_n
-from dynamics.labelling.idm import InverseDynamics
+from dynamics.generation.verify import ActionScorer, Codes, Prediction, Scores, best_of_n
 from dynamics.seeds import derive_seed
 
 
@@ -46,10 +45,33 @@ class Rollout:
     """One per action, each with its candidates and scores."""
 
 
+class Beam:
+    """The best prefixes of a rollout so far: what to draw from next, and what came of it."""
+
+    def __init__(self, source_L: Codes, *, seed: int, width: int = 1) -> None:
+        self.frames = source_L[None]
+        """[K, L]: where the prefixes stand."""
+        self._totals: Scores = np.zeros(1)
+        self._seed = seed
+        self._width = width
+        self._position = 0
+
+    def seeds(self) -> list[int]:
+        """K seeds of the next step's draws."""
+        return [_seed(self._seed, self._position, rank) for rank in range(len(self.frames))]
+
+    def extend(self, action: str, prediction: Prediction) -> RolloutStep:
+        """Go on from the best of the ``prediction`` [K, N] that ``action`` led to."""
+        step = _extend(action, prediction, self._totals, self._width)
+        self.frames, self._totals = step.frames, step.totals
+        self._position += 1
+        return step
+
+
 def rollout_steps(
     source_L: Codes,
     actions: Sequence[str],
-    inverse: InverseDynamics,
+    inverse: ActionScorer,
     forward: ForwardDynamics,
     *,
     verifier: VerifierName,
@@ -64,21 +86,19 @@ def rollout_steps(
     that reach the same frame are one prefix, the better one. The first S steps of a longer rollout
     with the same seed are the same steps.
     """
-    frames_KL, totals_K = source_L[None], np.zeros(1)
-    for position, action in enumerate(actions):
+    prefixes = Beam(source_L, seed=seed, width=beam)
+    for action in actions:
         prediction = best_of_n(
-            frames_KL,
-            [action] * len(frames_KL),
+            prefixes.frames,
+            [action] * len(prefixes.frames),
             inverse,
             forward,
             verifier=verifier,
             num_samples=num_samples,
             temperature=temperature,
-            seeds=[_seed(seed, position, rank) for rank in range(len(frames_KL))],
+            seeds=prefixes.seeds(),
         )
-        step = _extend(action, prediction, totals_K, beam)
-        frames_KL, totals_K = step.frames, step.totals
-        yield step
+        yield prefixes.extend(action, prediction)
 
 
 def collect(source_L: Codes, steps: Sequence[RolloutStep]) -> Rollout:

@@ -7,17 +7,26 @@ is a pure function of `Evidence`, so that several can be compared on one set of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamics.config import VerifierName
 from dynamics.generation.fdp import Candidates, ForwardDynamics
-from dynamics.labelling.idm import InverseDynamics
 
 # B sources, N candidates each, L codes a frame, U distinct candidates.
 Codes = NDArray[np.int64]
 Scores = NDArray[np.float64]
+
+
+class ActionScorer(Protocol):
+    """What verification asks of an IDM, be it in this process or in another."""
+
+    def action_logprobs(
+        self, source_codes_BL: Codes, target_codes_BL: Codes, actions: Sequence[str], /
+    ) -> Scores:
+        """Sum of log p over the action's tokens and the end token, float64 [B]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +90,7 @@ class Prediction:
 
 
 def gather_evidence(
-    source_BL: Codes, actions: Sequence[str], candidates: Candidates, inverse: InverseDynamics
+    source_BL: Codes, actions: Sequence[str], candidates: Candidates, inverse: ActionScorer
 ) -> Evidence:
     """Score B x N candidates with the IDM, each distinct frame of a source once.
 
@@ -110,7 +119,7 @@ def choose(scores_BN: Scores) -> NDArray[np.int64]:
 def best_of_n(
     source_BL: Codes,
     actions: Sequence[str],
-    inverse: InverseDynamics,
+    inverse: ActionScorer,
     forward: ForwardDynamics,
     *,
     verifier: VerifierName,

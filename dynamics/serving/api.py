@@ -31,7 +31,8 @@ ActionText = Annotated[
 class Message(BaseModel):
     """An unknown field is an error: a misspelt option must not be ignored."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # The sentences under the fields are their description in the service's own documentation.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Sampling(Message):
@@ -40,6 +41,7 @@ class Sampling(Message):
     n: int | None = Field(default=None, ge=1, le=MAX_SAMPLES)
     """Candidates a step; none = the server's own number."""
     temperature: float = Field(default=1.0, gt=0, le=4)
+    """Low repeats the likeliest frame, high varies more."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """The same seed gives the same frames, alone or among other requests."""
     verifier: VerifierName | None = None
@@ -56,6 +58,7 @@ class PredictRequest(Sampling):
     image: EncodedImage
     """Cropped or padded to a square and scaled by the model's own rule."""
     action: ActionText
+    """A sentence, e.g. ``push the red ring left``."""
 
 
 class RolloutRequest(Sampling):
@@ -63,6 +66,7 @@ class RolloutRequest(Sampling):
 
     image: EncodedImage
     actions: list[ActionText] = Field(min_length=1, max_length=MAX_STEPS)
+    """Sentences, carried out one after the other."""
     beam: int = Field(default=1, ge=1, le=MAX_BEAM)
     """Prefixes that are kept over the steps; 1 goes on from each step's favourite."""
 
@@ -82,6 +86,7 @@ class Provenance(Message):
     idm: str
     """sha256 of base and IDM adapter."""
     fdp: str
+    """sha256 of base and FDP adapter."""
 
 
 class Choice(Message):

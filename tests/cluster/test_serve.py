@@ -1,80 +1,143 @@
-"""The generator on a real Ray Serve, asked over real HTTP."""
+"""The service on a real Ray Serve, asked over real HTTP."""
 
-import base64
-import io
+import json
+import os
+import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 
 from dynamics.config import LoopConfig, ServeConfig
 from dynamics.errors import UserError
 from dynamics.local import LocalStages
+from dynamics.run_folder import RunFolder
+from dynamics.serving.api import MAX_BODY_BYTES, MAX_SAMPLES
 from ray_jobs import serve
-from ray_jobs.generator import MAX_BODY_BYTES, MAX_SAMPLES
-from tests.runs import LocalRun
+from tests.runs import LocalRun, descendants
+from tests.serving import copy_of, damage, events, figures, free_port, picture, png
 
 pytestmark = pytest.mark.cluster
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def png(size: tuple[int, int], mode: str = "RGB") -> str:
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+ACTION = "push the red ball left"
+KEY = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
 def cfg(small: LoopConfig) -> LoopConfig:
-    return small.model_copy(update={"serve": ServeConfig(port=free_port(), num_samples=3)})
+    options = ServeConfig(port=free_port(), num_samples=3, num_replicas=2)
+    return small.model_copy(update={"serve": options})
 
 
 @pytest.fixture(scope="module")
-def url(cfg: LoopConfig, local_run: LocalRun, local_ray: None) -> Iterator[str]:
-    finished = LocalStages(cfg, local_run.folder).finished(0)
-    assert finished is not None
-    yield serve.deploy(cfg, finished[0], 0)
+def folder(local_run: LocalRun, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return RunFolder(copy_of(local_run.folder, tmp_path_factory.mktemp("served") / "run"))
+
+
+@pytest.fixture(scope="module")
+def url(cfg: LoopConfig, folder: RunFolder, local_ray: None) -> Iterator[str]:
+    yield serve.deploy(cfg, folder, 0)
     serve.undeploy(cfg)
 
 
-def ask(url: str, **body: Any) -> httpx.Response:
-    request = {"image": png((48, 48)), "action": "push the red ball left"} | body
-    return httpx.post(f"{url}/v1/predict", json=request, timeout=60)
+def ask(url: str, path: str = "/v1/predict", **body: Any) -> httpx.Response:
+    request = {"image": png(), "action": ACTION} | body
+    return httpx.post(f"{url}{path}", json=request, timeout=60)
+
+
+def roll_out(url: str, **body: Any) -> list[tuple[str, dict[str, Any]]]:
+    request = {"image": png(), "actions": [ACTION] * 3} | body
+    reply = httpx.post(f"{url}/v1/rollouts", json=request, timeout=60)
+    assert reply.status_code == 200, reply.text
+    return events(reply.text)
+
+
+def replicas(deployment: str) -> list[int]:
+    """Processes of a deployment's replicas."""
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            name = Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            continue
+        if f"ServeReplica:dynamics:{deployment}" in name:
+            found.append(pid)
+    return sorted(found)
 
 
 def test_a_prediction_is_a_frame_with_the_scores_of_all_candidates(
-    url: str, small: LoopConfig, local_run: LocalRun
+    url: str, cfg: LoopConfig, folder: RunFolder
 ) -> None:
-    reply = ask(url)
+    reply = ask(url, candidates=True)
     assert reply.status_code == 200, reply.text
     answer = reply.json()
-    frame = Image.open(io.BytesIO(base64.b64decode(answer["image"])))
-    assert frame.size == (small.world.frame_px, small.world.frame_px)
+    assert picture(answer["image"]).size == (cfg.world.frame_px, cfg.world.frame_px)
+    assert answer["candidates"][answer["chosen"]] == answer["image"]
     assert len(answer["scores"]) == 3
     assert answer["scores"][answer["chosen"]] == max(answer["scores"])
-    finished = LocalStages(small, local_run.folder).finished(0)
-    assert finished is not None
-    assert (answer["round"], answer["idm"]) == (0, finished[0].idm_digest)
+    report = folder.report(0)
+    assert report is not None
+    assert (answer["round"], answer["idm"]) == (0, report.models["idm_digest"])
 
 
-def test_equal_seeds_give_equal_answers(url: str) -> None:
-    assert ask(url, seed=5, n=4).json() == ask(url, seed=5, n=4).json()
+def test_the_same_seed_gives_the_same_image_alone_and_among_others(url: str) -> None:
+    alone = [ask(url, seed=seed, n=1 + seed % 4).json() for seed in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda s: ask(url, seed=s, n=1 + s % 4).json(), range(12)))
+    assert together == alone
+
+
+def test_a_form_is_answered_like_json(url: str) -> None:
+    import base64
+
+    files = {"image": ("a.png", base64.b64decode(png()), "image/png")}
+    form = {"action": ACTION, "n": "2", "seed": "7", "candidates": "true"}
+    reply = httpx.post(f"{url}/v1/predict", data=form, files=files, timeout=60)
+    assert reply.json() == ask(url, n=2, seed=7, candidates=True).json()
+
+
+def test_a_roll_out_is_streamed_step_by_step(url: str) -> None:
+    told = roll_out(url, beam=2, n=3, candidates=True)
+    assert [name for name, _ in told] == ["start", "step", "step", "step", "end"]
+    start, *steps, end = [body for _, body in told]
+    assert (start["round"], start["num_steps"]) == (0, 3)
+    assert [step["index"] for step in steps] == [0, 1, 2]
+    assert all(step["candidates"][step["chosen"]] == step["image"] for step in steps)
+    assert end["frames"][-1] == steps[-1]["image"]
+    assert end["total"] == steps[-1]["total"]
+    assert roll_out(url, beam=2, n=3, candidates=True) == told
+
+
+def test_labels_models_scenes_and_figures_are_there(url: str, cfg: LoopConfig) -> None:
+    label = ask(url, "/v1/label", image=None, action=None)
+    assert label.status_code == 422
+    label = httpx.post(f"{url}/v1/label", json={"before": png(), "after": png()}, timeout=60)
+    assert label.json()["logprob"] == pytest.approx(sum(label.json()["token_logprobs"]))
+    models = httpx.get(f"{url}/v1/models").json()
+    assert [(r["round"], r["promoted"]) for r in models["rounds"]] == [(0, True), (1, False)]
+    scenes = httpx.get(f"{url}/v1/scenes").json()["scenes"]
+    reply = ask(url, image=scenes[0]["image"], action=scenes[0]["actions"][0])
+    assert reply.json()["agrees"] in (True, False)
+    assert ask(url).json()["agrees"] is None  # a black picture is no tabletop
+    told = figures(url)
+    assert told["dynamics_round"] == 0
+    assert told['dynamics_requests_total{route="/v1/predict",status="200"}'] >= 2
+    assert told["dynamics_batch_size_count"] >= 1
+    page = httpx.get(f"{url}/")
+    assert page.headers["content-security-policy"].startswith("default-src 'self'; img-src")
+    assert page.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(
     ("body", "status"),
     [
         ({"image": "not base64!"}, 422),
-        ({"image": base64.b64encode(b"text").decode()}, 422),
         ({"image": png((8, 8))[:40]}, 422),
         ({"image": png((5000, 5000), "1")}, 413),
         ({"image": "A" * (MAX_BODY_BYTES + 1)}, 413),
@@ -86,33 +149,101 @@ def test_equal_seeds_give_equal_answers(url: str) -> None:
         ({"temperature": 0}, 422),
         ({"seed": -1}, 422),
         ({"colour": "red"}, 422),
+        ({"round": 7}, 422),
+        ({"verifier": "nobody"}, 422),
     ],
 )
 def test_bad_requests_are_refused(url: str, body: dict[str, Any], status: int) -> None:
     reply = ask(url, **body)
     assert reply.status_code == status, reply.text
-    assert "Traceback" not in reply.text
+    assert list(reply.json()) == ["detail"]
+    assert "\n" not in reply.json()["detail"]
 
 
-def test_a_newer_round_replaces_the_older_one(
-    url: str, cfg: LoopConfig, local_run: LocalRun
+def test_a_client_that_leaves_takes_its_work_along(url: str) -> None:
+    busy = {"image": png(), "actions": [ACTION] * 16, "n": 16, "beam": 8}
+    for _ in range(6):
+        with httpx.stream("POST", f"{url}/v1/rollouts", json=busy, timeout=60) as stream:
+            next(stream.iter_lines())
+    end = time.monotonic() + 10
+    while (open_ := figures(url)["dynamics_open_requests"]) > 1 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert open_ == 1  # the one that asks
+    batches = figures(url)["dynamics_batch_size_count"]
+    time.sleep(0.5)
+    assert figures(url)["dynamics_batch_size_count"] == batches
+
+
+def test_a_bad_adapter_leaves_the_old_round_serving(
+    url: str, cfg: LoopConfig, folder: RunFolder
 ) -> None:
-    finished = LocalStages(cfg, local_run.folder).finished(1)
-    assert finished is not None
-    assert serve.deploy(cfg, finished[0], 1) == url
-    assert httpx.get(f"{url}/healthz").json() == {"status": "ok", "round": 1}
+    adapter = folder.round(1) / "fdp"
+    whole = {path: path.read_bytes() for path in adapter.iterdir()}
+    damage(adapter)
+    with pytest.raises(UserError, match=r"round 1 is refused: round-01/fdp is not what its report"):
+        serve.deploy(cfg, folder, 1)
+    assert httpx.get(f"{url}/readyz").json()["round"] == 0
+    assert ask(url).json()["round"] == 0
+    assert "is not what its report names" in ask(url, round=1).json()["detail"]
+    for path, content in whole.items():
+        path.write_bytes(content)
 
 
-def test_the_example_in_the_run_folder_is_a_valid_request(
-    url: str, cfg: LoopConfig, local_run: LocalRun, tmp_path: Path
+def test_a_newer_round_takes_over_without_a_failed_request(
+    url: str, cfg: LoopConfig, folder: RunFolder
 ) -> None:
-    curl = serve.write_example(tmp_path, *LocalStages(cfg, local_run.folder).example(), url)
-    body = (tmp_path / "example-request.json").read_text()
-    assert f"@{tmp_path / 'example-request.json'} {url}/v1/predict" in curl
-    reply = httpx.post(
-        f"{url}/v1/predict", content=body, headers={"content-type": "application/json"}, timeout=60
-    )
-    assert reply.status_code == 200
+    before = replicas("Generator")
+    stop = threading.Event()
+
+    def keep_asking() -> list[tuple[int, int, str]]:
+        seen = []
+        while not stop.is_set():
+            reply = ask(url)
+            body = reply.json()
+            seen.append((reply.status_code, body["round"], body["fdp"]))
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        askers = [pool.submit(keep_asking) for _ in range(4)]
+        time.sleep(0.5)
+        assert serve.deploy(cfg, folder, 1) == url
+        time.sleep(0.5)
+        stop.set()
+        seen = [reply for asker in askers for reply in asker.result()]
+    reports = {number: folder.report(number) for number in (0, 1)}
+    digests = {n: report.models["fdp_digest"] for n, report in reports.items() if report}
+    assert {status for status, _, _ in seen} == {200}
+    assert {number for _, number, _ in seen} == {0, 1}
+    assert all(digests[number] == digest for _, number, digest in seen)
+    assert replicas("Generator") == before
+    assert ask(url, round=0).json()["round"] == 0
+
+
+def test_a_replica_that_is_killed_is_not_noticed_and_comes_back(url: str) -> None:
+    alone = ask(url, seed=3).json()
+    told = roll_out(url, actions=[ACTION] * 12, n=8)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, url, seed=3) for _ in range(16)]
+        rolled = [pool.submit(roll_out, url, actions=[ACTION] * 12, n=8) for _ in range(4)]
+        time.sleep(0.2)
+        os.kill(replicas("Generator")[0], signal.SIGKILL)
+        assert all(reply.result().json() == alone for reply in asked)
+        assert all(reply.result() == told for reply in rolled)
+    end = time.monotonic() + 30
+    while len(replicas("Generator")) < 2 and time.monotonic() < end:
+        time.sleep(0.2)
+    assert len(replicas("Generator")) == 2
+
+
+def test_the_examples_in_the_run_folder_are_valid_requests(
+    url: str, cfg: LoopConfig, folder: RunFolder
+) -> None:
+    curl = serve.write_examples(cfg, folder, LocalStages(cfg, folder.root).example(), url)
+    assert f"@{folder.root / 'example-rollout.json'} {url}/v1/rollouts" in curl
+    rollout = json.loads((folder.root / "example-rollout.json").read_text())
+    assert [name for name, _ in roll_out(url, **rollout)].count("step") == 3
+    predict = json.loads((folder.root / "example-request.json").read_text())
+    assert ask(url, **predict).status_code == 200
 
 
 def test_a_port_in_use_is_named_with_the_way_out() -> None:
@@ -125,6 +256,32 @@ def test_a_port_in_use_is_named_with_the_way_out() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "example.org"])
-def test_only_loopback_addresses_are_served(host: str) -> None:
+def test_only_loopback_addresses_are_served_without_a_key(host: str) -> None:
     with pytest.raises(UserError, match="not a loopback address"):
         serve.check_address(ServeConfig(host=host, port=free_port()))
+
+
+def test_with_a_key_every_address_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SERVICE_KEY", KEY)
+    serve.check_address(ServeConfig(host="0.0.0.0", port=free_port(), api_key_env="SERVICE_KEY"))
+    (tmp_path / "key").write_text(KEY + "\n")
+    serve.check_address(
+        ServeConfig(host="0.0.0.0", port=free_port(), api_key_file=tmp_path / "key")
+    )
+    with pytest.raises(UserError, match="OTHER_KEY must hold an API key of at least 16"):
+        serve.check_address(ServeConfig(port=free_port(), api_key_env="OTHER_KEY"))
+
+
+def test_another_layout_gives_the_same_answers(
+    url: str, cfg: LoopConfig, folder: RunFolder
+) -> None:
+    expected = ask(url, seed=5).json(), roll_out(url)
+    label = {"before": png(), "after": png(colour=200)}
+    labelled = httpx.post(f"{url}/v1/label", json=label, timeout=60).json()
+    layout = {"ingress_replicas": 0, "verifier_replicas": 1, "num_replicas": 1}
+    other = cfg.model_copy(update={"serve": cfg.serve.model_copy(update=layout)})
+    serve.deploy(other, folder, 1)
+    assert (ask(url, seed=5).json(), roll_out(url)) == expected
+    assert httpx.post(f"{url}/v1/label", json=label, timeout=60).json() == labelled
+    os.kill(replicas("Verifier")[0], signal.SIGKILL)
+    assert (ask(url, seed=5).json(), roll_out(url)) == expected

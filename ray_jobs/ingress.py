@@ -1,0 +1,236 @@
+"""The HTTP replicas, and the graph of deployments that a config asks for.
+
+``serve deploy configs/serve.yaml`` calls `app`; `ray_jobs.serve` calls `build`.
+"""
+
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve import Application
+from ray.serve.config import BackpressureConfig
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+
+from dynamics.config import LoopConfig, ServeConfig, with_overrides
+from dynamics.errors import UserError
+from dynamics.run_folder import RunFolder
+from dynamics.serving.answers import Answer, Event, refusal
+from dynamics.serving.backend import ServiceStatus
+from dynamics.serving.http import RETRY_AFTER_S, make_app
+from dynamics.serving.key import read_key
+from dynamics.serving.rounds import promoted_rounds
+from ray_jobs.generator import ATTEMPTS, Generator, Verifier
+
+PAGE = Path(__file__).resolve().parent / "page"
+_OPEN = 1000
+"""Requests that a replica may have open: our own bounds are lower, and answer in JSON."""
+
+
+class RemoteBackend:
+    """`dynamics.serving.service.Backend` in the generator's replicas.
+
+    A call to a replica that dies is made again, with another one: the client does not notice.
+    """
+
+    def __init__(self, generator: DeploymentHandle[Any]) -> None:
+        self._generator = generator
+        self._streams: Any = generator.options(stream=True)  # calls give iterators then
+
+    async def predict(self, body: bytes, timeout_s: float) -> Answer:
+        """The next frame."""
+        return await self._ask(lambda: self._generator.predict.remote(body, timeout_s))
+
+    async def label(self, body: bytes, timeout_s: float) -> Answer:
+        """The action between two frames."""
+        return await self._ask(lambda: self._generator.label.remote(body, timeout_s))
+
+    async def models(self) -> Answer:
+        """Rounds and limits."""
+        return await self._ask(lambda: self._generator.models.remote())
+
+    async def scenes(self) -> Answer:
+        """Scenes at hand."""
+        return await self._ask(lambda: self._generator.scenes.remote())
+
+    async def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event]:
+        """Events as they are made; after a death those that were sent are left out."""
+        sent = 0
+        for _ in range(ATTEMPTS):
+            position = 0
+            try:
+                async for event in self._streams.rollout.remote(body, timeout_s):
+                    position += 1
+                    if position == 1 and event[0] == "start":
+                        body = _of_round(body, event[1])
+                    if position > sent:
+                        sent = position
+                        yield Event(*event)
+                return
+            except RayActorError:
+                continue
+        dead = _dead()
+        yield Event("error", dead.body, dead.status)
+
+    async def status(self) -> ServiceStatus:
+        """Summed over the replicas; the oldest promoted round, while they change."""
+        replicas: list[ServiceStatus] = await self._generator.broadcast("status").results_async()
+        rounds = [replica.promoted for replica in replicas if replica.promoted is not None]
+        sizes: dict[int, int] = {}
+        for replica in replicas:
+            for size, count in replica.batch_sizes.items():
+                sizes[size] = sizes.get(size, 0) + count
+        return ServiceStatus(
+            promoted=min(rounds) if rounds else None,
+            refused=next((replica.refused for replica in replicas if replica.refused), None),
+            waiting=sum(replica.waiting for replica in replicas),
+            batch_sizes=sizes,
+            batch_seconds=sum(replica.batch_seconds for replica in replicas),
+        )
+
+    @staticmethod
+    async def _ask(call: Callable[[], Awaitable[Any]]) -> Answer:
+        for _ in range(ATTEMPTS):
+            try:
+                return Answer(*await call())
+            except RayActorError:
+                continue
+        return _dead()
+
+
+def _of_round(body: bytes, start: str) -> bytes:
+    """The request for the round that its start names: a promotion must not change it midway."""
+    return json.dumps(json.loads(body) | {"round": json.loads(start)["round"]}).encode()
+
+
+def _dead() -> Answer:
+    return refusal(503, "the replicas that were to answer died; ask again later")
+
+
+@serve.ingress()
+class Ingress:
+    """HTTP in a process without a model."""
+
+    def __init__(self, cfg: LoopConfig, generator: DeploymentHandle[Any]) -> None:
+        self._options = cfg.serve
+        self._backend = RemoteBackend(generator)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_app(self._backend, self._options, PAGE, read_key(self._options))
+
+
+@serve.ingress()
+class Whole(Generator):
+    """HTTP and models in one process."""
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        options = self._cfg.serve
+        return make_app(self.service, options, PAGE, read_key(options))
+
+
+def build(cfg: LoopConfig, run_dir: Path, round_id: int) -> Application:
+    """The deployments that ``cfg.serve`` asks for, answering with a round of a run.
+
+    Their version says what they are made from, the round apart: without one every `serve.run` would
+    replace all replicas instead of telling them of the new round.
+    """
+    options = cfg.serve
+    run = str(run_dir)
+    made_from = json.dumps([run, cfg.digest(), options.model_dump(mode="json")])
+    version = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    rounds = {"user_config": {"round": round_id}}
+    models = []
+    if options.verifier_replicas:
+        verifier = _deployment(
+            Verifier,
+            options,
+            version,
+            num_gpus=options.num_gpus_per_verifier,
+            num_replicas=options.verifier_replicas,
+            **rounds,
+        )
+        models.append(verifier.bind(cfg, run))
+    graph: Application = _deployment(
+        Generator if options.ingress_replicas else Whole,
+        options,
+        version,
+        num_gpus=options.num_gpus_per_replica,
+        **_replicas(options),
+        **rounds,
+    ).bind(cfg, run, *models)
+    if options.ingress_replicas:
+        ingress = _deployment(Ingress, options, version, num_replicas=options.ingress_replicas)
+        graph = ingress.bind(cfg, graph)
+    return graph
+
+
+def generator_name(options: ServeConfig) -> str:
+    """The deployment that holds the rounds."""
+    return (Generator if options.ingress_replicas else Whole).__name__
+
+
+class AppArgs(BaseModel):
+    """Arguments of `app` in a Serve config file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: Path
+    """Run folder, absolute, or relative to where Ray was started."""
+    round: int | None = None
+    """None = the last promoted one."""
+    overrides: list[str] = []
+    """E.g. ``serve.num_replicas=2``."""
+
+
+def app(args: AppArgs) -> Application:
+    """For ``serve deploy``: the service of a finished run.
+
+    Raises:
+        UserError: no such run, or nothing in it was promoted.
+    """
+    folder = RunFolder(args.run.expanduser().resolve())
+    cfg = with_overrides(folder.config(), args.overrides)
+    rounds = list(promoted_rounds(folder))
+    if not rounds:
+        raise UserError(f"{folder.root} has no promoted round to serve; run dynamics bootstrap")
+    return build(cfg, folder.root, rounds[-1] if args.round is None else args.round)
+
+
+def _deployment(
+    kind: Any, options: ServeConfig, version: str, *, num_gpus: float = 0.0, **more: Any
+) -> Any:
+    """A deployment with the bounds and checks that all of ours share."""
+    made = serve.deployment(
+        name=kind.__name__,
+        max_ongoing_requests=_OPEN,
+        max_queued_requests=_OPEN,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
+        ray_actor_options={"num_cpus": options.num_cpus_per_replica, "num_gpus": num_gpus},
+        health_check_period_s=1,
+        health_check_timeout_s=60,
+        graceful_shutdown_timeout_s=10,
+        max_constructor_retry_count=3,
+        logging_config=LoggingConfig(enable_access_log=False),
+        **more,
+    )(kind)
+    # Only config files may set a version in public; `serve.run` draws a random one each time.
+    return made.options(version=version, _internal=True)
+
+
+def _replicas(options: ServeConfig) -> dict[str, Any]:
+    if options.max_replicas is None:
+        return {"num_replicas": options.num_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": options.num_replicas,
+            "max_replicas": options.max_replicas,
+            # Two full batches of best-of-N: more would wait for a whole batch's time.
+            "target_ongoing_requests": max(1, 2 * options.batch_rows // options.num_samples),
+        }
+    }

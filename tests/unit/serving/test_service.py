@@ -1,0 +1,231 @@
+"""The service in one process, on the real models of a small run."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dynamics.config import LoopConfig
+from dynamics.generation.verify import best_of_n
+from dynamics.models.adapters import adapter_digest
+from dynamics.run_folder import RunFolder, read_json, write_json
+from dynamics.serving.api import PredictReply
+from dynamics.serving.service import RoundService
+from tests.runs import LocalRun
+from tests.serving import copy_of, damage, local_service, png
+
+T = TypeVar("T")
+TIME_S = 30.0
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"image": png(), "action": "push the red ring left"} | fields).encode()
+
+
+async def predict(service: RoundService, **fields: Any) -> dict[str, Any]:
+    answer = await service.predict(body(**fields), TIME_S)
+    return {"status": answer.status} | json.loads(answer.body)
+
+
+def run(main: Awaitable[T]) -> T:
+    async def inside() -> T:
+        return await main
+
+    return asyncio.run(inside())
+
+
+@pytest.fixture
+def copy(local_run: LocalRun, tmp_path: Path) -> RunFolder:
+    return RunFolder(copy_of(local_run.folder, tmp_path / "run"))
+
+
+def poison(cfg: LoopConfig, folder: RunFolder, round_id: int) -> None:
+    """Weights that are no numbers, in a file whose digest is the report's."""
+    adapter = folder.round(round_id) / "fdp"
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: np.full_like(w, np.nan) for name, w in load_file(path).items()}, path)
+    report = read_json(folder.round(round_id) / "report.json")
+    report["models"]["fdp_digest"] = adapter_digest(cfg.base_path(), adapter)
+    write_json(folder.round(round_id) / "report.json", report)
+
+
+def test_answers_do_not_depend_on_company(small: LoopConfig, local_run: LocalRun) -> None:
+    service = local_service(small, local_run.folder)
+    asked = [
+        {"seed": seed, "n": n, "temperature": t, "image": png(colour=(90 * seed) % 255)}
+        for n, t in ((1, 1.0), (2, 1.0), (3, 0.7), (8, 1.0))
+        for seed in range(8)
+    ]
+
+    async def main() -> None:
+        await service.promote(1)
+        alone = [await predict(service, **fields) for fields in asked]
+        together = await asyncio.gather(*[predict(service, **fields) for fields in asked])
+        assert list(together) == alone
+        assert max((await service.status()).batch_sizes) > 4
+
+    asyncio.run(main())
+
+
+def test_the_answer_is_the_engines_own(small: LoopConfig, local_run: LocalRun) -> None:
+    service = local_service(small, local_run.folder)
+
+    async def main() -> None:
+        await service.promote(1)
+        told = PredictReply.model_validate_json((await service.predict(body(n=8), TIME_S)).body)
+        engine = service._shelf.get(None)
+        side = engine.images.frame_px
+        own = best_of_n(
+            engine.encode(np.zeros((side, side, 3), np.uint8)),
+            ["push the red ring left"],
+            engine.inverse,
+            engine.forward,
+            verifier=small.serve.verifier,
+            num_samples=8,
+            temperature=1.0,
+            seeds=[0],
+        )
+        assert told.scores == own.scores[0].tolist()
+        assert told.chosen == own.chosen[0]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["damaged", "not numbers", "gone"])
+def test_a_bad_round_is_refused_and_the_old_one_goes_on(
+    small: LoopConfig, copy: RunFolder, kind: str
+) -> None:
+    service = local_service(small, copy.root)
+
+    async def main() -> None:
+        assert await service.promote(0)
+        if kind == "damaged":
+            damage(copy.round(1) / "idm")
+        elif kind == "not numbers":
+            poison(small, copy, 1)
+        else:
+            for path in (copy.round(1) / "fdp").iterdir():
+                path.unlink()
+        assert not await service.promote(1)
+        status = await service.status()
+        assert status.promoted == 0
+        reason = "NaN or above 0" if kind == "not numbers" else "is not what its report names"
+        assert status.refused is not None
+        assert status.refused.startswith("round 1 is refused: ")
+        assert reason in status.refused
+        assert (await predict(service))["round"] == 0
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_starts_with_a_bad_round_takes_the_newest_good_one(
+    small: LoopConfig, copy: RunFolder
+) -> None:
+    damage(copy.round(1) / "fdp")
+    service = local_service(small, copy.root)
+
+    async def main() -> None:
+        assert (await predict(service))["status"] == 503
+        assert not await service.promote(1)
+        assert (await service.status()).promoted == 0
+        damage(copy.round(0) / "fdp")
+        nothing = local_service(small, copy.root)
+        assert not await nothing.promote(1)
+        assert (await nothing.status()).promoted is None
+
+    asyncio.run(main())
+
+
+def test_other_rounds_are_loaded_on_demand_and_two_stay_in_memory(
+    small: LoopConfig, copy: RunFolder
+) -> None:
+    for number in (2, 3):  # more rounds with the same models
+        report = read_json(copy.round(1) / "report.json")
+        write_json(copy.round(number) / "report.json", report | {"round_id": number})
+    service = local_service(small, copy.root)
+
+    async def main() -> None:
+        await service.promote(3)
+        for number in (0, 1, 2, 0):
+            assert (await predict(service, round=number))["round"] == number
+            assert (await predict(service))["round"] == 3
+            assert set(service._shelf._loaded) == {3, number}
+        assert (await predict(service, round=4))["detail"] == (
+            "round 4 is not served; rounds: 0, 1, 2, 3"
+        )
+        models = json.loads((await service.models()).body)
+        assert [r["round"] for r in models["rounds"] if r["promoted"]] == [3]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("text", ["<boi>", "<image> push </s>", "IMGIMGA", "<pad><pad>"])
+def test_strings_of_special_tokens_stay_text(
+    small: LoopConfig, local_run: LocalRun, text: str
+) -> None:
+    service = local_service(small, local_run.folder)
+
+    async def main() -> None:
+        await service.promote(1)
+        tokens = service._shelf.get(None).forward.model.tokens
+        assert not set(tokens.text_ids(text)) & (
+            tokens.special_ids | set(tokens.image_ids.tolist())
+        )
+        assert (await predict(service, action=text))["status"] in (200, 422)
+
+    asyncio.run(main())
+
+
+def test_a_request_that_waits_too_long_is_told_so(small: LoopConfig, local_run: LocalRun) -> None:
+    service = local_service(small, local_run.folder)
+
+    async def main() -> None:
+        await service.promote(1)
+        late = await service.predict(body(), -1.0)
+        assert late.status == 503
+        assert "within the time limit" in late.body
+        events = [e async for e in service.rollout(rollout_body(), -1.0)]
+        assert [event.name for event in events] == ["start", "error"]
+
+    asyncio.run(main())
+
+
+def rollout_body(**fields: Any) -> bytes:
+    return json.dumps({"image": png(), "actions": ["push the red ring left"] * 2} | fields).encode()
+
+
+def test_a_longer_roll_out_begins_with_the_same_steps(
+    small: LoopConfig, local_run: LocalRun
+) -> None:
+    service = local_service(small, local_run.folder)
+
+    async def told(num_steps: int) -> list[str]:
+        actions = ["push the red ring left", "remove the blue cross", "swap it"][:num_steps]
+        request = rollout_body(actions=actions, beam=3, n=4)
+        return [event.body async for event in service.rollout(request, TIME_S)]
+
+    async def main() -> None:
+        await service.promote(1)
+        assert (await told(2))[1:3] == (await told(3))[1:3]
+
+    asyncio.run(main())
+
+
+def test_bad_pictures_and_sentences_are_one_line(small: LoopConfig, local_run: LocalRun) -> None:
+    service = local_service(small, local_run.folder)
+
+    async def main() -> None:
+        await service.promote(1)
+        text = base64.b64encode(b"no picture").decode()
+        assert (await predict(service, image=text))["detail"].startswith("image must be a PNG")
+        assert "tokens" in (await predict(service, action="push " * 50))["detail"]
+        (event,) = [e async for e in service.rollout(rollout_body(actions=["a " * 200]), TIME_S)]
+        assert (event.name, event.status) == ("error", 422)
+
+    asyncio.run(main())
