@@ -70,6 +70,10 @@ class Generator:
         """As `RoundService.predict`."""
         return await self.service.predict(body, timeout_s)
 
+    async def predict_all(self, requests: list[tuple[bytes, float]]) -> list[tuple[int, str]]:
+        """As `predict`, for several requests."""
+        return list(await asyncio.gather(*[self.predict(*request) for request in requests]))
+
     async def label(self, body: bytes, timeout_s: float) -> tuple[int, str]:
         """As `RoundService.label`."""
         return await self.service.label(body, timeout_s)
