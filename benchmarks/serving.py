@@ -47,6 +47,7 @@ ONE_PROCESS = "serve.ingress_replicas=0"
 """HTTP and models in one replica."""
 TWO_PROCESSES = "serve.ingress_replicas=1"
 """HTTP in a process of its own: the default."""
+LAYOUTS = {"one process": ONE_PROCESS, "HTTP apart": TWO_PROCESSES}
 
 
 @dataclass
@@ -119,7 +120,14 @@ class Bench:
 
 def overhead(bench: Bench, options: argparse.Namespace) -> None:
     """One client, one request at a time: HTTP against the engine in this process."""
-    bench.deploy(ONE_PROCESS)
+    for name, layout in LAYOUTS.items():
+        bench.deploy(layout)
+        load_for(bench, 20, 3)
+        overhead_of(bench, name, options.repeats)
+
+
+def overhead_of(bench: Bench, name: str, repeats: int) -> None:
+    """In the layout that is up: pairs of one request each, engine first."""
     client = bench.client
 
     async def ask(body: bytes) -> tuple[int, bytes]:
@@ -127,7 +135,7 @@ def overhead(bench: Bench, options: argparse.Namespace) -> None:
 
     loop = asyncio.new_event_loop()
     engine_ms, http_ms = [], []
-    for number in range(20 * options.repeats):
+    for number in range(40 * repeats):
         request, body = bench.requests[number % 48], bench.bodies[number % 48]
         start = time.perf_counter()
         (frame,) = bench.draw([request])
@@ -148,17 +156,17 @@ def overhead(bench: Bench, options: argparse.Namespace) -> None:
     allowed = 10 + 0.02 * own
     bench.say(
         "overhead",
-        f"engine alone, best of {N}, median (min)",
+        f"{name}: engine alone, best of {N}, median (min)",
         f"{own:.1f} ({min(engine_ms):.1f}) ms",
     )
     bench.say(
         "overhead",
-        "over HTTP, median (min)",
+        f"{name}: over HTTP, median (min)",
         f"{statistics.median(http_ms):.1f} ({min(http_ms):.1f}) ms",
     )
     bench.say(
         "overhead",
-        "HTTP adds, median of pairs (difference of minima)",
+        f"{name}: HTTP adds, median of pairs (difference of minima)",
         f"{adds:.1f} ({least:.1f}) ms",
         f"<= {allowed:.1f} ms",
         adds <= allowed,

@@ -134,6 +134,9 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
     labelled = cfg.labelled.model_copy(
         update={key: _existing(path, key) for key, path in paths.items() if path is not None}
     )
+    serving = cfg.serve
+    if serving.api_key_file is not None:
+        serving = serving.model_copy(update={"api_key_file": _absolute(serving.api_key_file)})
     pool, run_dir = cfg.pool, cfg.run_dir
     if pool.path is not None:
         pool = _found_pool(pool)
@@ -141,7 +144,12 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
             # Other videos are another run: beside the config's own folder, not in it.
             run_dir = run_dir.with_name(f"{run_dir.name}-{pool.parts[0].name}")
     return cfg.model_copy(
-        update={"run_dir": runtime.resolve_run_dir(run_dir), "pool": pool, "labelled": labelled}
+        update={
+            "run_dir": runtime.resolve_run_dir(run_dir),
+            "pool": pool,
+            "labelled": labelled,
+            "serve": serving,
+        }
     )
 
 

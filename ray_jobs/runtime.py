@@ -101,7 +101,7 @@ def ensure_ray(cluster: ClusterConfig) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # The only way into Serve's proxy, and read when Ray starts.
         os.environ.setdefault(
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "dynamics.serving.breaker.middlewares"
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "dynamics.serving.door.middlewares"
         )
         # A folder of our own: Unix sockets in it need a short path, and it is removed at the end.
         _remove_orphaned_folders()

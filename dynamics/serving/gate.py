@@ -7,11 +7,12 @@ import hmac
 import ipaddress
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dynamics.serving.api import MAX_BODY_BYTES, ErrorReply
+from dynamics.serving.door import PLACES
 from dynamics.serving.metrics import HttpMetrics
 
 _log = logging.getLogger(__name__)
@@ -51,19 +52,21 @@ class Gate:
         app: What is behind the gate.
         key: Clients must present it; none = only loopback addresses are served.
         metrics: Counts requests.
+        places: POSTs that may be open at a time before all HTTP replicas, for the `Door`.
     """
 
-    def __init__(self, app: ASGIApp, *, key: str | None, metrics: HttpMetrics) -> None:
+    def __init__(self, app: ASGIApp, *, key: str | None, metrics: HttpMetrics, places: int) -> None:
         self._app = app
         self._key = key
         self._metrics = metrics
+        self._headers = (*SECURITY_HEADERS, (PLACES, str(places).encode()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        reply = _Reply(send)
+        reply = _Reply(send, self._headers)
         start = time.perf_counter()
         self._metrics.begin()
         try:
@@ -96,15 +99,16 @@ class Gate:
 class _Reply:
     """Sends the reply on, with the security headers, and remembers its status."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self._send = send
+        self._headers = headers
         self.status = 0
         """0 before anything was sent."""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), *SECURITY_HEADERS]}
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
         await self._send(message)
 
     async def refuse(self, refused: Refused) -> None:

@@ -1,7 +1,6 @@
 """The HTTP layer: routes, their description, server-sent events, the page. Knows no model."""
 
 import asyncio
-import base64
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Iterator
@@ -10,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from dynamics.config import ServeConfig
-from dynamics.serving.answers import Answer, Event, explain, refusal
+from dynamics.serving.answers import Answer, Event, refusal
 from dynamics.serving.api import (
-    MAX_BODY_BYTES,
-    MAX_STEPS,
     ErrorReply,
     LabelReply,
     LabelRequest,
@@ -36,12 +30,11 @@ from dynamics.serving.api import (
     ScenesReply,
 )
 from dynamics.serving.backend import Backend
+from dynamics.serving.bodies import read
 from dynamics.serving.gate import Gate, Refused, sse
 from dynamics.serving.metrics import CONTENT_TYPE, HttpMetrics
 
 RETRY_AFTER_S = 1
-BODY_TIMEOUT_S = 10.0
-"""A client that sends its request more slowly than this is cut off."""
 _log = logging.getLogger(__name__)
 _JSON = "application/json"
 _SSE_HEADERS = [
@@ -60,6 +53,7 @@ _PAGE_PATHS = {"index.html": "/", "docs.html": "/docs"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorReply, "description": "The service wants a key."},
     403: {"model": ErrorReply, "description": "Not from there, without a key."},
+    408: {"model": ErrorReply, "description": "The request arrived too slowly."},
     413: {"model": ErrorReply, "description": "Too many bytes or pixels."},
     422: {"model": ErrorReply, "description": "Something in the request is not as it must be."},
     500: {"model": ErrorReply, "description": "A fault of the service; its log says more."},
@@ -79,7 +73,8 @@ def make_app(backend: Backend, options: ServeConfig, page: Path, key: str | None
         redoc_url=None,
     )
     metrics = HttpMetrics()
-    app.add_middleware(Gate, key=key, metrics=metrics)
+    replicas = options.ingress_replicas or options.max_replicas or options.num_replicas
+    app.add_middleware(Gate, key=key, metrics=metrics, places=options.max_queued * replicas)
     app.add_exception_handler(HTTPException, _http_error)
     _Posts(app, backend, options)
     _add_reads(app, backend, metrics)
@@ -125,19 +120,19 @@ class _Posts:
 
     async def predict(self, request: Request) -> Response:
         """Draw N next frames; returns the one that the verifier likes best."""
-        body = await _read(request, PredictRequest)
+        body = await read(request, PredictRequest)
         with self.admitted():
             return _respond(await self._in_time(self._backend.predict(body, self._time)))
 
     async def label(self, request: Request) -> Response:
         """Name the action between two pictures."""
-        body = await _read(request, LabelRequest)
+        body = await read(request, LabelRequest)
         with self.admitted():
             return _respond(await self._in_time(self._backend.label(body, self._time)))
 
     async def rollouts(self, request: Request) -> Response:
         """Imagine several actions in a row; every step is sent as it is made."""
-        body = await _read(request, RolloutRequest)
+        body = await read(request, RolloutRequest)
         return _EventStream(self, body)
 
     async def events(self, body: bytes) -> AsyncGenerator[Event]:
@@ -264,54 +259,6 @@ def _add_page(app: FastAPI, page: Path) -> None:
 
     for name in sorted(path.name for path in page.iterdir() if path.suffix in _PAGE_KINDS):
         serve_file(_PAGE_PATHS.get(name, f"/{name}"), name)
-
-
-async def _read(request: Request, kind: type[Message]) -> bytes:
-    """The body as JSON of the message, validated.
-
-    Raises:
-        Refused: it is no such message, or came too slowly.
-    """
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            content_type = request.headers.get("content-type", "")
-            if content_type.startswith("multipart/form-data"):
-                return (await _form(request, kind)).model_dump_json(exclude_unset=True).encode()
-            body = await request.body()
-        kind.model_validate_json(body)
-        return body
-    except TimeoutError as error:
-        raise Refused(408, f"the request did not arrive within {BODY_TIMEOUT_S:g} s") from error
-    except ValidationError as error:
-        raise Refused(422, explain(error)) from error
-
-
-async def _form(request: Request, kind: type[Message]) -> Message:
-    """A form with files as pictures; ``actions`` may be given several times.
-
-    Raises:
-        Refused: it is no such form.
-        ValidationError: its fields are not those of the message.
-    """
-    try:
-        form = await request.form(
-            max_files=2, max_fields=MAX_STEPS + 16, max_part_size=MAX_BODY_BYTES
-        )
-    except (MultiPartException, HTTPException, ValueError) as error:
-        raise Refused(422, "the body is not a form that can be read") from error
-    fields: dict[str, Any] = {}
-    try:
-        for name, value in form.multi_items():
-            content: Any = value
-            if isinstance(value, UploadFile):
-                content = base64.b64encode(await value.read()).decode()
-            if name == "actions":
-                fields.setdefault(name, []).append(content)
-            else:
-                fields[name] = content
-    finally:
-        await form.close()
-    return kind.model_validate(fields)
 
 
 def _respond(answer: Answer) -> Response:

@@ -1,5 +1,6 @@
 """Which rounds of a run can be asked, and the few of them that are in memory."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,7 @@ class NotReadyError(UserError):
 class Shelf(Generic[Loaded]):
     """Rounds that are loaded when they are asked for; the promoted one and one more are kept.
 
-    Not safe to use from two threads: the caller holds a lock while something is loaded.
+    Two callers must not load at the same time; everything else may be called from any thread.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Shelf(Generic[Loaded]):
         self.folder = folder
         self._load = load
         self._loaded: OrderedDict[int, Loaded] = OrderedDict()
+        self._lock = threading.Lock()  # around what is loaded; never held while loading
         self.promoted: int | None = None
         """The round that answers when none is named; none before the first promotion."""
 
@@ -84,10 +86,11 @@ class Shelf(Generic[Loaded]):
     def at_hand(self, round_id: int | None) -> Loaded | None:
         """The round (none = the promoted one) when it is in memory."""
         number = self.promoted if round_id is None else round_id
-        if number is None or number not in self._loaded:
-            return None
-        self._loaded.move_to_end(number)
-        return self._loaded[number]
+        with self._lock:
+            if number is None or number not in self._loaded:
+                return None
+            self._loaded.move_to_end(number)
+            return self._loaded[number]
 
     def get(self, round_id: int | None) -> Loaded:
         """The round, loaded when it is not in memory.
@@ -107,19 +110,23 @@ class Shelf(Generic[Loaded]):
             raise UserError(f"round {number} is not served; rounds: {known}")
         models = models_of(self._cfg, self.folder, reports[number])
         check_bytes(models)
-        self._loaded[number] = self._load(number, models)
-        self._evict(keep=number)
-        return self._loaded[number]
+        loaded = self._load(number, models)
+        with self._lock:
+            self._loaded[number] = loaded
+            self._evict(keep=number)
+        return loaded
 
     def promote(self, round_id: int) -> None:
         """Answer with a round that is loaded already when none is named."""
-        self.promoted = round_id
-        self._evict(keep=round_id)
+        with self._lock:
+            self.promoted = round_id
+            self._evict(keep=round_id)
 
     def drop(self, round_id: int) -> None:
         """Forget a round that turned out bad; never the one that answers."""
-        if round_id != self.promoted:
-            self._loaded.pop(round_id, None)
+        with self._lock:
+            if round_id != self.promoted:
+                self._loaded.pop(round_id, None)
 
     def _evict(self, keep: int) -> None:
         others = [number for number in self._loaded if number not in (keep, self.promoted)]

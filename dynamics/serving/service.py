@@ -6,6 +6,7 @@ raised from here is a fault of ours.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
@@ -86,7 +87,8 @@ class RoundService:
         try:
             async with self._loading:
                 engine = await asyncio.to_thread(self._shelf.get, round_id)
-                await asyncio.to_thread(engine.probe)
+                # In the batches' thread: the round may be the one that answers already.
+                await self._batcher.submit(("probe", engine), None, rows=1, deadline=math.inf)
                 self._referee = referee_of(self._cfg, engine.images.frame_px)
         except Exception as error:
             self._shelf.drop(round_id)
@@ -123,7 +125,7 @@ class RoundService:
                 await self._frame(engine, request.before), await self._frame(engine, request.after)
             )
             caption: Caption = await self._batcher.submit(
-                (engine,), pair, rows=1, deadline=deadline
+                ("label", engine), pair, rows=1, deadline=deadline
             )
             return LabelReply(
                 action=caption.action,
@@ -236,7 +238,7 @@ class RoundService:
     ) -> Any:
         num_samples = request.n or self._cfg.serve.num_samples
         return await self._batcher.submit(
-            (engine, num_samples, request.temperature),
+            ("draw", engine, num_samples, request.temperature),
             draw,
             rows=sources * num_samples,
             deadline=deadline,
@@ -245,11 +247,14 @@ class RoundService:
     @staticmethod
     def _run(key: tuple[Any, ...], items: Any) -> list[Any]:
         """A batch, in the batcher's thread."""
-        if len(key) == 1:
-            (engine,) = key
+        task, engine, *sampling = key
+        if task == "label":
             captions: list[Any] = engine.label(items)
             return captions
-        engine, num_samples, temperature = key
+        if task == "probe":
+            engine.probe()
+            return [None] * len(items)
+        num_samples, temperature = sampling
         drawn: list[Any] = engine.draw(items, num_samples=num_samples, temperature=temperature)
         return drawn
 
