@@ -26,6 +26,8 @@ from ray_jobs.backend import RemoteBackend
 from ray_jobs.generator import Generator, Verifier
 
 PAGE = Path(__file__).resolve().parent / "page"
+GENERATOR = "Generator"
+"""The deployment that holds the rounds, in every layout."""
 _OPEN = 1000
 """Requests that a replica may have open: our own bounds are lower, and answer in JSON."""
 
@@ -61,7 +63,7 @@ def build(cfg: LoopConfig, run_dir: Path, round_id: int) -> Application:
     run = str(run_dir)
     made_from = json.dumps([run, cfg.digest(), options.model_dump(mode="json")])
     version = hashlib.sha256(made_from.encode()).hexdigest()[:16]
-    rounds = {"user_config": {"round": round_id}}
+    rounds: dict[str, Any] = {"user_config": {"round": round_id}}
     models = []
     if options.verifier_replicas:
         verifier = _deployment(
@@ -77,6 +79,7 @@ def build(cfg: LoopConfig, run_dir: Path, round_id: int) -> Application:
         Generator if options.ingress_replicas else Whole,
         options,
         version,
+        name=GENERATOR,
         num_gpus=options.num_gpus_per_replica,
         **_replicas(options),
         **rounds,
@@ -85,11 +88,6 @@ def build(cfg: LoopConfig, run_dir: Path, round_id: int) -> Application:
         ingress = _deployment(Ingress, options, version, num_replicas=options.ingress_replicas)
         graph = ingress.bind(cfg, graph)
     return graph
-
-
-def generator_name(options: ServeConfig) -> str:
-    """The deployment that holds the rounds."""
-    return (Generator if options.ingress_replicas else Whole).__name__
 
 
 class AppArgs(BaseModel):
@@ -120,11 +118,17 @@ def app(args: AppArgs) -> Application:
 
 
 def _deployment(
-    kind: Any, options: ServeConfig, version: str, *, num_gpus: float = 0.0, **more: Any
+    kind: Any,
+    options: ServeConfig,
+    version: str,
+    *,
+    name: str | None = None,
+    num_gpus: float = 0.0,
+    **more: Any,
 ) -> Any:
     """A deployment with the bounds and checks that all of ours share."""
     made = serve.deployment(
-        name=kind.__name__,
+        name=name or kind.__name__,
         max_ongoing_requests=_OPEN,
         max_queued_requests=_OPEN,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),

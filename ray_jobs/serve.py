@@ -68,7 +68,7 @@ def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
-    from ray_jobs.ingress import build, generator_name
+    from ray_jobs.ingress import GENERATOR, build
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its import has reset the level
     options = cfg.serve
@@ -84,8 +84,8 @@ def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
             logging_config=LoggingConfig(enable_access_log=False),
         )
     running = serve.status().applications.get(_APP)
-    if running is not None and generator_name(options) in running.deployments:
-        _prepare(serve.get_deployment_handle(generator_name(options), _APP), round_id)
+    if running is not None and GENERATOR in running.deployments:
+        _prepare(serve.get_deployment_handle(GENERATOR, _APP), round_id)
     serve.run(build(cfg, folder.root, round_id), name=_APP, route_prefix="/")
     url = url_of(options)
     _wait_until_ready(url, round_id)

@@ -148,8 +148,8 @@ def test_serve_keeps_the_generator_up_until_interrupted(
         lines.append(line)
         if "curl" in line:
             break
-    reply = httpx.get(f"http://127.0.0.1:{port}/healthz")
-    assert reply.json() == {"status": "ok", "round": 1}
+    reply = httpx.get(f"http://127.0.0.1:{port}/readyz")
+    assert reply.json() == {"status": "ready", "round": 1, "refused": None}
     server.send_signal(signal.SIGINT)
     assert server.wait(60) == 0
     assert any("nothing to do" in line for line in lines)
