@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from load import Client, Outcome, open_loop, percentile
 from PIL import Image
 
@@ -44,9 +45,9 @@ from ray_jobs import runtime, serve
 
 N = 8
 ONE_PROCESS = "serve.ingress_replicas=0"
-"""HTTP and models in one replica."""
+"""HTTP and models in one replica: the default."""
 TWO_PROCESSES = "serve.ingress_replicas=1"
-"""HTTP in a process of its own: the default."""
+"""HTTP in a process of its own."""
 LAYOUTS = {"one process": ONE_PROCESS, "HTTP apart": TWO_PROCESSES}
 
 
@@ -269,7 +270,7 @@ def serve_processes(name: str = "Serve") -> list[int]:
 
 def overload(bench: Bench, options: argparse.Namespace) -> None:
     """Ten times the capacity, then seven tenths of it."""
-    bench.deploy(TWO_PROCESSES)
+    bench.deploy(ONE_PROCESS)
     load_for(bench, 20, 4)
     offered = 1.1 * engine_rate(bench, 5)
     capacity = goodput(load_for(bench, offered, 10), 10)
@@ -448,6 +449,8 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")
     runtime.prepare_environment()
+    # As the replicas do: on two cores the second thread would be the one that HTTP has to do with.
+    torch.set_num_threads(1)
     bench = Bench(options.run, options.port, options.set)
     try:
         runtime.ensure_ray(bench.base.cluster)

@@ -405,9 +405,9 @@ class ServeConfig(Strict):
     """Who chooses where a request does not say."""
     num_samples: int = Field(default=8, ge=1, le=16)
     """Candidates where a request does not say."""
-    ingress_replicas: int = Field(default=1, ge=0)
+    ingress_replicas: int = Field(default=0, ge=0)
     """Processes that speak HTTP and hold no model. 0 = every replica does both: one hop less, but
-    nobody is left to repeat a request when a replica dies."""
+    nobody is left to repeat a request when a replica dies; take 1 or more with several replicas."""
     num_replicas: int = Field(default=1, ge=1)
     """Replicas with the generator; each has a queue of its own."""
     max_replicas: int | None = Field(default=None, ge=1)

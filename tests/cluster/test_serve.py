@@ -31,7 +31,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def cfg(small: LoopConfig) -> LoopConfig:
-    options = ServeConfig(port=free_port(), num_samples=3, num_replicas=2)
+    options = ServeConfig(port=free_port(), num_samples=3, num_replicas=2, ingress_replicas=1)
     return small.model_copy(update={"serve": options})
 
 
