@@ -35,9 +35,11 @@ def test_its_application_has_the_layout_that_the_overrides_ask_for(local_run: Lo
             ]
         return names
 
-    assert deployments() == ["Ingress", "Generator"]
-    assert deployments("serve.ingress_replicas=0") == ["Generator"]
-    assert deployments("serve.verifier_replicas=2") == ["Ingress", "Generator", "Verifier"]
+    apart = "serve.ingress_replicas=1"
+    assert deployments() == ["Generator"]
+    assert deployments("serve.verifier_replicas=2") == ["Generator", "Verifier"]
+    assert deployments(apart) == ["Ingress", "Generator"]
+    assert deployments(apart, "serve.verifier_replicas=2") == ["Ingress", "Generator", "Verifier"]
     (application,) = yaml.safe_load(CONFIG.read_text())["applications"]
     assert {entry["name"] for entry in application["deployments"]} <= set(deployments())
 
