@@ -458,7 +458,9 @@ def main() -> None:
             SECTIONS[name](bench, options)
     finally:
         runtime.stop_ray()
-    write(bench, options.out, " ".join(["python", *sys.argv]))
+    # The results are kept in the repository: where somebody's run lies is nobody's business there.
+    words = ["RUN" if word == str(options.run) else word for word in sys.argv[1:]]
+    write(bench, options.out, " ".join(["python benchmarks/serving.py", *words]))
 
 
 if __name__ == "__main__":
