@@ -332,13 +332,13 @@ def export(
 
 @ledger.command("verify")
 def ledger_verify(run: Run) -> None:
-    """Check every committed shard of RUN against its sha256; status 1 when one is damaged."""
+    """Check RUN's committed shards: digests, a label for every pair; status 1 for a problem."""
     from dynamics.ledger.store import Ledger
 
     folder = _open(run)
     folder.config()
     store = Ledger(folder.ledger)
-    problems = store.verify()
+    problems = store.verify(folder.data / "pool.parquet")
     for problem in problems:
         console.print(problem, markup=False)
     if problems:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dynamics.config import LoopConfig
+from dynamics.errors import UserError
 from dynamics.evaluation.items import evaluate_items, items_schema
 from dynamics.evaluation.summary import label_accuracy, summarise
 from dynamics.generation.verify import Prediction, best_of_n
@@ -24,7 +25,7 @@ from dynamics.guards.leakage import Leakage, find_leakage
 from dynamics.labelling.confidence import SCORES
 from dynamics.labelling.filter import decide
 from dynamics.labelling.label import Labeller, Shard, cut, read_shard, unlabelled
-from dynamics.ledger.store import Ledger, Manifest
+from dynamics.ledger.store import Ledger, Manifest, coverage
 from dynamics.models import load_image_tokenizer
 from dynamics.models.adapters import load_idm, load_pair, model_ref
 from dynamics.models.base import ImageTokenizer
@@ -123,14 +124,20 @@ class LocalStages:
         return models, report
 
     def label(self, pool: DatasetRef, models: ModelRef, round_id: int) -> DatasetRef:
-        """Write an action sentence with log-probabilities for every pair (LABEL_SCHEMA)."""
+        """Write an action sentence with log-probabilities for every pair (LABEL_SCHEMA).
+
+        Raises:
+            UserError: a pair of the pool has no label after all were made, or more than one.
+        """
         with self.folder.timed(round_id, "label"):
             attempted = self.ledger.attempted(round_id, models.idm_digest)
             shards = unlabelled(pool, attempted, self.cfg.label.shard_rows)
             if shards:
                 self._label_shards(pool, shards, models, round_id)
             out = self.folder.round(round_id) / "labels.parquet"
-            return self.ledger.merge(round_id, models.idm_digest, out)
+            labels = self.ledger.merge(round_id, models.idm_digest, out)
+            self._check_coverage(pool, labels, round_id)
+            return labels
 
     def select(self, labels: DatasetRef, round_id: int) -> DatasetRef:
         """Decide on every label, commit labels and decisions to the ledger (DECISION_SCHEMA)."""
@@ -291,6 +298,27 @@ class LocalStages:
 
     # Details of the stages.
 
+    def _check_coverage(self, pool: DatasetRef, labels: DatasetRef, round_id: int) -> None:
+        """Refuse merged labels that are not exactly one for each pair: a commit is for ever."""
+        pairs = read_table(pool, PAIR_SCHEMA, ["pair_id"])["pair_id"]
+        labelled = read_table(labels, LABEL_SCHEMA, ["pair_id"])["pair_id"]
+        missing, surplus = coverage(pairs, labelled)
+        attempts = self.ledger.attempts(round_id)
+        if missing:
+            raise self._unseen(missing, f"{len(pairs):,} pairs of the pool", "label", attempts)
+        if surplus:
+            raise UserError(
+                f"{surplus:,} labels in {attempts} are repeats or of pairs that {pool.path} does "
+                "not hold; delete that folder, the same command labels the pool again"
+            )
+
+    def _unseen(self, missing: int, of: str, what: str, folder: Path) -> UserError:
+        """The refusal of rows that workers said to have written and that are not here."""
+        return UserError(
+            f"{missing:,} of {of} have no {what} in {folder}; do all nodes see {self.folder.root} "
+            "as one folder? the same command makes the missing ones again"
+        )
+
     def _decisions(self, manifest: Manifest) -> DatasetRef:
         shard = manifest.decisions
         path = self.folder.ledger / "shards" / f"{shard.sha256}.parquet"
@@ -333,8 +361,12 @@ class LocalStages:
             return read_table(out, schema)
         parts = self.folder.round(round_id) / "items"
         shards = cut(data.heldout.num_rows, self.cfg.evaluate.batch_size)
-        if missing := [shard for shard in shards if not part_path(parts, shard).exists()]:
+        if missing := _unwritten(parts, shards):
             self._evaluate_shards(data, missing, models, parts, round_id)
+        if lost := _unwritten(parts, shards):
+            rows = sum(shard.stop - shard.start for shard in lost)
+            of = f"{data.heldout.num_rows:,} held-out pairs"
+            raise self._unseen(rows, of, "evaluation", part_path(parts, lost[0]))
         tables = [read_table(part_path(parts, shard), schema) for shard in shards]
         ref = write_table(out, pa.concat_tables(tables), schema)
         shutil.rmtree(parts)
@@ -420,6 +452,10 @@ class Evaluator:
 def part_path(parts: Path, shard: Shard) -> Path:
     """Where a shard's evaluation lies until all are there."""
     return parts / f"{shard.start:08d}.parquet"
+
+
+def _unwritten(parts: Path, shards: Sequence[Shard]) -> list[Shard]:
+    return [shard for shard in shards if not part_path(parts, shard).exists()]
 
 
 def load_labeller(cfg: LoopConfig, models: ModelRef) -> Labeller:

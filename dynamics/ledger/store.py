@@ -27,7 +27,7 @@ from dynamics.config import Strict
 from dynamics.errors import UserError
 from dynamics.labelling.filter import reason_counts
 from dynamics.ledger.files import create_bytes, write_bytes
-from dynamics.records import DECISION_SCHEMA, LABEL_SCHEMA, DatasetRef
+from dynamics.records import DECISION_SCHEMA, LABEL_SCHEMA, PAIR_SCHEMA, DatasetRef
 from dynamics.tables import from_parquet, read_table, to_parquet, write_table
 
 _ROWS_PER_SHARD = 65_536
@@ -97,7 +97,7 @@ class Ledger:
         """
         _check_round(labels, round_id)
         payload = to_parquet(labels.sort_by("label_id"), LABEL_SCHEMA)
-        path = self._attempts(round_id) / f"{hashlib.sha256(payload).hexdigest()}.parquet"
+        path = self.attempts(round_id) / f"{hashlib.sha256(payload).hexdigest()}.parquet"
         if not (path.exists() and path.read_bytes() == payload):
             write_bytes(path, payload)
         return path
@@ -198,24 +198,50 @@ class Ledger:
         """
         return self._read_shard(self.manifest(round_id).decisions, DECISION_SCHEMA)
 
-    def verify(self) -> list[str]:
-        """Read every file and compare it with its digest; one line per problem, naming the file."""
+    def verify(self, pool: Path | None = None) -> list[str]:
+        """Read every file and compare it with its digest; one line per problem, naming the file.
+
+        With a ``pool`` that exists (PAIR_SCHEMA), every round must have one label for each pair.
+        """
         problems = []
+        pairs = None
+        if pool is not None and pool.exists():
+            try:
+                pairs = read_table(pool, PAIR_SCHEMA, ["pair_id"])["pair_id"]
+            except UserError as error:
+                problems.append(str(error))
         for round_id in self.rounds():
             try:
                 manifest = self.manifest(round_id)
             except UserError as error:
                 problems.append(str(error))
                 continue
-            for shard in (*manifest.labels, manifest.decisions):
-                try:
-                    self._shard_bytes(shard)
-                except UserError as error:
-                    problems.append(f"{error} (round {round_id})")
+            damaged = list(self._damaged_shards(manifest))
+            problems += damaged
+            if pairs is None or damaged:
+                continue
+            missing, surplus = coverage(pairs, self.labels(round_id)["pair_id"])
+            if missing or surplus:
+                problems.append(
+                    f"{self._manifest_path(round_id)} lacks a label for {missing:,} of the "
+                    f"{len(pairs):,} pairs in {pool} and has {surplus:,} too many; committed "
+                    "rounds never change: use another run_dir"
+                )
         for path in sorted(self.root.glob("attempts/round-*/*.parquet")):
             if _sound(path) is None:
                 problems.append(f"{path} is damaged; delete it, its pairs are labelled again")
         return problems
+
+    def attempts(self, round_id: int) -> Path:
+        """The folder that workers write a round's labels into."""
+        return self.root / "attempts" / f"round-{round_id:02d}"
+
+    def _damaged_shards(self, manifest: Manifest) -> Iterator[str]:
+        for shard in (*manifest.labels, manifest.decisions):
+            try:
+                self._shard_bytes(shard)
+            except UserError as error:
+                yield f"{error} (round {manifest.round_id})"
 
     @property
     def _rounds(self) -> Path:
@@ -224,14 +250,11 @@ class Ledger:
     def _manifest_path(self, round_id: int) -> Path:
         return self._rounds / f"round-{round_id:02d}.json"
 
-    def _attempts(self, round_id: int) -> Path:
-        return self.root / "attempts" / f"round-{round_id:02d}"
-
     def _shard_path(self, sha256: str) -> Path:
         return self.root / "shards" / f"{sha256}.parquet"
 
     def _read_attempts(self, round_id: int, idm_digest: str) -> Iterator[pa.Table]:
-        for path in sorted(self._attempts(round_id).glob("*.parquet")):
+        for path in sorted(self.attempts(round_id).glob("*.parquet")):
             payload = _sound(path)
             if payload is not None:
                 rows = from_parquet(payload, LABEL_SCHEMA, where=path)
@@ -263,6 +286,18 @@ class Ledger:
                 f"round {manifest.round_id} is already committed with other content in {path}; "
                 "committed rounds never change: use another run_dir"
             )
+
+
+def coverage(pairs: pa.ChunkedArray, labelled: pa.ChunkedArray) -> tuple[int, int]:
+    """How many pairs have no label, and how many labels are repeats or of other pairs.
+
+    Args:
+        pairs: The pair_ids of a pool; a repeated one needs one label.
+        labelled: The pair_ids of its labels.
+    """
+    wanted = pc.unique(pairs)
+    found = pc.sum(pc.is_in(wanted, value_set=pc.unique(labelled)), min_count=0).as_py()
+    return len(wanted) - found, len(labelled) - found
 
 
 def _sound(path: Path) -> bytes | None:

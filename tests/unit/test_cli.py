@@ -13,6 +13,7 @@ from dynamics.ledger.files import write_bytes
 from dynamics.run_folder import RunFolder
 from tests.made_data import write_webdataset
 from tests.runs import LocalRun
+from tests.unit.report.stored import pool_labels, store_run
 
 ROOT = Path(__file__).parents[2]
 TEST_CONFIG = ROOT / "tests" / "test-3x3.yaml"
@@ -114,6 +115,16 @@ def test_ledger_verify_names_a_damaged_manifest(run):
     done = dynamics("ledger", "verify", run)
     assert done.returncode == 1
     assert "round-00.json" in done.stdout
+
+
+def test_ledger_verify_names_a_committed_round_that_lacks_labels(tmp_path):
+    labels = pool_labels()
+    store_run(tmp_path / "whole", labels)
+    assert dynamics("ledger", "verify", tmp_path / "whole").returncode == 0
+    store_run(tmp_path / "part", labels.slice(5))
+    done = dynamics("ledger", "verify", tmp_path / "part")
+    assert done.returncode == 1
+    assert "round-01.json lacks a label for 5 of the 60 pairs" in " ".join(done.stdout.split())
 
 
 def test_film_writes_clips_that_ingest_turns_into_pairs(tmp_path):

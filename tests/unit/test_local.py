@@ -1,6 +1,8 @@
 """The whole loop in one process on real videos and a real, untrained checkpoint."""
 
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +10,26 @@ import numpy as np
 import pytest
 
 from dynamics.config import KeyframeConfig, LabelledConfig, LoopConfig, PoolConfig, PoolPart
-from dynamics.records import LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA, RoundReport
+from dynamics.errors import UserError
+from dynamics.labelling.label import Shard
+from dynamics.ledger.store import Ledger
+from dynamics.local import LocalStages
+from dynamics.loop import run_rounds
+from dynamics.records import (
+    LABEL_SCHEMA,
+    PAIR_SCHEMA,
+    TRANSITION_SCHEMA,
+    DataRefs,
+    DatasetRef,
+    ModelRef,
+    RoundReport,
+)
 from dynamics.run_folder import RunFolder
 from dynamics.tables import read_table
 from dynamics.video.encode import write_mp4
 from tests.made_data import write_aurora, write_clip, write_kinetics700, write_ucf101
 from tests.runs import LocalRun, Stop, StopAt, results, run_local
+from tests.unit.ledger.rows import make_labels
 
 
 class CountingTracker:
@@ -79,6 +95,93 @@ def test_a_stopped_run_resumes_to_equal_bytes(
     assert results(tmp_path) != results(folder)
     run_local(small, tmp_path)
     assert results(tmp_path) == results(folder)
+
+
+class BlindStages(LocalStages):
+    """Every other file that its workers wrote "lies on another node", in ``elsewhere``."""
+
+    def _hide(self, written: Path) -> None:
+        elsewhere = self.folder.root / "elsewhere"
+        elsewhere.mkdir()
+        for path in sorted(written.glob("*.parquet"))[::2]:
+            path.rename(elsewhere / path.name)
+
+
+class BlindToLabels(BlindStages):
+    def _label_shards(
+        self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
+    ) -> None:
+        super()._label_shards(pool, shards, models, round_id)
+        self._hide(self.ledger.attempts(round_id))
+
+
+class BlindToParts(BlindStages):
+    def _evaluate_shards(
+        self,
+        data: DataRefs,
+        shards: Sequence[Shard],
+        models: ModelRef,
+        parts: Path,
+        round_id: int,
+    ) -> None:
+        super()._evaluate_shards(data, shards, models, parts, round_id)
+        self._hide(parts)
+
+
+def run_blind(cfg: LoopConfig, folder: Path, stages: type[BlindStages]) -> None:
+    with RunFolder(folder).claimed(cfg):
+        run_rounds(cfg, stages(cfg, folder))
+
+
+@pytest.mark.parametrize("come_back", [True, False])
+def test_a_round_whose_labels_are_on_another_node_is_not_committed_and_resumes_to_equal_bytes(
+    small: LoopConfig, local_run: LocalRun, tmp_path: Path, come_back: bool
+) -> None:
+    attempts = tmp_path / "ledger" / "attempts" / "round-01"
+    message = f"32 of 48 pairs of the pool have no label in {attempts}; do all nodes see {tmp_path}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        run_blind(small, tmp_path, BlindToLabels)
+    assert Ledger(tmp_path / "ledger").rounds() == []
+    if come_back:
+        for path in (tmp_path / "elsewhere").iterdir():
+            path.rename(attempts / path.name)
+    run_local(small, tmp_path)
+    assert results(tmp_path) == results(local_run.folder)
+
+
+@pytest.mark.parametrize("come_back", [True, False])
+def test_a_round_whose_evaluation_is_on_another_node_is_refused_and_resumes_to_equal_bytes(
+    small: LoopConfig, local_run: LocalRun, tmp_path: Path, come_back: bool
+) -> None:
+    parts = tmp_path / "rounds" / "round-00" / "items"
+    first = parts / "00000000.parquet"
+    message = f"6 of 12 held-out pairs have no evaluation in {first}; do all nodes see {tmp_path}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        run_blind(small, tmp_path, BlindToParts)
+    if come_back:
+        for path in (tmp_path / "elsewhere").iterdir():
+            path.rename(parts / path.name)
+    run_local(small, tmp_path)
+    assert results(tmp_path) == results(local_run.folder)
+
+
+def test_labels_of_pairs_outside_the_pool_are_not_committed(
+    small: LoopConfig, tmp_path: Path
+) -> None:
+    class WithForeignLabels(LocalStages):
+        def _label_shards(
+            self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
+        ) -> None:
+            super()._label_shards(pool, shards, models, round_id)
+            self.ledger.write_attempt(
+                round_id, make_labels(5, round_id=round_id, idm=models.idm_digest)
+            )
+
+    with RunFolder(tmp_path).claimed(small), pytest.raises(UserError, match="5 labels in"):
+        run_rounds(small, WithForeignLabels(small, tmp_path))
+    assert Ledger(tmp_path / "ledger").rounds() == []
+    shutil.rmtree(tmp_path / "ledger" / "attempts" / "round-01")
+    assert run_local(small, tmp_path)[1].num_labelled == small.pool.num_pairs
 
 
 def test_more_rounds_continue_from_the_last(small: LoopConfig, tmp_path: Path) -> None:
