@@ -1,6 +1,6 @@
 """Ray Train: the two adapters of a round, side by side in the worker group of one `TorchTrainer`.
 
-`fit_adapter` keeps its own checkpoints in the run folder and resumes from the newest one, so that
+`fit_adapter` keeps its own checkpoints in the run folder and resumes from the newest sound one, so
 it survives the loss of a worker (Ray Train restarts it), of the whole cluster and of the driver
 (the next bootstrap does) in the same way. Ray Train brings up and restarts the worker group.
 """

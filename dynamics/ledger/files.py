@@ -65,6 +65,22 @@ def create_bytes(path: Path, payload: bytes) -> bool:
     return True
 
 
+def name_flushed(fresh: Path, path: Path) -> None:
+    """Durably give a file that was just written in ``path``'s folder its name."""
+    _flush(fresh)
+    os.replace(fresh, path)
+    _flush(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """``mkdir -p`` whose new entries survive a power loss."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _flush(folder.parent)
+
+
 @contextmanager
 def full_disk_named(path: Path, num_bytes: int) -> Iterator[None]:
     """Turn "no space left" into a `UserError` that names ``path`` and the bytes it needs."""
@@ -84,7 +100,7 @@ def _written(path: Path, payload: bytes) -> Iterator[Path]:
     """A flushed temporary file beside ``path``; the body names it, then the folder is flushed."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
     with full_disk_named(path, len(payload)):
-        _make_folder(path.parent)
+        make_folder(path.parent)
         try:
             _write_flushed(temporary, payload)
             yield temporary
@@ -92,7 +108,7 @@ def _written(path: Path, payload: bytes) -> Iterator[Path]:
             # Gone already after os.replace; a second name of the file after os.link.
             with suppress(FileNotFoundError):
                 temporary.unlink()
-            _flush_folder(path.parent)
+            _flush(path.parent)
 
 
 def _write_flushed(path: Path, payload: bytes) -> None:
@@ -106,17 +122,9 @@ def _write_flushed(path: Path, payload: bytes) -> None:
         os.close(descriptor)
 
 
-def _make_folder(folder: Path) -> None:
-    """``mkdir -p`` whose new entries survive a power loss."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _flush_folder(folder.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Bring a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

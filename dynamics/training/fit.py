@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dynamics.config import LoraConfig, TrainConfig
@@ -29,6 +28,7 @@ from dynamics.models.vlm import UnifiedVLM
 from dynamics.records import TRANSITION_SCHEMA
 from dynamics.seeds import derive_seed, numpy_rng
 from dynamics.tables import codes_matrix, read_table
+from dynamics.training.checkpoints import Checkpoints
 from dynamics.training.engine import Engine, PlainEngine
 from dynamics.training.loss import RowLoss, Task, recognition_weights
 from dynamics.training.sharding import whole, whole_state
@@ -214,7 +214,8 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
     optimizer = torch.optim.AdamW(
         trainable, lr=job.train.learning_rate, weight_decay=job.train.weight_decay
     )
-    start, recent = _resume(job, network, optimizer)
+    checkpoints = Checkpoints(job.checkpoint_dir)
+    start, recent = _resume(checkpoints, network, optimizer)
     loss = RowLoss(model)
     _lower_frozen(job, network)
     engine = context.make_engine(loss, optimizer)
@@ -231,7 +232,7 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
         if checkpoint:
             tensors = _state_tensors(network, optimizer)
             if context.rank == 0:
-                _save_state(job, tensors, finished, recent)
+                checkpoints.save(tensors, finished, {"step": finished, "recent": recent})
         if checkpoint or finished % REPORT_EVERY == 0 or finished == job.steps:
             metrics = {"loss": sum(recent) / len(recent), "steps": float(job.steps)}
             context.report(finished, metrics, job.checkpoint_dir if checkpoint else None)
@@ -298,25 +299,13 @@ def _state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     return tensors
 
 
-def _save_state(job: FitJob, tensors: dict[str, Tensor], step: int, recent: list[float]) -> None:
-    """Adapter and optimizer state as safetensors; the folder appears in one rename."""
-    fresh = job.checkpoint_dir.with_name(job.checkpoint_dir.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file(tensors, fresh / "state.safetensors")
-    (fresh / "state.json").write_text(json.dumps({"step": step, "recent": recent}))
-    shutil.rmtree(job.checkpoint_dir, ignore_errors=True)
-    fresh.rename(job.checkpoint_dir)
-
-
 def _resume(
-    job: FitJob, network: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoints: Checkpoints, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[float]]:
-    """Load the newest complete checkpoint, if any: (steps done, recent losses)."""
-    if not (job.checkpoint_dir / "state.json").is_file():
+    """Load the newest sound checkpoint, if any: (steps done, recent losses)."""
+    if (found := checkpoints.load()) is None:
         return 0, []
-    state = json.loads((job.checkpoint_dir / "state.json").read_text())
-    tensors = load_file(job.checkpoint_dir / "state.safetensors")
+    tensors, progress = found
     moments: dict[int, dict[str, Tensor]] = {}
     with torch.no_grad():
         for index, (name, parameter) in enumerate(_trainable(network).items()):
@@ -326,7 +315,7 @@ def _resume(
                 k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
             }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return int(state["step"]), [float(loss) for loss in state["recent"]]
+    return int(progress["step"]), [float(loss) for loss in progress["recent"]]
 
 
 def _publish(job: FitJob, network: Any, weights: dict[str, Tensor] | None, loss: float) -> None:
