@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.runs import LocalRun, StopAt, run_local
 SHARED = REPOSITORY_ROOT.parent / "shared"
 
 runtime.prepare_environment()
+gc.disable()  # until all is imported: nothing of it is garbage
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "real_bench" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of every later garbage collection."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
