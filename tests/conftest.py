@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,37 @@ from dynamics.config import (
 from ray_jobs import runtime
 from tests.runs import LocalRun, StopAt, run_local
 
+SHARED = REPOSITORY_ROOT.parent / "shared"
+
 runtime.prepare_environment()
+gc.disable()  # until all is imported: nothing of it is garbage
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--hide-shared", action="store_true", help="as if there were no ../shared")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that reads ../shared, by the only fixture that leads there."""
+    for item in items:
+        if "real_bench" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of every later garbage collection."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session")
+def real_bench(pytestconfig: pytest.Config) -> Path:
+    """AURORA-BENCH's folder of 50 real pairs, whose licences keep it out of the repository."""
+    folder = SHARED / "aurora-bench"
+    if pytestconfig.getoption("hide_shared") or not (folder / "test.json").is_file():
+        pytest.skip("no ../shared/aurora-bench beside the checkout")
+    return folder
 
 
 @pytest.fixture(scope="session")

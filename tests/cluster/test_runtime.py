@@ -1,19 +1,16 @@
 from pathlib import Path
 
 import pytest
-import ray
 
 from dynamics.config import ClusterConfig
 from dynamics.errors import UserError
 from ray_jobs import runtime
 
 
-@ray.remote
 def full_disk() -> None:
     raise UserError("disk full: /data needs 10 bytes")
 
 
-@ray.remote
 def bug() -> None:
     raise KeyError("oops")
 
@@ -21,18 +18,22 @@ def bug() -> None:
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 def test_a_user_error_of_a_worker_arrives_as_one_line() -> None:
+    import ray
+
     with (
         pytest.raises(UserError, match=r"^disk full: /data needs 10 bytes$"),
         runtime.on_ray(ClusterConfig()),
     ):
-        ray.get(full_disk.remote())
+        ray.get(ray.remote(full_disk).remote())
 
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 def test_a_bug_of_a_worker_keeps_its_traceback() -> None:
+    import ray
+
     with pytest.raises(ray.exceptions.RayTaskError), runtime.on_ray(ClusterConfig()):
-        ray.get(bug.remote())
+        ray.get(ray.remote(bug).remote())
 
 
 def test_a_relative_run_folder_counts_from_here(

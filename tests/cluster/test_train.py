@@ -18,7 +18,6 @@ from dynamics.prepare import Progress
 from dynamics.run_folder import TrainingLog
 from dynamics.training.fit import FitJob, WorkerContext, fit_adapter
 from dynamics.training.loss import Task
-from ray_jobs.train import fit_on_ray
 from tests.runs import LocalRun, descendants
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
@@ -51,6 +50,8 @@ def make_job(small: LoopConfig, local_run: LocalRun, tmp_path: Path) -> MakeJob:
 
 
 def fit(jobs: dict[Task, FitJob], folder: Path, progress: Progress = silent) -> None:
+    from ray_jobs.train import fit_on_ray
+
     logs = {task: TrainingLog(folder / f"{task}.jsonl") for task in jobs}
     results = fit_on_ray(jobs, logs, 0, progress)
     assert set(results) == set(jobs)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from mlflow import MlflowClient
 
 from dynamics.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.run_folder import RunFolder, write_json
@@ -113,6 +112,8 @@ def test_the_last_lines_say_where_everything_is(killed_and_resumed: tuple[Path, 
 
 @pytest.mark.cluster
 def test_a_resumed_run_has_one_mlflow_run_a_round(killed_and_resumed: tuple[Path, str]) -> None:
+    from mlflow import MlflowClient
+
     client = MlflowClient(tracking_uri=f"sqlite:///{killed_and_resumed[0] / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == "dynamics-bootstrap"]
     runs = client.search_runs([experiment.experiment_id])

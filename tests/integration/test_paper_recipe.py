@@ -2,17 +2,20 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dynamics.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.config import REPOSITORY_ROOT, LoopConfig, load
 from dynamics.ledger.store import Ledger
+from dynamics.local import LocalStages
 from dynamics.records import PAIR_SCHEMA, TRANSITION_SCHEMA
 from dynamics.run_folder import RunFolder, read_json
 from dynamics.tables import read_table
+from tests.bench import write_bench
 from tests.made_data import write_aurora, write_kinetics700, write_moments, write_ucf101
 
-BENCHMARK = REPOSITORY_ROOT.parent / "shared" / "aurora-bench" / "test.json"
+CONFIG = REPOSITORY_ROOT / "configs" / "chameleon7b.yaml"
 SIZES = (
     # Less of the same: nothing is switched off, and no stage is taken from another config.
     "model.device=cpu",
@@ -38,33 +41,40 @@ SIZES = (
 )
 
 
-@pytest.fixture(scope="module")
-def run(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """`configs/chameleon7b.yaml` on folders in the layouts of the real ones."""
-    root = tmp_path_factory.mktemp("recipe")
+def overrides(small: LoopConfig, root: Path, bench: Path) -> list[str]:
+    """What puts the recipe onto folders in the layouts of the real ones, which it makes."""
     write_aurora(root / "aurora", tasks=("magicbrush", "ag", "kubric"))
     write_moments(root / "moments")
     write_kinetics700(root / "kinetics700")
     write_ucf101(root / "ucf101")
-    heldout = str(BENCHMARK) if BENCHMARK.is_file() else "null"
     more = ", ".join(
         f"{{path: {root / name}, source: {name}, num_pairs: 3}}"
         for name in ("kinetics700", "ucf101")
     )
-    command = [
-        sys.executable,
-        str(REPOSITORY_ROOT / "ray_jobs" / "bootstrap.py"),
-        "--config",
-        str(REPOSITORY_ROOT / "configs" / "chameleon7b.yaml"),
-        "--run-dir",
-        str(root / "run"),
+    return [
         f"model.base={small.model.base}",
         f"labelled.path={root / 'aurora'}",
-        f"labelled.heldout_path={heldout}",
+        f"labelled.heldout_path={bench / 'test.json'}",
         "labelled.max_pairs={kubric: 5}",
         f"pool.path={root / 'moments'}",
         f"pool.more=[{more}]",
         *SIZES,
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of `configs/chameleon7b.yaml`."""
+    root = tmp_path_factory.mktemp("recipe")
+    bench = write_bench(root / "bench", copies=2)
+    command = [
+        sys.executable,
+        str(REPOSITORY_ROOT / "ray_jobs" / "bootstrap.py"),
+        "--config",
+        str(CONFIG),
+        "--run-dir",
+        str(root / "run"),
+        *overrides(small, root, bench),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -95,12 +105,24 @@ def test_a_capped_class_gives_no_more_than_its_share(run: RunFolder) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.skipif(not BENCHMARK.is_file(), reason="needs the pictures of ../shared/aurora-bench")
-def test_the_benchmark_is_the_held_out_set(run: RunFolder) -> None:
+def test_every_held_out_pair_is_of_the_benchmark_and_measured(run: RunFolder) -> None:
+    heldout = read_table(run.data / "heldout.parquet", TRANSITION_SCHEMA)
+    classes = ["ag"] * 4 + ["kubric"] * 2 + ["whatsup"] * 2
+    assert sorted(heldout["clip_class"].to_pylist()) == classes
+    assert run.reports(1)[1].metrics["eval/idm_exact"].num_items == heldout.num_rows
+
+
+def test_the_real_benchmark_is_a_held_out_set(
+    small: LoopConfig, real_bench: Path, tmp_path: Path
+) -> None:
+    cfg = load(CONFIG, overrides(small, tmp_path, real_bench))
+    run = RunFolder(tmp_path / "run")
+    with run.claimed(cfg):
+        LocalStages(cfg, run.root).prepare()
     heldout = read_table(run.data / "heldout.parquet", TRANSITION_SCHEMA)
     subsets = {"magicbrush", "ag", "something", "whatsup", "kubric"}
     assert set(heldout["clip_class"].to_pylist()) == subsets
     counted = read_json(run.data / "ingest.json")["heldout"]
     # The tiny model's prompts hold no more than a short sentence.
     assert counted["num_pairs"] + counted["rejects"].get("action_tokens", 0) == 50
-    assert run.reports(1)[1].metrics["eval/idm_exact"].num_items == heldout.num_rows > 40
+    assert counted["num_pairs"] == heldout.num_rows > 40

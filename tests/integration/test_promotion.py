@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 
 from dynamics.config import LoopConfig, ModelConfig
 from dynamics.generation.fdp import Candidates, ForwardDynamics
@@ -117,6 +116,8 @@ def copy(blocked: tuple[RunFolder, Done], tmp_path: Path) -> RunFolder:
 
 
 def promotions(folder: RunFolder) -> list[str]:
+    from mlflow import MlflowClient
+
     client = MlflowClient(tracking_uri=f"sqlite:///{folder.root / 'mlflow.db'}")
     runs = read_json(folder.root / "tracking.json")["rounds"]
     return [client.get_run(run).data.tags["promotion"] for run in runs.values()]

@@ -1,15 +1,20 @@
 """Real MLflow on sqlite, and a tracking server that is not there."""
 
+from __future__ import annotations
+
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from mlflow import MlflowClient
 
 from dynamics.config import LoopConfig, TrackConfig
 from dynamics.records import Estimate, GuardResult, RoundReport
 from dynamics.run_folder import RunFolder, write_json
 from ray_jobs.tracking import MlflowTracker
+
+if TYPE_CHECKING:  # slow to import
+    from mlflow import MlflowClient
 
 CFG = LoopConfig(name="tracked")
 
@@ -62,6 +67,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def client(tracked: RunFolder) -> MlflowClient:
+    from mlflow import MlflowClient
+
     return MlflowClient(tracking_uri=f"sqlite:///{tracked.root / 'mlflow.db'}")
 
 
@@ -150,5 +157,7 @@ def test_a_dead_server_costs_a_warning_and_nothing_else(
     alive = CFG.model_copy(update={"track": TrackConfig(uri=f"sqlite:///{tmp_path / 'later.db'}")})
     MlflowTracker(alive, folder, warnings.append).log_run([done], [])
     assert len(warnings) == 1
+    from mlflow import MlflowClient
+
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'later.db'}")
     assert len(runs_of_kind(client, "round")) == 1

@@ -76,6 +76,12 @@ def test_ci_runs_the_tests_that_the_readme_names():
     assert "make test" in (ROOT / "README.md").read_text()
 
 
+def test_tests_reach_the_shared_folder_through_one_fixture():
+    named = re.compile(r"""(\.\./|["'])shared["'/]""")
+    readers = [file for file in (ROOT / "tests").rglob("*.py") if named.search(file.read_text())]
+    assert readers == [ROOT / "tests" / "conftest.py"]
+
+
 def test_the_readme_shows_the_tree_that_is_there():
     tree = (ROOT / "README.md").read_text().partition("## Where things are")[2].split("```")[1]
     folder, shown = "", set()

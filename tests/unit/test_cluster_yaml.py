@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import ValidationError
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[2]
 
 
 def validated(config: dict[str, Any]) -> dict[str, Any]:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
     prepared = prepare_config(copy.deepcopy(config))
     validate_config(prepared)
     return prepared

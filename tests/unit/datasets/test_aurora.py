@@ -3,13 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from dynamics.config import REPOSITORY_ROOT
 from dynamics.datasets.aurora import list_aurora
 from dynamics.datasets.split import grouped
 from dynamics.errors import UserError
 from tests.made_data import picture, write_aurora
-
-BENCH = REPOSITORY_ROOT.parent / "shared" / "aurora-bench"
 
 
 def manifest(root: Path, rows: list[object], name: str = "rows.json") -> Path:
@@ -118,9 +115,8 @@ def test_a_manifest_of_eleven_thousand_rows_says_which_half_of_its_images_is_mis
     assert "5,687 missing_image (e.g. data/ag/images/V0.mp4_1_left.png)" in listed.summary()
 
 
-@pytest.mark.skipif(not BENCH.is_dir(), reason="needs the benchmark's pictures beside the checkout")
-def test_the_benchmark_s_own_file_lists_every_pair():
-    listed = list_aurora(BENCH / "test.json")
+def test_the_benchmark_s_own_file_lists_every_pair(real_bench):
+    listed = list_aurora(real_bench / "test.json")
     assert len(listed.pairs) == 50
     assert listed.rejects == ()
     assert {pair.clip_class for pair in listed.pairs} == {

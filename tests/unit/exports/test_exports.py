@@ -10,13 +10,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import webdataset
 import yaml
 from PIL import Image
 
@@ -99,12 +96,16 @@ def read_aurora(folder: Path) -> Iterator[Row]:
 
 
 def read_hf(folder: Path) -> Iterator[Row]:
+    import datasets
+
     found = datasets.load_dataset(str(folder), split="train", cache_dir=str(folder / ".." / "hf-c"))
     for row in found:
         yield Row(row["action"], row["before"], row["after"], row)
 
 
 def read_webdataset(folder: Path) -> Iterator[Row]:
+    import webdataset
+
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
     for sample in webdataset.WebDataset(shards, shardshuffle=False):
         content = json.loads(sample["json"])
@@ -113,8 +114,10 @@ def read_webdataset(folder: Path) -> Iterator[Row]:
         yield Row(content["action"], *images, content)
 
 
-def lerobot_features(info: dict[str, Any]) -> datasets.Features:
+def lerobot_features(info: dict[str, Any]) -> Any:
     """Features as LeRobot builds them from ``meta/info.json``."""
+    import datasets
+
     language = {
         "role": datasets.Value("string"),
         "content": datasets.Value("string"),
@@ -138,6 +141,9 @@ def lerobot_features(info: dict[str, Any]) -> datasets.Features:
 
 
 def read_lerobot(folder: Path) -> Iterator[Row]:
+    import datasets
+    import pandas as pd
+
     info = read_json(folder / "meta" / "info.json")
     tasks = pd.read_parquet(folder / "meta" / "tasks.parquet")
     files = sorted(str(path) for path in (folder / "data").glob("*/*.parquet"))

@@ -1,6 +1,7 @@
 """Held-out clips in the pool, on photographs of tabletop scenes with their own light and noise."""
 
 import time
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -64,15 +65,22 @@ def table(pairs: np.ndarray, clip: str) -> pa.Table:
     )
 
 
-HELDOUT, POOL = photographs(60, 1), photographs(300, 2)
+@cache
+def held_out() -> np.ndarray:
+    return photographs(60, 1)
+
+
+@cache
+def others() -> np.ndarray:
+    return photographs(300, 2)
 
 
 def test_held_out_clips_in_the_pool_are_found_by_digest_and_by_hash():
-    by_chance = find_leakage(table(POOL, "p"), table(HELDOUT, "h"), Photographs())
+    by_chance = find_leakage(table(others(), "p"), table(held_out(), "h"), Photographs())
     assert (by_chance.num_heldout, by_chance.either) == (60, 0)
-    whole = table(HELDOUT, "h")
-    anew = table(again(HELDOUT[20:30]), "a")
-    pool = pa.concat_tables([table(POOL, "p"), whole.slice(0, 4), anew])
+    whole = table(held_out(), "h")
+    anew = table(again(held_out()[20:30]), "a")
+    pool = pa.concat_tables([table(others(), "p"), whole.slice(0, 4), anew])
     same, alike = leaked_pairs(pool, whole, Photographs())
     assert np.flatnonzero(same).tolist() == [0, 1, 2, 3]
     assert np.flatnonzero(alike).tolist() == [0, 1, 2, 3, *range(20, 30)]
@@ -81,14 +89,14 @@ def test_held_out_clips_in_the_pool_are_found_by_digest_and_by_hash():
 
 
 def test_equal_bytes_are_a_leak_even_where_the_frames_are_others():
-    pool = table(POOL[:5], "h")  # clip h-0, cut at other frames
-    found = find_leakage(pool, table(HELDOUT, "h"), Photographs())
+    pool = table(others()[:5], "h")  # clip h-0, cut at other frames
+    found = find_leakage(pool, table(held_out(), "h"), Photographs())
     assert (found.by_digest, found.by_hash, found.either) == (5, 0, 5)
 
 
 def test_half_a_pair_is_no_leak():
-    mixed = np.stack([HELDOUT[:20, 0], POOL[:20, 1]], axis=1)
-    assert find_leakage(table(mixed, "m"), table(HELDOUT, "h"), Photographs()).either == 0
+    mixed = np.stack([held_out()[:20, 0], others()[:20, 1]], axis=1)
+    assert find_leakage(table(mixed, "m"), table(held_out(), "h"), Photographs()).either == 0
 
 
 def test_frames_without_an_edge_look_like_nothing():
@@ -97,7 +105,7 @@ def test_frames_without_an_edge_look_like_nothing():
 
 
 def test_a_hash_does_not_change_with_the_size_of_the_frame():
-    frames = HELDOUT[:, 0]
+    frames = held_out()[:, 0]
     large = frames.repeat(4, axis=1).repeat(4, axis=2)
     assert perceptual_hashes(frames).shape == (60, 3 * 4 * SIDE**2 // 64)
     np.testing.assert_array_equal(perceptual_hashes(frames), perceptual_hashes(large))
@@ -105,18 +113,18 @@ def test_a_hash_does_not_change_with_the_size_of_the_frame():
 
 def test_each_distinct_frame_is_decoded_once():
     images = Photographs()
-    codes_BL = HELDOUT[:3, 0].reshape(3, -1).astype(np.int64)[[0, 1, 0, 2, 2]]
+    codes_BL = held_out()[:3, 0].reshape(3, -1).astype(np.int64)[[0, 1, 0, 2, 2]]
     hashes = hash_codes(codes_BL, images)
     assert images.decoded == 3
-    np.testing.assert_array_equal(hashes, perceptual_hashes(HELDOUT[[0, 1, 0, 2, 2], 0]))
+    np.testing.assert_array_equal(hashes, perceptual_hashes(held_out()[[0, 1, 0, 2, 2], 0]))
 
 
 def test_the_default_pool_is_searched_within_seconds():
     rng = np.random.default_rng(0)
-    pairs, others = (
+    pairs, more = (
         tuple(rng.integers(0, 2**63, (rows, 48), dtype=np.uint64) for _ in range(2))
         for rows in (1_000, 12_000)
     )
     start = time.process_time()
-    assert not near_pairs(pairs, others).any()
+    assert not near_pairs(pairs, more).any()
     assert time.process_time() - start < 10

@@ -1,24 +1,28 @@
 """Requests made up from the service's own description, over HTTP, before real models."""
 
+from __future__ import annotations
+
 import asyncio
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, given, settings
-from schemathesis import GenerationMode
 
 from dynamics.config import LoopConfig
 from dynamics.serving.http import make_app
 from dynamics.serving.pictures import from_base64
 from tests.runs import LocalRun
 from tests.serving import free_port, local_service, png
+
+if TYPE_CHECKING:  # slow to import
+    import schemathesis
+    from schemathesis import GenerationMode
 
 PAGE = Path(__file__).parents[3] / "ray_jobs" / "page"
 PNG = from_base64(png())
@@ -43,6 +47,8 @@ def url(small: LoopConfig, local_run: LocalRun) -> Iterator[str]:
 
 
 def ask(case: schemathesis.Case, mode: GenerationMode) -> int:
+    from schemathesis import GenerationMode
+
     if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
         # Random text is no picture: give it one, or no model is ever reached.
         for name in {"image", "before", "after"} & set(case.body):
@@ -72,6 +78,9 @@ def asker(
 
 
 def test_nothing_that_the_description_allows_or_forbids_is_a_fault_of_ours(url: str) -> None:
+    import schemathesis
+    from schemathesis import GenerationMode
+
     seen: Counter[tuple[str, int]] = Counter()
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]

@@ -1,4 +1,4 @@
-"""A small benchmark folder of real files, and the real one where it is present."""
+"""A small benchmark folder of real files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from dynamics.config import REPOSITORY_ROOT
 from tests import bench as folders
-
-SHARED = REPOSITORY_ROOT.parent / "shared" / "aurora-bench"
 
 
 @pytest.fixture
@@ -25,11 +22,3 @@ def write_bench(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def bench(write_bench: Callable[..., Path]) -> Path:
     return write_bench()
-
-
-@pytest.fixture(scope="session")
-def real_bench() -> Path:
-    """The 50 pairs that are handed out beside the repository, which never hold them."""
-    if not (SHARED / "test.json").is_file():
-        pytest.skip(f"no AURORA-BENCH pairs in {SHARED}")
-    return SHARED
