@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dynamics.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig
+from dynamics.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig, on_this_machine
 from dynamics.errors import UserError
 
 _ENVIRONMENT = {
@@ -66,9 +66,15 @@ def resolve_run_dir(run_dir: Path) -> Path:
     A relative one counts from the current folder; in a job's copy of the working directory, which
     is thrown away, from ``$DYNAMICS_HOME`` (default ``~/dynamics-runs``), so that submitting
     again finds the run and resumes it.
+
+    Raises:
+        UserError: ``$DYNAMICS_HOME`` is an address.
     """
-    home = Path(os.environ.get("DYNAMICS_HOME", "~/dynamics-runs"))
-    start = home.expanduser() if in_job_copy() else Path.cwd()
+    home = os.environ.get("DYNAMICS_HOME", "~/dynamics-runs")
+    try:
+        start = Path(on_this_machine(home)).expanduser() if in_job_copy() else Path.cwd()
+    except ValueError as error:
+        raise UserError(f"DYNAMICS_HOME: {error}") from error
     return Path(os.path.abspath(start / run_dir.expanduser()))
 
 
