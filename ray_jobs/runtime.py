@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -42,6 +43,13 @@ def prepare_environment() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def command(name: str, *arguments: str) -> str:
+    """A command of this environment, ready to paste."""
+    program = Path(sys.executable).parent / name
+    shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
+    return shlex.join([str(shown), *arguments])
 
 
 def joins_cluster() -> bool:
