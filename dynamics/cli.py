@@ -24,6 +24,7 @@ from dynamics.config import REPOSITORY_ROOT, KeyframeConfig, PoolConfig, load
 from dynamics.console import ProgressView
 from dynamics.errors import UserError
 from dynamics.evaluation.aurora_bench.command import aurora_bench
+from dynamics.parameters import local
 
 if TYPE_CHECKING:
     from dynamics.run_folder import RunFolder
@@ -61,8 +62,12 @@ app.add_typer(evaluate, name="evaluate")
 evaluate.command("aurora-bench")(aurora_bench)
 console = Console(soft_wrap=True, highlight=False)
 
-Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/tabletop", metavar="RUN")]
-Config = Annotated[Path, typer.Option("--config", help="Config file whose world is used.")]
+Run = Annotated[
+    Path, typer.Argument(help="Run folder, e.g. runs/tabletop", metavar="RUN", callback=local)
+]
+Config = Annotated[
+    Path, typer.Option("--config", help="Config file whose world is used.", callback=local)
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override of the config, e.g. world.grid=3; may be repeated."),
@@ -117,10 +122,15 @@ def _replace_process(module: str, arguments: list[str]) -> NoReturn:
 
 @app.command()
 def ingest(
-    folder: Annotated[Path, typer.Argument(help="Folder of videos: mp4, avi, webm, mkv.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("pairs.parquet"),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of videos: mp4, avi, webm, mkv.", callback=local)
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.", callback=local)] = Path(
+        "pairs.parquet"
+    ),
     base: Annotated[
-        Path | None, typer.Option(help="Checkpoint whose image tokenizer encodes the frames.")
+        Path | None,
+        typer.Option(help="Checkpoint whose image tokenizer encodes the frames.", callback=local),
     ] = None,
     top_k: Annotated[int, typer.Option(help="Key frames a clip.")] = 6,
     spacing: Annotated[int, typer.Option(help="Least distance of key frames, in frames.")] = 20,
@@ -158,7 +168,9 @@ def ingest(
 
 @app.command()
 def film(
-    out: Annotated[Path, typer.Argument(help="Folder for clips/ and clips.parquet.")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder for clips/ and clips.parquet.", callback=local)
+    ],
     pairs: Annotated[int, typer.Option(help="Frame pairs to film.")] = 100,
     seed: Annotated[int, typer.Option(help="Equal seeds film equal clips.")] = 0,
     config: Config = TABLETOP,
@@ -175,7 +187,7 @@ def film(
 
 @app.command("pretrain-tiny")
 def pretrain_tiny_command(
-    out: Annotated[Path, typer.Argument(help="Folder of the new checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the new checkpoint.", callback=local)],
     steps: Annotated[int | None, typer.Option(help="Steps of the base; default: recipe's.")] = None,
     tokenizer_steps: Annotated[
         int | None, typer.Option(help="Steps of the image tokenizer; default: recipe's.")
@@ -200,9 +212,14 @@ def pretrain_tiny_command(
 
 @app.command("convert-vqgan")
 def convert_vqgan_command(
-    ckpt: Annotated[Path, typer.Argument(help="The published vqgan.ckpt.", metavar="CKPT")],
+    ckpt: Annotated[
+        Path, typer.Argument(help="The published vqgan.ckpt.", metavar="CKPT", callback=local)
+    ],
     out: Annotated[
-        Path, typer.Argument(help="Checkpoint folder that shall draw with it.", metavar="OUT")
+        Path,
+        typer.Argument(
+            help="Checkpoint folder that shall draw with it.", metavar="OUT", callback=local
+        ),
     ],
 ) -> None:
     """Convert Chameleon's vqgan.ckpt (also Liquid's) to safetensors; runs no code from the file."""
@@ -250,13 +267,17 @@ def claims(
     seeds: Annotated[
         str | None, typer.Option(help="Seeds to film and train with, e.g. 101,102,103.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study.", callback=local)] = None,
     workers: Annotated[
         int | None, typer.Option(help="Units at a time, one thread each; default: cores.")
     ] = None,
     publish_to: Annotated[
         Path | None,
-        typer.Option("--publish", help="Also write RESULTS.md and its pictures here, e.g. docs."),
+        typer.Option(
+            "--publish",
+            help="Also write RESULTS.md and its pictures here, e.g. docs.",
+            callback=local,
+        ),
     ] = None,
     config: Config = TABLETOP,
     overrides: Set = None,
@@ -317,7 +338,9 @@ def export(
     form: Annotated[
         str, typer.Option("--as", help="aurora, hf, lerobot, webdataset (labels), or adapters.")
     ],
-    out: Annotated[Path, typer.Option(help="New folder; nothing is ever overwritten.")],
+    out: Annotated[
+        Path, typer.Option(help="New folder; nothing is ever overwritten.", callback=local)
+    ],
     round_id: Annotated[
         int | None, typer.Option("--round", help="Default: the last promoted one.")
     ] = None,

@@ -7,12 +7,21 @@ dotted overrides and validates. An unknown key is a `UserError` that names the n
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from dynamics.errors import UserError
 from dynamics.models import FAMILIES
@@ -39,6 +48,21 @@ def _known_family(name: str) -> str:
 
 
 FamilyName = Annotated[str, AfterValidator(_known_family)]
+
+
+def on_this_machine(value: Any) -> Any:
+    """The value itself, unless it is an address, which a path would turn into a local folder.
+
+    Raises:
+        ValueError: it starts like ``s3://lab/runs`` or ``file:/runs``.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value)):
+        raise ValueError(f"{value} is not a path of this machine; mount it and name the folder")
+    return value
+
+
+LocalPath = Annotated[Path, BeforeValidator(on_this_machine)]
+"""The type of every path in the config."""
 
 NOT_DECIDING = frozenset(
     {"run_dir", "rounds", "cluster", "serve", "track", "name", "guards.accept"}
@@ -101,7 +125,7 @@ class KeyframeConfig(Strict):
 class PoolPart(Strict):
     """One more folder of unlabelled video."""
 
-    path: Path
+    path: LocalPath
     source: SourceName = "folder"
     num_pairs: int | None = Field(default=None, ge=1)
     """The most pairs to take from it; none = pool.num_pairs."""
@@ -115,7 +139,7 @@ class PoolPart(Strict):
 class PoolConfig(Strict):
     """Unlabelled video."""
 
-    path: Path | None = None
+    path: LocalPath | None = None
     """Folder of videos (mp4, avi, webm, mkv; tar for webdataset); none = film the tabletop."""
     source: SourceName = "folder"
     """How the folder is laid out, and where a clip's class stands (`dynamics.video.sources`)."""
@@ -159,9 +183,9 @@ class LabelledConfig(Strict):
 
     dataset: DatasetName | None = None
     """What lies at ``path`` (`dynamics.datasets`); none = film the tabletop."""
-    path: Path | None = None
+    path: LocalPath | None = None
     """Folder of the data set, or one of its manifests."""
-    heldout_path: Path | None = None
+    heldout_path: LocalPath | None = None
     """The same for the held-out set, e.g. a validation split; none = a share of ``path``."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs that is held out, whole videos or pictures at a time."""
@@ -201,7 +225,7 @@ class ModelConfig(Strict):
     """The unified VLM."""
 
     family: FamilyName = "chameleon"
-    base: Path = Path("dynamics/assets/tiny-4x4")
+    base: LocalPath = Path("dynamics/assets/tiny-4x4")
     """Checkpoint folder (Hugging Face layout); relative paths count from the repository."""
     device: Device = "cpu"
     merge_adapters: bool = True
@@ -399,7 +423,7 @@ class ServeConfig(Strict):
     port: int = Field(default=8000, ge=1, le=65535)
     api_key_env: str | None = None
     """Name of the environment variable, where the service runs, that holds the API key."""
-    api_key_file: Path | None = None
+    api_key_file: LocalPath | None = None
     """File with the API key, on every node that answers HTTP; the variable goes before it."""
     verifier: VerifierName = "noisy_channel"
     """Who chooses where a request does not say."""
@@ -453,7 +477,7 @@ class LoopConfig(Strict):
     name: str = Field(default="tabletop", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(default=0, ge=0)
     rounds: int = Field(default=3, ge=1)
-    run_dir: Path = Path("runs/tabletop")
+    run_dir: LocalPath = Path("runs/tabletop")
     world: WorldConfig = WorldConfig()
     pool: PoolConfig = PoolConfig()
     labelled: LabelledConfig = LabelledConfig()

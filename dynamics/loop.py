@@ -56,7 +56,7 @@ class Stages(Protocol):
         """Write the report, the round's last write, and track it."""
 
     def serve(self, models: ModelRef, round_id: int) -> None:
-        """Put the round's generator behind HTTP and check that it answers."""
+        """Put the round's generator behind HTTP and check that it answers; never ends the loop."""
 
     def finish(self, reports: list[RoundReport]) -> None:
         """Write the comparison of all rounds."""
@@ -65,11 +65,11 @@ class Stages(Protocol):
 def run_rounds(cfg: LoopConfig, stages: Stages) -> list[RoundReport]:
     """Run (or resume) rounds 0 to ``cfg.rounds``; returns one report per round.
 
-    Fewer when a guard blocks a round: its report is the last one.
+    Fewer when a guard blocks a round: its report is the last one. The last promoted round is the
+    caller's to serve, once all that the rounds have given is written down.
     """
     data = stages.prepare()
     models: ModelRef | None = None  # of the last promoted round
-    promoted = served = -1  # rounds; -1 is none
     reports: list[RoundReport] = []
     for round_id in range(cfg.rounds + 1):
         if done := stages.finished(round_id):
@@ -87,11 +87,8 @@ def run_rounds(cfg: LoopConfig, stages: Stages) -> list[RoundReport]:
         reports.append(report)
         if not report.promoted:
             break
-        models, promoted = trained, round_id
-        if cfg.serve.each_round and not done:
+        models = trained
+        if cfg.serve.each_round and not done and round_id < cfg.rounds:
             stages.serve(models, round_id)
-            served = round_id
     stages.finish(reports)
-    if models is not None and cfg.serve.enabled and served != promoted:
-        stages.serve(models, promoted)
     return reports

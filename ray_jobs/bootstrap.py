@@ -8,10 +8,10 @@ Exit status: 0 done, 2 bad input or environment (one line on stderr), 3 the run 
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 _HERE = Path(__file__).resolve().parent
 # Run as a script: import from the checkout, not from this folder (its `serve` is not ray's).
@@ -33,6 +33,9 @@ from dynamics.run_folder import (  # noqa: E402
     write_json,
 )
 from ray_jobs import runtime  # noqa: E402
+
+if TYPE_CHECKING:
+    from dynamics.local import LocalStages
 
 _EPILOG = """\
 examples:
@@ -104,8 +107,9 @@ def _run(parsed: argparse.Namespace) -> int:
     folder = RunFolder(cfg.run_dir)
     with ProgressView() as view, folder.claimed(cfg):
         view.line(f"run folder {folder.root}")
+        stages: LocalStages | None = None
         if not _all_done(cfg, folder):
-            _run_loop(cfg, folder, view, with_ray=not parsed.no_ray)
+            stages = _run_loop(cfg, folder, view, with_ray=not parsed.no_ray)
         elif folder.reports(cfg.rounds)[-1].promoted:
             view.line(f"all {cfg.rounds} rounds are done; nothing to do")
         last = folder.reports(cfg.rounds)[-1]
@@ -114,6 +118,8 @@ def _run(parsed: argparse.Namespace) -> int:
             sys.stderr.write(f"blocked: round {last.round_id}: {result.message}\n")
         if parsed.serve:
             _keep_serving(cfg, folder, view)
+        elif stages is not None and (cfg.serve.enabled or cfg.serve.each_round):
+            _serve_last(folder, stages)
     return 0 if last.promoted else 4
 
 
@@ -186,7 +192,10 @@ def _all_done(cfg: LoopConfig, folder: RunFolder) -> bool:
     return last == last.accepting(cfg.guards.accept)
 
 
-def _run_loop(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray: bool) -> None:
+def _run_loop(
+    cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray: bool
+) -> "LocalStages":
+    """Every round, up to done.json; returns the stages, which can serve what came out."""
     from dynamics.local import LocalStages
     from dynamics.loop import run_rounds
     from ray_jobs.serve import check_address
@@ -201,6 +210,7 @@ def _run_loop(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ra
     done.unlink(missing_ok=True)  # of fewer rounds, or of a round that was blocked
     reports = run_rounds(cfg, stages)
     write_json(done, {"rounds": reports[-1].round_id})
+    return stages
 
 
 def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
@@ -211,15 +221,23 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
     seconds = {r.round_id: sum(folder.timings(r.round_id).values()) for r in reports}
     view.console.print(round_table(reports, seconds))
     database = f"sqlite:///{folder.root / 'mlflow.db'}"
-    mlflow = _command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")
+    mlflow = runtime.command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")
     view.line(f"report:    {folder.root / 'report.html'}  (open it in a browser)")
     view.line(f"MLflow:    {cfg.track.uri or mlflow}")
     if not cfg.track.uri:
         view.line("           then http://127.0.0.1:5000")
     promoted = [report.round_id for report in reports if report.promoted]
     if promoted:
-        command = _command("dynamics", "serve", str(folder.root))
+        command = runtime.command("dynamics", "serve", str(folder.root))
         view.line(f"generator: {command}  (round {promoted[-1]})")
+
+
+def _serve_last(folder: RunFolder, stages: "LocalStages") -> None:
+    """Serve the last promoted round, if there is one."""
+    promoted = [report for report in folder.reports(stages.cfg.rounds) if report.promoted]
+    if promoted and (found := stages.finished(promoted[-1].round_id)):
+        models, report = found
+        stages.serve(models, report.round_id)
 
 
 def _keep_serving(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
@@ -233,13 +251,6 @@ def _keep_serving(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> Non
     view.line(f"serving until Ctrl-C: {where}")
     wait_for_interrupt()
     undeploy(cfg)
-
-
-def _command(name: str, *arguments: str) -> str:
-    """A command of this environment, ready to paste."""
-    program = Path(sys.executable).parent / name
-    shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
-    return shlex.join([str(shown), *arguments])
 
 
 def _as_yaml(cfg: LoopConfig) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dynamics.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig
+from dynamics.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig, on_this_machine
 from dynamics.errors import UserError
 
 _ENVIRONMENT = {
@@ -44,6 +45,13 @@ def prepare_environment() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
+def command(name: str, *arguments: str) -> str:
+    """A command of this environment, ready to paste."""
+    program = Path(sys.executable).parent / name
+    shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
+    return shlex.join([str(shown), *arguments])
+
+
 def joins_cluster() -> bool:
     """Whether Ray is joined (a Ray job sets ``RAY_ADDRESS``) instead of started here."""
     return bool(os.environ.get("RAY_ADDRESS"))
@@ -66,9 +74,15 @@ def resolve_run_dir(run_dir: Path) -> Path:
     A relative one counts from the current folder; in a job's copy of the working directory, which
     is thrown away, from ``$DYNAMICS_HOME`` (default ``~/dynamics-runs``), so that submitting
     again finds the run and resumes it.
+
+    Raises:
+        UserError: ``$DYNAMICS_HOME`` is an address.
     """
-    home = Path(os.environ.get("DYNAMICS_HOME", "~/dynamics-runs"))
-    start = home.expanduser() if in_job_copy() else Path.cwd()
+    home = os.environ.get("DYNAMICS_HOME", "~/dynamics-runs")
+    try:
+        start = Path(on_this_machine(home)).expanduser() if in_job_copy() else Path.cwd()
+    except ValueError as error:
+        raise UserError(f"DYNAMICS_HOME: {error}") from error
     return Path(os.path.abspath(start / run_dir.expanduser()))
 
 

@@ -6,6 +6,8 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from dynamics.config import LoopConfig, ServeConfig
@@ -194,14 +196,55 @@ def serve_run(cfg: LoopConfig, folder: RunFolder) -> str:
 
 
 def serve_round(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
-    """Deploy a round and check that it answers; returns the page's address and a curl line."""
+    """Deploy a round and check that it answers; returns the page's address and a curl line.
+
+    Raises:
+        UserError: Ray or Serve did not start, the port is taken, or the round does not answer. What
+            was started for it is taken down again.
+    """
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
     from dynamics.local import LocalStages
 
     example = LocalStages(cfg, folder.root).example()
-    with runtime.on_ray(cfg.cluster):
-        url = deploy(cfg, folder, round_id)
-        smoke_request(cfg, url, *example)
+    try:
+        with runtime.on_ray(cfg.cluster), _all_or_nothing():
+            url = deploy(cfg, folder, round_id)
+            smoke_request(cfg, url, *example)
+    except (UserError, RayError, RayServeException, RuntimeError, OSError) as error:
+        again = runtime.command("dynamics", "serve", str(folder.root))
+        raise UserError(
+            f"round {round_id} is not served: {_reason(error)}; once the rounds are done, {again} "
+            "tries again"
+        ) from error
     return f"{url}/\n  {write_examples(cfg, folder, example, url)}"
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """A body that fails leaves of Serve what there was before it."""
+    from ray import serve
+
+    before = serve.status()
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):  # the body's failure is the one to tell
+            if not before.proxies and not before.applications:
+                serve.shutdown()  # type: ignore[no-untyped-call]  # Serve has no annotation here
+            elif _APP not in before.applications:
+                serve.delete(_APP)
+        raise
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # The text of an error from a worker is a traceback, which ends with what went wrong.
+    return lines[-1 if "ray::" in str(error) else 0].rstrip(".")
 
 
 def undeploy(cfg: LoopConfig) -> None:

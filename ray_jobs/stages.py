@@ -1,9 +1,11 @@
 """RayStages: `LocalStages` with the four stages that a cluster takes part in."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from dynamics.errors import UserError
 from dynamics.labelling.label import Shard
 from dynamics.local import LocalStages
 from dynamics.records import DataRefs, DatasetRef, ModelRef
@@ -18,9 +20,6 @@ class RayStages(LocalStages):
     What is done already, where files lie and how results are put together stays in `LocalStages`.
     Ray starts at the first stage that needs it; filming and ingest do not.
     """
-
-    curl: str | None = None
-    """Where the service answers, and a shell line that asks it, once one is up."""
 
     def _label_shards(
         self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
@@ -53,11 +52,17 @@ class RayStages(LocalStages):
             evaluate_on_ray(self.cfg, data, shards, models, parts, round_id, self.progress)
 
     def serve(self, models: ModelRef, round_id: int) -> None:
-        """Deploy the round's generator and ask it for one held-out frame over HTTP."""
+        """Deploy the round's generator and ask it for one held-out frame over HTTP.
+
+        A service that does not come up is one line on stderr: the rounds are worth more.
+        """
         from ray_jobs.serve import serve_round
 
         self.progress(0, 0, f"serve, round {round_id}")
-        self.curl = serve_round(self.cfg, self.folder, round_id)
+        try:
+            serve_round(self.cfg, self.folder, round_id)
+        except UserError as error:
+            sys.stderr.write(f"{error}\n")
 
     def _on_ray(self) -> AbstractContextManager[None]:
         if not runtime.ray_is_up():

@@ -17,6 +17,7 @@ import pytest
 from dynamics.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.run_folder import RunFolder, write_json
 from tests.runs import LocalRun, descendants, results
+from tests.serving import copy_of
 
 COMMAND = [sys.executable, str(REPOSITORY_ROOT / "ray_jobs" / "bootstrap.py")]
 
@@ -154,6 +155,33 @@ def test_serve_keeps_the_generator_up_until_interrupted(
     server.send_signal(signal.SIGINT)
     assert server.wait(60) == 0
     assert any("nothing to do" in line for line in lines)
+
+
+@pytest.mark.cluster
+def test_a_service_that_does_not_start_costs_no_round(
+    small: LoopConfig, local_run: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(copy_of(local_run.folder, tmp_path / "run"))
+    (folder.round(0) / "report.json").unlink()  # round 0 is then committed and served once more
+    monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "0.001")
+    command = arguments(small, folder.root)
+    done = run([*command, "serve.each_round=true"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stderr.splitlines()
+    assert [line.partition(":")[0] for line in said] == [
+        "round 0 is not served",
+        "round 1 is not served",
+    ], done.stderr
+    assert said[1].endswith(f"dynamics serve {folder.root} tries again")
+    assert f"report:    {folder.root}/report.html" in done.stdout
+    assert results(folder.root) == results(local_run.folder)
+    again = run(command)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "all 1 rounds are done; nothing to do" in again.stdout
+    asked_for = run([*command, "--serve"])
+    assert asked_for.returncode == 2
+    assert asked_for.stderr.startswith("error: round 1 is not served: ")
+    assert asked_for.stderr.count("\n") == 1, asked_for.stderr
 
 
 @pytest.mark.parametrize(

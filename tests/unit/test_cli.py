@@ -4,12 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+import typer
 
+from dynamics.cli import app
 from dynamics.config import load
 from dynamics.ledger.files import write_bytes
+from dynamics.parameters import local
 from dynamics.run_folder import RunFolder
 from tests.made_data import write_webdataset
 from tests.runs import LocalRun
@@ -86,6 +91,33 @@ def test_a_missing_video_folder_is_named(tmp_path):
     done = dynamics("ingest", tmp_path / "nothing", "--out", tmp_path / "pairs.parquet")
     assert_one_line_error(done, "nothing")
     assert not (tmp_path / "pairs.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "s3://lab/run"], "run: s3://lab/run is not a path of this machine; mount it"),
+        (["ingest", "gs://lab/clips"], "folder: gs://lab/clips is not a path"),
+        (["export", "run", "--as", "hf", "--out", "s3://lab/out"], "--out: s3://lab/out is not"),
+        (["evaluate", "aurora-bench", "--data", "s3://b", "--model", "tiny"], "--data: s3://b is"),
+        (["bootstrap", "--run-dir", "s3://lab/runs"], "run_dir: s3://lab/runs is not a path"),
+        (["doctor", "--set", "model.base=hf://some/base"], "model.base: hf://some/base is not"),
+    ],
+)
+def test_an_address_where_a_path_belongs_is_one_line(arguments, said):
+    assert_one_line_error(dynamics(*arguments), said)
+
+
+def commands(group: typer.Typer) -> list[Callable[..., object]]:
+    own = [info.callback for info in group.registered_commands if info.callback]
+    return own + [c for info in group.registered_groups for c in commands(info.typer_instance)]
+
+
+def test_every_path_on_a_command_line_is_checked():
+    hints = [get_type_hints(c, include_extras=True).items() for c in commands(app)]
+    paths = [(name, hint) for found in hints for name, hint in found if "pathlib" in str(hint)]
+    assert len(paths) > 15
+    assert not [name for name, hint in paths if hint.__metadata__[0].callback is not local]
 
 
 def test_an_unknown_override_names_the_nearest_key():

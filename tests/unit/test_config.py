@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -144,13 +145,43 @@ def test_the_resolved_config_reads_back_equal(config_file, tmp_path):
     assert load(resolved) == cfg
 
 
-def sections(model: type[BaseModel] = LoopConfig) -> list[type[BaseModel]]:
-    children = [
-        field.annotation
-        for field in model.model_fields.values()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    ]
-    return [model, *(section for child in children for section in sections(child))]
+def sections(kind: Any = LoopConfig) -> list[type[BaseModel]]:
+    """Every section, also those inside of tuples and unions."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        inner = [field.annotation for field in kind.model_fields.values()]
+        return [kind, *(section for part in inner for section in sections(part))]
+    return [section for part in get_args(kind) for section in sections(part)]
+
+
+ADDRESSES = ["s3://lab/runs", "s3:/lab/runs", "file:///runs", "gs+x.y-2://lab", "C:/runs"]
+
+
+def path_keys() -> set[tuple[type[BaseModel], str]]:
+    return {
+        (model, name)
+        for model in sections()
+        for name, field in model.model_fields.items()
+        if "Path" in str(field.annotation)
+    }
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_no_path_of_the_config_takes_an_address(address):
+    assert len(path_keys()) > 5
+    for model, name in path_keys():
+        for value in (address, Path(address)):
+            with pytest.raises(ValidationError, match=rf"{name}\n.* is not a path of this machine"):
+                model.model_validate({name: value})
+
+
+def test_an_address_is_refused_by_its_key_and_a_tracking_uri_is_not(config_file):
+    said = "run_dir: s3://lab/runs is not a path of this machine; mount it and name the folder"
+    assert said in error_of(config_file, "run_dir=s3://lab/runs")
+    more = "[{path: s3://lab/k700}]"
+    assert "pool.more.0.path: s3://lab/k700" in error_of(
+        config_file, "pool.path=a", f"pool.more={more}"
+    )
+    assert load(config_file, ["track.uri=http://tracker:5000"]).track.uri == "http://tracker:5000"
 
 
 def test_every_field_is_read_by_something():

@@ -13,6 +13,7 @@ from rich.console import Console
 from dynamics.config import Device
 from dynamics.console import ProgressView
 from dynamics.errors import UserError
+from dynamics.parameters import local
 
 if TYPE_CHECKING:
     from dynamics.evaluation.aurora_bench.answer import Decode
@@ -48,11 +49,16 @@ class Request:
 
 
 # What each option is; they stand apart so that the command itself can be read at a glance.
-_Data = Annotated[Path, typer.Option(help="Folder in AURORA's layout: test.json, data/ ...")]
+_Data = Annotated[
+    Path, typer.Option(help="Folder in AURORA's layout: test.json, data/ ...", callback=local)
+]
 _Model = Annotated[
     str, typer.Option(help="A run folder, a checkpoint folder, tiny (what ships), or copy.")
 ]
-_Out = Annotated[Path, typer.Option(help="Folder of the parts; the same command continues there.")]
+_Out = Annotated[
+    Path,
+    typer.Option(help="Folder of the parts; the same command continues there.", callback=local),
+]
 _Round = Annotated[
     int | None, typer.Option("--round", help="Round of a run; default: the last promoted.")
 ]
@@ -65,9 +71,13 @@ _Temperature = Annotated[
     float | None, typer.Option(min=0, help="Default: 0 (greedy), or 1 with --best-of.")
 ]
 _Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
-_Clip = Annotated[Path | None, typer.Option(help="Local CLIP folder: CLIP-I, CLIP-T ...")]
-_Dino = Annotated[Path | None, typer.Option(help="Local DINO folder.")]
-_Bert = Annotated[Path | None, typer.Option(help="Local RoBERTa folder: BERTScore.")]
+_Clip = Annotated[
+    Path | None, typer.Option(help="Local CLIP folder: CLIP-I, CLIP-T ...", callback=local)
+]
+_Dino = Annotated[Path | None, typer.Option(help="Local DINO folder.", callback=local)]
+_Bert = Annotated[
+    Path | None, typer.Option(help="Local RoBERTa folder: BERTScore.", callback=local)
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _JudgeUrl = Annotated[
     str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://host:8000/v1")
