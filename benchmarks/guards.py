@@ -25,28 +25,23 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dynamics.claims.promotion import with_copier  # noqa: E402  needs the path above
-from dynamics.config import GuardConfig, GuardName, LoopConfig  # noqa: E402
-from dynamics.evaluation.meaning import kind_of  # noqa: E402
-from dynamics.guards.guards import GUARDS, GuardEvidence, judge  # noqa: E402
-from dynamics.guards.leakage import count_leakage, leaked_pairs  # noqa: E402
-from dynamics.ledger.store import Ledger  # noqa: E402
-from dynamics.local import LocalStages  # noqa: E402
-from dynamics.models.adapters import load_idm  # noqa: E402
-from dynamics.models.base import ImageTokenizer  # noqa: E402
-from dynamics.records import (  # noqa: E402
-    PAIR_SCHEMA,
-    TRANSITION_SCHEMA,
-    GuardResult,
-    stable_hash,
-)
-from dynamics.run_folder import RunFolder  # noqa: E402
-from dynamics.seeds import numpy_rng  # noqa: E402
-from dynamics.tables import codes_matrix, read_table  # noqa: E402
-from dynamics.video import encode  # noqa: E402
-from dynamics.video.decode import read_clip  # noqa: E402
-from dynamics.video.ingest import decode_spec  # noqa: E402
-from dynamics.world.film import filmed_keyframes  # noqa: E402
+from dynamics.core.config import GuardConfig, GuardName, LoopConfig  # noqa: E402
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, GuardResult, stable_hash
+from dynamics.core.seeds import numpy_rng  # noqa: E402
+from dynamics.data.video.decode import read_clip  # noqa: E402
+from dynamics.data.video.ingest import decode_spec  # noqa: E402
+from dynamics.evaluation.guards.leakage import count_leakage, leaked_pairs  # noqa: E402
+from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence, judge  # noqa: E402
+from dynamics.inference.load import load_idm  # noqa: E402
+from dynamics.models.image_tokenizer import ImageTokenizer  # noqa: E402
+from dynamics.pipeline.stages import LocalStages  # noqa: E402
+from dynamics.storage.ledger import Ledger  # noqa: E402
+from dynamics.storage.run_folder import RunFolder  # noqa: E402
+from dynamics.storage.tables import codes_matrix, read_table  # noqa: E402
+from dynamics.studies.guard_checks import with_copier  # noqa: E402  needs the path above
+from dynamics.tabletop import encode  # noqa: E402
+from dynamics.tabletop.film import filmed_keyframes  # noqa: E402
+from dynamics.tabletop.meaning import kind_of  # noqa: E402
 
 NUM_LEAKED = 30
 """Held-out clips that a draw puts into the pool."""

@@ -34,14 +34,16 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dynamics.config import LoopConfig, with_overrides
-from dynamics.models.adapters import load_pair
-from dynamics.run_folder import RunFolder
-from dynamics.serving.api import PredictReply, PredictRequest
-from dynamics.serving.engine import Draw, RoundEngine
-from dynamics.serving.rounds import models_of, promoted_rounds
-from dynamics.serving.scenes import example_scenes
-from ray_jobs import runtime, serve
+from dynamics.core.config import LoopConfig
+from dynamics.core.config_file import with_overrides
+from dynamics.inference.load import load_pair
+from dynamics.serving.example_scenes import example_scenes
+from dynamics.serving.model_registry import models_of, promoted_rounds
+from dynamics.serving.model_worker import Draw, RoundEngine
+from dynamics.serving.schemas import PredictReply, PredictRequest
+from dynamics.storage.run_folder import RunFolder
+from ray_jobs import runtime
+from ray_jobs.serving import serve
 
 N = 8
 ONE_PROCESS = "serve.ingress_replicas=0"

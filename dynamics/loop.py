@@ -14,8 +14,8 @@ and the round before it is what is served. The loop knows neither Ray nor MLflow
 
 from typing import Protocol
 
-from dynamics.config import LoopConfig
-from dynamics.records import DataRefs, DatasetRef, ModelRef, RoundReport
+from dynamics.core.config import LoopConfig
+from dynamics.core.records import DataRefs, DatasetRef, ModelRef, RoundReport
 
 
 class Stages(Protocol):

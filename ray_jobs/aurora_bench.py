@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dynamics.config import ClusterConfig
-from dynamics.errors import UserError
+from dynamics.core.config import ClusterConfig
+from dynamics.core.errors import UserError
+from dynamics.core.progress import Progress
 from dynamics.evaluation.aurora_bench.benchmark import Benchmark, FanOut, Job, Worker
-from dynamics.evaluation.aurora_bench.command import Request, run
-from dynamics.labelling.label import Shard
-from dynamics.prepare import Progress
+from dynamics.evaluation.aurora_bench.run import Request, run
+from dynamics.storage.shards import Shard
 from ray_jobs import runtime
 
 

@@ -18,24 +18,15 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 sys.path.insert(0, str(_HERE.parent))
 
-from dynamics.config import (  # noqa: E402  needs the path above
-    REPOSITORY_ROOT,
-    LoopConfig,
-    PoolConfig,
-    load,
-)
-from dynamics.console import ProgressView  # noqa: E402
-from dynamics.errors import UserError  # noqa: E402
-from dynamics.run_folder import (  # noqa: E402
-    RunFolder,
-    RunFolderInUseError,
-    read_json,
-    write_json,
-)
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PoolConfig
+from dynamics.core.config_file import load
+from dynamics.core.console import ProgressView  # noqa: E402
+from dynamics.core.errors import UserError  # noqa: E402
+from dynamics.storage.run_folder import RunFolder, RunFolderInUseError, read_json, write_json
 from ray_jobs import runtime  # noqa: E402
 
 if TYPE_CHECKING:
-    from dynamics.local import LocalStages
+    from dynamics.pipeline.stages import LocalStages
 
 _EPILOG = """\
 examples:
@@ -161,7 +152,7 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
 
 def _found_pool(pool: PoolConfig) -> PoolConfig:
     """With absolute paths; a missing or empty folder is an error now, not after Ray has started."""
-    from dynamics.video.sources import SOURCES
+    from dynamics.data.video.sources import SOURCES
 
     parts = [part.model_copy(update={"path": _absolute(part.path)}) for part in pool.parts]
     for part in parts:
@@ -196,10 +187,10 @@ def _run_loop(
     cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray: bool
 ) -> "LocalStages":
     """Every round, up to done.json; returns the stages, which can serve what came out."""
-    from dynamics.local import LocalStages
     from dynamics.loop import run_rounds
-    from ray_jobs.serve import check_address
-    from ray_jobs.stages import RayStages
+    from dynamics.pipeline.stages import LocalStages
+    from ray_jobs.executor import RayStages
+    from ray_jobs.serving.serve import check_address
     from ray_jobs.tracking import MlflowTracker
 
     if with_ray and cfg.serve.enabled and not runtime.joins_cluster():
@@ -241,7 +232,7 @@ def _serve_last(folder: RunFolder, stages: "LocalStages") -> None:
 
 
 def _keep_serving(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
-    from ray_jobs.serve import check_address, serve_run, undeploy, wait_for_interrupt
+    from ray_jobs.serving.serve import check_address, serve_run, undeploy, wait_for_interrupt
 
     if not runtime.ray_is_up() and not runtime.joins_cluster():
         check_address(cfg.serve)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from ray.data import ActorPoolStrategy
 
-from dynamics.config import LoopConfig
-from dynamics.labelling.label import Shard
-from dynamics.local import Evaluator
-from dynamics.prepare import Progress
-from dynamics.records import DataRefs, ModelRef
+from dynamics.core.config import LoopConfig
+from dynamics.core.progress import Progress
+from dynamics.core.records import DataRefs, ModelRef
+from dynamics.evaluation.worker import Evaluator
+from dynamics.storage.shards import Shard
 from ray_jobs.label import Batch, as_dataset, report_rows
 
 

@@ -14,12 +14,13 @@ import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from dynamics.config import LoopConfig
-from dynamics.labelling.label import Labeller, Shard, read_shard
-from dynamics.ledger.store import Ledger
-from dynamics.local import load_labeller
-from dynamics.prepare import Progress
-from dynamics.records import DatasetRef, ModelRef
+from dynamics.core.config import LoopConfig
+from dynamics.core.progress import Progress
+from dynamics.core.records import DatasetRef, ModelRef
+from dynamics.labelling.labeller import Labeller
+from dynamics.labelling.load import load_labeller
+from dynamics.storage.ledger import Ledger
+from dynamics.storage.shards import Shard, read_shard
 
 Batch = dict[str, np.ndarray]
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dynamics.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig, on_this_machine
-from dynamics.errors import UserError
+from dynamics.core.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig, on_this_machine
+from dynamics.core.errors import UserError
 
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # one thread a worker: actors, not threads, share the cores
@@ -115,7 +115,8 @@ def ensure_ray(cluster: ClusterConfig) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # The only way into Serve's proxy, and read when Ray starts.
         os.environ.setdefault(
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "dynamics.serving.door.middlewares"
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+            "dynamics.serving.http.proxy_limit.middlewares",
         )
         # A folder of our own: Unix sockets in it need a short path, and it is removed at the end.
         _remove_orphaned_folders()

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamics.config import REPOSITORY_ROOT, LoopConfig
-from dynamics.records import RoundReport
-from dynamics.run_folder import RunFolder, flatten, read_json, write_json
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.core.records import RoundReport
+from dynamics.storage.run_folder import RunFolder, flatten, read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,7 +24,7 @@ _MAX_VALUE = 500
 
 
 class MlflowTracker:
-    """Implements `dynamics.local.Tracker`; imports mlflow at the first use."""
+    """Implements `dynamics.pipeline.tracking.Tracker`; imports mlflow at the first use."""
 
     def __init__(self, cfg: LoopConfig, folder: RunFolder, warn: Callable[[str], None]) -> None:
         self.cfg = cfg

@@ -21,18 +21,14 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from dynamics.config import TrainConfig
-from dynamics.errors import UserError
-from dynamics.prepare import Progress
-from dynamics.run_folder import TrainingLog
-from dynamics.training.engine import Engine, PlainEngine
-from dynamics.training.fit import (
-    FitJob,
-    FitResult,
-    WorkerContext,
-    finished_fit,
-    fit_adapter,
-)
+from dynamics.core.config import TrainConfig
+from dynamics.core.errors import UserError
+from dynamics.core.progress import Progress
+from dynamics.storage.run_folder import TrainingLog
+from dynamics.training.backend import Engine, PlainEngine
+from dynamics.training.batches import FitJob
+from dynamics.training.checkpoints import FitResult, finished_fit
+from dynamics.training.fit import WorkerContext, fit_adapter
 from dynamics.training.loss import RowLoss, Task
 from dynamics.training.sharding import FsdpEngine
 

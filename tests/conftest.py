@@ -5,13 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynamics.config import (
-    REPOSITORY_ROOT,
-    ClusterConfig,
-    LoopConfig,
-    WorldConfig,
-    load,
-)
+from dynamics.core.config import REPOSITORY_ROOT, ClusterConfig, LoopConfig, WorldConfig
+from dynamics.core.config_file import load
 from ray_jobs import runtime
 from tests.runs import LocalRun, StopAt, run_local
 
@@ -59,8 +54,8 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real checkpoint of the smallest size for the 3x3 world, at random initialisation."""
-    from dynamics.models.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
-    from dynamics.training.pretrain_tiny import (
+    from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
+    from dynamics.tabletop.pretraining.pretrain_tiny import (
         TinyRecipe,
         build_network,
         build_tokenizer,

@@ -17,16 +17,16 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
-from dynamics.config import REPOSITORY_ROOT, WorldConfig
-from dynamics.seeds import numpy_rng
-from dynamics.serving import api
-from dynamics.world.language import parse, say
-from dynamics.world.oracle import read_scenes
-from dynamics.world.render import snapshot
-from dynamics.world.scene import Scene, all_actions, apply, sample_action, sample_scene
+from dynamics.core.config import REPOSITORY_ROOT, WorldConfig
+from dynamics.core.seeds import numpy_rng
+from dynamics.serving import schemas as api
+from dynamics.tabletop.language import parse, say
+from dynamics.tabletop.oracle import read_scenes
+from dynamics.tabletop.render import snapshot
+from dynamics.tabletop.scene import Scene, all_actions, apply, sample_action, sample_scene
 
 WORLD = WorldConfig()
-PAGE = REPOSITORY_ROOT / "ray_jobs" / "page"
+PAGE = REPOSITORY_ROOT / "ray_jobs" / "serving" / "page"
 NUM_ROUNDS = 3
 
 

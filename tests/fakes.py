@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from dynamics.config import WorldConfig
-from dynamics.generation.fdp import Candidates
-from dynamics.labelling.idm import Caption
-from dynamics.records import TRANSITION_SCHEMA, TRUTH_SCHEMA
-from dynamics.world.language import parse, say
-from dynamics.world.oracle import read_cells
-from dynamics.world.render import render_cells
-from dynamics.world.scene import NUM_KINDS, Action, Scene, all_actions, apply, sample_scene
+from dynamics.core.config import WorldConfig
+from dynamics.core.records import TRANSITION_SCHEMA, TRUTH_SCHEMA
+from dynamics.inference.fdp import Candidates
+from dynamics.inference.idm import Caption
+from dynamics.tabletop.language import parse, say
+from dynamics.tabletop.oracle import read_cells
+from dynamics.tabletop.render import render_cells
+from dynamics.tabletop.scene import NUM_KINDS, Action, Scene, all_actions, apply, sample_scene
 
 WORLD = WorldConfig(grid=3, min_objects=2, max_objects=4)
 

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamics.config import LoopConfig
-from dynamics.local import LocalStages, Tracker, silent
+from dynamics.core.config import LoopConfig
+from dynamics.core.progress import Progress, silent
+from dynamics.core.records import RoundReport
 from dynamics.loop import run_rounds
-from dynamics.prepare import Progress
-from dynamics.records import RoundReport
-from dynamics.run_folder import RunFolder
+from dynamics.pipeline.stages import LocalStages
+from dynamics.pipeline.tracking import Tracker
+from dynamics.storage.run_folder import RunFolder
 
 
 class Stop(BaseException):

@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from dynamics.config import LoopConfig
-from dynamics.models.adapters import load_pair
-from dynamics.records import ModelRef
-from dynamics.run_folder import RunFolder
-from dynamics.serving.engine import RoundEngine
-from dynamics.serving.rounds import Shelf
+from dynamics.core.config import LoopConfig
+from dynamics.core.records import ModelRef
+from dynamics.inference.load import load_pair
+from dynamics.serving.model_registry import Shelf
+from dynamics.serving.model_worker import RoundEngine
 from dynamics.serving.service import RoundService
+from dynamics.storage.run_folder import RunFolder
 
 
 def free_port() -> int:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dynamics.core.records import Estimate
+from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.intervals import Floats, bootstrap_mean, bootstrap_statistic
-from dynamics.records import Estimate
-from dynamics.seeds import derive_seed
 
 _DECIMALS = 3
 """Of a confidence, for the interval of the calibration error: few distinct rows are fast to

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dynamics.core.records import Estimate
+from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.intervals import Floats, bootstrap_statistic
-from dynamics.evaluation.summary import METRIC_OF_COLUMN, summarise
-from dynamics.records import Estimate
-from dynamics.seeds import derive_seed
+from dynamics.evaluation.metrics import METRIC_OF_COLUMN, summarise
 
 COMPARED = ("fdp_greedy_success", "idm_correct")
 """Columns of the items table whose gap is reported."""

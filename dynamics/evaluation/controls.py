@@ -19,23 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from dynamics.config import LoopConfig, TrainConfig
-from dynamics.errors import UserError
+from dynamics.core.config import LoopConfig, TrainConfig
+from dynamics.core.errors import UserError
+from dynamics.core.progress import Progress
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
+from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.comparison import ControlReport, compare
-from dynamics.evaluation.items import evaluate_items, items_schema
-from dynamics.models.adapters import load_pair, model_ref
-from dynamics.prepare import Progress
-from dynamics.records import (
-    PAIR_SCHEMA,
-    TRANSITION_SCHEMA,
-    TRUTH_SCHEMA,
-    DataRefs,
-    ModelRef,
-)
-from dynamics.run_folder import TrainingLog, write_json
-from dynamics.seeds import derive_seed
-from dynamics.tables import read_table, write_table
-from dynamics.training.fit import FitJob, WorkerContext, fit_adapter
+from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.inference.load import load_pair, model_ref
+from dynamics.storage.run_folder import TrainingLog, write_json
+from dynamics.storage.tables import read_table, write_table
+from dynamics.training.batches import FitJob
+from dynamics.training.fit import WorkerContext, fit_adapter
 from dynamics.training.loss import Task
 
 Arm = Literal["seed_only", "true_labels"]

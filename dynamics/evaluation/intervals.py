@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dynamics.records import Estimate
+from dynamics.core.records import Estimate
 
 Floats = NDArray[np.float64]
 

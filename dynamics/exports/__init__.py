@@ -8,12 +8,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
 from dynamics.exports.folder import new_folder
 
 if TYPE_CHECKING:
-    from dynamics.prepare import Progress
-    from dynamics.run_folder import RunFolder
+    from dynamics.core.progress import Progress
+    from dynamics.storage.run_folder import RunFolder
 
 EXPORTS: dict[str, str] = {
     "aurora": "dynamics.exports.aurora",

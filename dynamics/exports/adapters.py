@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import get_args
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
+from dynamics.core.progress import Progress
 from dynamics.exports.cards import model_card
 from dynamics.exports.rounds import ExportedRound, finished_round, inside
-from dynamics.models.adapters import adapter_digest, is_checkpoint
-from dynamics.prepare import Progress
-from dynamics.run_folder import RunFolder, write_json
+from dynamics.models.checkpoint import adapter_digest, is_checkpoint
+from dynamics.storage.run_folder import RunFolder, write_json
 from dynamics.training.loss import Task
 
 

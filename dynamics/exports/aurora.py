@@ -8,9 +8,9 @@ lineage, are left alone. Run it in the exported folder, or copy ``data/<task>`` 
 import json
 from pathlib import Path
 
+from dynamics.core.progress import Progress
 from dynamics.exports.labels import accepted_labels, png
-from dynamics.prepare import Progress
-from dynamics.run_folder import RunFolder
+from dynamics.storage.run_folder import RunFolder
 
 
 def write(run: RunFolder, round_id: int | None, folder: Path, progress: Progress) -> str:

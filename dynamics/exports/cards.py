@@ -11,11 +11,11 @@ from typing import Any, Literal
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dynamics.config import PACKAGE_ROOT
+from dynamics.core.config import PACKAGE_ROOT
+from dynamics.core.records import Estimate, RoundReport
 from dynamics.exports.labels import LINEAGE_SCHEMA, AcceptedLabels
 from dynamics.exports.rounds import ExportedRound
-from dynamics.records import Estimate, RoundReport
-from dynamics.tables import dataset_ref
+from dynamics.storage.tables import dataset_ref
 from dynamics.training.loss import Task
 
 OWN_LICENCE = "apache-2.0"

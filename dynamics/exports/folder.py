@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from dynamics.core.progress import Progress
 from dynamics.exports.cards import dataset_card
 from dynamics.exports.labels import LINEAGE_SCHEMA, accepted_labels, png
 from dynamics.exports.parquet import IMAGE_TYPE, ParquetShards, image_cell
-from dynamics.prepare import Progress
-from dynamics.run_folder import RunFolder
+from dynamics.storage.run_folder import RunFolder
 
 _IMAGES = ("before", "after")
 _SCHEMA = pa.schema(

@@ -17,22 +17,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from dynamics.config import PoolPart
-from dynamics.errors import UserError
+from dynamics.core.config import PoolPart
+from dynamics.core.errors import UserError
+from dynamics.core.progress import Progress
+from dynamics.core.records import PAIR_SCHEMA
+from dynamics.data.video.decode import ClipFrames
+from dynamics.data.video.ingest import decode_spec
+from dynamics.data.video.sandbox import DecodePool, ReadClip
+from dynamics.data.video.sources import Clip, clips_by_path
+from dynamics.data.video.unpack import Unpacked
 from dynamics.exports.rounds import ExportedRound, finished_round
-from dynamics.ledger.store import Ledger, Manifest
 from dynamics.models import load_image_tokenizer
-from dynamics.models.base import ImageTokenizer
-from dynamics.prepare import Progress
-from dynamics.records import PAIR_SCHEMA
-from dynamics.run_folder import RunFolder, write_json
-from dynamics.tables import dataset_ref, read_table
-from dynamics.video.decode import ClipFrames
-from dynamics.video.ingest import decode_spec
-from dynamics.video.sandbox import DecodePool, ReadClip
-from dynamics.video.sources import Clip, clips_by_path
-from dynamics.video.unpack import Unpacked
-from dynamics.world.film import filmed_keyframes
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.ledger import Ledger, Manifest
+from dynamics.storage.run_folder import RunFolder, write_json
+from dynamics.storage.tables import dataset_ref, read_table
+from dynamics.tabletop.film import filmed_keyframes
 
 FramesFrom = Literal["clip", "codes"]
 

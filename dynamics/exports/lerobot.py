@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynamics.core.progress import Progress
 from dynamics.exports.cards import dataset_card
 from dynamics.exports.labels import LINEAGE_SCHEMA, ExportRow, accepted_labels, png
 from dynamics.exports.parquet import IMAGE_TYPE, ParquetShards, image_cell
-from dynamics.prepare import Progress
-from dynamics.run_folder import RunFolder, write_json
+from dynamics.storage.run_folder import RunFolder, write_json
 
 CAMERA = "observation.images.scene"
 CHUNK_FILES = 1000

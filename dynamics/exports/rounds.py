@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynamics.config import LoopConfig
-from dynamics.errors import UserError
-from dynamics.records import RoundReport
-from dynamics.run_folder import RunFolder, identity, read_json
+from dynamics.core.config import LoopConfig
+from dynamics.core.errors import UserError
+from dynamics.core.records import RoundReport
+from dynamics.storage.run_folder import RunFolder, identity, read_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,9 @@ import json
 import tarfile
 from pathlib import Path
 
+from dynamics.core.progress import Progress
 from dynamics.exports.labels import ExportRow, accepted_labels, png
-from dynamics.prepare import Progress
-from dynamics.run_folder import RunFolder
+from dynamics.storage.run_folder import RunFolder
 
 SHARD_BYTES = 256 * 2**20
 """A shard is closed when it holds this much: few files, yet enough to spread over workers."""

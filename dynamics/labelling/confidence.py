@@ -11,12 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from dynamics.config import ScoreName
-
-
-def normalised_text(sentence: str) -> str:
-    """Canonical meaning where no parser exists: lower case, single spaces, no final full stop."""
-    return " ".join(sentence.lower().split()).rstrip(".")
+from dynamics.core.config import ScoreName
+from dynamics.core.domain import normalised_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

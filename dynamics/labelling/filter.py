@@ -11,19 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dynamics.config import FilterConfig, ThresholdRule, TopFractionRule
-from dynamics.errors import UserError
-from dynamics.records import DECISION_SCHEMA
-
-REASONS = (
-    "accepted",
-    "below_threshold",
-    "outside_top_fraction",
-    "outside_top_k",
-    "empty_action",
-    "non_finite_score",
-)
-"""All reasons. The last two come before any rule."""
+from dynamics.core.config import FilterConfig, ThresholdRule, TopFractionRule
+from dynamics.core.errors import UserError
+from dynamics.core.records import DECISION_SCHEMA
 
 Mask = npt.NDArray[np.bool_]
 
@@ -62,15 +52,6 @@ def decide(labels: pa.Table, cfg: FilterConfig) -> pa.Table:
     return pa.table(
         [*columns, pa.array(reasons.tolist(), pa.string())], names=DECISION_SCHEMA.names
     ).cast(DECISION_SCHEMA)
-
-
-def reason_counts(decisions: pa.Table) -> dict[str, int]:
-    """Rows per reason that occurs, in the order of `REASONS`; they sum to the number of rows."""
-    counts = {
-        entry["values"]: int(entry["counts"])
-        for entry in pc.value_counts(decisions["reason"]).to_pylist()
-    }
-    return {reason: counts[reason] for reason in sorted(counts, key=REASONS.index)}
 
 
 def _scores(labels: pa.Table, cfg: FilterConfig) -> npt.NDArray[np.float32]:

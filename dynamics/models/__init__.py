@@ -4,8 +4,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from dynamics.errors import UserError
-from dynamics.models.base import Family, ImageTokenizer
+from dynamics.core.errors import UserError
+from dynamics.models.family import Family
+from dynamics.models.image_tokenizer import ImageTokenizer
 
 if TYPE_CHECKING:
     from dynamics.models.tokens import Tokens

@@ -16,19 +16,24 @@ import torch
 from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAEConfig
 
-from dynamics.errors import UserError
-from dynamics.models.base import ImageTokenizer
+from dynamics.core.errors import UserError
 from dynamics.models.checkpoint import (
     check_model_type,
     read_network,
     read_tokenizer,
     read_weights,
 )
-from dynamics.models.fsq import CONFIG_FILE as FSQ_CONFIG
-from dynamics.models.fsq import FsqTokenizer
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.models.image_tokenizers.fsq import CONFIG_FILE as FSQ_CONFIG
+from dynamics.models.image_tokenizers.fsq import FsqTokenizer
+from dynamics.models.image_tokenizers.vqgan import (
+    VqganDecoder,
+    load_vqgan,
+    vqgan_from,
+    vqgan_tokenizer,
+)
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
-from dynamics.models.vqgan import VqganDecoder, load_vqgan, vqgan_from, vqgan_tokenizer
 
 PROMPTS = Prompts(
     version="chameleon-1",
@@ -45,7 +50,7 @@ _VQ = "model.vqmodel."
 
 
 def load(base: Path, device: str) -> UnifiedVLM:
-    """The unified VLM of a folder; see `dynamics.models.base.Family`."""
+    """The unified VLM of a folder; see `dynamics.models.family.Family`."""
     images = load_image_tokenizer(base, device)
     network = load_network(base)
     return UnifiedVLM(base, network, images, load_tokens(base, images), device)

@@ -3,6 +3,7 @@
 Only safetensors and JSON are read; nothing in a folder is ever executed.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, TokenizersBackend
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
+from dynamics.storage.files import checkpoint_digest
 
 CONFIG_FILE = "config.json"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -151,3 +153,15 @@ def token_id(base: Path, tokenizer: Any, name: str) -> int:
     if found is None:
         raise UserError(f"the tokenizer of {base} has no token {name}; is it another model's?")
     return int(found)
+
+
+def adapter_digest(base: Path, adapter: Path) -> str:
+    """sha256 over base and adapter files: what decides the model's output."""
+    return hashlib.sha256(
+        (checkpoint_digest(base) + checkpoint_digest(adapter)).encode()
+    ).hexdigest()
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a fit wrote a whole checkpoint (``train.method`` full) instead of an adapter."""
+    return (folder / "config.json").is_file()

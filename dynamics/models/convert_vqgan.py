@@ -15,9 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import ChameleonVQVAEConfig
 
-from dynamics.errors import UserError
-from dynamics.ledger.files import write_bytes
-from dynamics.models.vqgan import SIZES, VQGAN_CONFIG, VQGAN_WEIGHTS, vqgan_from
+from dynamics.core.errors import UserError
+from dynamics.models.image_tokenizers.vqgan import SIZES, VQGAN_CONFIG, VQGAN_WEIGHTS, vqgan_from
+from dynamics.storage.files import write_bytes
 
 CHAMELEON_VQGAN = ChameleonVQVAEConfig()
 """The published sizes: 512 px, 1,024 codes a frame out of 8,192, 256 wide."""

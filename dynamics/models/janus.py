@@ -19,7 +19,6 @@ from torch.nn.functional import normalize
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVQVAE
 from transformers.cache_utils import Cache
 
-from dynamics.models.base import ImageTokenizer
 from dynamics.models.checkpoint import (
     check_model_type,
     check_shapes,
@@ -28,9 +27,10 @@ from dynamics.models.checkpoint import (
     read_weights,
     token_id,
 )
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.models.image_tokenizers.vq import VqTokenizer
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
-from dynamics.models.vq import VqTokenizer
 
 PROMPTS = Prompts(
     version="janus-1",
@@ -48,7 +48,7 @@ _UNUSED = ("model.vision_model.", "model.aligner.")
 
 
 def load(base: Path, device: str) -> UnifiedVLM:
-    """The unified VLM of a folder; see `dynamics.models.base.Family`."""
+    """The unified VLM of a folder; see `dynamics.models.family.Family`."""
     images = load_image_tokenizer(base, device)
     network = read_network(base, JanusForConditionalGeneration, may_lack=_UNUSED)
     # Gone, so that no adapter grows on layers that never run.
@@ -93,7 +93,7 @@ class JanusVLM(UnifiedVLM):
 
 
 class _JanusVq:
-    """A `dynamics.models.vq.VqModel` over transformers' `JanusVQVAE`.
+    """A `dynamics.models.image_tokenizers.vq.VqModel` over transformers' `JanusVQVAE`.
 
     Janus' codebook (LlamaGen's, with ``codebook_l2_norm``) is searched on the unit sphere.
     `JanusVQVAE.encode` searches without normalising and finds other codes than the model was

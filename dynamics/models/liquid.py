@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers import GemmaConfig, GemmaForCausalLM
 
-from dynamics.errors import UserError
-from dynamics.models.base import ImageTokenizer
+from dynamics.core.errors import UserError
 from dynamics.models.checkpoint import check_model_type, read_network, read_tokenizer, token_id
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.models.image_tokenizers.vqgan import load_vqgan, vqgan_tokenizer
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
-from dynamics.models.vqgan import load_vqgan, vqgan_tokenizer
 
 PROMPTS = Prompts(
     version="liquid-1",
@@ -35,7 +35,7 @@ BACKGROUND = (122, 116, 104)
 
 
 def load(base: Path, device: str) -> UnifiedVLM:
-    """The unified VLM of a folder; see `dynamics.models.base.Family`."""
+    """The unified VLM of a folder; see `dynamics.models.family.Family`."""
     check_model_type(base, "gemma")
     images = load_image_tokenizer(base, device)
     network = read_network(base, GemmaForCausalLM)

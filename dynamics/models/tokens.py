@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
 
 PROMPTS_FILE = "prompts.json"
 IGNORE = -100

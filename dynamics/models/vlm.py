@@ -14,10 +14,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from dynamics.errors import UserError
-from dynamics.ledger.files import checkpoint_digest
-from dynamics.models.base import ImageTokenizer
+from dynamics.core.errors import UserError
+from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.tokens import Tokens
+from dynamics.storage.files import checkpoint_digest
 
 AdapterName = Literal["idm", "fdp"]
 

@@ -6,7 +6,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from dynamics.config import LoopConfig
+from dynamics.core.config import LoopConfig
 from dynamics.plan.cost import (
     Hours,
     Machine,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dynamics.config import LoopConfig
+from dynamics.core.config import LoopConfig
 from dynamics.labelling.confidence import SCORES
 from dynamics.plan.sizes import Sizes
 from dynamics.training.loss import Task

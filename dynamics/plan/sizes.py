@@ -11,11 +11,11 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dynamics.config import PACKAGE_ROOT, LoopConfig
-from dynamics.errors import UserError
+from dynamics.core.config import PACKAGE_ROOT, LoopConfig
+from dynamics.core.errors import UserError
 from dynamics.models import load_image_tokenizer
 from dynamics.models.tokens import Prompts
-from dynamics.training.fit import adapter_config, train_all
+from dynamics.training.trainable import adapter_config, train_all
 
 PUBLISHED = PACKAGE_ROOT / "assets" / "published"
 """Sizes of published checkpoints, ``<folder name of the base>.json``."""

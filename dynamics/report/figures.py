@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from dynamics.evaluation.summary import best_of_sizes
-from dynamics.records import Estimate, RoundReport
+from dynamics.core.records import Estimate, RoundReport
+from dynamics.evaluation.metrics import best_of_sizes
 from dynamics.report.charts import (
     PERCENT,
     Axis,

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
-from dynamics.ledger.files import write_bytes
-from dynamics.models.base import ImageTokenizer
-from dynamics.tables import codes_matrix
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.files import write_bytes
+from dynamics.storage.tables import codes_matrix
 
 _SIDE = 128
 """About this many pixels a frame is shown at; the factor is a whole number, so cells stay sharp."""

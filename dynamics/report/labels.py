@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dynamics.core.records import Estimate
 from dynamics.evaluation.calibration import (
     ReliabilityBin,
     area_under_risk_coverage,
@@ -18,12 +19,11 @@ from dynamics.evaluation.calibration import (
     risk_coverage,
 )
 from dynamics.evaluation.intervals import Floats
-from dynamics.evaluation.summary import right_labels
+from dynamics.evaluation.label_quality import right_labels
 from dynamics.labelling.confidence import SCORES
-from dynamics.models.base import ImageTokenizer
-from dynamics.records import Estimate
+from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.report.pictures import Picture, picture
-from dynamics.tables import codes_matrix
+from dynamics.storage.tables import codes_matrix
 
 Rows = NDArray[np.intp]
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from dynamics.evaluation.summary import best_of_sizes
-from dynamics.records import Estimate, RoundReport
+from dynamics.core.records import Estimate, RoundReport
+from dynamics.evaluation.metrics import best_of_sizes
 
 
 def lead(reports: Sequence[RoundReport]) -> list[str]:

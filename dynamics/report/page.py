@@ -14,16 +14,14 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dynamics.config import LoopConfig
-from dynamics.errors import UserError
+from dynamics.core.config import LoopConfig
+from dynamics.core.errors import UserError
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
 from dynamics.evaluation.comparison import ControlReport
-from dynamics.evaluation.items import items_schema
-from dynamics.evaluation.summary import best_of_sizes
-from dynamics.ledger.files import write_bytes
-from dynamics.ledger.store import Ledger
+from dynamics.evaluation.heldout import items_schema
+from dynamics.evaluation.metrics import best_of_sizes
 from dynamics.models import load_image_tokenizer
-from dynamics.models.base import ImageTokenizer
-from dynamics.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
+from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.report.figures import (
     best_of_chart,
     labels_chart,
@@ -46,8 +44,10 @@ from dynamics.report.labels import (
 from dynamics.report.lead import lead
 from dynamics.report.pictures import data_uri
 from dynamics.report.scenes import SceneView, scenes
-from dynamics.run_folder import RunFolder, read_json
-from dynamics.tables import read_table
+from dynamics.storage.files import write_bytes
+from dynamics.storage.ledger import Ledger
+from dynamics.storage.run_folder import RunFolder, read_json
+from dynamics.storage.tables import read_table
 
 _KIND_PREFIX = "eval/fdp_success_"
 

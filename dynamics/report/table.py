@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
+from dynamics.core.records import Estimate, RoundReport
 from dynamics.evaluation.comparison import ControlReport
-from dynamics.evaluation.summary import best_of_sizes
-from dynamics.records import Estimate, RoundReport
+from dynamics.evaluation.metrics import best_of_sizes
 
 MISSING = "-"
 """Stands for what does not apply or was not measured."""

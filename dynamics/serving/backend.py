@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from dynamics.serving.answers import Answer, Event
+from dynamics.serving.http.responses import Answer, Event
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class ServiceStatus:
 
 
 class Backend(Protocol):
-    """What the HTTP layer needs; bodies are JSON of the messages in `dynamics.serving.api`."""
+    """What the HTTP layer needs; bodies are JSON of the messages in `dynamics.serving.schemas`."""
 
     async def predict(self, body: bytes, timeout_s: float) -> Answer:
         """The next frame."""

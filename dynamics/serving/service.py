@@ -13,12 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from dynamics.config import LoopConfig, VerifierName
-from dynamics.errors import UserError
-from dynamics.generation.verify import VERIFIERS
-from dynamics.labelling.idm import Caption
-from dynamics.serving.answers import Answer, Event, one_line, parse, refused
-from dynamics.serving.api import (
+from dynamics.core.config import LoopConfig, VerifierName
+from dynamics.core.errors import UserError
+from dynamics.inference.idm import Caption
+from dynamics.inference.verifiers import VERIFIERS
+from dynamics.serving.backend import ServiceStatus
+from dynamics.serving.batching import Batcher
+from dynamics.serving.example_scenes import example_scenes
+from dynamics.serving.http.responses import Answer, Event, one_line, parse, refused
+from dynamics.serving.images import from_base64, open_picture
+from dynamics.serving.model_registry import Shelf
+from dynamics.serving.model_worker import Draw, Pair, RoundEngine
+from dynamics.serving.schemas import (
     LabelReply,
     LabelRequest,
     Message,
@@ -30,14 +36,8 @@ from dynamics.serving.api import (
     Sampling,
     ScenesReply,
 )
-from dynamics.serving.backend import ServiceStatus
-from dynamics.serving.batching import Batcher
-from dynamics.serving.course import RolloutCourse, SingleCourse
-from dynamics.serving.engine import Draw, Pair, RoundEngine
-from dynamics.serving.pictures import from_base64, open_picture
-from dynamics.serving.referee import Referee, referee_of
-from dynamics.serving.rounds import Shelf
-from dynamics.serving.scenes import example_scenes
+from dynamics.serving.sessions import RolloutCourse, SingleCourse
+from dynamics.tabletop.referee import Referee, referee_of
 
 _log = logging.getLogger(__name__)
 _SMALL_PICTURE_BYTES = 2**16

@@ -1,4 +1,4 @@
-"""What a running fit has reached, on disk: two generations, so that one of them is always sound.
+"""What a fit writes: resumable states while it runs, the adapter folder at its end.
 
     00000400-<sha256>.safetensors   after step 400: weights, optimizer state, recent losses
 
@@ -7,14 +7,21 @@ found by that, and the fit goes on from the generation before it.
 """
 
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from dynamics.ledger.files import make_folder, name_flushed, sha256_file
+from dynamics.models.checkpoint import adapter_digest
+from dynamics.storage.files import make_folder, name_flushed, sha256_file
+from dynamics.training.batches import FitJob
+from dynamics.training.sharding import whole
+from dynamics.training.trainable import trainable_parameters
 
 _PROGRESS = "progress"
 
@@ -59,3 +66,87 @@ class Checkpoints:
         path = self._folder / f"{step:08d}-{sha256_file(fresh)}.safetensors"
         name_flushed(fresh, path)
         self._newest = path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """A finished adapter."""
+
+    adapter: Path
+    digest: str
+    steps: int
+    loss: float
+    """Mean over the last REPORT_EVERY steps, nats per scored token."""
+
+
+def finished_fit(job: FitJob) -> FitResult | None:
+    """What a complete fit wrote, None while there is none."""
+    done = job.out / "fit.json"
+    return fit_result(job, json.loads(done.read_text())) if done.is_file() else None
+
+
+def state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a resumed fit needs, by name; all workers call this, since shards are gathered."""
+    tensors: dict[str, Tensor] = {}
+    for index, (name, parameter) in enumerate(trainable_parameters(network).items()):
+        tensors[f"parameter/{name}"] = whole(parameter.detach()).contiguous()
+        for key, value in optimizer.state_dict()["state"].get(index, {}).items():
+            tensors[f"optimizer/{name}/{key}"] = whole(torch.as_tensor(value)).contiguous()
+    return tensors
+
+
+def resume(
+    checkpoints: Checkpoints, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[float]]:
+    """Load the newest sound checkpoint, if any: (steps done, recent losses)."""
+    if (found := checkpoints.load()) is None:
+        return 0, []
+    tensors, progress = found
+    moments: dict[int, dict[str, Tensor]] = {}
+    with torch.no_grad():
+        for index, (name, parameter) in enumerate(trainable_parameters(network).items()):
+            parameter.copy_(tensors[f"parameter/{name}"])
+            prefix = f"optimizer/{name}/"
+            moments[index] = {
+                k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
+            }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return int(progress["step"]), [float(loss) for loss in progress["recent"]]
+
+
+def publish(job: FitJob, network: Any, weights: dict[str, Tensor] | None, loss: float) -> None:
+    """Write the adapter folder in one rename, ``fit.json`` inside it.
+
+    ``weights`` replaces the network's own where those are sharded.
+    """
+    fresh = job.out.with_name(job.out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    if job.train.method == "full":
+        # A checkpoint of its own, with the base's tokenizers and prompts: it loads without it.
+        shutil.copytree(job.base, fresh, ignore=shutil.ignore_patterns("model*", "*.npy"))
+        network.save_pretrained(str(fresh), state_dict=weights)
+    else:
+        network.save_pretrained(str(fresh), save_embedding_layers=False, state_dict=weights)
+        (fresh / "README.md").unlink(missing_ok=True)
+        _sort_config(fresh / "adapter_config.json")
+    (fresh / "fit.json").write_text(
+        json.dumps({"loss": loss, "steps": job.steps, "task": job.task}) + "\n"
+    )
+    shutil.rmtree(job.out, ignore_errors=True)
+    fresh.rename(job.out)
+    shutil.rmtree(job.checkpoint_dir, ignore_errors=True)
+
+
+def _sort_config(path: Path) -> None:
+    """Equal adapters must have equal files: peft writes its sets in an order that varies."""
+    config = json.loads(path.read_text())
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def fit_result(job: FitJob, record: dict[str, Any]) -> FitResult:
+    """What a finished fit wrote; ``record`` is its ``fit.json``."""
+    digest = adapter_digest(job.base, job.out) if job.out.is_dir() else ""
+    return FitResult(
+        adapter=job.out, digest=digest, steps=int(record["steps"]), loss=float(record["loss"])
+    )

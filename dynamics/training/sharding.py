@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dynamics.training.engine import PlainEngine
+from dynamics.training.backend import PlainEngine
 
 
 class FsdpEngine(PlainEngine):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from dynamics.serving.answers import Answer
+from dynamics.serving.http.responses import Answer
 
 Requests = Sequence[tuple[bytes, float]]
 
@@ -30,7 +30,7 @@ class Generator:
 
 def carried(generator: Generator, count: int, most: int = 4, calls: int = 1) -> list[Answer]:
     async def main() -> list[Answer]:
-        from ray_jobs.backend import Carrier
+        from ray_jobs.serving.backend import Carrier
 
         carrier = Carrier(generator, most=most, calls=calls)
         return await asyncio.gather(*[carrier.ask(str(n).encode(), 5.0) for n in range(count)])
@@ -46,14 +46,14 @@ def test_what_comes_alone_goes_at_once_and_what_waits_goes_together() -> None:
 
 
 def test_a_call_to_a_replica_that_dies_is_made_again() -> None:
-    from ray_jobs.backend import ATTEMPTS
+    from ray_jobs.serving.backend import ATTEMPTS
 
     generator = Generator(deaths=ATTEMPTS - 1)
     assert [answer.status for answer in carried(generator, 3)] == [200, 200, 200]
 
 
 def test_when_all_die_the_client_is_told_so() -> None:
-    from ray_jobs.backend import ATTEMPTS
+    from ray_jobs.serving.backend import ATTEMPTS
 
     generator = Generator(deaths=ATTEMPTS)
     first, second = carried(generator, 2)
@@ -66,7 +66,7 @@ def test_a_client_that_left_is_not_carried() -> None:
     generator = Generator()
 
     async def main() -> None:
-        from ray_jobs.backend import Carrier
+        from ray_jobs.serving.backend import Carrier
 
         carrier = Carrier(generator, most=4, calls=1)
         tasks = [asyncio.create_task(carrier.ask(str(n).encode(), 5.0)) for n in range(3)]
@@ -86,7 +86,7 @@ def test_a_fault_reaches_whoever_waits_and_frees_the_way() -> None:
             return await super().__call__(requests)
 
     async def main() -> None:
-        from ray_jobs.backend import Carrier
+        from ray_jobs.serving.backend import Carrier
 
         carrier = Carrier(Broken(), most=4, calls=1)
         with pytest.raises(RuntimeError, match="broken"):

@@ -8,11 +8,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from playwright.sync_api import Browser
 
-import dynamics.env
-from dynamics.client import Client, RefusedError
-from dynamics.config import LoopConfig, ServeConfig
-from dynamics.run_folder import RunFolder
-from ray_jobs import serve
+import dynamics.client.gym_env
+from dynamics.client.client import Client, RefusedError
+from dynamics.core.config import LoopConfig, ServeConfig
+from dynamics.storage.run_folder import RunFolder
+from ray_jobs.serving import serve
 from tests.browser import chromium, finished, needs_chromium, new_context, opened, run
 from tests.runs import LocalRun
 from tests.serving import free_port
@@ -85,7 +85,7 @@ def test_gymnasium_finds_nothing_wrong(url):
 
 
 def test_a_random_agent_survives_and_a_seed_repeats_an_episode(url):
-    env = dynamics.env.RolloutEnv(url, n=2, max_steps=4)
+    env = dynamics.client.gym_env.RolloutEnv(url, n=2, max_steps=4)
 
     def play() -> list[np.ndarray]:
         frame, info = env.reset(seed=3)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamics.config import ClusterConfig
-from dynamics.errors import UserError
+from dynamics.core.config import ClusterConfig
+from dynamics.core.errors import UserError
 from ray_jobs import runtime
 
 

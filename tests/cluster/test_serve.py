@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
-from dynamics.config import LoopConfig, ServeConfig
-from dynamics.errors import UserError
-from dynamics.local import LocalStages
-from dynamics.run_folder import RunFolder
-from dynamics.serving.api import MAX_BODY_BYTES, MAX_SAMPLES
-from ray_jobs import serve
+from dynamics.core.config import LoopConfig, ServeConfig
+from dynamics.core.errors import UserError
+from dynamics.pipeline.stages import LocalStages
+from dynamics.serving.schemas import MAX_BODY_BYTES, MAX_SAMPLES
+from dynamics.storage.run_folder import RunFolder
+from ray_jobs.serving import serve
 from tests.runs import LocalRun, descendants
 from tests.serving import copy_of, damage, events, figures, free_port, picture, png
 

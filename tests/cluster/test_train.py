@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dynamics.config import LoopConfig
-from dynamics.prepare import Progress
-from dynamics.run_folder import TrainingLog
-from dynamics.training.fit import FitJob, WorkerContext, fit_adapter
+from dynamics.core.config import LoopConfig
+from dynamics.core.progress import Progress
+from dynamics.storage.run_folder import TrainingLog
+from dynamics.training.batches import FitJob
+from dynamics.training.fit import WorkerContext, fit_adapter
 from dynamics.training.loss import Task
 from tests.runs import LocalRun, descendants
 

@@ -26,10 +26,10 @@ from transformers import (
 
 from dynamics.models.chameleon import image_token_name
 from dynamics.models.convert_vqgan import convert_vqgan
-from dynamics.models.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
+from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
+from dynamics.models.image_tokenizers.vqgan import Vqgan
 from dynamics.models.vlm import UnifiedVLM
-from dynamics.models.vqgan import Vqgan
-from dynamics.training.pretrain_tiny import (
+from dynamics.tabletop.pretraining.pretrain_tiny import (
     TinyRecipe,
     build_network,
     build_tokenizer,

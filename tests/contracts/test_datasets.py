@@ -8,17 +8,17 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from dynamics.config import DatasetName, LoopConfig
-from dynamics.datasets import DATASETS
-from dynamics.datasets.listing import MAX_ACTION_CHARS, Labelled, Segment
-from dynamics.datasets.read import Rows, read_rows
-from dynamics.datasets.split import split
-from dynamics.errors import UserError
+from dynamics.core.config import DatasetName, LoopConfig
+from dynamics.core.errors import UserError
+from dynamics.core.records import TRANSITION_SCHEMA
+from dynamics.data.labelled import DATASETS
+from dynamics.data.labelled.listing import MAX_ACTION_CHARS, Labelled, Segment
+from dynamics.data.labelled.read import Rows, read_rows
+from dynamics.data.labelled.split import split
+from dynamics.data.video.sandbox import DecodePool
 from dynamics.models import load_image_tokenizer
-from dynamics.models.base import ImageTokenizer
-from dynamics.records import TRANSITION_SCHEMA
-from dynamics.tables import codes_matrix, float_matrix
-from dynamics.video.sandbox import DecodePool
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.tables import codes_matrix, float_matrix
 from tests.made_data import DATASET_WRITERS
 
 
@@ -102,7 +102,7 @@ def test_an_empty_folder_says_where_to_get_the_set(tmp_path):
             read(tmp_path)
         message = str(caught.value)
         assert "\n" not in message
-        assert "http" in message or "dynamics/datasets/table.py" in message, name
+        assert "http" in message or "dynamics/data/labelled/table.py" in message, name
 
 
 def test_rows_come_in_the_order_that_was_asked_for(listed, images, decoders):

@@ -10,19 +10,21 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
-from dynamics.config import LoraConfig, ModelConfig, TrainConfig
-from dynamics.errors import UserError
-from dynamics.generation.fdp import ForwardDynamics
-from dynamics.labelling.idm import InverseDynamics
+from dynamics.core.config import LoraConfig, ModelConfig, TrainConfig
+from dynamics.core.errors import UserError
+from dynamics.core.records import TRANSITION_SCHEMA
+from dynamics.inference.fdp import ForwardDynamics
+from dynamics.inference.idm import InverseDynamics
+from dynamics.inference.load import load_fdp, load_idm, load_pair, model_ref
 from dynamics.models import FAMILIES, load_image_tokenizer, load_model
-from dynamics.models.adapters import load_fdp, load_idm, load_pair, model_ref
-from dynamics.models.base import ImageTokenizer
+from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.tokens import IGNORE
 from dynamics.models.vlm import UnifiedVLM
-from dynamics.records import TRANSITION_SCHEMA
-from dynamics.tables import write_table
-from dynamics.training.fit import FitJob, fit_adapter, trainable_model
+from dynamics.storage.tables import write_table
+from dynamics.training.batches import FitJob
+from dynamics.training.fit import fit_adapter
 from dynamics.training.loss import RowLoss, Task
+from dynamics.training.trainable import trainable_model
 from tests.contracts.checkpoints import CASES, Case
 
 ACTIONS = ["push the red ring left", "remove the blue cross"]

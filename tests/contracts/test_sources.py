@@ -6,16 +6,22 @@ from typing import get_args
 
 import pytest
 
-from dynamics.config import FilterConfig, KeyframeConfig, PoolConfig, SourceName, StratifiedTopKRule
-from dynamics.errors import UserError
+from dynamics.core.config import (
+    FilterConfig,
+    KeyframeConfig,
+    PoolConfig,
+    SourceName,
+    StratifiedTopKRule,
+)
+from dynamics.core.errors import UserError
+from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA
+from dynamics.data.video.ingest import ingest_folder
+from dynamics.data.video.sources import SOURCES
 from dynamics.labelling.filter import decide
-from dynamics.records import LABEL_SCHEMA, PAIR_SCHEMA
-from dynamics.tables import read_table
-from dynamics.video.ingest import ingest_folder
-from dynamics.video.sources import SOURCES
+from dynamics.storage.tables import read_table
 from tests.made_data import SOURCE_WRITERS
-from tests.unit.ledger.rows import make_labels
-from tests.unit.video.conftest import BlockTokenizer
+from tests.unit.data.video.conftest import BlockTokenizer
+from tests.unit.storage.rows import make_labels
 
 HELD = KeyframeConfig(top_k=6, spacing_frames=4)
 

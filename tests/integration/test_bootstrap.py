@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from dynamics.config import REPOSITORY_ROOT, LoopConfig
-from dynamics.run_folder import RunFolder, write_json
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.storage.run_folder import RunFolder, write_json
 from tests.runs import LocalRun, descendants, results
 from tests.serving import copy_of
 

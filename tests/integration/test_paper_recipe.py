@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dynamics.config import REPOSITORY_ROOT, LoopConfig, load
-from dynamics.ledger.store import Ledger
-from dynamics.local import LocalStages
-from dynamics.records import PAIR_SCHEMA, TRANSITION_SCHEMA
-from dynamics.run_folder import RunFolder, read_json
-from dynamics.tables import read_table
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.core.config_file import load
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
+from dynamics.pipeline.stages import LocalStages
+from dynamics.storage.ledger import Ledger
+from dynamics.storage.run_folder import RunFolder, read_json
+from dynamics.storage.tables import read_table
 from tests.bench import write_bench
 from tests.made_data import write_aurora, write_kinetics700, write_moments, write_ucf101
 

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynamics.config import LoopConfig, ModelConfig
-from dynamics.generation.fdp import Candidates, ForwardDynamics
-from dynamics.labelling.idm import InverseDynamics
-from dynamics.local import LocalStages
-from dynamics.models.adapters import load_pair
-from dynamics.models.fsq import FsqTokenizer
-from dynamics.records import ModelRef
-from dynamics.run_folder import RunFolder, read_json
-from ray_jobs import bootstrap, runtime, serve
+from dynamics.core.config import LoopConfig, ModelConfig
+from dynamics.core.records import ModelRef
+from dynamics.inference.fdp import Candidates, ForwardDynamics
+from dynamics.inference.idm import InverseDynamics
+from dynamics.inference.load import load_pair
+from dynamics.models.image_tokenizers.fsq import FsqTokenizer
+from dynamics.pipeline.stages import LocalStages
+from dynamics.storage.run_folder import RunFolder, read_json
+from ray_jobs import bootstrap, runtime
+from ray_jobs.serving import serve
 from tests.runs import results, run_local
 
 LIMIT = "guards.max_copy_rate=0.5"
@@ -61,7 +62,7 @@ def served() -> Iterator[list[int]]:
     """Makes round 1 a copier's; filled with the rounds that the loop serves."""
     rounds: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynamics.local.load_pair", load_copier)
+        patch.setattr("dynamics.pipeline.stages.load_pair", load_copier)
         patch.setattr(LocalStages, "serve", lambda self, models, round_id: rounds.append(round_id))
         patch.setattr(runtime, "stop_ray", lambda: None)  # the session's Ray is others'
         yield rounds
@@ -190,7 +191,9 @@ def test_an_unknown_guard_is_one_line(command: Command, tmp_path: Path) -> None:
 def test_leaks_are_looked_for_once_a_run(copy: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read_json(copy.data / "leakage.json")["found"]
     assert (found["num_heldout"], found["by_digest"]) == (12, 0)
-    monkeypatch.setattr("dynamics.local.find_leakage", None)  # calling it would be an error
+    monkeypatch.setattr(
+        "dynamics.pipeline.stages.find_leakage", None
+    )  # calling it would be an error
     stages = LocalStages(copy.config(), copy.root)
     report = copy.report(0)
     assert report is not None

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dynamics.config import LoopConfig, TrackConfig
-from dynamics.records import Estimate, GuardResult, RoundReport
-from dynamics.run_folder import RunFolder, write_json
+from dynamics.core.config import LoopConfig, TrackConfig
+from dynamics.core.records import Estimate, GuardResult, RoundReport
+from dynamics.storage.run_folder import RunFolder, write_json
 from ray_jobs.tracking import MlflowTracker
 
 if TYPE_CHECKING:  # slow to import

@@ -4,15 +4,15 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from dynamics.config import load
+from dynamics.core.config import REPOSITORY_ROOT
+from dynamics.core.config_file import load
 
-ROOT = Path(__file__).parents[2]
+ROOT = REPOSITORY_ROOT
 ABOVE_THE_CORE = {"ray", "mlflow", "deepspeed", "ray_jobs"}
 HEAVY = {"torch", "transformers", "peft", "av", "ray", "mlflow"}
 
@@ -44,7 +44,7 @@ def test_the_core_imports_neither_ray_nor_mlflow_nor_deepspeed():
 
 
 def test_the_commands_import_nothing_heavy_before_they_parse():
-    assert not imported_by("dynamics.cli", among=HEAVY)
+    assert not imported_by("dynamics.cli.main", among=HEAVY)
     assert not imported_by("ray_jobs.bootstrap", among=HEAVY)
 
 

@@ -1,14 +1,15 @@
 """cluster.yaml against Ray's own schema, offline, and against our security rules."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from jsonschema import ValidationError
 
-ROOT = Path(__file__).parents[2]
+from dynamics.core.config import REPOSITORY_ROOT
+
+ROOT = REPOSITORY_ROOT
 
 
 def validated(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from dynamics.seeds import numpy_rng
-from dynamics.serving import api
-from dynamics.world.scene import sample_scene
+from dynamics.core.seeds import numpy_rng
+from dynamics.serving import schemas as api
+from dynamics.tabletop.scene import sample_scene
 from tests.browser import Seen, chromium, finished, needs_chromium, new_context, opened, run, watch
 from tests.fake_service import WORLD, Behaviour, build, event, png, provenance, running
 

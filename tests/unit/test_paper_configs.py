@@ -1,12 +1,11 @@
 """The configurations of the paper's recipe hold the figures that it prints."""
 
-from pathlib import Path
-
 import pytest
 
-from dynamics.config import LoopConfig, StratifiedTopKRule, load
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, StratifiedTopKRule
+from dynamics.core.config_file import load
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = REPOSITORY_ROOT / "configs"
 
 
 @pytest.fixture(params=["chameleon7b", "liquid7b"])

@@ -5,26 +5,27 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dynamics.errors import UserError
+from dynamics.core.config import REPOSITORY_ROOT
+from dynamics.core.errors import UserError
 from tests.runs import LocalRun
 
-CONFIG = Path(__file__).parents[2] / "configs" / "serve.yaml"
+CONFIG = REPOSITORY_ROOT / "configs" / "serve.yaml"
 
 
 def test_it_is_a_valid_serve_config_on_loopback() -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    from ray_jobs.ingress import AppArgs
+    from ray_jobs.serving.ingress import AppArgs
 
     schema = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
     (application,) = schema.applications
-    assert application.import_path == "ray_jobs.ingress:app"
+    assert application.import_path == "ray_jobs.serving.ingress:app"
     assert schema.http_options.host == "127.0.0.1"
     AppArgs.model_validate(application.args)
 
 
 def test_its_application_has_the_layout_that_the_overrides_ask_for(local_run: LocalRun) -> None:
-    from ray_jobs.ingress import AppArgs, app
+    from ray_jobs.serving.ingress import AppArgs, app
 
     def deployments(*overrides: str) -> list[str]:
         graph = app(AppArgs(run=local_run.folder, overrides=list(overrides)))
@@ -49,7 +50,7 @@ def test_its_application_has_the_layout_that_the_overrides_ask_for(local_run: Lo
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
-    from ray_jobs.ingress import AppArgs, app
+    from ray_jobs.serving.ingress import AppArgs, app
 
     with pytest.raises(UserError, match="holds no run"):
         app(AppArgs(run=tmp_path))

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dynamics.core.records import stable_hash
+from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.aurora_bench.contestant import Contestant
 from dynamics.evaluation.aurora_bench.dataset import BenchData, DiscItem, Item
 from dynamics.evaluation.aurora_bench.instructions import Told, fit_instruction
@@ -26,9 +28,7 @@ from dynamics.evaluation.aurora_bench.probe import (
     fdp_preferences,
     idm_preferences,
 )
-from dynamics.generation.verify import best_of_n
-from dynamics.records import stable_hash
-from dynamics.seeds import derive_seed
+from dynamics.inference.best_of_n import best_of_n
 
 ANSWER_VERSION = "1"
 """Part of every answer's key; raise it when an answer would come out differently."""

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 import pyarrow as pa
 
+from dynamics.core.progress import Progress
 from dynamics.evaluation.aurora_bench.answer import (
     ANSWER_SCHEMA,
     DISC_SCHEMA,
@@ -34,9 +35,8 @@ from dynamics.evaluation.aurora_bench.score import (
     Scorer,
     score_key,
 )
-from dynamics.labelling.label import Shard, cut
-from dynamics.prepare import Progress
-from dynamics.tables import read_table, write_table
+from dynamics.storage.shards import Shard, cut
+from dynamics.storage.tables import read_table, write_table
 
 Kind = Literal["answers", "disc"]
 

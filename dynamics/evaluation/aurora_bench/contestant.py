@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamics.config import Device, LoopConfig, ModelConfig, VerifierName
-from dynamics.errors import UserError
-from dynamics.generation.fdp import ForwardDynamics
-from dynamics.labelling.idm import InverseDynamics
-from dynamics.ledger.files import checkpoint_digest
+from dynamics.core.config import Device, LoopConfig, ModelConfig, VerifierName
+from dynamics.core.errors import UserError
+from dynamics.core.records import ModelRef, stable_hash
+from dynamics.inference.fdp import ForwardDynamics
+from dynamics.inference.idm import InverseDynamics
+from dynamics.inference.load import load_pair, model_ref
 from dynamics.models import FAMILIES, load_model
-from dynamics.models.adapters import load_pair, model_ref
-from dynamics.records import ModelRef, stable_hash
-from dynamics.run_folder import RunFolder
+from dynamics.storage.files import checkpoint_digest
+from dynamics.storage.run_folder import RunFolder
 
 COPY = "copy"
 """The contestant that gives its source back: what every metric is held against."""

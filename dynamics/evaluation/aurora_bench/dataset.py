@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
+from dynamics.core.records import stable_hash
 from dynamics.evaluation.aurora_bench.pictures import UnreadablePictureError, open_picture
-from dynamics.ledger.files import sha256_file
-from dynamics.records import stable_hash
+from dynamics.storage.files import sha256_file
 
 SUBSETS = ("magicbrush", "ag", "something", "whatsup", "kubric")
 """The five scored subsets, in the paper's order; the other three of AURORA's have no targets."""

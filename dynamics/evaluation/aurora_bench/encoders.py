@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from dynamics.errors import UserError
-from dynamics.ledger.files import checkpoint_digest
-from dynamics.records import stable_hash
+from dynamics.core.errors import UserError
+from dynamics.core.records import stable_hash
+from dynamics.storage.files import checkpoint_digest
 
 Features = NDArray[np.float32]
 

@@ -7,6 +7,7 @@ from functools import partial
 import pyarrow as pa
 from PIL import Image
 
+from dynamics.core.progress import Progress
 from dynamics.evaluation.aurora_bench.benchmark import Benchmark
 from dynamics.evaluation.aurora_bench.contestant import COPY
 from dynamics.evaluation.aurora_bench.dataset import Item
@@ -15,7 +16,6 @@ from dynamics.evaluation.aurora_bench.summary import BenchReport, Values, Who, b
 from dynamics.evaluation.judge.client import Budget, ChatClient, Endpoint
 from dynamics.evaluation.judge.judge import Case, Judgement, ReplyStore, estimate, judge, outcomes
 from dynamics.evaluation.judge.protocol import PROMPT_VERSION
-from dynamics.prepare import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

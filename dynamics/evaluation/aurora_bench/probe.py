@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamics.generation.fdp import ForwardDynamics
-from dynamics.labelling.idm import InverseDynamics
+from dynamics.inference.fdp import ForwardDynamics
+from dynamics.inference.idm import InverseDynamics
 
 Negative = Literal["random_action", "random_observation", "inverse", "copy"]
 NEGATIVES: tuple[Negative, ...] = get_args(Negative)

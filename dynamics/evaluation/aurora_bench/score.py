@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from dynamics.core.records import stable_hash
 from dynamics.evaluation.aurora_bench.dataset import Item
 from dynamics.evaluation.aurora_bench.encoders import Encoders
 from dynamics.evaluation.aurora_bench.language import bleu_statistics, rouge_l
@@ -18,7 +19,6 @@ from dynamics.evaluation.aurora_bench.metrics import (
     ssim,
 )
 from dynamics.evaluation.aurora_bench.pictures import fitted, from_png, open_picture
-from dynamics.records import stable_hash
 
 SCORE_VERSION = "1"
 """Part of every score's key; raise it when a score would come out differently."""

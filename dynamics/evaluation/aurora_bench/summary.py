@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dynamics.core.records import Estimate
+from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.aurora_bench.answer import PREFERENCES
 from dynamics.evaluation.aurora_bench.benchmark import Benchmark, Measured
 from dynamics.evaluation.aurora_bench.dataset import SUBSETS
 from dynamics.evaluation.aurora_bench.language import corpus_bleu
 from dynamics.evaluation.aurora_bench.score import PICTURE_SCORES, SENTENCE_SCORES
 from dynamics.evaluation.intervals import bootstrap_strata
-from dynamics.records import Estimate
-from dynamics.seeds import derive_seed
 
 MEAN = "mean"
 """Stands beside the subsets: the mean over them, each weighing the same."""

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dynamics.core.records import Estimate
 from dynamics.evaluation.aurora_bench.dataset import SUBSETS
 from dynamics.evaluation.aurora_bench.summary import MEAN, METRICS, BenchReport
-from dynamics.records import Estimate
 
 _MISSING = "-"
 

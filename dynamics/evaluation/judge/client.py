@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
 from dynamics.evaluation.judge.protocol import MAX_REPLY_TOKENS
 
 _MAX_REPLY_BYTES = 1_000_000

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
+from dynamics.core.records import stable_hash
 from dynamics.evaluation.judge.client import BudgetSpentError, FailedError, RefusedError
 from dynamics.evaluation.judge.protocol import (
     PROMPT_VERSION,
@@ -21,8 +22,7 @@ from dynamics.evaluation.judge.protocol import (
     prompt_text,
     shown,
 )
-from dynamics.records import stable_hash
-from dynamics.run_folder import read_json, write_json
+from dynamics.storage.run_folder import read_json, write_json
 
 Outcome = Literal["judged", "unparsable", "refused", "failed", "over_budget"]
 

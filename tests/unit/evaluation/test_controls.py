@@ -8,16 +8,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dynamics.config import EvaluateConfig, LabelledConfig, LoopConfig, ModelConfig, TrainConfig
-from dynamics.errors import UserError
+from dynamics.core.config import (
+    EvaluateConfig,
+    LabelledConfig,
+    LoopConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from dynamics.core.errors import UserError
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs
 from dynamics.evaluation import controls
 from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.controls import control_steps, label_truly, run_controls
-from dynamics.evaluation.items import evaluate_items, items_schema
-from dynamics.evaluation.summary import summarise
-from dynamics.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs
-from dynamics.tables import write_table
-from dynamics.training.fit import FitJob
+from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.evaluation.metrics import summarise
+from dynamics.storage.tables import write_table
+from dynamics.training.batches import FitJob
 from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
 
 CFG = LoopConfig(

@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
 from dynamics.evaluation.judge.client import (
     Budget,
     BudgetSpentError,

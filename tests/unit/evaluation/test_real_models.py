@@ -6,16 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dynamics.config import EvaluateConfig, LoopConfig, ModelConfig, TrainConfig
+from dynamics.core.config import EvaluateConfig, LoopConfig, ModelConfig, TrainConfig
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs
 from dynamics.evaluation.controls import run_controls
-from dynamics.evaluation.items import evaluate_items, items_schema
-from dynamics.evaluation.summary import summarise
-from dynamics.models.adapters import load_pair, model_ref
-from dynamics.models.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
-from dynamics.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs
+from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.evaluation.metrics import summarise
+from dynamics.inference.load import load_pair, model_ref
+from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
 from dynamics.report.grid import draw_grid, grid_rows
-from dynamics.tables import write_table
-from dynamics.training.pretrain_tiny import (
+from dynamics.storage.tables import write_table
+from dynamics.tabletop.pretraining.pretrain_tiny import (
     TinyRecipe,
     build_network,
     build_tokenizer,

@@ -8,15 +8,15 @@ import torch
 import yaml
 from peft import PeftModel
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
+from dynamics.core.progress import silent
 from dynamics.exports import export_run
 from dynamics.exports.cards import model_card
 from dynamics.exports.rounds import finished_round
-from dynamics.local import silent
 from dynamics.models import load_model
-from dynamics.models.adapters import adapter_digest
 from dynamics.models.chameleon import load_network
-from dynamics.run_folder import RunFolder, read_json, write_json
+from dynamics.models.checkpoint import adapter_digest
+from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from tests.runs import LocalRun
 
 TASKS = ["idm", "fdp"]

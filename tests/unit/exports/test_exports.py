@@ -17,17 +17,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from dynamics.config import REPOSITORY_ROOT
-from dynamics.errors import UserError
+from dynamics.core.config import REPOSITORY_ROOT
+from dynamics.core.errors import UserError
+from dynamics.core.progress import silent
+from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA
 from dynamics.exports import EXPORTS, export_run
 from dynamics.exports import parquet as parquet_export
 from dynamics.exports import webdataset as webdataset_export
 from dynamics.exports.labels import LINEAGE_SCHEMA, accepted_labels
-from dynamics.ledger.store import Ledger
-from dynamics.local import silent
-from dynamics.records import LABEL_SCHEMA, PAIR_SCHEMA
-from dynamics.run_folder import RunFolder, read_json, write_json
-from dynamics.tables import read_table, write_table
+from dynamics.storage.ledger import Ledger
+from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from dynamics.storage.tables import read_table, write_table
 from tests.runs import LocalRun
 
 LABEL_FORMATS = [name for name in EXPORTS if name != "adapters"]
@@ -402,7 +402,15 @@ def test_the_command_says_what_it_wrote(
     run: RunFolder, truth: dict[str, Row], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "dynamics.cli", "export", str(run.root), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "dynamics.cli.main",
+        "export",
+        str(run.root),
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(
         [*command, "--as", "webdataset", "--round", "1"],
         cwd=REPOSITORY_ROOT, capture_output=True, text=True, timeout=120, check=False,

@@ -3,9 +3,10 @@ from typing import get_args
 
 import pytest
 
-from dynamics.config import ScoreName
-from dynamics.labelling.confidence import SCORES, Evidence, normalised_text, score_columns
-from dynamics.records import LABEL_SCHEMA
+from dynamics.core.config import ScoreName
+from dynamics.core.domain import normalised_text
+from dynamics.core.records import LABEL_SCHEMA
+from dynamics.labelling.confidence import SCORES, Evidence, score_columns
 
 
 def test_every_score_is_configurable_and_has_a_column() -> None:

@@ -7,15 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamics.config import (
-    FilterConfig,
-    StratifiedTopKRule,
-    ThresholdRule,
-    TopFractionRule,
-)
-from dynamics.errors import UserError
-from dynamics.labelling.filter import REASONS, decide, reason_counts
-from dynamics.records import DECISION_SCHEMA, LABEL_SCHEMA
+from dynamics.core.config import FilterConfig, StratifiedTopKRule, ThresholdRule, TopFractionRule
+from dynamics.core.errors import UserError
+from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA, REASONS
+from dynamics.labelling.filter import decide
+from dynamics.storage.ledger import reason_counts
 
 RULES = (ThresholdRule(threshold=-1.0), TopFractionRule(fraction=0.5), StratifiedTopKRule(k=3))
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import ChameleonForConditionalGeneration
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
 from dynamics.models import FAMILIES, load_image_tokenizer, load_model
-from dynamics.models.base import ImageTokenizer
+from dynamics.models.image_tokenizer import ImageTokenizer
 
 
 def test_hidden_states_equal_those_of_transformers_own_forward(untrained_base: Path) -> None:

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import ChameleonVQVAEConfig
 from typer.testing import CliRunner
 
-from dynamics.cli import app
-from dynamics.errors import UserError
+from dynamics.cli.main import app
+from dynamics.core.errors import UserError
 from dynamics.models.convert_vqgan import CHAMELEON_VQGAN, convert_vqgan
-from dynamics.models.vqgan import Vqgan, load_vqgan, vqgan_tokenizer
+from dynamics.models.image_tokenizers.vqgan import Vqgan, load_vqgan, vqgan_tokenizer
 from tests.contracts.checkpoints import VQ_SIZES, random_vqgan, save_ckpt
 
 TINY = ChameleonVQVAEConfig(**VQ_SIZES)

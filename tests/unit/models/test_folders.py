@@ -16,12 +16,12 @@ from transformers import (
     JanusForConditionalGeneration,
 )
 
-from dynamics.errors import UserError
-from dynamics.generation.fdp import ForwardDynamics
-from dynamics.labelling.idm import InverseDynamics
+from dynamics.core.errors import UserError
+from dynamics.inference.fdp import ForwardDynamics
+from dynamics.inference.idm import InverseDynamics
 from dynamics.models import load_image_tokenizer, load_model
 from dynamics.models.convert_vqgan import convert_vqgan
-from dynamics.models.fsq import to_pixels
+from dynamics.models.image_tokenizers.fsq import to_pixels
 from dynamics.training.loss import RowLoss
 from tests.contracts.checkpoints import (
     CASES,

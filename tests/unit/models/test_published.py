@@ -11,7 +11,7 @@ from transformers import (
     JanusForConditionalGeneration,
 )
 
-from dynamics.models.vqgan import Vqgan, empty_vqgan
+from dynamics.models.image_tokenizers.vqgan import Vqgan, empty_vqgan
 
 VQGAN = {
     "embed_dim": 256, "num_embeddings": 8192, "double_latent": False, "latent_channels": 256,

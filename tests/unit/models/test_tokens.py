@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
 from dynamics.models.chameleon import (
     chameleon_tokens,
     image_ids,

@@ -6,15 +6,22 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dynamics.config import EvaluateConfig, FilterConfig, LoopConfig, TopFractionRule
-from dynamics.evaluation.items import evaluate_items, items_schema
-from dynamics.evaluation.summary import label_accuracy, summarise
-from dynamics.labelling.filter import decide, reason_counts
-from dynamics.ledger.store import Ledger
-from dynamics.records import LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
+from dynamics.core.config import EvaluateConfig, FilterConfig, LoopConfig, TopFractionRule
+from dynamics.core.records import (
+    LABEL_SCHEMA,
+    PAIR_SCHEMA,
+    TRANSITION_SCHEMA,
+    TRUTH_SCHEMA,
+    RoundReport,
+)
+from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.evaluation.label_quality import label_accuracy
+from dynamics.evaluation.metrics import summarise
+from dynamics.labelling.filter import decide
 from dynamics.report.labels import LabelTables
-from dynamics.run_folder import RunFolder, write_json
-from dynamics.tables import write_table
+from dynamics.storage.ledger import Ledger, reason_counts
+from dynamics.storage.run_folder import RunFolder, write_json
+from dynamics.storage.tables import write_table
 from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
 
 CFG = LoopConfig(

@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dynamics.config import GuardName
-from dynamics.errors import UserError
+from dynamics.core.config import GuardName
+from dynamics.core.errors import UserError
+from dynamics.core.records import TRUTH_SCHEMA, GuardResult, RoundReport
 from dynamics.evaluation.comparison import compare
-from dynamics.ledger.files import write_bytes
-from dynamics.records import TRUTH_SCHEMA, GuardResult, RoundReport
 from dynamics.report.charts import (
     PERCENT,
     Axis,
@@ -31,8 +30,9 @@ from dynamics.report.grid import draw_grid, grid_rows
 from dynamics.report.page import write_page
 from dynamics.report.pictures import data_uri, picture
 from dynamics.report.table import round_table
-from dynamics.run_folder import RunFolder, write_json
-from dynamics.tables import write_table
+from dynamics.storage.files import write_bytes
+from dynamics.storage.run_folder import RunFolder, write_json
+from dynamics.storage.tables import write_table
 from tests.fakes import CellTokenizer
 from tests.unit.report.stored import (
     CFG,

@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from dynamics.records import GuardResult, RoundReport
+from dynamics.core.records import GuardResult, RoundReport
 from dynamics.report.table import round_table
 
 

@@ -7,16 +7,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 
-from dynamics.config import LoopConfig
-from dynamics.serving.http import make_app
-from dynamics.serving.pictures import from_base64
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.serving.http.app import make_app
+from dynamics.serving.images import from_base64
 from tests.runs import LocalRun
 from tests.serving import free_port, local_service, png
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:  # slow to import
     import schemathesis
     from schemathesis import GenerationMode
 
-PAGE = Path(__file__).parents[3] / "ray_jobs" / "page"
+PAGE = REPOSITORY_ROOT / "ray_jobs" / "serving" / "page"
 PNG = from_base64(png())
 EXAMPLES = 40
 """Requests per route and mode."""

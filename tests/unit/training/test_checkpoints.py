@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from dynamics.config import LoraConfig, TrainConfig
-from dynamics.ledger.files import checkpoint_digest
+from dynamics.core.config import LoraConfig, TrainConfig
+from dynamics.storage.files import checkpoint_digest
 from dynamics.training import checkpoints
+from dynamics.training.batches import FitJob
 from dynamics.training.checkpoints import Checkpoints
-from dynamics.training.fit import FitJob, WorkerContext, fit_adapter
+from dynamics.training.fit import WorkerContext, fit_adapter
 from tests.unit.training.test_fit import fit_job
 
 TRAIN = TrainConfig(batch_size=2, checkpoint_every=1, warmup_steps=1, lora=LoraConfig(r=2, alpha=4))

@@ -9,23 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynamics.config import LoraConfig, ModelConfig, TrainConfig
-from dynamics.ledger.files import checkpoint_digest
-from dynamics.models.adapters import load_pair, model_ref
+from dynamics.core.config import LoraConfig, ModelConfig, TrainConfig
+from dynamics.core.records import TRANSITION_SCHEMA
+from dynamics.inference.load import load_pair, model_ref
 from dynamics.models.chameleon import load_network
 from dynamics.models.tokens import IGNORE
-from dynamics.records import TRANSITION_SCHEMA
-from dynamics.tables import write_table
-from dynamics.training.engine import PlainEngine
-from dynamics.training.fit import (
-    Batches,
-    FitJob,
-    WorkerContext,
-    fit_adapter,
-    learning_rate,
-    trainable_model,
-)
+from dynamics.storage.files import checkpoint_digest
+from dynamics.storage.tables import write_table
+from dynamics.training.backend import PlainEngine
+from dynamics.training.batches import Batches, FitJob
+from dynamics.training.fit import WorkerContext, fit_adapter, learning_rate
 from dynamics.training.loss import recognition_weights
+from dynamics.training.trainable import trainable_model
 
 TRAIN = TrainConfig(batch_size=6, checkpoint_every=4, warmup_steps=2, lora=LoraConfig(r=4, alpha=8))
 
@@ -221,7 +216,7 @@ def test_a_joint_fit_takes_both_tasks_in_turn(job: FitJob) -> None:
 
 def test_batches_hold_the_asked_share_of_true_seed(job: FitJob) -> None:
     from dynamics.models import load_model
-    from dynamics.training.fit import Batches
+    from dynamics.training.batches import Batches
 
     batches = Batches(
         replace(job, train=TRAIN.model_copy(update={"seed_fraction": 0.5})),

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dynamics.config import LoraConfig, TaskTraining, TrainConfig, validate
-from dynamics.errors import UserError
-from dynamics.training.engine import PlainEngine
-from dynamics.training.fit import FitJob, WorkerContext, fit_adapter, trainable_model
+from dynamics.core.config import LoraConfig, TaskTraining, TrainConfig
+from dynamics.core.config_file import validate
+from dynamics.core.errors import UserError
+from dynamics.training.backend import PlainEngine
+from dynamics.training.batches import FitJob
+from dynamics.training.fit import WorkerContext, fit_adapter
 from dynamics.training.sharding import FsdpEngine
+from dynamics.training.trainable import trainable_model
 from tests.unit.training.test_fit import Recorder, fit_job
 
 TRAIN = TrainConfig(batch_size=6, checkpoint_every=4, warmup_steps=2, lora=LoraConfig(r=4, alpha=8))

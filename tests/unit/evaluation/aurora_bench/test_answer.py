@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from dynamics.config import REPOSITORY_ROOT, LoopConfig
-from dynamics.errors import UserError
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.core.errors import UserError
 from dynamics.evaluation.aurora_bench.answer import (
     PREFERENCES,
     Answerer,

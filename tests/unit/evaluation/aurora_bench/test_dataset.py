@@ -6,7 +6,7 @@ import os
 import pytest
 from PIL import Image
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
 from dynamics.evaluation.aurora_bench.dataset import SUBSETS, read_benchmark
 
 

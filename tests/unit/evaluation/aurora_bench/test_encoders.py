@@ -18,7 +18,7 @@ from transformers import (
     ViTModel,
 )
 
-from dynamics.errors import UserError
+from dynamics.core.errors import UserError
 from dynamics.evaluation.aurora_bench.dataset import read_benchmark
 from dynamics.evaluation.aurora_bench.encoders import (
     BertScorer,

@@ -1,0 +1,1 @@
+"""The ``dynamics`` command: one file per command."""

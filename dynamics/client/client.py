@@ -1,0 +1,504 @@
+"""A typed client of the HTTP service (`dynamics.serving.schemas`).
+
+    with Client("http://127.0.0.1:8000") as client:
+        for step in client.rollout("table.png", ["push the red ring up", "remove the red ring"]):
+            step.image.save(f"step-{step.index}.png")
+
+Pictures go in as files, encoded bytes, PIL pictures or uint8 arrays [H, W, 3], and come back as RGB
+PIL pictures at the model's size. Log-probabilities and scores are natural logs, in nats.
+"""
+
+import base64
+import binascii
+import contextlib
+import email.utils
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ValidationError
+
+from dynamics.client.sse import Event, read_events
+from dynamics.core.config import VerifierName
+from dynamics.core.errors import UserError
+from dynamics.serving import schemas as api
+
+Picture = str | Path | bytes | Image.Image | NDArray[np.uint8]
+"""A file's name, an encoded PNG, JPEG or WebP, a PIL picture, or uint8 [H, W, 3]."""
+
+BUSY = (429, 503)
+MAX_WAIT_S = 30.0
+"""The longest pause before a busy service is asked again, whatever it says itself."""
+
+MessageT = TypeVar("MessageT", bound=BaseModel)
+
+
+class RefusedError(UserError):
+    """The service understood who was asked and said no."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+        """The HTTP status, e.g. 422 for what the model cannot read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """A frame that the verifier chose among N."""
+
+    image: Image.Image
+    """RGB, frame_px square."""
+    chosen: int
+    """Index of the frame among the N candidates."""
+    scores: tuple[float, ...]
+    """One a candidate, higher is better, in nats."""
+    candidates: tuple[Image.Image, ...] | None
+    """All N, where they were asked for."""
+    agrees: bool | None
+    """On the tabletop, whether the world's rules give exactly this frame; none = not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction(Chosen):
+    """The next frame, and which models drew it."""
+
+    source: Image.Image
+    """The given picture as the model saw it."""
+    round: int
+    idm: str
+    """sha256 of base and IDM adapter."""
+    fdp: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step(Chosen):
+    """One action of a roll-out."""
+
+    index: int
+    """0-based."""
+    action: str
+    total: float
+    """Scores summed along the prefix, in nats."""
+    num_prefixes: int
+    """Prefixes that the beam holds after this step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """The prefix that is best after the last step; with a beam it may differ from the steps'."""
+
+    frames: tuple[Image.Image, ...]
+    """One an action."""
+    total: float
+    agrees: bool | None
+    """On the tabletop, whether the last frame is where the actions lead; none = not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A picture to begin with."""
+
+    name: str
+    image: Image.Image
+    actions: tuple[str, ...]
+    """Some that make sense on it."""
+
+
+class Rollout(Iterator[Step]):
+    """The steps of a roll-out, each as soon as the service has it.
+
+    ``source``, ``round``, ``idm``, ``fdp`` and ``num_steps`` are known from the beginning, ``end``
+    after the last step. Leaving its ``with`` block early also ends the work on the server.
+    """
+
+    def __init__(self, response: httpx.Response, where: str) -> None:
+        self._response = response
+        self._where = where
+        self._events = read_events(response.iter_bytes())
+        first = self._next_event()
+        if first.name != "start":
+            raise self._broken(f"begins with {first.name!r} instead of 'start'")
+        start = _parse(api.RolloutStart, first.data, where)
+        self.source = decode_image(start.source)
+        """The given picture as the model saw it."""
+        self.num_steps = start.num_steps
+        self.round = start.round
+        self.idm = start.idm
+        self.fdp = start.fdp
+        self.end: End | None = None
+
+    def __next__(self) -> Step:
+        """Wait for the next step.
+
+        Raises:
+            UserError: the service gave up, or the connection broke before the last step.
+        """
+        if self.end is not None:
+            raise StopIteration
+        event = self._next_event()
+        if event.name == "step":
+            return _step(_parse(api.RolloutStepMessage, event.data, self._where))
+        if event.name != "end":
+            raise self._broken(f"holds an unknown event {event.name!r}")
+        end = _parse(api.RolloutEnd, event.data, self._where)
+        frames = tuple(decode_image(frame) for frame in end.frames)
+        self.end = End(frames=frames, total=end.total, agrees=end.agrees)
+        self.close()
+        raise StopIteration
+
+    def finish(self) -> End:
+        """Wait for all steps that are left; the best path after the last one."""
+        for _ in self:
+            pass
+        assert self.end is not None  # else the loop has raised
+        return self.end
+
+    def close(self) -> None:
+        """Stop listening; the server then stops working on it."""
+        self._response.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _next_event(self) -> Event:
+        try:
+            event = next(self._events, None)
+        except httpx.TimeoutException as error:
+            self.close()
+            raise self._broken("stood still for too long; ask with a larger timeout_s") from error
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            self.close()
+            raise self._broken(f"broke off: {_line(error)}") from error
+        if event is None:
+            raise self._broken("ended before its last step; the service may have been restarted")
+        if event.name == "error":
+            self.close()
+            raise UserError(_parse(api.ErrorReply, event.data, self._where).detail)
+        return event
+
+    def _broken(self, how: str) -> UserError:
+        return UserError(f"the roll-out from {self._where} {how}")
+
+
+class Client:
+    """One service. Not to be shared by threads that iterate over roll-outs at the same time."""
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        max_retries: int = 3,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            url: where the service is, e.g. what ``dynamics serve`` prints.
+            api_key: sent as ``Authorization: Bearer``, where the service wants one.
+            timeout_s: the longest silence of the service, not the length of a whole roll-out.
+            max_retries: how often a busy service is asked again, after the pause that it names.
+                Equal requests with equal seeds give equal answers, so that asking again is safe.
+
+        Raises:
+            UserError: not an address.
+        """
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._max_retries = max_retries
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        except (httpx.InvalidURL, UnicodeEncodeError) as error:
+            raise UserError(f"{url!r} or its API key cannot be used: {_line(error)}") from error
+
+    def predict(
+        self,
+        image: Picture,
+        action: str,
+        *,
+        n: int | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        verifier: VerifierName | None = None,
+        round: int | None = None,
+        candidates: bool = False,
+    ) -> Prediction:
+        """The next frame after one action: the best of ``n`` (none = the service's own number).
+
+        Raises:
+            RefusedError: the picture or the action cannot be used, or the key is wrong.
+            UserError: no answer.
+        """
+        body = _without_none(
+            image=encode_image(image),
+            action=action,
+            n=n,
+            temperature=temperature,
+            seed=seed,
+            verifier=verifier,
+            round=round,
+            candidates=candidates,
+        )
+        reply = self._ask(api.PredictReply, "POST", "/v1/predict", body)
+        return Prediction(
+            **_chosen(reply),
+            source=decode_image(reply.source),
+            round=reply.round,
+            idm=reply.idm,
+            fdp=reply.fdp,
+        )
+
+    def rollout(
+        self,
+        image: Picture,
+        actions: Sequence[str],
+        *,
+        beam: int = 1,
+        n: int | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        verifier: VerifierName | None = None,
+        round: int | None = None,
+        candidates: bool = False,
+    ) -> Rollout:
+        """Several actions in a row; an iterator of steps that arrive as they are drawn.
+
+        Raises:
+            RefusedError: the picture or an action cannot be used, or the key is wrong.
+            UserError: no answer.
+        """
+        body = _without_none(
+            image=encode_image(image),
+            actions=list(actions),
+            beam=beam,
+            n=n,
+            temperature=temperature,
+            seed=seed,
+            verifier=verifier,
+            round=round,
+            candidates=candidates,
+        )
+        return Rollout(self._send("POST", "/v1/rollouts", body), self.url)
+
+    def label(self, before: Picture, after: Picture, *, round: int | None = None) -> api.LabelReply:
+        """The action that the IDM sees between two pictures."""
+        body = _without_none(before=encode_image(before), after=encode_image(after), round=round)
+        return self._ask(api.LabelReply, "POST", "/v1/label", body)
+
+    def models(self) -> api.ModelsReply:
+        """The rounds and verifiers that can be asked, and the limits."""
+        return self._ask(api.ModelsReply, "GET", "/v1/models")
+
+    def scenes(self) -> tuple[Scene, ...]:
+        """Scenes at hand; empty where the service knows no world."""
+        return tuple(
+            Scene(name=scene.name, image=decode_image(scene.image), actions=tuple(scene.actions))
+            for scene in self._ask(api.ScenesReply, "GET", "/v1/scenes").scenes
+        )
+
+    def ready(self) -> bool:
+        """Whether the service is there and has loaded its models; never raises for its absence."""
+        try:
+            return self._http.get("/readyz").is_success
+        except httpx.HTTPError:
+            return False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(
+        self,
+        reply: type[MessageT],
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+    ) -> MessageT:
+        response = self._send(method, path, body)
+        try:
+            content = response.read()
+        except httpx.HTTPError as error:
+            raise self._no_answer(error) from error
+        finally:
+            response.close()
+        return _parse(reply, content, self.url)
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """An open, successful response; a busy service is asked again."""
+        for attempt in range(self._max_retries + 1):
+            request = self._http.build_request(method, path, json=body)
+            try:
+                response = self._http.send(request, stream=True)
+                if response.is_success:
+                    return response
+                response.read()
+            except (httpx.HTTPError, httpx.StreamError) as error:
+                raise self._no_answer(error) from error
+            if response.status_code not in BUSY or attempt == self._max_retries:
+                break
+            time.sleep(pause_s(response.headers.get("retry-after"), attempt))
+        raise RefusedError(self._why(response), response.status_code)
+
+    def _why(self, response: httpx.Response) -> str:
+        try:
+            detail = api.ErrorReply.model_validate_json(response.content).detail
+        except ValidationError:  # of something between here and the service, e.g. a proxy
+            detail = response.reason_phrase or "no reason given"
+        prefix = f"{self.url} refused ({response.status_code}): {_line(detail)}"
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            return f"{prefix}; give its key: Client(url, api_key=...)"
+        if response.status_code in BUSY:
+            return f"{prefix}; asked {self._max_retries + 1} times, try again later"
+        return prefix
+
+    def _no_answer(self, error: Exception) -> UserError:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            how = f"no service answers at {self.url}; start one with dynamics serve RUN"
+        elif isinstance(error, httpx.TimeoutException):
+            how = f"{self.url} was silent for {self._timeout_s:g} s; ask with a larger timeout_s"
+        elif isinstance(error, httpx.UnsupportedProtocol):
+            how = f"{self.url} is not an address; it must begin with http:// or https://"
+        else:
+            how = f"{self.url} gave no answer: {_line(error)}"
+        return UserError(how)
+
+
+def encode_image(picture: Picture) -> str:
+    """Base64 for a request; pixels become a PNG, encoded bytes stay as they are.
+
+    Raises:
+        UserError: no such file, not uint8 [H, W, 3], or more bytes than the service takes.
+    """
+    if isinstance(picture, Image.Image | np.ndarray):
+        buffer = io.BytesIO()
+        open_image(picture).save(buffer, format="PNG")
+        content = buffer.getvalue()
+    else:
+        content = _content(picture)
+    if len(content) > api.MAX_IMAGE_BYTES:
+        raise UserError(
+            f"the picture has {len(content):,} bytes, the service takes {api.MAX_IMAGE_BYTES:,}; "
+            "scale it down, the model sees a small square of it anyway"
+        )
+    return base64.b64encode(content).decode()
+
+
+def open_image(picture: Picture) -> Image.Image:
+    """Its pixels, RGB.
+
+    Raises:
+        UserError: no such file, no picture, or not uint8 [H, W, 3].
+    """
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise UserError(
+                f"a picture must be uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}"
+            )
+        return Image.fromarray(picture)
+    try:
+        return Image.open(io.BytesIO(_content(picture))).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        name = "these bytes" if isinstance(picture, bytes) else picture
+        raise UserError(f"{name} cannot be read as a picture") from error
+
+
+def _content(picture: str | Path | bytes) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return Path(picture).read_bytes()
+    except OSError as error:
+        raise UserError(f"{picture} cannot be read: {error.strerror}") from error
+
+
+def decode_image(text: str) -> Image.Image:
+    """RGB picture of a reply's base64.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",))
+        return picture.convert("RGB")
+    except (binascii.Error, ValueError, OSError, Image.DecompressionBombError) as error:
+        raise UserError("the service answered with a picture that cannot be read") from error
+
+
+def pause_s(retry_after: str | None, attempt: int) -> float:
+    """Seconds to wait before the service is asked again.
+
+    Args:
+        retry_after: the header: seconds, or an HTTP date; none = 1, 2, 4 ... seconds.
+        attempt: 0-based.
+    """
+    wanted: float = 2**attempt
+    if retry_after is not None and retry_after.isdecimal():
+        wanted = float(retry_after)
+    elif retry_after is not None:
+        with contextlib.suppress(ValueError):  # no date either: as if it said nothing
+            wanted = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+    return min(max(wanted, 0.0), MAX_WAIT_S)
+
+
+def _step(message: api.RolloutStepMessage) -> Step:
+    return Step(
+        **_chosen(message),
+        index=message.index,
+        action=message.action,
+        total=message.total,
+        num_prefixes=message.num_prefixes,
+    )
+
+
+def _chosen(message: api.Choice) -> dict[str, Any]:
+    """The fields of `Chosen`."""
+    candidates = message.candidates
+    return {
+        "image": decode_image(message.image),
+        "chosen": message.chosen,
+        "scores": tuple(message.scores),
+        "candidates": candidates and tuple(decode_image(one) for one in candidates),
+        "agrees": message.agrees,
+    }
+
+
+def _parse(message: type[MessageT], content: str | bytes, where: str) -> MessageT:
+    try:
+        return message.model_validate_json(content)
+    except ValidationError as error:
+        raise UserError(
+            f"{where} is no dynamics service, or one of another version: its answer is not a "
+            f"{message.__name__}"
+        ) from error
+
+
+def _without_none(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _line(what: object) -> str:
+    return " ".join(str(what).split())

@@ -1,0 +1,1 @@
+"""Types, settings and errors that everything else is written in."""

@@ -1,0 +1,537 @@
+"""The configuration tree: strict, frozen, every field read by something.
+
+``load("configs/tabletop.yaml", ["pool.path=clips", "rounds=1"])`` reads a YAML file, applies
+dotted overrides and validates. An unknown key is a `UserError` that names the nearest key.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from dynamics.models import FAMILIES
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+REPOSITORY_ROOT = PACKAGE_ROOT.parent
+
+ScoreName = Literal[
+    "mean_logprob", "sum_logprob", "min_logprob", "agreement", "fdp_likelihood", "noisy_channel"
+]
+VerifierName = Literal["idm", "idm_contrast", "noisy_channel"]
+SCORES_BY_FDP: tuple[ScoreName, ...] = ("fdp_likelihood", "noisy_channel")
+"""Scores that the FDP has a part in: only these can choose among candidate sentences."""
+GuardName = Literal["copy_rate", "caption_collapse", "type_skew", "calibration_drift", "leakage"]
+Device = Literal["cpu", "cuda"]
+DatasetName = Literal["aurora", "something", "epic", "parquet", "lerobot"]
+SourceName = Literal["folder", "ucf101", "kinetics700", "moments", "webdataset"]
+
+
+def _known_family(name: str) -> str:
+    if name not in FAMILIES:
+        raise ValueError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
+    return name
+
+
+FamilyName = Annotated[str, AfterValidator(_known_family)]
+
+
+def on_this_machine(value: Any) -> Any:
+    """The value itself, unless it is an address, which a path would turn into a local folder.
+
+    Raises:
+        ValueError: it starts like ``s3://lab/runs`` or ``file:/runs``.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value)):
+        raise ValueError(f"{value} is not a path of this machine; mount it and name the folder")
+    return value
+
+
+LocalPath = Annotated[Path, BeforeValidator(on_this_machine)]
+"""The type of every path in the config."""
+
+NOT_DECIDING = frozenset(
+    {"run_dir", "rounds", "cluster", "serve", "track", "name", "guards.accept"}
+)
+"""Keys and whole sections that say where a run runs and what follows it, not what its rounds
+result in."""
+
+
+class Strict(BaseModel):
+    """Base of every section: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorldConfig(Strict):
+    """The procedural tabletop (`dynamics.tabletop`)."""
+
+    grid: int = Field(default=4, ge=2, le=8)
+    """Cells per side; a frame is ``grid * cell_px`` pixels square."""
+    cell_px: int = Field(default=8, ge=4, le=32)
+    min_objects: int = Field(default=3, ge=1)
+    max_objects: int = Field(default=4, ge=1)
+    camera_jitter_px: float = Field(default=0.0, ge=0, le=2)
+    """Standard deviation of a whole-frame shift, in frame pixels."""
+    distractors: int = Field(default=0, ge=0, le=3)
+    """Small moving specks that no action touches."""
+    film_scale: int = Field(default=4, ge=1, le=16)
+    """Videos are filmed this many times larger than the frames the model sees. 4 keeps the chroma
+    samples of yuv420p aligned with the model's pixels: 3 cost 2.5 points of frames read back."""
+    hold_frames: int = Field(default=3, ge=2, le=30)
+    """Video frames a state is held before the next action."""
+    fps: int = Field(default=6, ge=1, le=60)
+    actions_per_clip: int = Field(default=6, ge=1, le=50)
+
+    @property
+    def frame_px(self) -> int:
+        """Side of the square frame that the model sees, in pixels."""
+        return self.grid * self.cell_px
+
+    @model_validator(mode="after")
+    def _objects_fit(self) -> "WorldConfig":
+        if not self.min_objects <= self.max_objects < self.grid**2:
+            raise ValueError("needs min_objects <= max_objects < grid * grid")
+        return self
+
+
+class KeyframeConfig(Strict):
+    """Which frames of a clip become pairs (paper, section 3.2: K_f and I_f)."""
+
+    top_k: int = Field(default=6, ge=2)
+    """Frames kept per clip, by motion."""
+    spacing_frames: int = Field(default=20, ge=1)
+    """Least distance between two picks, in frames."""
+    min_change: float = Field(default=0.004, ge=0, le=1)
+    """Pairs that change less than this (mean over R, G, B, 0..1) are near-copies: rejected."""
+    max_cut: float = Field(default=0.5, ge=0, le=1)
+    """Pairs whose colour-histogram distance (0..1) is above this span a shot cut: rejected."""
+
+
+class PoolPart(Strict):
+    """One more folder of unlabelled video."""
+
+    path: LocalPath
+    source: SourceName = "folder"
+    num_pairs: int | None = Field(default=None, ge=1)
+    """The most pairs to take from it; none = pool.num_pairs."""
+
+    @property
+    def name(self) -> str:
+        """What clips and classes of this folder are told apart by."""
+        return self.path.name
+
+
+class PoolConfig(Strict):
+    """Unlabelled video."""
+
+    path: LocalPath | None = None
+    """Folder of videos (mp4, avi, webm, mkv; tar for webdataset); none = film the tabletop."""
+    source: SourceName = "folder"
+    """How the folder is laid out, and where a clip's class stands (`dynamics.data.video.sources`)."""
+    more: tuple[PoolPart, ...] = ()
+    """Further folders, e.g. the paper's three sources: ``[{path: k700, source: kinetics700}]``."""
+    num_pairs: int = Field(default=12_000, ge=1)
+    """Pairs to film (tabletop), or the most to take from each folder."""
+    keyframes: KeyframeConfig = KeyframeConfig()
+    decode_timeout_s: float = Field(default=60.0, gt=0)
+    decode_memory_mb: int = Field(default=2048, ge=256)
+    max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
+    """More unreadable clips than this stop the run instead of shrinking the pool silently."""
+
+    @property
+    def parts(self) -> tuple[PoolPart, ...]:
+        """Every folder; none when the tabletop is filmed."""
+        first = () if self.path is None else (PoolPart(path=self.path, source=self.source),)
+        return first + self.more
+
+    @property
+    def most_pairs(self) -> int:
+        """Pairs to film, or the most that all folders together give."""
+        wanted = [part.num_pairs or self.num_pairs for part in self.parts]
+        return sum(wanted) if wanted else self.num_pairs
+
+    @model_validator(mode="after")
+    def _folders_differ(self) -> "PoolConfig":
+        if self.more and self.path is None:
+            raise ValueError("more needs path: the first folder stands there")
+        names = [part.name for part in self.parts]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"path and more need folders of different names, got {', '.join(names)}: clips and "
+                "classes are told apart by them"
+            )
+        return self
+
+
+class LabelledConfig(Strict):
+    """The labelled seed and the held-out set: filmed from the tabletop, or of a real data set."""
+
+    dataset: DatasetName | None = None
+    """What lies at ``path`` (`dynamics.data.labelled`); none = film the tabletop."""
+    path: LocalPath | None = None
+    """Folder of the data set, or one of its manifests."""
+    heldout_path: LocalPath | None = None
+    """The same for the held-out set, e.g. a validation split; none = a share of ``path``."""
+    heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the pairs that is held out, whole videos or pictures at a time."""
+    num_seed: int = Field(default=4096)
+    """Pairs to film, or the most to take from the data set."""
+    max_pairs: dict[str, int] = {}
+    """The most pairs that a class of the data set gives to the seed, e.g. ``{kubric: 10000}``."""
+    num_heldout: int = Field(default=1000)
+    """Pairs to film, or the most to take from the held-out part."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "LabelledConfig":
+        if (self.dataset is None) != (self.path is None):
+            raise ValueError("dataset and path go together: which data set, and where it lies")
+        if self.heldout_path is not None and self.dataset is None:
+            raise ValueError("heldout_path needs dataset: which data set it is")
+        if self.max_pairs and self.dataset is None:
+            raise ValueError("max_pairs needs dataset: its keys are classes of that data set")
+        if any(most < 1 for most in self.max_pairs.values()):
+            raise ValueError("max_pairs must be at least 1 for every class it names")
+        return self
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "LabelledConfig":
+        if self.num_seed < 1:
+            raise ValueError(
+                "num_seed must be at least 1: without labelled pairs no IDM can be trained"
+            )
+        if self.num_heldout < 1:
+            raise ValueError(
+                "num_heldout must be at least 1: without held-out pairs nothing is measured"
+            )
+        return self
+
+
+class ModelConfig(Strict):
+    """The unified VLM."""
+
+    family: FamilyName = "chameleon"
+    base: LocalPath = Path("dynamics/assets/tiny-4x4")
+    """Checkpoint folder (Hugging Face layout); relative paths count from the repository."""
+    device: Device = "cpu"
+    merge_adapters: bool = True
+    """Label, verify and generate with each adapter merged into a base of its own: 1.6 times faster
+    on a CPU. False keeps both adapters on one base, half the memory, for large models."""
+
+
+class LabelConfig(Strict):
+    """The IDM actor pool."""
+
+    batch_size: int = Field(default=256, ge=1)
+    num_actors: int = Field(default=2, ge=1)
+    num_gpus_per_actor: float = Field(default=0.0, ge=0)
+    shard_rows: int = Field(default=2048, ge=1)
+    """Rows per durable shard: a kill loses at most one shard per actor."""
+    max_action_tokens: int = Field(default=12, ge=2)
+    agreement_samples: int = Field(default=4, ge=2)
+    candidates: int = Field(default=1, ge=1, le=16)
+    """Sentences considered per pair: the greedy one, the rest sampled. The one that IDM and FDP
+    together find likeliest becomes the label; more than one needs a filter.score that the FDP has a
+    part in (fdp_likelihood, noisy_channel)."""
+
+
+class ThresholdRule(Strict):
+    """Keep what scores at least ``threshold``."""
+
+    kind: Literal["threshold"] = "threshold"
+    threshold: float
+
+
+class TopFractionRule(Strict):
+    """Keep the best ``fraction`` of the round's labels."""
+
+    kind: Literal["top_fraction"] = "top_fraction"
+    fraction: float = Field(default=0.5, gt=0, le=1)
+
+
+class StratifiedTopKRule(Strict):
+    """Round-robin over classes, best unused label of each, until ``k`` (paper, Algorithm 1)."""
+
+    kind: Literal["stratified_top_k"] = "stratified_top_k"
+    k: int = Field(default=7000, ge=1)
+    """Labels to keep of every folder of the pool (the paper keeps 7,000 of each source)."""
+
+
+RULES: dict[str, type[BaseModel]] = {
+    "threshold": ThresholdRule,
+    "top_fraction": TopFractionRule,
+    "stratified_top_k": StratifiedTopKRule,
+}
+
+
+class FilterConfig(Strict):
+    """Which pseudo-labels are trusted."""
+
+    score: ScoreName = "sum_logprob"
+    rule: ThresholdRule | TopFractionRule | StratifiedTopKRule = Field(
+        default=TopFractionRule(), discriminator="kind"
+    )
+
+
+class LoraConfig(Strict):
+    """peft LoRA."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    train_embeddings: bool = True
+    """Also train embeddings and head: without them words that the base never saw stay at random
+    initialisation and the IDM cannot learn."""
+
+
+class TaskTraining(Strict):
+    """What one of the two tasks trains with instead of what `TrainConfig` says; none = the same."""
+
+    seed_steps: int | None = Field(default=None, ge=1)
+    round_steps: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    warmup_steps: int | None = Field(default=None, ge=0)
+
+
+class TrainConfig(Strict):
+    """Fine-tuning of the two adapters, which run side by side."""
+
+    method: Literal["lora", "full"] = "lora"
+    """peft LoRA, or all weights of the language model: a checkpoint per task instead of an adapter,
+    which wants a lower learning rate."""
+    strategy: Literal["ddp", "fsdp2", "deepspeed_zero2"] = "ddp"
+    """How the workers of a task share it: a copy of the model each, weights and optimizer state
+    split layer by layer (`fully_shard`), or gradients and optimizer state split (an extra)."""
+    num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers per adapter. IDM and FDP already use one core each, so two workers per
+    adapter pay only with more than two cores."""
+    num_gpus_per_worker: float = Field(default=0.0, ge=0)
+    seed_steps: int = Field(default=500, ge=1)
+    """Steps of round 0, on the labelled seed alone."""
+    round_steps: int = Field(default=600, ge=1)
+    """Steps of every later round."""
+    init: Literal["base", "previous"] = "base"
+    """Where a round's adapters start: from the base, or from the previous round's adapters."""
+    batch_size: int = Field(default=48, ge=1)
+    """Rows of a step, over all workers of the task."""
+    micro_batch_rows: int | None = Field(default=None, ge=1)
+    """Most rows that a worker sends through the model at a time, their gradients added up: less
+    memory, the same step. None = all of its rows at once."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: matrix products in bfloat16 (autocast) and frozen weights kept in it; what is
+    trained and its optimizer state stay float32."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again for the gradients: for LoRA half as
+    much compute again, for a tenth of the activations."""
+    seed_fraction: float = Field(default=0.25, ge=0, le=1)
+    """Share of every batch that comes from the true seed."""
+    learning_rate: float = Field(default=4e-3, gt=0)
+    warmup_steps: int = Field(default=20, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    recognition_weight: float = Field(default=0.0, ge=0, le=1)
+    """Share of the FDP loss that is weighted by the paper's recognition weights (normalised to
+    mean 1 per frame); the rest is uniform. 1 = the paper's loss."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints that a killed training resumes from."""
+    lora: LoraConfig = LoraConfig()
+    idm: TaskTraining = TaskTraining()
+    fdp: TaskTraining = TaskTraining()
+
+    def of(self, task: Literal["idm", "fdp", "joint"]) -> "TrainConfig":
+        """What a task trains with: its own values over the common ones."""
+        own = {"idm": self.idm, "fdp": self.fdp}.get(task, TaskTraining())
+        overrides = {name: value for name, value in own if value is not None}
+        return self.model_copy(update={**overrides, "idm": TaskTraining(), "fdp": TaskTraining()})
+
+    @model_validator(mode="after")
+    def _micro_batches_in_step(self) -> "TrainConfig":
+        if self.micro_batch_rows is None:
+            return self
+        for size in (self.of("idm").batch_size, self.of("fdp").batch_size):
+            if size % self.num_workers:
+                raise ValueError(
+                    "micro_batch_rows needs every batch_size to be a multiple of num_workers, so "
+                    "that all workers take equally many micro-batches"
+                )
+        return self
+
+
+class EvaluateConfig(Strict):
+    """Evaluation on the held-out pairs."""
+
+    best_of: tuple[int, ...] = (1, 2, 4, 8)
+    num_best_of_items: int = Field(default=400, ge=1)
+    """Held-out pairs used for the best-of-N curve (the first ones)."""
+    temperature: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=250, ge=1)
+    num_actors: int = Field(default=2, ge=1)
+
+
+class GuardConfig(Strict):
+    """Limits that a round must keep to be promoted: built upon and served (`dynamics.evaluation.guards`).
+
+    Chosen so that healthy rounds stay far inside; docs/DESIGN.md has how often each guard blocks a
+    healthy round, and a sick one.
+    """
+
+    max_copy_rate: float = Field(default=0.5, ge=0, le=1)
+    """Share of held-out pairs on which the greedy frame is the source. Healthy rounds have 0 to
+    2 %, an early prototype had up to 19 %, a model that only copies has 100 %."""
+    min_entropy_ratio: float = Field(default=0.7, ge=0)
+    """Entropy of the labels' meanings over that of the seed's, from equally many sentences; 0.99
+    and more in healthy rounds."""
+    max_common_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of the labels that have the most common meaning; about 0.01 in healthy rounds."""
+    max_type_skew: float = Field(default=0.35, ge=0, le=1)
+    """Total variation distance between the kept labels' mix of action types and that of all
+    labels; at most the share that is dropped, so the default filter cannot reach the limit. The
+    better half by the IDM's own likelihood has up to 0.27 in round 1, half of the types dropped
+    0.5."""
+    max_calibration_drift: float = Field(default=0.1, ge=0, le=1)
+    """Calibration error of the IDM's confidence on held-out pairs, minus that of round 0; up to
+    0.05 in healthy rounds."""
+    max_leaked_pairs: int = Field(default=10, ge=0)
+    """Held-out pairs that look like a pair of the pool: by chance 1 to 5 of the default's 1,000
+    show a scene and an action that its pool shows, too. Of clips that the pool holds byte for byte
+    none is allowed, whatever stands here."""
+    accept: tuple[GuardName, ...] = ()
+    """Guards whose verdict is overridden, and recorded (``--accept-guard``)."""
+
+
+class ServeConfig(Strict):
+    """The verifier-guided generator behind HTTP."""
+
+    enabled: bool = True
+    each_round: bool = False
+    host: str = "127.0.0.1"
+    """Anything but a loopback address needs an API key."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    api_key_env: str | None = None
+    """Name of the environment variable, where the service runs, that holds the API key."""
+    api_key_file: LocalPath | None = None
+    """File with the API key, on every node that answers HTTP; the variable goes before it."""
+    verifier: VerifierName = "noisy_channel"
+    """Who chooses where a request does not say."""
+    num_samples: int = Field(default=8, ge=1, le=16)
+    """Candidates where a request does not say."""
+    ingress_replicas: int = Field(default=0, ge=0)
+    """Processes that speak HTTP and hold no model. 0 = every replica does both: one hop less, but
+    nobody is left to repeat a request when a replica dies; take 1 or more with several replicas."""
+    num_replicas: int = Field(default=1, ge=1)
+    """Replicas with the generator; each has a queue of its own."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """Replicas are added up to so many while requests wait; none = always ``num_replicas``."""
+    verifier_replicas: int = Field(default=0, ge=0)
+    """Replicas of the verifier; 0 = the generator's process holds both adapters."""
+    num_cpus_per_replica: float = Field(default=0.5, ge=0)
+    num_gpus_per_replica: float = Field(default=0.0, ge=0)
+    num_gpus_per_verifier: float = Field(default=0.0, ge=0)
+    batch_rows: int = Field(default=128, ge=1, le=512)
+    """Most candidate frames that go through the model together."""
+    max_queued: int = Field(default=64, ge=1)
+    """Most requests that an HTTP replica holds; the rest is refused with 503 and Retry-After."""
+    deadline_s: float = Field(default=30.0, gt=0)
+    """A request that takes longer is given up."""
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> "ServeConfig":
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError("max_replicas must not be below num_replicas")
+        return self
+
+
+class TrackConfig(Strict):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking URI; none = sqlite in the run folder."""
+    experiment: str = "dynamics-bootstrap"
+
+
+class ClusterConfig(Strict):
+    """The local Ray that is started when no cluster is joined."""
+
+    num_cpus: int = Field(default=8, ge=2)
+    """Logical CPUs; more than cores, since a small box otherwise deadlocks on fractions."""
+    object_store_mb: int = Field(default=200, ge=75)
+
+
+class LoopConfig(Strict):
+    """Everything that a run is made from."""
+
+    name: str = Field(default="tabletop", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(default=0, ge=0)
+    rounds: int = Field(default=3, ge=1)
+    run_dir: LocalPath = Path("runs/tabletop")
+    world: WorldConfig = WorldConfig()
+    pool: PoolConfig = PoolConfig()
+    labelled: LabelledConfig = LabelledConfig()
+    model: ModelConfig = ModelConfig()
+    label: LabelConfig = LabelConfig()
+    filter: FilterConfig = FilterConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    guards: GuardConfig = GuardConfig()
+    serve: ServeConfig = ServeConfig()
+    track: TrackConfig = TrackConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _candidates_are_judged(self) -> "LoopConfig":
+        if self.label.candidates > 1 and self.filter.score not in SCORES_BY_FDP:
+            raise ValueError(
+                f"label.candidates above 1 needs filter.score to be {' or '.join(SCORES_BY_FDP)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _real_seed_has_a_real_pool(self) -> "LoopConfig":
+        if self.labelled.dataset is not None and self.pool.path is None:
+            raise ValueError(
+                "labelled.dataset needs pool.path: the filmed tabletop is no pool for real pictures"
+            )
+        return self
+
+    def base_path(self) -> Path:
+        """Absolute folder of the base checkpoint."""
+        return (
+            self.model.base if self.model.base.is_absolute() else REPOSITORY_ROOT / self.model.base
+        )
+
+    def digest(self) -> str:
+        """sha256 over what decides a run's results.
+
+        Left out (`NOT_DECIDING`): where it runs (`run_dir`, cluster, serving, tracking), `rounds`
+        and accepted guards, so that asking for more rounds, or accepting a blocked one, continues
+        a run instead of refusing it.
+        """
+        payload = self.model_dump(mode="json", exclude=_tree(NOT_DECIDING))
+        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def decides(key: str) -> bool:
+    """Whether a dotted key is part of the digest."""
+    return not any(key == name or key.startswith(f"{name}.") for name in NOT_DECIDING)
+
+
+def _tree(keys: Iterable[str]) -> dict[str, Any]:
+    """Dotted keys as the nested dict, True at its leaves, that pydantic takes."""
+    tree: dict[str, Any] = {}
+    for key in keys:
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = True
+    return tree

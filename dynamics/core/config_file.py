@@ -1,0 +1,101 @@
+"""Reading the configuration: YAML file, dotted overrides, and errors that name the nearest key."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from dynamics.core.config import RULES, LoopConfig
+from dynamics.core.errors import UserError
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
+    """Read a YAML file, apply ``a.b=value`` overrides, validate.
+
+    Raises:
+        UserError: missing file, bad YAML, unknown key (with the nearest one), bad value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist; try configs/tabletop.yaml")
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of keys, not a {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return validate(tree, where=str(path))
+
+
+def with_overrides(cfg: LoopConfig, overrides: Sequence[str]) -> LoopConfig:
+    """The config with ``a.b=value`` overrides.
+
+    Raises:
+        UserError: as `load`.
+    """
+    tree = cfg.model_dump(mode="json")
+    for override in overrides:
+        _apply(tree, override)
+    return validate(tree, where="overrides")
+
+
+def validate(tree: dict[str, Any], *, where: str) -> LoopConfig:
+    """Validate a plain dict; ``where`` is named in errors."""
+    try:
+        return LoopConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"override {override!r} must look like section.key=value")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"override {override!r}: {parent} is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """All problems in one line, unknown keys with the nearest known one."""
+    return "; ".join(_explain_one(dict(problem)) for problem in error.errors())
+
+
+def _explain_one(problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    dotted = ".".join(location)
+    if problem["type"] != "extra_forbidden":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{dotted or 'config'}: {message}"
+    known = _known_keys(location[:-1])
+    nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+    hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
+    return f"unknown key {dotted}{hint}"
+
+
+def _known_keys(parents: list[str]) -> list[str]:
+    model: type[BaseModel] = LoopConfig
+    for name in parents:
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            # A filter rule: pydantic puts the discriminator's value into the location.
+            model = RULES.get(name, model)
+            continue
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Videos and labelled sets, read into frame pairs."""

@@ -1,0 +1,24 @@
+"""Labelled sets: real pictures and videos with an action sentence.
+
+To add one: a module with a function from a path to a `Labelled`, one line in DATASETS, one name in
+`DatasetName`. A function reads manifests only; pixels are read when a pair is used
+(`dynamics.data.labelled.read`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dynamics.data.labelled.aurora import list_aurora
+from dynamics.data.labelled.epic import list_epic
+from dynamics.data.labelled.lerobot import list_lerobot
+from dynamics.data.labelled.listing import Labelled
+from dynamics.data.labelled.something import list_something
+from dynamics.data.labelled.table import list_parquet
+
+DATASETS: dict[str, Callable[[Path], Labelled]] = {
+    "aurora": list_aurora,
+    "something": list_something,
+    "epic": list_epic,
+    "parquet": list_parquet,
+    "lerobot": list_lerobot,
+}

@@ -1,0 +1,131 @@
+"""The labelled seed and the held-out set of a run, from a real data set."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.errors import UserError
+from dynamics.core.records import TRANSITION_SCHEMA, DatasetRef
+from dynamics.data.labelled import DATASETS
+from dynamics.data.labelled.listing import Labelled, LabelledPair
+from dynamics.data.labelled.read import Rows, read_rows
+from dynamics.data.labelled.split import capped, drawn, split
+from dynamics.data.video.sandbox import DecodePool
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.tables import dataset_ref, write_table
+
+Progress = Callable[[int, int, str], None]
+"""Called as ``progress(done, total, what)``; a total of 0 means "unknown"."""
+
+_NUM_WORKERS = 2
+_EXAMPLES = 20
+"""Rejects of each reason that are named in ingest.json; all are counted."""
+
+
+def build_labelled(
+    cfg: LoopConfig,
+    data: Path,
+    images: ImageTokenizer,
+    fits: Callable[[str], bool],
+    progress: Progress,
+) -> tuple[dict[str, DatasetRef], dict[str, Any]]:
+    """Write ``seed.parquet`` and ``heldout.parquet`` (TRANSITION_SCHEMA).
+
+    The held-out set is read first; a picture or video behind it is never used for the seed, under
+    whatever name (reject ``in_heldout``). Both are written last, so that they belong together.
+
+    Args:
+        cfg: with ``labelled.dataset``.
+        data: folder to write to.
+        images: tokenizes the frames.
+        fits: whether an action sentence fits the model's prompts.
+        progress: told what is read.
+
+    Returns:
+        The tables, and what was counted, by ``seed`` and ``heldout``.
+
+    Raises:
+        UserError: no usable pair for one of the two, or a full disk.
+    """
+    found, held = _listings(cfg, progress)
+    if held is None:
+        seed_pairs, heldout_pairs = split(found.pairs, cfg.labelled.heldout_fraction, cfg.seed)
+    else:
+        seed_pairs, heldout_pairs = (drawn(one.pairs, cfg.seed) for one in (found, held))
+    wanted = cfg.labelled
+    seed_pairs = capped(seed_pairs, wanted.max_pairs)
+    with DecodePool(
+        _NUM_WORKERS, memory_mb=cfg.pool.decode_memory_mb, timeout_s=cfg.pool.decode_timeout_s
+    ) as decoders:
+        read = partial(read_rows, images=images, fits=fits, decoders=decoders)
+        told = {name: partial(_tell, progress, name) for name in ("heldout", "seed")}
+        heldout = read(heldout_pairs, wanted.num_heldout, progress=told["heldout"])
+        seed = read(seed_pairs, wanted.num_seed, taken=heldout.digests, progress=told["seed"])
+    counted = {
+        "seed": _counted(found, seed_pairs, seed),
+        "heldout": _counted(held or found, heldout_pairs, heldout),
+    }
+    return _written(data, {"heldout": heldout, "seed": seed}, counted), counted
+
+
+def _tell(progress: Progress, name: str, done: int, total: int) -> None:
+    progress(done, total, f"read {name}")
+
+
+def _written(
+    data: Path, parts: dict[str, Rows], counted: dict[str, dict[str, Any]]
+) -> dict[str, DatasetRef]:
+    for name, rows in parts.items():
+        if not rows.table.num_rows:
+            raise UserError(
+                f"no pair can be used for the {name} set: {counted[name]['listed']}; then rejected "
+                f"{counted[name]['rejects']}; see labelled.path and labelled.heldout_fraction"
+            )
+    return {
+        name: write_table(data / f"{name}.parquet", rows.table, TRANSITION_SCHEMA)
+        for name, rows in parts.items()
+    }
+
+
+def built(data: Path) -> dict[str, DatasetRef] | None:
+    """What `build_labelled` wrote, None unless both are there."""
+    paths = {name: data / f"{name}.parquet" for name in ("seed", "heldout")}
+    if not all(path.exists() for path in paths.values()):
+        return None
+    return {name: dataset_ref(path) for name, path in paths.items()}
+
+
+def _listings(cfg: LoopConfig, progress: Progress) -> tuple[Labelled, Labelled | None]:
+    """The data set, and its held-out part where that has a path of its own."""
+    labelled = cfg.labelled
+    assert labelled.dataset is not None
+    assert labelled.path is not None
+    listings: list[Labelled] = []
+    for path in (labelled.path, labelled.heldout_path):
+        if path is None:
+            return listings[0], None
+        if not path.exists():
+            raise UserError(f"{labelled.dataset} data set {path} does not exist; see labelled.path")
+        progress(0, 0, f"list {labelled.dataset}")
+        listings.append(DATASETS[labelled.dataset](path))
+        progress(0, 0, listings[-1].summary())
+    return listings[0], listings[1]
+
+
+def _counted(found: Labelled, pairs: Sequence[LabelledPair], rows: Rows) -> dict[str, Any]:
+    """For ingest.json: where everything went that the manifest listed."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in (*found.rejects, *rows.rejects):
+        reasons.setdefault(reason, []).append(name)
+    return {
+        "listed": found.summary(),
+        "num_candidates": len(pairs),
+        "num_pairs": rows.table.num_rows,
+        "rejects": {reason: len(names) for reason, names in sorted(reasons.items())},
+        "examples": {
+            reason: list(islice(names, _EXAMPLES)) for reason, names in sorted(reasons.items())
+        },
+    }

@@ -1,0 +1,252 @@
+"""LeRobot datasets, v3: episodes packed into mp4 and Parquet files, with tasks in words.
+
+Format: https://huggingface.co/docs/lerobot/lerobot-dataset-v3. ``meta/info.json`` names the files;
+``meta/episodes/*/*.parquet`` says which part of which video an episode is; the words are, the
+finest first,
+
+- ``language_persistent`` rows of style ``subtask``, each in force from its timestamp on (v3.1),
+- ``subtask_index`` per frame, named by ``meta/subtasks.parquet``,
+- ``task_index`` per frame, named by ``meta/tasks.parquet``.
+
+Frames with the same words in a row are one segment; its first and last frame are the pair. Of
+several cameras the first one that info.json lists is used.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynamics.core.errors import UserError
+from dynamics.data.labelled.listing import Collector, Labelled, LabelledPair, Segment, plain_action
+from dynamics.data.labelled.paths import Refused, Root
+
+ORIGIN = "datasets of this format: https://huggingface.co/datasets?other=LeRobot"
+_OLD = "convert it with lerobot's convert_dataset_v21_to_v30"
+_FRAME_COLUMNS = ("episode_index", "timestamp", "task_index", "subtask_index")
+_LANGUAGE = "language_persistent"
+
+
+def list_lerobot(path: Path) -> Labelled:
+    """One pair a segment of an episode.
+
+    Args:
+        path: the dataset's folder, which holds ``meta``.
+
+    Raises:
+        UserError: no v3 dataset with a camera there, a damaged one, or no segment can be used.
+    """
+    collector = Collector(f"lerobot in {path}", ORIGIN)
+    dataset = _Dataset(path)
+    for episode in dataset.episodes():
+        name = f"episode {episode.get('episode_index')}"
+        try:
+            video = dataset.video(episode)
+            start_s = float(episode[f"videos/{dataset.camera}/from_timestamp"])
+            spans = dataset.spans(episode)
+        except Refused as error:
+            collector.reject(name, str(error))
+            continue
+        except (KeyError, TypeError, ValueError):
+            collector.reject(name, "damaged_metadata")
+            continue
+        if not spans:
+            collector.reject(name, "no_action")
+        for span in spans:
+            try:
+                action = plain_action(span.words)
+                if span.last_s <= span.first_s:
+                    raise Refused("empty_segment")
+            except Refused as error:
+                collector.reject(f"{name} at {span.first_s:.2f} s", str(error))
+                continue
+            collector.add(
+                LabelledPair(
+                    name=video.relative_to(dataset.root.folder).as_posix(),
+                    frames=Segment(video, (start_s + span.first_s, start_s + span.last_s)),
+                    action=action,
+                    clip_class=action,
+                    sources=(name,),
+                )
+            )
+    return collector.done()
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Frames of an episode with the same words, in seconds from the episode's beginning."""
+
+    words: object
+    first_s: float
+    last_s: float
+
+
+class _Dataset:
+    """The metadata of a dataset; a data file's columns are read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = Root(folder)
+        info = _info(folder)
+        self._video_path = str(info.get("video_path"))
+        self._data_path = str(info.get("data_path"))
+        self.camera = _camera(folder, info)
+        self._words = {
+            column: _names(folder / "meta" / f"{stem}.parquet", column)
+            for column, stem in (("subtask_index", "subtasks"), ("task_index", "tasks"))
+        }
+        self._data: tuple[Path, dict[int, _Episode]] | None = None
+
+    def episodes(self) -> Iterator[dict[str, Any]]:
+        files = sorted((self.root.folder / "meta" / "episodes").glob("*/*.parquet"))
+        if not files:
+            raise UserError(f"{self.root.folder} has no meta/episodes/*/*.parquet; get it again")
+        for file in files:
+            try:
+                table = pq.ParquetFile(file)
+                # Statistics are most of the file, and not needed.
+                names = [n for n in table.schema_arrow.names if not n.startswith("stats/")]
+                yield from table.read(columns=names).to_pylist()
+            except (pa.ArrowInvalid, OSError) as error:
+                raise UserError(f"{file} is damaged; get it again") from error
+
+    def video(self, episode: dict[str, Any]) -> Path:
+        try:
+            return self.root.find(self._place(self._video_path, f"videos/{self.camera}", episode))
+        except Refused as error:
+            missing = str(error) == "missing_file"
+            raise Refused("missing_video" if missing else str(error)) from error
+
+    def spans(self, episode: dict[str, Any]) -> list[_Span]:
+        """Segments in the order of time."""
+        try:
+            file = self.root.find(self._place(self._data_path, "data", episode))
+        except Refused as error:
+            missing = str(error) == "missing_file"
+            raise Refused("missing_data" if missing else str(error)) from error
+        if self._data is None or self._data[0] != file:
+            self._data = (file, _by_episode(file))
+        found = self._data[1].get(episode["episode_index"])
+        return [] if found is None else _spans(found, self._words)
+
+    def _place(self, template: str, prefix: str, episode: dict[str, Any]) -> str:
+        """A path of info.json with its fields filled in; nothing else of a format is obeyed."""
+        fields = {
+            "video_key": self.camera,
+            "chunk_index": f"{int(episode[f'{prefix}/chunk_index']):03d}",
+            "file_index": f"{int(episode[f'{prefix}/file_index']):03d}",
+        }
+        for name, value in fields.items():
+            template = template.replace(f"{{{name}:03d}}", value).replace(f"{{{name}}}", value)
+        return template
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    path = folder / "meta" / "info.json"
+    try:
+        info = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{folder} is no LeRobot dataset (no meta/info.json); {ORIGIN}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON; get it again") from error
+    version = info.get("codebase_version") if isinstance(info, dict) else None
+    if not str(version).startswith("v3."):
+        raise UserError(f"{folder} is a LeRobot dataset of version {version}, not v3; {_OLD}")
+    return dict(info)
+
+
+def _camera(folder: Path, info: dict[str, Any]) -> str:
+    features = info.get("features")
+    for name, feature in features.items() if isinstance(features, dict) else ():
+        if isinstance(feature, dict) and feature.get("dtype") == "video" and not _is_depth(feature):
+            return str(name)
+    raise UserError(
+        f"{folder} has no camera in its videos; record or convert it with videos (use_videos)"
+    )
+
+
+def _is_depth(feature: dict[str, Any]) -> bool:
+    details = feature.get("info")
+    found = details if isinstance(details, dict) else {}
+    return bool(found.get("is_depth_map") or found.get("video.is_depth_map"))
+
+
+def _names(path: Path, column: str) -> dict[int, str]:
+    """Index to words; pandas wrote the words as the table's index, whose column's name varies."""
+    if not path.is_file():
+        return {}
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is damaged; get it again") from error
+    texts = [name for name in table.column_names if name != column]
+    if column not in table.column_names or not texts:
+        raise UserError(f"{path} has no column {column} with its words; get it again")
+    return dict(zip(table[column].to_pylist(), table[texts[0]].to_pylist(), strict=True))
+
+
+@dataclass(slots=True)
+class _Episode:
+    """What a data file says of an episode."""
+
+    language: list[dict[str, Any]]
+    """Its ``language_persistent`` rows, which every frame repeats."""
+    frames: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _by_episode(file: Path) -> dict[int, _Episode]:
+    """A data file by episode, without sensor readings."""
+    try:
+        table = pq.ParquetFile(file)
+        wanted = (*_FRAME_COLUMNS, _LANGUAGE)
+        rows = table.read(columns=[name for name in table.schema_arrow.names if name in wanted])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise Refused("damaged_data") from error
+    said = rows[_LANGUAGE] if _LANGUAGE in rows.column_names else None
+    small = rows.select([name for name in rows.column_names if name != _LANGUAGE])
+    found: dict[int, _Episode] = {}
+    for number, row in enumerate(small.to_pylist()):
+        episode = row["episode_index"]
+        if episode not in found:
+            found[episode] = _Episode(said[number].as_py() or [] if said is not None else [])
+        found[episode].frames.append(row)
+    return found
+
+
+def _spans(episode: _Episode, words: dict[str, dict[int, str]]) -> list[_Span]:
+    if subtasks := _subtasks(episode.language):
+        said = [_in_force(subtasks, frame["timestamp"]) for frame in episode.frames]
+    else:
+        said = [_indexed(frame, words) for frame in episode.frames]
+    spans = []
+    pairs = zip(said, episode.frames, strict=True)
+    for words_said, group in groupby(pairs, key=lambda pair: pair[0]):
+        times = [float(frame["timestamp"]) for _, frame in group]
+        if words_said is not None:
+            spans.append(_Span(words_said, times[0], times[-1]))
+    return spans
+
+
+def _subtasks(rows: Iterable[dict[str, Any]]) -> list[tuple[float, str]]:
+    """(seconds, words) in the order of time."""
+    found = [(float(r["timestamp"]), r["content"]) for r in rows if r.get("style") == "subtask"]
+    return sorted((time, words) for time, words in found if words)
+
+
+def _in_force(subtasks: list[tuple[float, str]], time_s: float) -> str | None:
+    """The words that were said last."""
+    # Both are float32 of the same clock, so equal moments are equal.
+    started = [words for start, words in subtasks if start <= time_s]
+    return started[-1] if started else None
+
+
+def _indexed(frame: dict[str, Any], words: dict[str, dict[int, str]]) -> str | None:
+    for column, names in words.items():
+        found = names.get(frame.get(column, -1))
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,164 @@
+"""What a labelled set offers: pairs of pictures or segments of videos, and what was left out."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from dynamics.core.errors import UserError
+from dynamics.data.labelled.paths import Refused
+
+MAX_ACTION_CHARS = 512
+"""Longest action sentence; the generator's endpoint takes no longer one either."""
+
+# Names of special and image tokens in the vocabularies of the model families: in an action
+# sentence they are an accident or an attack.
+_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|IMGIMG[A-J]+Z")
+_UNSPOKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""Control characters and invisible marks of direction."""
+
+
+class Picture(Protocol):
+    """An encoded picture somewhere."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    def read(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            Refused: it cannot be read.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Stills:
+    """Two pictures."""
+
+    before: Picture
+    after: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The first and the last frame of a video or of a part of it."""
+
+    path: Path
+    span_s: tuple[float, float] | None = None
+    """Seconds from the video's beginning; None is the whole video."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledPair:
+    """A pair of frames with its action sentence; nothing of it is decoded yet."""
+
+    name: str
+    """Where the pair comes from: becomes ``clip_path``."""
+    frames: Stills | Segment
+    action: str
+    """Plain text, 1 to `MAX_ACTION_CHARS` characters."""
+    clip_class: str = ""
+    sources: tuple[str, ...]
+    """The videos, or pictures, that it was cut from. Pairs that share one are never split between
+    seed and held-out set."""
+    place: int = 0
+    """Number among the usable rows of the data set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Everything that a manifest listed."""
+
+    title: str
+    """Name of the data set and where it was looked for."""
+    origin: str
+    """Where its parts are to be had."""
+    pairs: tuple[LabelledPair, ...]
+    rejects: tuple[tuple[str, str], ...]
+    """(name, reason) of what is left out."""
+
+    def counts(self) -> Counter[str]:
+        """Rejects by reason."""
+        return Counter(reason for _, reason in self.rejects)
+
+    def summary(self) -> str:
+        """One line: what is used, what is left out and why, and where to get what is missing."""
+        rows = [reason for _, reason in self.rejects if reason != "missing_manifest"]
+        total = len(self.pairs) + len(rows)
+        line = f"{self.title}: {len(self.pairs):,} of {total:,} rows can be used"
+        if not self.rejects:
+            return line
+        first = {reason: name for name, reason in reversed(self.rejects)}
+        left_out = ", ".join(
+            f"{count:,} {reason} (e.g. {first[reason]})"
+            for reason, count in sorted(self.counts().items())
+        )
+        missing = any(reason.startswith("missing") for reason in first)
+        where = f"; where to get what is missing: {self.origin}" if missing else ""
+        return f"{line}; left out: {left_out}{where}"
+
+
+class Collector:
+    """Gathers the pairs and rejects of one data set."""
+
+    def __init__(self, title: str, origin: str) -> None:
+        self._title = title
+        self._origin = origin
+        self._pairs: list[LabelledPair] = []
+        self._rejects: list[tuple[str, str]] = []
+
+    def add(self, pair: LabelledPair) -> None:
+        """A usable row."""
+        self._pairs.append(replace(pair, place=len(self._pairs)))
+
+    def reject(self, name: object, reason: str) -> None:
+        """A row, or a part of the set, that cannot be used."""
+        self._rejects.append((printable(name), reason))
+
+    def done(self) -> Labelled:
+        """The listing.
+
+        Raises:
+            UserError: not one row can be used.
+        """
+        found = Labelled(
+            title=self._title,
+            origin=self._origin,
+            pairs=tuple(self._pairs),
+            rejects=tuple(self._rejects),
+        )
+        if not found.pairs:
+            raise UserError(f"{found.summary()}; check labelled.path and labelled.dataset")
+        return found
+
+
+def plain_action(said: object) -> str:
+    """An action sentence as plain text on one line; of a list of wordings the first.
+
+    Raises:
+        Refused: ``no_action``, ``long_action`` or ``special_token``.
+    """
+    if isinstance(said, list | tuple):
+        said = said[0] if said else ""
+    if not isinstance(said, str):
+        raise Refused("no_action")
+    if len(said) > 4 * MAX_ACTION_CHARS:  # before any work on it
+        raise Refused("long_action")
+    text = " ".join(_UNSPOKEN.sub(" ", said.encode(errors="replace").decode()).split())
+    if not text:
+        raise Refused("no_action")
+    if len(text) > MAX_ACTION_CHARS:
+        raise Refused("long_action")
+    if _SPECIAL.search(text):
+        raise Refused("special_token")
+    return text
+
+
+def printable(name: object) -> str:
+    """A name from a manifest, fit for one line of a message or a table."""
+    text = str(name).encode(errors="backslashreplace").decode()
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -1,0 +1,96 @@
+"""Paths that a manifest names: only ordinary files below its root are ever opened."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamics.core.errors import UserError
+
+MAX_IMAGE_BYTES = 64 * 2**20
+
+
+class Refused(Exception):  # noqa: N818 - a verdict on the input, not a failure of ours
+    """A row cannot be used; ``str`` is the reason."""
+
+
+class Root:
+    """A folder, and the files below it that a manifest may name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(os.path.realpath(folder))
+        self._prefix = f"{str(self.folder).rstrip(os.sep)}{os.sep}"
+        self._inside: dict[str, bool] = {}
+
+    def find(self, name: object) -> Path:
+        """The file of a relative name.
+
+        Raises:
+            Refused: ``no_path`` (not a name), ``path_outside`` (absolute, a URL, or with ``..``),
+                ``symlink`` (a link leads out of the root), ``missing_file`` or ``not_a_file``.
+        """
+        if not isinstance(name, str) or not name:
+            raise Refused("no_path")
+        parts = name.split("/")
+        if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name:
+            raise Refused("path_outside")
+        path = f"{self._prefix}{name}"
+        try:
+            status = os.lstat(path)
+            if not self._stays_inside(os.path.dirname(path)):
+                raise Refused("symlink")
+            if stat.S_ISLNK(status.st_mode):
+                path = os.path.realpath(path)
+                if not path.startswith(self._prefix):
+                    raise Refused("symlink")
+                status = os.lstat(path)
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise Refused("missing_file") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise Refused("not_a_file")
+        return Path(path)
+
+    def _stays_inside(self, folder: str) -> bool:
+        """Whether a folder's links end below the root; asked once a folder."""
+        if folder not in self._inside:
+            self._inside[folder] = f"{os.path.realpath(folder)}{os.sep}".startswith(self._prefix)
+        return self._inside[folder]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A picture in a file."""
+
+    path: Path
+    name: str
+
+    def read(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            Refused: ``missing_file`` (gone, or a link by now), ``not_a_file`` or ``file_size``.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError as error:
+            raise Refused("missing_file") from error
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise Refused("not_a_file")
+            if not 0 < status.st_size <= MAX_IMAGE_BYTES:
+                raise Refused("file_size")
+            return file.read(MAX_IMAGE_BYTES)
+
+
+def first_file(candidates: list[Path], what: str) -> Path:
+    """The first of several usual places that holds a file.
+
+    Raises:
+        UserError: none does; ``what`` names the thing and where to get it.
+    """
+    for path in candidates:
+        if path.is_file():
+            return path
+    places = ", ".join(str(path) for path in candidates[:3])
+    raise UserError(f"no {what}; looked for {places}")

@@ -1,0 +1,156 @@
+"""Our own interchange format: Parquet tables of pictures with an action sentence.
+
+- ``source_image`` and ``target_image``: encoded bytes, also as Hugging Face's ``{bytes, path}``, or
+  a path that counts from the table's folder
+- ``action``: the action sentence
+- ``clip_path``: optional, the video or picture that both were cut from
+- ``clip_class``: optional
+"""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynamics.core.errors import UserError
+from dynamics.data.labelled.listing import (
+    Collector,
+    Labelled,
+    LabelledPair,
+    Picture,
+    Stills,
+    plain_action,
+    printable,
+)
+from dynamics.data.labelled.paths import MAX_IMAGE_BYTES, ImageFile, Refused, Root
+
+IMAGES = ("source_image", "target_image")
+_TEXTS = ("action", "clip_path", "clip_class")
+ORIGIN = (
+    "the columns are source_image, target_image and action, see dynamics/data/labelled/table.py"
+)
+
+
+def list_parquet(path: Path) -> Labelled:
+    """One pair a row; embedded pictures are read when they are used.
+
+    Args:
+        path: a Parquet file, or a folder whose ``*.parquet`` are read in the order of their names.
+
+    Raises:
+        UserError: no table, a damaged one, a missing column, or no row can be used.
+    """
+    collector = Collector(f"parquet in {path}", ORIGIN)
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    if not files:
+        raise UserError(f"{path} holds no *.parquet; {ORIGIN}")
+    for file in files:
+        table = _Table(file)
+        root = Root(file.absolute().parent)
+        for row, values in table.rows():
+            name = f"{file.name} row {row}"
+            try:
+                collector.add(_pair(table, root, row, name, values))
+            except Refused as error:
+                collector.reject(name, str(error))
+    return collector.done()
+
+
+def _pair(table: "_Table", root: Root, row: int, name: str, values: dict[str, Any]) -> LabelledPair:
+    pictures: list[Picture] = []
+    for column in IMAGES:
+        if column in table.embedded:
+            pictures.append(_TableImage(table, row, column, f"{name} {column}"))
+        else:
+            path = values.get(column)
+            pictures.append(ImageFile(root.find(path), str(path)))
+    clip = values.get("clip_path")
+    clip_class = values.get("clip_class")
+    return LabelledPair(
+        name=printable(clip or name),
+        frames=Stills(*pictures),
+        action=plain_action(values.get("action")),
+        clip_class=printable(clip_class) if clip_class else "",
+        sources=(printable(clip),) if clip else tuple(picture.name for picture in pictures),
+    )
+
+
+class _Table:
+    """A Parquet file; one row group's pictures are in memory at a time."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = pq.ParquetFile(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path} is no Parquet file; {ORIGIN}") from error
+        schema = self._file.schema_arrow
+        missing = [name for name in (*IMAGES, "action") if name not in schema.names]
+        if missing:
+            raise UserError(f"{path} has no column {', '.join(missing)}; {ORIGIN}")
+        self.embedded = frozenset(name for name in IMAGES if not _is_text(schema.field(name).type))
+        """Image columns that hold bytes."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._group: tuple[int, pa.Table] | None = None
+        sizes = [
+            self._file.metadata.row_group(group).num_rows
+            for group in range(self._file.num_row_groups)
+        ]
+        self._starts = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
+
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Row numbers with what is small: texts and paths, no picture."""
+        small = {*_TEXTS, *IMAGES} - self.embedded
+        columns = [name for name in self._file.schema_arrow.names if name in small]
+        start = 0
+        try:
+            for batch in self._file.iter_batches(batch_size=4096, columns=columns):
+                for offset, row in enumerate(batch.to_pylist()):
+                    yield start + offset, row
+                start += batch.num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{self._path} is damaged; get it again") from error
+
+    def image(self, row: int, column: str) -> bytes:
+        """The bytes of a picture; threads take turns."""
+        with self._lock:
+            group = next(g for g, end in enumerate(self._starts[1:]) if row < end)
+            if self._group is None or self._group[0] != group:
+                self._group = (group, self._file.read_row_group(group, columns=list(self.embedded)))
+            value = self._group[1][column][row - self._starts[group]].as_py()
+        payload = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(payload, bytes) or not payload:
+            raise Refused("missing_image")
+        if len(payload) > MAX_IMAGE_BYTES:
+            raise Refused("file_size")
+        return payload
+
+
+class _TableImage:
+    """A picture in a table."""
+
+    __slots__ = ("_column", "_row", "_table", "name")
+
+    def __init__(self, table: _Table, row: int, column: str, name: str) -> None:
+        self._table = table
+        self._row = row
+        self._column = column
+        self.name = name
+
+    def read(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            Refused: ``missing_image``, ``file_size`` or ``unreadable``.
+        """
+        try:
+            return self._table.image(self._row, self._column)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise Refused("unreadable") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -1,0 +1,27 @@
+"""Videos below a folder by their names without suffix, as manifests name them."""
+
+from pathlib import Path, PurePosixPath
+
+from dynamics.data.labelled.paths import Refused
+from dynamics.data.video.sources import VIDEO_SUFFIXES, Clip, checked_root, find_files
+
+
+class Videos:
+    """An index of a folder; what a manifest says is only ever looked up in it, never opened."""
+
+    def __init__(self, folder: Path) -> None:
+        listing = find_files(checked_root(folder), VIDEO_SUFFIXES)
+        self._found: dict[str, Clip] = {}
+        for clip in listing.clips:
+            self._found.setdefault(PurePosixPath(clip.name).stem, clip)
+        self._refused = {PurePosixPath(name).stem: reason for name, reason in listing.refused}
+
+    def find(self, name: str) -> Clip:
+        """The video of a name.
+
+        Raises:
+            Refused: ``missing_video``, or why it must not be opened (``symlink`` and so on).
+        """
+        if name in self._found:
+            return self._found[name]
+        raise Refused(self._refused.get(name, "missing_video"))

@@ -1,1 +1,0 @@
-"""Batched decoding of action sentences and image codes."""

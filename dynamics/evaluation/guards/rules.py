@@ -1,0 +1,235 @@
+"""The guards of a round: pure functions of its tables, each with a limit from the config.
+
+A round that fails one is not promoted: no later round builds on it, and the generator goes on
+serving the last promoted one. A guard without evidence says nothing: round 0 has no labels, and
+nothing before it to drift from. `benchmarks/guards.py` measures how often each is wrong.
+
+B held-out pairs, L codes a frame.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+
+from dynamics.core.config import GuardConfig, GuardName
+from dynamics.core.domain import normalised_text
+from dynamics.core.records import GuardResult
+from dynamics.core.seeds import numpy_rng
+from dynamics.evaluation.calibration import expected_calibration_error
+from dynamics.evaluation.guards.leakage import Leakage
+from dynamics.storage.tables import codes_matrix
+from dynamics.tabletop.meaning import canonical_action, kind_of
+
+MIN_LABELS = 200
+"""With fewer labels their mix and their entropy measure chance: their guards say nothing."""
+
+_PAIRS_A_BIN = 25
+"""Fewest held-out pairs in a bin of the calibration error: with fewer it measures noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardEvidence:
+    """What the guards look at."""
+
+    items: pa.Table
+    """The round's evaluation (`evaluation.items.items_schema`)."""
+    heldout: pa.Table
+    """The held-out pairs, at least ``source_codes`` and ``target_codes``; rows as in ``items``."""
+    seed_actions: Sequence[str]
+    """Action sentences of the labelled seed."""
+    leakage: Leakage
+    labels: pa.Table | None = None
+    """LABEL_SCHEMA; None in round 0."""
+    decisions: pa.Table | None = None
+    """DECISION_SCHEMA, one row per label; None in round 0."""
+    first_items: pa.Table | None = None
+    """Round 0's evaluation; None in round 0."""
+    tabletop: bool = True
+    """Whether the pool is filmed, so that the grammar knows what a label means."""
+
+
+Guard = Callable[[GuardEvidence, GuardConfig], GuardResult | None]
+
+
+def judge(evidence: GuardEvidence, limits: GuardConfig) -> tuple[GuardResult, ...]:
+    """The results of all guards that have evidence, in the order of `GUARDS`."""
+    results = (guard(evidence, limits) for guard in GUARDS.values())
+    return tuple(result for result in results if result is not None)
+
+
+def copy_rate(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
+    """Share of held-out pairs on which the FDP gives the source back.
+
+    A frame is a copy when its codes are the source's, which needs no oracle, or when the oracle
+    reads the source's state in it. Pairs whose true codes do not change are left out.
+    """
+    source_BL, target_BL = (
+        codes_matrix(evidence.heldout, name) for name in ("source_codes", "target_codes")
+    )
+    same_B = (codes_matrix(evidence.items, "greedy_codes") == source_BL).all(axis=1)
+    changes_B = (source_BL != target_BL).any(axis=1)
+    seen_B = np.array([bool(copied) for copied in evidence.items["fdp_copy"].to_pylist()])
+    if not changes_B.any():
+        return None
+    copied = (same_B | seen_B)[changes_B]
+    value = float(copied.mean())
+    return _result(
+        "copy_rate",
+        value,
+        limits.max_copy_rate,
+        value <= limits.max_copy_rate,
+        f"the FDP gives its input back on {copied.sum():,} of {len(copied):,} held-out pairs",
+        "train longer (train.seed_steps, train.round_steps)",
+    )
+
+
+def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
+    """Entropy of what the labels mean, held against the seed's; and the most common meaning.
+
+    The entropy of a sample grows with its size, so equally many labels and seed sentences, drawn
+    by a fixed seed, are compared. The value is the ratio of the two.
+    """
+    if evidence.labels is None or evidence.labels.num_rows < MIN_LABELS:
+        return None
+    said = [_meaning(action, evidence.tabletop) for action in evidence.labels["action"].to_pylist()]
+    taught = [_meaning(action, evidence.tabletop) for action in evidence.seed_actions]
+    size = min(len(said), len(taught))
+    known = _entropy(_sample(taught, size, "seed"))
+    # A seed that only ever says one thing has nothing that labels could lose.
+    ratio = _entropy(_sample(said, size, "labels")) / known if known else 1.0
+    common, count = Counter(said).most_common(1)[0]
+    share = count / len(said)
+    return _result(
+        "caption_collapse",
+        ratio,
+        limits.min_entropy_ratio,
+        ratio >= limits.min_entropy_ratio and share <= limits.max_common_share,
+        f"share of the entropy that the seed's sentences have; {100 * share:.1f} % of the labels "
+        f"mean {common!r}, limit {100 * limits.max_common_share:g} %",
+        "a stricter filter (filter.rule) or more labelled pairs (labelled.num_seed)",
+    )
+
+
+def type_skew(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
+    """Total variation distance between the kept labels' mix of action types and all labels'."""
+    if evidence.labels is None or evidence.decisions is None:
+        return None
+    if evidence.labels.num_rows < MIN_LABELS:
+        return None
+    ids, verdicts = (evidence.decisions[name].to_pylist() for name in ("label_id", "accepted"))
+    accepted = {label for label, verdict in zip(ids, verdicts, strict=True) if verdict}
+    if not accepted:
+        return None
+    kinds = [_kind(action, evidence.tabletop) for action in evidence.labels["action"].to_pylist()]
+    labels = evidence.labels["label_id"].to_pylist()
+    before = _mix(kinds)
+    after = _mix([kind for kind, label in zip(kinds, labels, strict=True) if label in accepted])
+    change = {kind: after.get(kind, 0.0) - share for kind, share in before.items()}
+    value = sum(abs(points) for points in change.values()) / 2
+    most = max(change, key=lambda kind: abs(change[kind]))
+    return _result(
+        "type_skew",
+        value,
+        limits.max_type_skew,
+        value <= limits.max_type_skew,
+        f"distance of the kept labels' action types from all labels'; most for {most!r}, "
+        f"{100 * before[most]:.1f} % of all and {100 * after.get(most, 0.0):.1f} % of the kept",
+        "another score or rule (filter.score, filter.rule)",
+    )
+
+
+def calibration_drift(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
+    """Growth since round 0 of the calibration error of the IDM's confidence, held-out pairs.
+
+    The confidence in a sentence is the geometric mean of its tokens' probabilities.
+    """
+    if evidence.first_items is None:
+        return None
+    now, first = _calibration_error(evidence.items), _calibration_error(evidence.first_items)
+    value = now - first
+    return _result(
+        "calibration_drift",
+        value,
+        limits.max_calibration_drift,
+        value <= limits.max_calibration_drift,
+        f"the IDM's confidence is off by {100 * now:.1f} points on held-out pairs, in round 0 by "
+        f"{100 * first:.1f}",
+        "a stricter filter (filter.rule) or more of the seed in a batch (train.seed_fraction)",
+    )
+
+
+def leakage(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult:
+    """Held-out pairs that the pool holds, byte for byte or by their looks."""
+    found = evidence.leakage
+    # Equal bytes are never chance; equal looks may be.
+    limit = 0 if found.by_digest else limits.max_leaked_pairs
+    return _result(
+        "leakage",
+        found.either,
+        limit,
+        found.either <= limit,
+        f"of {found.num_heldout:,} held-out pairs {found.by_digest:,} are from a clip that is in "
+        f"the pool, {found.by_hash:,} look like a pair of the pool",
+        "take those clips out of the pool's folder",
+    )
+
+
+GUARDS: dict[GuardName, Guard] = {
+    "copy_rate": copy_rate,
+    "caption_collapse": caption_collapse,
+    "type_skew": type_skew,
+    "calibration_drift": calibration_drift,
+    "leakage": leakage,
+}
+
+
+def _result(
+    name: GuardName, value: float, limit: float, passed: bool, found: str, remedy: str
+) -> GuardResult:
+    message = f"{name} {value:.3g}, limit {limit:.3g}: {found}"
+    if not passed:
+        message += f"; accept it with --accept-guard {name}, or {remedy} in a new run_dir"
+    return GuardResult(
+        name=name, value=float(value), limit=float(limit), passed=passed, message=message
+    )
+
+
+@lru_cache(maxsize=65_536)
+def _meaning(sentence: str, tabletop: bool) -> str:
+    """One text per meaning; a sentence outside the grammar means its own words."""
+    return (canonical_action(sentence) if tabletop else "") or normalised_text(sentence)
+
+
+@lru_cache(maxsize=65_536)
+def _kind(sentence: str, tabletop: bool) -> str:
+    """The action's type; on real video, where no grammar knows it, the first word."""
+    return kind_of(sentence) if tabletop else normalised_text(sentence).partition(" ")[0]
+
+
+def _sample(meanings: Sequence[str], size: int, name: str) -> list[str]:
+    rng = numpy_rng("guards", "caption_collapse", name)
+    return [meanings[row] for row in rng.choice(len(meanings), size, replace=False)]
+
+
+def _entropy(meanings: Sequence[str]) -> float:
+    """Shannon entropy of the empirical distribution, in nats."""
+    shares = np.array(list(_mix(meanings).values()))
+    return float((shares * np.log(1 / shares)).sum())
+
+
+def _mix(values: Sequence[str]) -> dict[str, float]:
+    """Share of each value."""
+    return {value: count / len(values) for value, count in Counter(values).items()}
+
+
+def _calibration_error(items: pa.Table) -> float:
+    confidence_B = np.exp(items["idm_mean_logprob"].to_numpy().astype(np.float64))
+    exact, correct = (items[name].to_pylist() for name in ("idm_exact", "idm_correct"))
+    # Without a known state the same action is the best that can be asked for.
+    right = [a if b is None else b for a, b in zip(exact, correct, strict=True)]
+    num_bins = max(1, min(10, len(right) // _PAIRS_A_BIN))
+    return expected_calibration_error(confidence_B, right, num_bins).value

@@ -1,0 +1,228 @@
+"""One row per held-out pair: what the round's two models do on it, judged by the world's oracle.
+
+Success is exact: the decoded frame must show the true next state in every cell. A row depends on
+its pair, the models and the seed, not on the rows around it, so the table can be cut anywhere.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dynamics.core.config import LoopConfig, VerifierName
+from dynamics.core.seeds import derive_seed
+from dynamics.inference.best_of_n import gather_evidence
+from dynamics.inference.fdp import Candidates, ForwardDynamics
+from dynamics.inference.idm import InverseDynamics
+from dynamics.inference.verifiers import VERIFIERS, Codes, choose
+from dynamics.storage.tables import codes_matrix
+from dynamics.tabletop.meaning import kind_of, outcome, same_action
+from dynamics.tabletop.state_reader import StateReader
+
+HEADLINE_VERIFIER: VerifierName = "noisy_channel"
+"""Behind ``best_of_N``. Fixed, so that the serving options, which the run's digest leaves out,
+change no measurement."""
+
+PAPER_VERIFIER: VerifierName = "idm"
+"""Behind ``idm_best_of_N``: the paper's verifier, measured next to ours."""
+
+Columns = dict[str, list[Any]]
+
+
+def items_schema(best_of: Sequence[int]) -> pa.Schema:
+    """Columns of the evaluation table for the N of ``cfg.evaluate.best_of``.
+
+    Success columns are null where the truth is unknown; the best-of ones also where best of N
+    was not evaluated.
+    """
+    curves = ("best_of", "idm_best_of", "oracle_best_of")
+    return pa.schema(
+        [
+            pa.field("pair_id", pa.string(), nullable=False),
+            pa.field("action", pa.string(), nullable=False),  # the true sentence, the prompt
+            pa.field("action_kind", pa.string(), nullable=False),  # "move", ..., "" when unparsed
+            pa.field("idm_action", pa.string(), nullable=False),  # the sentence the IDM wrote
+            # Natural log, mean over its tokens, end of action included: exp() is the confidence.
+            pa.field("idm_mean_logprob", pa.float32(), nullable=False),
+            pa.field("greedy_codes", pa.list_(pa.uint16()), nullable=False),
+            pa.field("best_codes", pa.list_(pa.uint16())),  # headline verifier, largest N
+            pa.field("idm_exact", pa.bool_(), nullable=False),  # the same action, in any wording
+            pa.field("idm_correct", pa.bool_()),  # an action with the same effect on this scene
+            pa.field("fdp_greedy_success", pa.bool_()),
+            pa.field("fdp_sample_success", pa.bool_()),  # one sample at evaluate.temperature
+            pa.field("fdp_copy", pa.bool_()),  # greedy frame shows the source state
+            pa.field("tokenizer_ceiling", pa.bool_()),  # the true codes decode to the true state
+            *(pa.field(f"{curve}_{n}", pa.bool_()) for curve in curves for n in best_of),
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pairs:
+    """A batch of B held-out pairs with what the world knows about them."""
+
+    pair_ids: list[str]
+    actions: list[str]
+    source: Codes
+    """[B, L]"""
+    target: Codes
+    """[B, L]"""
+    source_states: list[str | None]
+    target_states: list[str | None]
+    seeds: list[int]
+
+
+def evaluate_items(
+    heldout: pa.Table,
+    truth: pa.Table | None,
+    idm: InverseDynamics,
+    fdp: ForwardDynamics,
+    cfg: LoopConfig,
+    round_id: int,
+    with_best_of: int | Sequence[bool],
+) -> pa.Table:
+    """Evaluate both adapters on held-out pairs (TRANSITION_SCHEMA, whose action is the true one).
+
+    Args:
+        heldout: the pairs, or a part of them.
+        truth: TRUTH_SCHEMA; a pair that it lacks gets null successes.
+        idm: with its adapter loaded.
+        fdp: with its adapter loaded; brings the image tokenizer.
+        cfg: batch size, best-of-N settings, seed and world.
+        round_id: part of every item's sampling seed.
+        with_best_of: how many of the first rows get best of N, or one flag per row (for a part
+            of a table whose first rows lie elsewhere).
+
+    Returns:
+        A table with `items_schema(cfg.evaluate.best_of)`, rows in the order of ``heldout``.
+    """
+    flags = (
+        np.arange(heldout.num_rows) < with_best_of
+        if isinstance(with_best_of, int)
+        else np.asarray(with_best_of, dtype=bool)
+    )
+    schema = items_schema(cfg.evaluate.best_of)
+    states = _states(truth)
+    reader = StateReader(fdp.model.images, cfg.world)
+    parts, order = [schema.empty_table()], [np.zeros(0, dtype=np.intp)]
+    for rows, best_of in _batches(flags, cfg):
+        pairs = _pairs(heldout.take(rows), states, cfg.seed, round_id)
+        columns = _judge_idm(pairs, idm, cfg) | _judge_fdp(pairs, idm, fdp, reader, cfg, best_of)
+        nothing = [None] * len(rows)
+        parts.append(
+            pa.table({name: columns.get(name, nothing) for name in schema.names}, schema=schema)
+        )
+        order.append(rows)
+    return pa.concat_tables(parts).take(np.argsort(np.concatenate(order)))
+
+
+def _batches(
+    flags: NDArray[np.bool_], cfg: LoopConfig
+) -> Iterator[tuple[NDArray[np.intp], tuple[int, ...]]]:
+    """Row numbers with the N to evaluate on them; a batch draws equally many samples a row."""
+    for wanted, best_of in ((True, cfg.evaluate.best_of), (False, ())):
+        rows = np.flatnonzero(flags == wanted)
+        for start in range(0, len(rows), cfg.evaluate.batch_size):
+            yield rows[start : start + cfg.evaluate.batch_size], best_of
+
+
+def _states(truth: pa.Table | None) -> dict[str, tuple[str, str]]:
+    if truth is None:
+        return {}
+    columns = (truth[name].to_pylist() for name in ("pair_id", "source_state", "target_state"))
+    return {pair: (source, target) for pair, source, target in zip(*columns, strict=True)}
+
+
+def _pairs(part: pa.Table, states: dict[str, tuple[str, str]], seed: int, round_id: int) -> _Pairs:
+    pair_ids = part["pair_id"].to_pylist()
+    known = [states.get(pair, (None, None)) for pair in pair_ids]
+    return _Pairs(
+        pair_ids=pair_ids,
+        actions=part["action"].to_pylist(),
+        source=codes_matrix(part, "source_codes"),
+        target=codes_matrix(part, "target_codes"),
+        source_states=[source for source, _ in known],
+        target_states=[target for _, target in known],
+        seeds=[derive_seed(seed, round_id, pair) for pair in pair_ids],
+    )
+
+
+def _judge_idm(pairs: _Pairs, idm: InverseDynamics, cfg: LoopConfig) -> Columns:
+    captions = idm.label(pairs.source, pairs.target, max_action_tokens=cfg.label.max_action_tokens)
+    said = [caption.action for caption in captions]
+    states = zip(said, pairs.source_states, pairs.target_states, strict=True)
+    return {
+        "pair_id": pairs.pair_ids,
+        "action": pairs.actions,
+        "action_kind": [kind_of(action) for action in pairs.actions],
+        "idm_action": said,
+        "idm_mean_logprob": [float(np.mean(caption.token_logprobs)) for caption in captions],
+        "idm_exact": [same_action(a, b) for a, b in zip(said, pairs.actions, strict=True)],
+        "idm_correct": [
+            None if source is None else outcome(action, source) == target
+            for action, source, target in states
+        ],
+    }
+
+
+def _judge_fdp(
+    pairs: _Pairs,
+    idm: InverseDynamics,
+    fdp: ForwardDynamics,
+    reader: StateReader,
+    cfg: LoopConfig,
+    best_of: tuple[int, ...],
+) -> Columns:
+    greedy_BL = fdp.generate(
+        pairs.source, pairs.actions, num_samples=1, temperature=0.0, seeds=pairs.seeds
+    ).codes[:, 0]
+    # Sampled once with the largest N: its first candidate is the plain sample, its first n the
+    # candidates of best of n.
+    drawn = fdp.generate(
+        pairs.source,
+        pairs.actions,
+        num_samples=max(best_of, default=1),
+        temperature=cfg.evaluate.temperature,
+        seeds=pairs.seeds,
+    )
+    columns: Columns = {
+        "greedy_codes": list(greedy_BL),
+        "fdp_greedy_success": reader.shows(greedy_BL, pairs.target_states),
+        "fdp_copy": reader.shows(greedy_BL, pairs.source_states),
+        "tokenizer_ceiling": reader.shows(pairs.target, pairs.target_states),
+        "fdp_sample_success": reader.shows(drawn.codes[:, 0], pairs.target_states),
+    }
+    return columns | _best_of_columns(pairs, drawn, idm, reader, best_of) if best_of else columns
+
+
+def _best_of_columns(
+    pairs: _Pairs,
+    drawn: Candidates,
+    idm: InverseDynamics,
+    reader: StateReader,
+    best_of: tuple[int, ...],
+) -> Columns:
+    evidence = gather_evidence(pairs.source, pairs.actions, drawn, idm)
+    # Read at once: 250 sources with 8 candidates each are one call to the decoder.
+    num_sources, num_samples, length = drawn.codes.shape
+    states = [state for state in pairs.target_states for _ in range(num_samples)]
+    flat = reader.shows(drawn.codes.reshape(-1, length), states)
+    right_BN = [flat[row * num_samples : (row + 1) * num_samples] for row in range(num_sources)]
+    columns: Columns = {}
+    for curve, verifier in (("best_of", HEADLINE_VERIFIER), ("idm_best_of", PAPER_VERIFIER)):
+        scores_BN = VERIFIERS[verifier](evidence)
+        for n in best_of:
+            chosen_B = choose(scores_BN[:, :n])
+            columns[f"{curve}_{n}"] = [
+                right_N[chosen] for right_N, chosen in zip(right_BN, chosen_B, strict=True)
+            ]
+    for n in best_of:
+        columns[f"oracle_best_of_{n}"] = [
+            None if right_N[0] is None else any(right_N[:n]) for right_N in right_BN
+        ]
+    best_B = choose(VERIFIERS[HEADLINE_VERIFIER](evidence))
+    columns["best_codes"] = list(drawn.codes[np.arange(len(best_B)), best_B])
+    return columns

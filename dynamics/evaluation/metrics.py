@@ -1,0 +1,67 @@
+"""Tables of outcomes to the flat metric names that a round reports.
+
+The names are the same every round, in `RoundReport`, in MLflow and on the page.
+"""
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dynamics.core.records import Estimate
+from dynamics.core.seeds import derive_seed
+from dynamics.evaluation.intervals import bootstrap_mean, known
+
+METRIC_OF_COLUMN = {
+    "fdp_greedy_success": "eval/fdp_success",
+    "fdp_sample_success": "eval/fdp_sample_success",
+    "fdp_copy": "eval/copy_rate",
+    "idm_correct": "eval/idm_accuracy",
+    "idm_exact": "eval/idm_exact",
+    "tokenizer_ceiling": "eval/tokenizer_ceiling",
+}
+"""Column of the items table to metric; best-of columns keep their name under ``eval/``."""
+
+CURVES = ("best_of", "idm_best_of", "oracle_best_of")
+"""Prefixes of the best-of-N columns and metrics: by IDM + FDP likelihood, by IDM likelihood (the
+paper's verifier), by the oracle (what a perfect verifier would reach)."""
+
+_CURVE_COLUMN = re.compile(rf"(?:{'|'.join(CURVES)})_\d+")
+
+
+def summarise(items: pa.Table) -> dict[str, Estimate]:
+    """Metrics of an evaluation table; one whose column holds nothing is left out.
+
+    Besides one metric per column: ``eval/best_of_greedy``, greedy success on the pairs of the
+    best-of curve (the number to beat), and ``eval/fdp_success_<kind>`` per action type.
+    """
+    curves = [name for name in items.column_names if _CURVE_COLUMN.fullmatch(name)]
+    columns = {metric: items[column] for column, metric in METRIC_OF_COLUMN.items()}
+    columns |= {f"eval/{name}": items[name] for name in curves}
+    if curves:
+        compared = items.filter(pc.is_valid(items["best_codes"]))
+        columns["eval/best_of_greedy"] = compared["fdp_greedy_success"]
+    for kind in sorted(set(items["action_kind"].to_pylist()) - {""}):
+        of_kind = items.filter(pc.equal(items["action_kind"], kind))
+        columns[f"eval/fdp_success_{kind}"] = of_kind["fdp_greedy_success"]
+    return {name: _estimate(name, column) for name, column in columns.items() if _holds(column)}
+
+
+def best_of_sizes(metrics: dict[str, Estimate]) -> list[int]:
+    """The N that were evaluated, ascending."""
+    names = (re.fullmatch(r"eval/best_of_(\d+)", name) for name in metrics)
+    return sorted(int(match[1]) for match in names if match)
+
+
+def _holds(column: pa.ChunkedArray) -> bool:
+    return bool(len(column) > column.null_count)
+
+
+def _estimate(name: str, column: pa.ChunkedArray) -> Estimate:
+    return estimate_of(name, known(column.to_pylist()))
+
+
+def estimate_of(name: str, values: np.ndarray) -> Estimate:
+    """The mean of a metric's values with its interval; ``name`` seeds the bootstrap."""
+    return bootstrap_mean(values, seed=derive_seed("bootstrap", name))

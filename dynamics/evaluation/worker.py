@@ -1,0 +1,39 @@
+"""An evaluation worker: both adapters of a round, writing one part per shard of held-out pairs."""
+
+from pathlib import Path
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.records import TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
+from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.inference.load import load_pair
+from dynamics.storage.shards import Shard, read_shard
+from dynamics.storage.tables import read_table, write_table
+
+
+class Evaluator:
+    """Both adapters of a round on one base; writes evaluation parts."""
+
+    def __init__(
+        self, cfg: LoopConfig, data: DataRefs, models: ModelRef, parts: Path, round_id: int
+    ) -> None:
+        self._cfg = cfg
+        self._data = data
+        self._parts = parts
+        self._round_id = round_id
+        self._idm, self._fdp = load_pair(models, cfg.model)
+        self._truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
+
+    def write_part(self, shard: Shard) -> int:
+        """Evaluate a shard of the held-out pairs; returns its rows, durably written."""
+        pairs = read_shard(self._data.heldout, shard, TRANSITION_SCHEMA.names)
+        with_best_of = max(0, self._cfg.evaluate.num_best_of_items - shard.start)
+        items = evaluate_items(
+            pairs, self._truth, self._idm, self._fdp, self._cfg, self._round_id, with_best_of
+        )
+        schema = items_schema(self._cfg.evaluate.best_of)
+        return write_table(part_path(self._parts, shard), items, schema).num_rows
+
+
+def part_path(parts: Path, shard: Shard) -> Path:
+    """Where a shard's evaluation lies until all are there."""
+    return parts / f"{shard.start:08d}.parquet"

@@ -1,1 +1,0 @@
-"""Drawing next frames, and choosing among them."""

@@ -1,0 +1,1 @@
+"""Asking the models: decoding, likelihoods, best of N, rollouts."""

@@ -1,0 +1,52 @@
+"""From a `ModelRef` to the two models on one base."""
+
+from pathlib import Path
+
+from dynamics.core.config import ModelConfig
+from dynamics.core.records import ModelRef
+from dynamics.inference.fdp import ForwardDynamics
+from dynamics.inference.idm import InverseDynamics
+from dynamics.models import load_model
+from dynamics.models.checkpoint import adapter_digest, is_checkpoint
+from dynamics.models.vlm import AdapterName, UnifiedVLM
+
+
+def model_ref(base: Path, idm: Path, fdp: Path) -> ModelRef:
+    """Reference to a round's two adapters, with digests."""
+    return ModelRef(
+        base=base,
+        idm=idm,
+        fdp=fdp,
+        idm_digest=adapter_digest(base, idm),
+        fdp_digest=adapter_digest(base, fdp),
+    )
+
+
+def load_idm(ref: ModelRef, model: ModelConfig) -> InverseDynamics:
+    """The IDM alone."""
+    return InverseDynamics(_load(ref.base, ref.idm, "idm", model), ref.idm_digest)
+
+
+def load_fdp(ref: ModelRef, model: ModelConfig) -> ForwardDynamics:
+    """The FDP alone."""
+    return ForwardDynamics(_load(ref.base, ref.fdp, "fdp", model), ref.fdp_digest)
+
+
+def load_pair(ref: ModelRef, model: ModelConfig) -> tuple[InverseDynamics, ForwardDynamics]:
+    """Both models: each merged into a base of its own, or two adapters on one base in memory."""
+    if model.merge_adapters or is_checkpoint(ref.idm) or is_checkpoint(ref.fdp):
+        return load_idm(ref, model), load_fdp(ref, model)
+    shared = load_model(model.family, ref.base, model.device)
+    shared.load_adapter("idm", ref.idm)
+    shared.load_adapter("fdp", ref.fdp)
+    return InverseDynamics(shared, ref.idm_digest), ForwardDynamics(shared, ref.fdp_digest)
+
+
+def _load(base: Path, fitted: Path, name: AdapterName, model: ModelConfig) -> UnifiedVLM:
+    if is_checkpoint(fitted):
+        return load_model(model.family, fitted, model.device)
+    loaded = load_model(model.family, base, model.device)
+    loaded.load_adapter(name, fitted)
+    if model.merge_adapters:
+        loaded.merge_adapter()
+    return loaded

@@ -1,0 +1,68 @@
+"""Verifiers: how good a candidate next frame is, as pure functions of the models' likelihoods."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamics.core.config import VerifierName
+
+# B sources, N candidates each, L codes a frame, U distinct candidates.
+Codes = NDArray[np.int64]
+
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the models say about B x N candidates. Natural logs, summed over tokens, each <= 0."""
+
+    action: Scores
+    """[B, N]: log p(action | source, candidate), from the IDM."""
+    action_of_copy: Scores
+    """[B]: log p(action | source, source), from the IDM: what an unchanged frame would score."""
+    frame: Scores
+    """[B, N]: log p(candidate | source, action), from the FDP."""
+
+
+Verifier = Callable[[Evidence], Scores]
+"""Scores [B, N] of the candidates, higher is better."""
+
+
+def idm(evidence: Evidence) -> Scores:
+    """The paper's verifier: how well a reader of the change would guess the action.
+
+    It looks only at what the action touches, so that with a good FDP and a large N it prefers
+    frames that are wrong elsewhere.
+    """
+    return evidence.action
+
+
+def idm_contrast(evidence: Evidence) -> Scores:
+    """How much more likely the action is than if nothing had changed, in nats.
+
+    The subtracted term is the same for all candidates of a source: it picks the same frame as
+    `idm`, but its zero means "no better than a copy", which makes scores comparable across
+    sources and gives a threshold for refusing an answer.
+    """
+    return evidence.action - evidence.action_of_copy[:, None]
+
+
+def noisy_channel(evidence: Evidence) -> Scores:
+    """IDM and FDP log-likelihood added: the FDP term judges the cells that the IDM ignores."""
+    return evidence.action + evidence.frame
+
+
+VERIFIERS: dict[VerifierName, Verifier] = {
+    "idm": idm,
+    "idm_contrast": idm_contrast,
+    "noisy_channel": noisy_channel,
+}
+
+
+def choose(scores_BN: Scores) -> NDArray[np.int64]:
+    """Index of the best candidate per source; the first one on ties, a NaN never wins."""
+    chosen_B: NDArray[np.int64] = np.nan_to_num(scores_BN, nan=-np.inf).argmax(axis=1)
+    return chosen_B

@@ -1,0 +1,35 @@
+"""Frames to codes and back: what every image tokenizer does."""
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    pass
+
+
+@runtime_checkable
+class ImageTokenizer(Protocol):
+    """Frames to codes and back (a VQGAN of a published model, or the tiny FSQ tokenizer)."""
+
+    frame_px: int
+    """Side of the square frames that are encoded, in pixels."""
+    bars: tuple[int, int, int] | None
+    """RGB of the bars that make a picture square; None = the middle of its longer side is kept."""
+    num_tokens: int
+    """Codes a frame, L."""
+    num_codes: int
+    """Size of the codebook; codes are 0 .. num_codes - 1."""
+
+    def fit(self, picture: Image.Image) -> np.ndarray:
+        """A picture of any size as uint8 frame [H, W, 3], squared by the model's rule."""
+
+    def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:
+        """uint8 frames to int64 codes [B, L]."""
+
+    def decode(self, codes_BL: np.ndarray) -> np.ndarray:
+        """Codes to uint8 frames [B, H, W, 3]."""
+
+    def features(self, frames_BHW3: np.ndarray) -> np.ndarray:
+        """Features before quantisation, float32 [B, L, D]: the paper's recognition features."""

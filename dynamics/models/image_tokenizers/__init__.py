@@ -1,0 +1,1 @@
+"""Frames to image codes and back, one module per kind of tokenizer."""

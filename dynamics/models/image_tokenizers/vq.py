@@ -1,0 +1,92 @@
+"""An `ImageTokenizer` over any convolutional VQ model.
+
+B rows, L codes a frame, D feature width, H = W = frame pixels.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dynamics.models.image_tokenizers.frames import centre_crop, pad_to_square
+from dynamics.models.image_tokenizers.fsq import to_pixels
+
+_PIXELS_PER_BATCH = 4 * 512 * 512
+"""A 512 px frame needs about 1 GB inside a published encoder."""
+
+
+class VqModel(Protocol):
+    """Pixels are float [B, 3, H, W] in -1..1."""
+
+    def features(self, pixels_B3HW: Tensor) -> Tensor:
+        """What the codebook is searched with, [B, L, D]."""
+
+    def codes(self, features_BLD: Tensor) -> Tensor:
+        """int64 [B, L]."""
+
+    def pixels(self, codes_BL: Tensor) -> Tensor:
+        """[B, 3, H, W], about -1..1."""
+
+
+class VqTokenizer:
+    """Frames to codes and back through a frozen VQ model on ``device``."""
+
+    def __init__(
+        self,
+        model: VqModel,
+        *,
+        frame_px: int,
+        num_tokens: int,
+        num_codes: int,
+        bars: tuple[int, int, int] | None,
+        device: str,
+    ) -> None:
+        self.frame_px = frame_px
+        self.bars = bars
+        self.num_tokens = num_tokens
+        self.num_codes = num_codes
+        self._model = model
+        self._device = device
+        self._batch = max(1, _PIXELS_PER_BATCH // frame_px**2)
+
+    def fit(self, picture: Image.Image) -> np.ndarray:
+        """A picture of any size as uint8 frame [H, W, 3], by the rule of the family."""
+        if self.bars is None:
+            return centre_crop(picture, self.frame_px)
+        return pad_to_square(picture, self.frame_px, self.bars)
+
+    def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:
+        """uint8 frames to int64 codes [B, L]."""
+        parts = [self._model.codes(part).cpu() for part in self._features(frames_BHW3)]
+        return np.concatenate([part.numpy() for part in parts])
+
+    def features(self, frames_BHW3: np.ndarray) -> np.ndarray:
+        """What the codebook is searched with, float32 [B, L, D]."""
+        parts = [part.float().cpu() for part in self._features(frames_BHW3)]
+        return np.concatenate([part.numpy() for part in parts])
+
+    def decode(self, codes_BL: np.ndarray) -> np.ndarray:
+        """Codes to uint8 frames [B, H, W, 3]."""
+        frames = []
+        for start in range(0, len(codes_BL), self._batch):
+            codes = torch.as_tensor(
+                np.asarray(codes_BL[start : start + self._batch], np.int64), device=self._device
+            )
+            with torch.inference_mode():
+                pixels = ((self._model.pixels(codes) + 1) * 127.5).round().clamp(0, 255).byte()
+            frames.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(frames)
+
+    def _features(self, frames_BHW3: np.ndarray) -> Iterator[Tensor]:
+        expected = (self.frame_px, self.frame_px, 3)
+        if frames_BHW3.shape[1:] != expected or frames_BHW3.dtype != np.uint8:
+            raise ValueError(
+                f"frames must be uint8 [B, {expected}], got {frames_BHW3.dtype} {frames_BHW3.shape}"
+            )
+        for start in range(0, len(frames_BHW3), self._batch):
+            pixels = to_pixels(frames_BHW3[start : start + self._batch]).to(self._device)
+            with torch.inference_mode():
+                yield self._model.features(pixels)

@@ -1,0 +1,1 @@
+"""The stages of the loop, wired once; an executor says where they run."""

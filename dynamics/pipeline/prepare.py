@@ -1,0 +1,188 @@
+"""The data of a run: film or find the videos, ingest them all through the same code.
+
+Of a real data set the labelled pairs come from `dynamics.data.labelled`, and there is no truth.
+
+Each table is its part's last write: it exists = the part is done.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dynamics.core.config import KeyframeConfig, LoopConfig, PoolConfig, PoolPart
+from dynamics.core.progress import Progress
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, DatasetRef
+from dynamics.data.labelled.build import build_labelled, built
+from dynamics.data.video.ingest import ingest_folder
+from dynamics.models import load_tokens
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from dynamics.storage.tables import dataset_ref, read_table, write_table
+from dynamics.tabletop.film import Split, film_split, filmed_keyframes, truth_table
+from dynamics.tabletop.seen import seen_transitions
+
+
+def prepare(
+    cfg: LoopConfig, folder: RunFolder, images: ImageTokenizer, progress: Progress
+) -> DataRefs:
+    """Make what is missing of the seed, the pool, the held-out pairs and the truth.
+
+    Raises:
+        UserError: no usable video in the pool's folder, no usable pair in the labelled set, or a
+            full disk.
+    """
+    source = _Source(cfg, folder, images, progress)
+    if cfg.labelled.dataset is not None:
+        real = source.real()
+        return DataRefs(seed=real["seed"], pool=source.pool(), heldout=real["heldout"], truth=None)
+    seed = source.labelled("seed", cfg.labelled.num_seed)
+    heldout = source.labelled("heldout", cfg.labelled.num_heldout)
+    pool = source.pool()
+    return DataRefs(seed=seed, pool=pool, heldout=heldout, truth=source.truth(pool, heldout))
+
+
+def prepared(folder: RunFolder) -> DataRefs:
+    """The data of a run that `prepare` has finished.
+
+    Raises:
+        UserError: a table is missing or damaged.
+    """
+    truth = folder.data / "truth.parquet"
+    return DataRefs(
+        seed=dataset_ref(folder.data / "seed.parquet"),
+        pool=dataset_ref(folder.data / "pool.parquet"),
+        heldout=dataset_ref(folder.data / "heldout.parquet"),
+        truth=dataset_ref(truth) if truth.exists() else None,
+    )
+
+
+class _Source:
+    def __init__(
+        self, cfg: LoopConfig, folder: RunFolder, images: ImageTokenizer, progress: Progress
+    ) -> None:
+        self._cfg = cfg
+        self._data = folder.data
+        self._images = images
+        self._progress = progress
+
+    def labelled(self, split: Split, num_pairs: int) -> DatasetRef:
+        """Filmed pairs with their true sentence (TRANSITION_SCHEMA)."""
+        out = self._data / f"{split}.parquet"
+        if out.exists():
+            return dataset_ref(out)
+        pairs = self._filmed(split, num_pairs)
+        truth = truth_table(pairs, self._data / split, self._cfg.world)
+        rows = pc.index_in(pairs["pair_id"], value_set=truth["pair_id"].combine_chunks())
+        known = pairs.filter(pc.is_valid(rows))
+        labelled = known.append_column("action", truth["action"].take(pc.drop_null(rows)))
+        origin = pa.array(["seed"] * labelled.num_rows, pa.string())
+        labelled = labelled.append_column("origin", origin).slice(0, num_pairs)
+        return write_table(out, labelled, TRANSITION_SCHEMA)
+
+    def real(self) -> dict[str, DatasetRef]:
+        """Seed and held-out pairs of a real data set (TRANSITION_SCHEMA)."""
+        if (done := built(self._data)) is not None:
+            return done
+        fits = sentence_limit(self._cfg, self._images)
+        refs, counted = build_labelled(self._cfg, self._data, self._images, fits, self._progress)
+        self._count(counted)
+        return refs
+
+    def pool(self) -> DatasetRef:
+        """The unlabelled pairs (PAIR_SCHEMA), filmed or from the user's folders."""
+        out = self._data / "pool.parquet"
+        if out.exists():
+            return dataset_ref(out)
+        cfg = self._cfg.pool
+        if cfg.path is None:
+            pairs = self._filmed("pool", cfg.num_pairs).slice(0, cfg.num_pairs)
+            return write_table(out, pairs, PAIR_SCHEMA)
+        if not cfg.more:
+            return self._ingest("pool", cfg.parts[0], out, cfg.keyframes, cfg.num_pairs)
+        return write_table(out, self._merged(cfg), PAIR_SCHEMA)
+
+    def _merged(self, cfg: PoolConfig) -> pa.Table:
+        """Pairs of several folders; clips and classes carry their folder's name.
+
+        A clip that is in two of them, byte for byte, counts for the first.
+        """
+        tables = []
+        for part in cfg.parts:
+            split = f"pool/{part.name}"
+            path = self._data / f"{split}.parquet"
+            ref = (
+                dataset_ref(path)
+                if path.exists()
+                else self._ingest(split, part, path, cfg.keyframes, part.num_pairs or cfg.num_pairs)
+            )
+            rows = read_table(ref, PAIR_SCHEMA)
+            for name in ("clip_path", "clip_class"):
+                named = pc.binary_join_element_wise(part.name, rows[name], "/")
+                place = rows.schema.get_field_index(name)
+                rows = rows.set_column(place, PAIR_SCHEMA.field(name), named)
+            tables.append(rows)
+        merged = pa.concat_tables(tables)
+        ids = merged["pair_id"].to_pylist()
+        firsts = sorted({pair: row for row, pair in reversed(list(enumerate(ids)))}.values())
+        self._count({"pool": {"num_pairs": len(firsts), "in_two_folders": len(ids) - len(firsts)}})
+        return merged.take(firsts)
+
+    def truth(self, pool: DatasetRef, heldout: DatasetRef) -> DatasetRef:
+        """Of the held-out pairs, and of the pool when it was filmed (TRUTH_SCHEMA)."""
+        out = self._data / "truth.parquet"
+        if out.exists():
+            return dataset_ref(out)
+        pairs: dict[Split, pa.Table] = {"heldout": read_table(heldout, TRANSITION_SCHEMA)}
+        if self._cfg.pool.path is None:
+            pairs["pool"] = read_table(pool, PAIR_SCHEMA)
+        parts = [
+            truth_table(rows, self._data / split, self._cfg.world) for split, rows in pairs.items()
+        ]
+        return write_table(out, pa.concat_tables(parts), TRUTH_SCHEMA)
+
+    def _filmed(self, split: Split, num_pairs: int) -> pa.Table:
+        """Film a split and read it back like any other video (PAIR_SCHEMA)."""
+        folder, world = self._data / split, self._cfg.world
+        seen = seen_transitions(self._cfg.base_path())
+        film_split(split, world, num_pairs, self._cfg.seed, folder, self._progress, seen=seen)
+        keyframes = filmed_keyframes(world, split)
+        clips = PoolPart(path=folder / "clips")
+        ref = self._ingest(split, clips, folder / "pairs.parquet", keyframes, None)
+        return read_table(ref, PAIR_SCHEMA)
+
+    def _ingest(
+        self,
+        split: str,
+        part: PoolPart,
+        out: Path,
+        keyframes: KeyframeConfig,
+        max_pairs: int | None,
+    ) -> DatasetRef:
+        report = ingest_folder(
+            part.path,
+            self._cfg.pool,
+            self._images,
+            out,
+            keyframes=keyframes,
+            source=part.source,
+            max_pairs=max_pairs,
+            num_workers=2,
+            progress=lambda done, total, _: self._progress(done, total, f"ingest {split}"),
+        )
+        self._count({split: report.to_json()})
+        return report.dataset
+
+    def _count(self, counted: dict[str, Any]) -> None:
+        """Add to what the run's ingest.json says."""
+        path = self._data / "ingest.json"
+        write_json(path, (read_json(path) if path.exists() else {}) | counted)
+
+
+def sentence_limit(cfg: LoopConfig, images: ImageTokenizer) -> Callable[[str], bool]:
+    """Whether an action sentence fits the base's prompts: a longer one would stop the training."""
+    tokens = load_tokens(cfg.model.family, cfg.base_path(), images)
+    limit = tokens.prompts.action_tokens
+    return lambda action: 1 <= len(tokens.text_ids(action)) <= limit

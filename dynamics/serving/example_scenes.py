@@ -1,0 +1,52 @@
+"""Scenes to begin with: photographs of tabletops that no clip of the run shows."""
+
+from pathlib import Path
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.seeds import numpy_rng
+from dynamics.serving.images import encode_png
+from dynamics.serving.schemas import Scene as SceneMessage
+from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.tables import read_table
+from dynamics.tabletop.film import CLIPS_SCHEMA
+from dynamics.tabletop.language import say
+from dynamics.tabletop.render import snapshot
+from dynamics.tabletop.scene import Scene, apply, sample_action, sample_scene
+
+NUM_SCENES = 6
+NUM_ACTIONS = 5
+
+
+def filmed_states(folder: RunFolder) -> frozenset[str]:
+    """Every state that a clip of the run shows, as `Scene.to_text`."""
+    tables: list[Path] = sorted(folder.data.glob("*/clips.parquet"))
+    states: set[str] = set()
+    for path in tables:
+        for clip in read_table(path, CLIPS_SCHEMA, ["states"])["states"].to_pylist():
+            states.update(clip)
+    return frozenset(states)
+
+
+def example_scenes(cfg: LoopConfig, folder: RunFolder) -> list[SceneMessage]:
+    """The same scenes every time, each with actions that are possible one after the other.
+
+    They come from a stream of random numbers of their own, and what a clip shows is drawn again.
+    """
+    seen = filmed_states(folder)
+    world = cfg.world
+    messages = []
+    for number in range(NUM_SCENES):
+        rng = numpy_rng(cfg.seed, "serving-scenes", number)
+        scene = sample_scene(rng, world.grid, world.min_objects, world.max_objects)
+        while scene.to_text() in seen:
+            scene = sample_scene(rng, world.grid, world.min_objects, world.max_objects)
+        actions: list[str] = []
+        state: Scene | None = scene
+        for _ in range(NUM_ACTIONS):
+            assert state is not None  # sample_action only offers possible actions
+            action = sample_action(rng, state, min_objects=world.min_objects)
+            actions.append(say(action, rng))
+            state = apply(state, action)
+        picture = encode_png(snapshot([scene], world, rng)[0])
+        messages.append(SceneMessage(name=f"table {number + 1}", image=picture, actions=actions))
+    return messages

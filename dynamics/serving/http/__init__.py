@@ -1,0 +1,1 @@
+"""The service over HTTP: routes, middleware, request and response bodies."""

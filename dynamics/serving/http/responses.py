@@ -1,0 +1,72 @@
+"""What a client is told: statuses, bodies, and which fault is whose."""
+
+from typing import NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from dynamics.core.errors import UserError
+from dynamics.serving.batching import ExpiredError
+from dynamics.serving.images import TooLargeError
+from dynamics.serving.model_registry import NotReadyError
+from dynamics.serving.schemas import ErrorReply, Message
+
+Request = TypeVar("Request", bound=Message)
+
+
+class Answer(NamedTuple):
+    """An HTTP status and a JSON body, ready to be sent."""
+
+    status: int
+    body: str
+
+
+class Event(NamedTuple):
+    """One event of a roll-out; ``status`` counts while nothing has been sent yet."""
+
+    name: str
+    body: str
+    status: int = 200
+
+
+def parse(kind: type[Request], body: bytes) -> Request:
+    """A message from JSON.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    return kind.model_validate_json(body)
+
+
+def refused(error: Exception) -> Answer:
+    """What a client is told; raised again when it is nobody's fault but ours."""
+    if isinstance(error, ValidationError):
+        return refusal(422, explain(error))
+    if isinstance(error, ExpiredError):
+        return refusal(503, "no answer within the time limit; ask again later, or for less")
+    if isinstance(error, NotReadyError):
+        return refusal(503, one_line(error))
+    if isinstance(error, TooLargeError):
+        return refusal(413, one_line(error))
+    if isinstance(error, UserError):
+        return refusal(422, one_line(error))
+    raise error
+
+
+def refusal(status: int, detail: str) -> Answer:
+    """An answer that says no."""
+    return Answer(status, ErrorReply(detail=detail).model_dump_json())
+
+
+def explain(error: ValidationError) -> str:
+    """All problems in one line; what was sent is not repeated."""
+    problems = []
+    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        problems.append(f"{place}: {problem['msg']}" if place else problem["msg"])
+    return one_line("; ".join(problems))
+
+
+def one_line(error: Exception | str) -> str:
+    """Without line ends and other control characters, at most 500 characters."""
+    text = " ".join(str(error).split())
+    return "".join(letter for letter in text if letter.isprintable())[:500] or "unknown error"

@@ -1,0 +1,134 @@
+"""Which rounds of a run can be asked, and the few of them that are in memory."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.errors import UserError
+from dynamics.core.records import ModelRef, RoundReport
+from dynamics.models.checkpoint import adapter_digest
+from dynamics.storage.run_folder import RunFolder
+
+Loaded = TypeVar("Loaded")
+
+IN_MEMORY = 2
+"""Rounds: the promoted one, and the last other one that was asked."""
+
+
+def promoted_rounds(folder: RunFolder) -> dict[int, RoundReport]:
+    """Reports of the rounds that may be served, by round, the oldest first."""
+    numbers = sorted(
+        int(path.parent.name.removeprefix("round-"))
+        for path in folder.root.glob("rounds/round-*/report.json")
+    )
+    reports = {number: folder.report(number) for number in numbers}
+    return {
+        number: report
+        for number, report in reports.items()
+        if report is not None and report.promoted
+    }
+
+
+def models_of(cfg: LoopConfig, folder: RunFolder, report: RoundReport) -> ModelRef:
+    """The adapters that a report names, at their place in this folder."""
+    return ModelRef(
+        base=cfg.base_path(),
+        idm=folder.root / report.models["idm"],
+        fdp=folder.root / report.models["fdp"],
+        idm_digest=report.models["idm_digest"],
+        fdp_digest=report.models["fdp_digest"],
+    )
+
+
+def check_bytes(models: ModelRef) -> None:
+    """Compare adapters and base with the digests that the round's report names.
+
+    Raises:
+        UserError: they are not what was evaluated.
+    """
+    for fitted, digest in ((models.idm, models.idm_digest), (models.fdp, models.fdp_digest)):
+        if not fitted.is_dir() or adapter_digest(models.base, fitted) != digest:
+            raise UserError(f"{_shown(fitted)} is not what its report names: damaged or replaced")
+
+
+def _shown(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+class NotReadyError(UserError):
+    """No round answers yet: status 503."""
+
+
+class Shelf(Generic[Loaded]):
+    """Rounds that are loaded when they are asked for; the promoted one and one more are kept.
+
+    Two callers must not load at the same time; everything else may be called from any thread.
+    """
+
+    def __init__(
+        self, cfg: LoopConfig, folder: RunFolder, load: Callable[[int, ModelRef], Loaded]
+    ) -> None:
+        self._cfg = cfg
+        self.folder = folder
+        self._load = load
+        self._loaded: OrderedDict[int, Loaded] = OrderedDict()
+        self._lock = threading.Lock()  # around what is loaded; never held while loading
+        self.promoted: int | None = None
+        """The round that answers when none is named; none before the first promotion."""
+
+    def known(self) -> dict[int, RoundReport]:
+        """Rounds that can be asked."""
+        return promoted_rounds(self.folder)
+
+    def at_hand(self, round_id: int | None) -> Loaded | None:
+        """The round (none = the promoted one) when it is in memory."""
+        number = self.promoted if round_id is None else round_id
+        with self._lock:
+            if number is None or number not in self._loaded:
+                return None
+            self._loaded.move_to_end(number)
+            return self._loaded[number]
+
+    def get(self, round_id: int | None) -> Loaded:
+        """The round, loaded when it is not in memory.
+
+        Raises:
+            NotReadyError: no round is named, and none has been promoted yet.
+            UserError: no such round is promoted, or its checkpoint is bad.
+        """
+        if (found := self.at_hand(round_id)) is not None:
+            return found
+        number = self.promoted if round_id is None else round_id
+        if number is None:
+            raise NotReadyError("no round answers yet; ask again later")
+        reports = self.known()
+        if number not in reports:
+            known = ", ".join(map(str, reports)) or "none"
+            raise UserError(f"round {number} is not served; rounds: {known}")
+        models = models_of(self._cfg, self.folder, reports[number])
+        check_bytes(models)
+        loaded = self._load(number, models)
+        with self._lock:
+            self._loaded[number] = loaded
+            self._evict(keep=number)
+        return loaded
+
+    def promote(self, round_id: int) -> None:
+        """Answer with a round that is loaded already when none is named."""
+        with self._lock:
+            self.promoted = round_id
+            self._evict(keep=round_id)
+
+    def drop(self, round_id: int) -> None:
+        """Forget a round that turned out bad; never the one that answers."""
+        with self._lock:
+            if round_id != self.promoted:
+                self._loaded.pop(round_id, None)
+
+    def _evict(self, keep: int) -> None:
+        others = [number for number in self._loaded if number not in (keep, self.promoted)]
+        while len(self._loaded) > IN_MEMORY and others:
+            del self._loaded[others.pop(0)]

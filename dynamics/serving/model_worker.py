@@ -1,0 +1,196 @@
+"""The IDM and FDP of one round, for whole batches of requests.
+
+K prefixes a draw, N candidates a prefix, L codes a frame.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from dynamics.core.config import VerifierName
+from dynamics.core.errors import UserError
+from dynamics.inference.best_of_n import ActionScorer, Prediction, gather_evidence
+from dynamics.inference.fdp import Candidates, ForwardDynamics
+from dynamics.inference.idm import Caption
+from dynamics.inference.verifiers import VERIFIERS, Codes, Evidence, choose
+from dynamics.models.image_tokenizer import ImageTokenizer
+
+MIN_ROWS = 8
+"""Least sampled rows of a forward. Matrix products of fewer rows take other paths through the CPU's
+library and round differently, which would make a request's scores depend on its company."""
+
+_PROBE_ACTION = "left"
+_PROBE_SAMPLES = 2
+
+
+class Inverse(ActionScorer, Protocol):
+    """An IDM, in this process or in another one."""
+
+    digest: str
+
+    def label(
+        self, source_codes_BL: Codes, target_codes_BL: Codes, *, max_action_tokens: int
+    ) -> list[Caption]:
+        """Greedy action sentences of frame pairs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """Candidates that somebody waits for. The callables run in the engine's thread."""
+
+    source: Callable[[], Codes]
+    """Gives codes [K, L]."""
+    action: str
+    seeds: Callable[[], Sequence[int]]
+    """Gives K seeds."""
+    verifier: VerifierName
+    finish: Callable[[Prediction], Any]
+    """Makes the answer from a prediction of K sources."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two frames whose action somebody wants to know, uint8 [H, W, 3] each."""
+
+    before: np.ndarray
+    after: np.ndarray
+
+
+class RoundEngine:
+    """One round's models. Not safe to call from two threads, except where the IDM is elsewhere.
+
+    Args:
+        round_id: Which round it is.
+        inverse: Its IDM.
+        forward: Its FDP.
+        max_action_tokens: Longest sentence that the IDM writes.
+    """
+
+    def __init__(
+        self, round_id: int, inverse: Inverse, forward: ForwardDynamics, max_action_tokens: int
+    ) -> None:
+        self.round_id = round_id
+        self.inverse = inverse
+        self.forward = forward
+        self._max_action_tokens = max_action_tokens
+
+    @property
+    def images(self) -> ImageTokenizer:
+        """Frames to codes and back."""
+        return self.forward.model.images
+
+    def check_action(self, action: str) -> None:
+        """Refuse a sentence that the model cannot read, before it waits.
+
+        Raises:
+            UserError: it has no token, or too many.
+        """
+        self.forward.model.tokens.action_ids(action)
+
+    def encode(self, frame_HW3: np.ndarray) -> Codes:
+        """Codes [1, L] of a frame; one at a time, so that they depend on nothing else."""
+        codes: Codes = self.images.encode(frame_HW3[None])
+        return codes
+
+    def decode(self, codes_L: Codes) -> np.ndarray:
+        """The frame of codes, uint8 [H, W, 3]; one at a time as well."""
+        frame: np.ndarray = self.images.decode(codes_L[None])[0]
+        return frame
+
+    def draw(
+        self, draws: Sequence[Draw], *, num_samples: int, temperature: float
+    ) -> list[Any | Exception]:
+        """Best of N for draws that share N and temperature; one answer or exception each."""
+        sources = [draw.source() for draw in draws]
+        source_BL = np.concatenate(sources)
+        actions = [
+            draw.action for draw, rows in zip(draws, sources, strict=True) for _ in range(len(rows))
+        ]
+        candidates = self._generate(
+            source_BL,
+            actions,
+            [seed for draw in draws for seed in draw.seeds()],
+            num_samples=num_samples,
+            temperature=temperature,
+        )
+        evidence = gather_evidence(source_BL, actions, candidates, self.inverse)
+        answers: list[Any | Exception] = []
+        start = 0
+        for draw, rows in zip(draws, sources, strict=True):
+            part = slice(start, start + len(rows))
+            start += len(rows)
+            try:
+                answers.append(draw.finish(_predict(part, draw.verifier, candidates, evidence)))
+            except Exception as error:  # of one request: no reason to fail the others
+                answers.append(error)
+        return answers
+
+    def label(self, pairs: Sequence[Pair]) -> list[Caption]:
+        """What the IDM sees between two frames."""
+        before = np.concatenate([self.encode(pair.before) for pair in pairs])
+        after = np.concatenate([self.encode(pair.after) for pair in pairs])
+        before, after = _at_least(MIN_ROWS, before), _at_least(MIN_ROWS, after)
+        captions = self.inverse.label(before, after, max_action_tokens=self._max_action_tokens)
+        return captions[: len(pairs)]
+
+    def probe(self) -> None:
+        """Draw and judge something: a damaged or diverged adapter must not answer anybody.
+
+        Raises:
+            UserError: a probability or a code is not what it must be.
+        """
+        side = self.images.frame_px
+        grey = self.encode(np.full((side, side, 3), 128, dtype=np.uint8))
+        candidates = self._generate(
+            grey, [_PROBE_ACTION], [0], num_samples=_PROBE_SAMPLES, temperature=1.0
+        )
+        evidence = gather_evidence(grey, [_PROBE_ACTION], candidates, self.inverse)
+        numbers = np.concatenate([evidence.frame.ravel(), evidence.action.ravel()])
+        if not (np.isfinite(numbers).all() and (numbers <= 0).all()):
+            raise UserError("its models give log-probabilities that are none (NaN or above 0)")
+        self.decode(candidates.codes[0, 0])
+
+    def _generate(
+        self,
+        source_BL: Codes,
+        actions: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        num_samples: int,
+        temperature: float,
+    ) -> Candidates:
+        """As `ForwardDynamics.generate`, with at least `MIN_ROWS` rows a forward."""
+        num_sources = -(-MIN_ROWS // num_samples)
+        drawn = self.forward.generate(
+            _at_least(num_sources, source_BL),
+            [*actions, *[actions[-1]] * (num_sources - len(actions))],
+            num_samples=num_samples,
+            temperature=temperature,
+            seeds=[*seeds, *[seeds[-1]] * (num_sources - len(seeds))],
+        )
+        count = len(source_BL)
+        return Candidates(drawn.codes[:count], drawn.logprobs[:count])
+
+
+def _at_least(count: int, rows_BL: Codes) -> Codes:
+    """The rows, the last one repeated until there are ``count``."""
+    missing = max(0, count - len(rows_BL))
+    return np.concatenate([rows_BL, np.repeat(rows_BL[-1:], missing, axis=0)])
+
+
+def _predict(
+    part: slice, verifier: VerifierName, candidates: Candidates, evidence: Evidence
+) -> Prediction:
+    own = Candidates(candidates.codes[part], candidates.logprobs[part])
+    scores_KN = VERIFIERS[verifier](
+        Evidence(
+            action=evidence.action[part],
+            action_of_copy=evidence.action_of_copy[part],
+            frame=evidence.frame[part],
+        )
+    )
+    chosen_K = choose(scores_KN)
+    best_KL = own.codes[np.arange(len(chosen_K)), chosen_K]
+    return Prediction(best=best_KL, chosen=chosen_K, scores=scores_KN, candidates=own)

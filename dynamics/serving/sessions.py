@@ -1,0 +1,176 @@
+"""From drawn candidates to the messages that show them."""
+
+from typing import Any
+
+import numpy as np
+
+from dynamics.core.config import VerifierName
+from dynamics.inference.best_of_n import Prediction
+from dynamics.inference.rollout import Beam, RolloutStep, collect
+from dynamics.serving.images import encode_png
+from dynamics.serving.model_worker import Draw, RoundEngine
+from dynamics.serving.schemas import (
+    PredictReply,
+    PredictRequest,
+    RolloutEnd,
+    RolloutRequest,
+    RolloutStart,
+    RolloutStepMessage,
+    Sampling,
+)
+from dynamics.tabletop.referee import Referee
+from dynamics.tabletop.scene import Scene
+
+
+def provenance(engine: RoundEngine) -> dict[str, Any]:
+    """Fields of `Provenance`."""
+    return {
+        "round": engine.round_id,
+        "idm": engine.inverse.digest,
+        "fdp": engine.forward.digest,
+    }
+
+
+class _Course:
+    """A picture on its way through one or more actions.
+
+    Args:
+        engine: The round that answers.
+        referee: Knows what actions lead to, where anybody does.
+        frame: uint8 [H, W, 3], the picture as the model sees it.
+        request: How candidates are drawn.
+        actions: One a step.
+        verifier: Who chooses.
+    """
+
+    def __init__(
+        self,
+        engine: RoundEngine,
+        referee: Referee | None,
+        frame: np.ndarray,
+        request: Sampling,
+        actions: list[str],
+        verifier: VerifierName,
+    ) -> None:
+        self._engine = engine
+        self._referee = referee
+        self._frame = frame
+        self._request = request
+        self._verifier = verifier
+        self._expected: list[Scene | None] = [None] * len(actions)
+        if referee is not None:
+            self._expected = referee.follow(frame, actions)
+
+    def _choice(
+        self, prediction: Prediction, row: int, chosen: int, expected: Scene | None
+    ) -> dict[str, Any]:
+        """Fields of `Choice`: candidate ``chosen`` of source ``row``."""
+        codes_NL = prediction.candidates.codes[row]
+        frame = self._engine.decode(codes_NL[chosen])
+        pictures = None
+        if self._request.candidates:
+            pictures = [encode_png(self._engine.decode(codes_L)) for codes_L in codes_NL]
+        return {
+            "image": encode_png(frame),
+            "chosen": chosen,
+            "scores": prediction.scores[row].tolist(),
+            "candidates": pictures,
+            "agrees": self._agrees(frame, expected),
+        }
+
+    def _agrees(self, frame: np.ndarray, expected: Scene | None) -> bool | None:
+        return None if self._referee is None else self._referee.agrees(frame, expected)
+
+
+class SingleCourse(_Course):
+    """One action: `PredictRequest` to `PredictReply`."""
+
+    def draw(self, request: PredictRequest) -> Draw:
+        """What to wait for."""
+        return Draw(
+            source=lambda: self._engine.encode(self._frame),
+            action=request.action,
+            seeds=lambda: [request.seed],
+            verifier=self._verifier,
+            finish=self._finish,
+        )
+
+    def _finish(self, prediction: Prediction) -> PredictReply:
+        choice = self._choice(prediction, 0, int(prediction.chosen[0]), self._expected[0])
+        return PredictReply(**choice, **provenance(self._engine), source=encode_png(self._frame))
+
+
+class RolloutCourse(_Course):
+    """Several actions: `RolloutRequest` to its messages, a step at a time."""
+
+    end: RolloutEnd | None = None
+    """Set by the last step."""
+
+    def __init__(
+        self,
+        engine: RoundEngine,
+        referee: Referee | None,
+        frame: np.ndarray,
+        request: RolloutRequest,
+        verifier: VerifierName,
+    ) -> None:
+        super().__init__(engine, referee, frame, request, request.actions, verifier)
+        self._rollout = request
+        self._steps: list[RolloutStep] = []
+        self._beam: Beam | None = None
+
+    def start(self) -> RolloutStart:
+        """The first message."""
+        return RolloutStart(
+            **provenance(self._engine),
+            source=encode_png(self._frame),
+            num_steps=len(self._rollout.actions),
+        )
+
+    @property
+    def num_sources(self) -> int:
+        """Prefixes that the next step draws from."""
+        return 1 if self._beam is None else len(self._beam.frames)
+
+    def draw(self, action: str) -> Draw:
+        """The next step."""
+        return Draw(
+            source=lambda: self._started().frames,
+            action=action,
+            seeds=lambda: self._started().seeds(),
+            verifier=self._verifier,
+            finish=self._finish,
+        )
+
+    def _started(self) -> Beam:
+        # In the engine's thread: large image tokenizers take their time.
+        if self._beam is None:
+            source_L = self._engine.encode(self._frame)[0]
+            self._source_L = source_L
+            self._beam = Beam(source_L, seed=self._rollout.seed, width=self._rollout.beam)
+        return self._beam
+
+    def _finish(self, prediction: Prediction) -> RolloutStepMessage:
+        index = len(self._steps)
+        step = self._started().extend(self._rollout.actions[index], prediction)
+        self._steps.append(step)
+        parent, chosen = int(step.parents[0]), int(step.chosen[0])
+        choice = self._choice(prediction, parent, chosen, self._expected[index])
+        if len(self._steps) == len(self._rollout.actions):
+            self.end = self._ended()
+        return RolloutStepMessage(
+            **choice,
+            index=index,
+            action=step.action,
+            total=float(step.totals[0]),
+            num_prefixes=len(step.frames),
+        )
+
+    def _ended(self) -> RolloutEnd:
+        codes = collect(self._source_L, self._steps).frames[1:]
+        frames = [self._engine.decode(codes_L) for codes_L in codes]
+        return RolloutEnd(
+            frames=[encode_png(frame) for frame in frames],
+            total=float(self._steps[-1].totals[0]),
+            agrees=self._agrees(frames[-1], self._expected[-1]),
+        )

@@ -1,0 +1,1 @@
+"""Files that survive: tables, shards, the ledger, the run folder."""

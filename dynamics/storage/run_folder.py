@@ -1,0 +1,234 @@
+"""The run folder: who may write into it, where each round lies, how long its stages took.
+
+run.json               the resolved config, its digest and the base checkpoint's: others are refused
+data/  ledger/         pairs and pseudo-labels
+rounds/round-00/       what a round made; report.json is its last write
+mlflow.db  mlartifacts/  tracking.json  report.html
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynamics.core.config import LoopConfig, decides
+from dynamics.core.config_file import validate
+from dynamics.core.errors import UserError
+from dynamics.core.records import RoundReport
+from dynamics.storage.files import checkpoint_digest, write_bytes
+
+
+class RunFolderInUseError(UserError):
+    """Another process runs in this folder; commands exit with status 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run; ``root`` is absolute, so that workers in other folders agree on it."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        if not self.root.is_absolute():
+            raise ValueError(f"run folder {self.root} must be absolute")
+
+    @property
+    def data(self) -> Path:
+        """Videos and the tables made from them."""
+        return self.root / "data"
+
+    @property
+    def ledger(self) -> Path:
+        """Pseudo-labels and decisions of all rounds."""
+        return self.root / "ledger"
+
+    def round(self, round_id: int) -> Path:
+        """Folder of one round."""
+        return self.root / "rounds" / f"round-{round_id:02d}"
+
+    def report(self, round_id: int) -> RoundReport | None:
+        """The round's report, None while the round is not finished."""
+        path = self.round(round_id) / "report.json"
+        return RoundReport.from_json(read_json(path)) if path.exists() else None
+
+    def reports(self, rounds: int) -> list[RoundReport]:
+        """Reports of the finished ones of the rounds 0 to ``rounds``."""
+        found = [self.report(round_id) for round_id in range(rounds + 1)]
+        return [report for report in found if report is not None]
+
+    def timings(self, round_id: int) -> dict[str, float]:
+        """Wall seconds per stage. Kept out of report.json, which must not depend on the clock."""
+        path = self.round(round_id) / "timings.json"
+        return read_json(path) if path.exists() else {}
+
+    @contextmanager
+    def timed(self, round_id: int, stage: str) -> Iterator[None]:
+        """Add the wall time of the body to the stage's seconds."""
+        start = time.monotonic()
+        yield
+        timings = self.timings(round_id)
+        timings[stage] = round(timings.get(stage, 0.0) + time.monotonic() - start, 3)
+        write_json(self.round(round_id) / "timings.json", timings)
+
+    def fit_log(self, round_id: int, task: str) -> "TrainingLog":
+        """Where the round's fit of ``task`` ("idm" or "fdp") writes its loss curve."""
+        return TrainingLog(self.round(round_id) / "train" / f"{task}.jsonl")
+
+    def training_log(self, round_id: int, task: str) -> list[dict[str, float]]:
+        """Lines ``{"step", "loss", ...}`` of a fit, by step."""
+        return self.fit_log(round_id, task).lines()
+
+    def config(self) -> LoopConfig:
+        """The config that the run was started with.
+
+        Raises:
+            UserError: no run lies here.
+        """
+        path = self.root / "run.json"
+        if not path.exists():
+            raise UserError(f"{self.root} holds no run (no run.json); name a run folder")
+        return validate(read_json(path)["config"], where=str(path))
+
+    @contextmanager
+    def claimed(self, cfg: LoopConfig) -> Iterator[None]:
+        """Hold the folder for ``cfg`` while the body runs.
+
+        Raises:
+            RunFolderInUseError: another process holds it.
+            UserError: the folder belongs to another config, or holds something else.
+        """
+        self._refuse_other_config(cfg)
+        self.root.mkdir(parents=True, exist_ok=True)
+        # The kernel drops the lock with the process, also after kill -9: nothing to clean up.
+        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _lock(descriptor, self.root)
+            self._refuse_other_config(cfg)
+            path = self.root / "run.json"
+            payload = {**identity(cfg), "config": cfg.model_dump(mode="json")}
+            if not path.exists() or read_json(path) != payload:
+                write_json(path, payload)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _refuse_other_config(self, cfg: LoopConfig) -> None:
+        path = self.root / "run.json"
+        if path.exists():
+            found, wanted = read_json(path), identity(cfg)
+            if found["digest"] != wanted["digest"]:
+                raise UserError(_explain(self.root, found["config"], cfg))
+            if found.get("base_digest") != wanted["base_digest"]:
+                raise UserError(
+                    f"run folder {self.root} was made with another base checkpoint than "
+                    f"{cfg.model.base} holds now; choose another run_dir, restore the checkpoint, "
+                    "or delete the folder"
+                )
+        elif self.root.is_dir() and any(p.name != ".lock" for p in self.root.iterdir()):
+            raise UserError(f"{self.root} is not empty and holds no run; choose another run_dir")
+        elif self.root.exists() and not self.root.is_dir():
+            raise UserError(f"run_dir {self.root} is a file; choose another run_dir")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLog:
+    """Lines ``{"step": 50, "loss": 1.2}`` that a fit appends while others read."""
+
+    path: Path
+
+    def append(self, step: int, metrics: dict[str, float]) -> None:
+        """Add a line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as stream:
+            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def lines(self) -> list[dict[str, float]]:
+        """The curve by step; of a step that a resumed fit repeated, the later line."""
+        text = self.path.read_text() if self.path.exists() else ""
+        by_step = {line["step"]: line for line in map(_parse, text.splitlines()) if line}
+        return [by_step[step] for step in sorted(by_step)]
+
+    def last_step(self) -> int:
+        """How far the fit is, 0 before its first line."""
+        lines = self.lines()
+        return int(lines[-1]["step"]) if lines else 0
+
+
+def _lock(descriptor: int, root: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        raise RunFolderInUseError(
+            f"run folder {root} is in use by process {holder}; wait for it, or choose another "
+            "run_dir"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+
+
+def _explain(root: Path, found: dict[str, Any], cfg: LoopConfig) -> str:
+    """Name the first keys that differ, old and new value."""
+    old, new = flatten(found), flatten(cfg.model_dump(mode="json"))
+    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key) and decides(key))
+    shown = ", ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys[:3])
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    why = shown + more or "it was made by another version of the configuration"
+    return (
+        f"run folder {root} belongs to another config ({why}); choose another run_dir, "
+        "restore the old values, or delete the folder"
+    )
+
+
+def identity(cfg: LoopConfig) -> dict[str, str]:
+    """What work must share to be continued: the deciding settings, and the base's bytes.
+
+    The config names the base by its path only. A base that is not there has an empty digest: what
+    loads it says so better.
+    """
+    base = cfg.base_path()
+    digest = checkpoint_digest(base) if base.is_dir() else ""
+    return {"digest": cfg.digest(), "base_digest": digest}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def _parse(line: str) -> dict[str, float]:
+    """Empty for the torn line of a killed writer."""
+    try:
+        payload = json.loads(line)
+    except ValueError:
+        return {}
+    return payload if isinstance(payload, dict) and "step" in payload else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        payload = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON; delete it and run the command again") from error
+    if not isinstance(payload, dict):
+        raise UserError(f"{path} must hold a JSON object; delete it and run the command again")
+    return payload
+
+
+def write_json(path: Path, payload: dict[str, Any]) -> None:
+    """Write a JSON object atomically; equal objects give equal bytes."""
+    write_bytes(path, (json.dumps(payload, indent=2, sort_keys=True) + "\n").encode())

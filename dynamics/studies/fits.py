@@ -1,0 +1,216 @@
+"""Experiments that fit an adapter on a training set of their own and measure it."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from dynamics.core.config import (
+    SCORES_BY_FDP,
+    FilterConfig,
+    LoopConfig,
+    ScoreName,
+    StratifiedTopKRule,
+    TopFractionRule,
+    TrainConfig,
+)
+from dynamics.core.records import (
+    LABEL_SCHEMA,
+    PAIR_SCHEMA,
+    TRANSITION_SCHEMA,
+)
+from dynamics.core.seeds import derive_seed, numpy_rng
+from dynamics.evaluation.controls import control_steps
+from dynamics.inference.load import load_pair, model_ref
+from dynamics.labelling.confidence import SCORES
+from dynamics.labelling.filter import decide
+from dynamics.labelling.labeller import Labeller
+from dynamics.labelling.training_set import grow
+from dynamics.models.chameleon import load_network
+from dynamics.storage.tables import read_table, write_table
+from dynamics.studies.experiments import KEPT_FRACTION
+from dynamics.studies.study import (
+    FULL_LEARNING_RATE,
+    OUTCOME_SCHEMA,
+    Study,
+    arm_and_task,
+    data_refs,
+    labelled_set,
+    measure_outcomes,
+    true_pool,
+)
+from dynamics.tabletop.meaning import kind_of
+from dynamics.training.batches import FitJob, FitTask
+from dynamics.training.fit import fit_adapter
+from dynamics.training.loss import Task
+
+
+def control(study: Study, arm: str, folder: Path) -> None:
+    """Seed-only and true-label fits, as many steps as all rounds of the loop together."""
+    name, task = arm_and_task(arm)
+    rows = labelled_set(study)
+    if name == "true_labels":
+        rows = pa.concat_tables([rows, true_pool(study)])
+    steps = control_steps(study.cfg.train.of(task), study.cfg.rounds)
+    _fit_and_measure(study, folder, task, rows, steps, seed_parts=("control", name))
+
+
+def label_size(study: Study, arm: str, folder: Path) -> None:
+    """A fit on the first ``size`` labelled pairs."""
+    name, task = arm_and_task(arm)
+    rows = _first_labelled(study, int(name))
+    steps = study.cfg.train.of(task).seed_steps
+    _fit_and_measure(study, folder, task, rows, steps, seed_parts=("size", name))
+
+
+def score_labels(study: Study, arm: str, folder: Path) -> None:
+    """Round 1's labels as the paper makes them, greedily, with every score."""
+    idm, fdp = load_pair(study.models(0), study.cfg.model)
+    pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
+    sampled, by_fdp = (
+        Labeller(idm, fdp, _with_score(study.cfg, score), fdp.model.images).label(pool, 1)
+        for score in ("agreement", SCORES_BY_FDP[0])
+    )
+    labels = sampled
+    for score in SCORES_BY_FDP:  # one pass measures them all
+        column = f"score_{score}"
+        place = labels.schema.get_field_index(column)
+        labels = labels.set_column(place, LABEL_SCHEMA.field(column), by_fdp[column])
+    write_table(folder / "labels.parquet", labels, LABEL_SCHEMA)
+
+
+def filter_labels(study: Study, arm: str, folder: Path) -> None:
+    """An FDP fit on what one filter accepts of round 1's labels."""
+    seed = labelled_set(study)
+    rows = seed if arm == "nothing" else _filtered(study, arm, seed)
+    cfg = study.cfg
+    init = study.run.round(0) / "fdp" if cfg.train.init == "previous" else None
+    _fit_and_measure(
+        study,
+        folder,
+        "fdp",
+        rows,
+        cfg.train.of("fdp").round_steps,
+        seed_parts=("filter", arm),
+        init=init,
+    )
+
+
+def _filtered(study: Study, arm: str, seed: pa.Table) -> pa.Table:
+    if arm == "true_labels":
+        return pa.concat_tables([seed, true_pool(study)])
+    labels = read_table(study.unit("scores") / "labels.parquet", LABEL_SCHEMA)
+    pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
+    return grow(seed, pool, labels, decisions_of(arm, labels))
+
+
+def decisions_of(arm: str, labels: pa.Table) -> pa.Table:
+    """What a `FILTER_ARMS` entry keeps of LABEL_SCHEMA rows (DECISION_SCHEMA)."""
+    if arm == "balanced_types":
+        place = labels.schema.get_field_index("clip_class")
+        kinds = pa.array([kind_of(action) for action in labels["action"].to_pylist()])
+        labels = labels.set_column(place, LABEL_SCHEMA.field(place), kinds)
+    return decide(labels, _filter_of(arm, labels.num_rows))
+
+
+def _filter_of(arm: str, num_labels: int) -> FilterConfig:
+    if arm == "all":
+        return FilterConfig(score="mean_logprob", rule=TopFractionRule(fraction=1.0))
+    if arm == "balanced_types":
+        k = int(KEPT_FRACTION * num_labels)
+        return FilterConfig(score="mean_logprob", rule=StratifiedTopKRule(k=k))
+    score: ScoreName = next(name for name in SCORES if name == arm)
+    return FilterConfig(score=score, rule=TopFractionRule(fraction=KEPT_FRACTION))
+
+
+def ablation(study: Study, arm: str, folder: Path) -> None:
+    """Round 0 with one thing changed; its reference is the loop's round 0."""
+    name, task = arm_and_task(arm)
+    train, base, steps = study.cfg.train, study.cfg.base_path(), study.cfg.train.of(task).seed_steps
+    if name == "recognition_weights":
+        train = train.model_copy(update={"recognition_weight": 1.0})
+    elif name == "joint":
+        steps *= 2  # as many as two adapters take together
+    else:
+        train = train.model_copy(update={"method": "full", "learning_rate": FULL_LEARNING_RATE})
+    if name == "from_scratch":
+        base = untrained_base(base, folder / "base", derive_seed(study.cfg.seed, "scratch"))
+    _fit_and_measure(
+        study, folder, task, labelled_set(study), steps, ("ablation", name), train=train, base=base
+    )
+
+
+def untrained_base(base: Path, out: Path, seed: int) -> Path:
+    """A checkpoint like ``base`` with its tokenizers, whose language model is at random weights."""
+    fresh = out.with_name(out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(base, fresh, ignore=shutil.ignore_patterns("model*", "*.npy"))
+    torch.manual_seed(seed)
+    network = type(load_network(base))(load_network(base).config)
+    network.save_pretrained(fresh)
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
+    return out
+
+
+def _fit_and_measure(
+    study: Study,
+    folder: Path,
+    task: FitTask,
+    rows: pa.Table,
+    steps: int,
+    seed_parts: Sequence[str],
+    *,
+    train: TrainConfig | None = None,
+    init: Path | None = None,
+    base: Path | None = None,
+) -> None:
+    """Fit an arm and write what it does on the held-out scenes, one table a task."""
+    cfg, base = study.cfg, base or study.cfg.base_path()
+    grown = folder / "transitions.parquet"
+    write_table(grown, rows, TRANSITION_SCHEMA)
+    fitted = fit_adapter(
+        FitJob(
+            task=task,
+            family=cfg.model.family,
+            base=base,
+            device=cfg.model.device,
+            transitions=grown,
+            steps=steps,
+            train=train or cfg.train,
+            seed=derive_seed(cfg.seed, *seed_parts, task),
+            init_from=init,
+            out=folder / "model",
+            checkpoint_dir=folder / "checkpoint",
+        )
+    )
+    grown.unlink()
+    models = model_ref(base, fitted.adapter, fitted.adapter)
+    tasks: tuple[Task, ...] = ("idm", "fdp") if task == "joint" else (task,)
+    for one in tasks:
+        write_table(folder / f"{one}.parquet", measure_outcomes(study, models, one), OUTCOME_SCHEMA)
+
+
+def _first_labelled(study: Study, size: int) -> pa.Table:
+    """``size`` truly labelled pairs; smaller sets are part of larger ones.
+
+    Beyond the labelled seed they come from the pool, with its true labels.
+    """
+    seed = labelled_set(study)
+    order = numpy_rng(study.cfg.seed, "sizes").permutation(seed.num_rows)
+    rows = seed.take(order[:size])
+    if size > seed.num_rows:
+        more = true_pool(study).slice(0, size - seed.num_rows)
+        origin = pa.array(["seed"] * more.num_rows, pa.string())
+        more = more.set_column(more.schema.get_field_index("origin"), "origin", origin)
+        rows = pa.concat_tables([rows, more.cast(TRANSITION_SCHEMA)])
+    return rows
+
+
+def _with_score(cfg: LoopConfig, score: str) -> LoopConfig:
+    """Labels greedily and measures one score."""
+    label = cfg.label.model_copy(update={"candidates": 1})
+    chosen = cfg.filter.model_copy(update={"score": score})
+    return cfg.model_copy(update={"label": label, "filter": chosen})

@@ -1,0 +1,102 @@
+"""Run the units of a study on all cores, write the results. Running it again continues."""
+
+import multiprocessing
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from datetime import date
+from pathlib import Path
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.errors import UserError
+from dynamics.storage.files import write_bytes
+from dynamics.storage.run_folder import identity, read_json, write_json
+from dynamics.studies.experiments import StudyPlan, Unit, ready, units
+from dynamics.studies.markdown import to_markdown
+from dynamics.studies.plots import write_figures
+from dynamics.studies.results import Results
+from dynamics.studies.run_experiment import run_unit
+from dynamics.studies.study import Study, study_of
+from dynamics.studies.tables import analyse
+
+RESULTS_FILE = "results.json"
+
+Progress = Callable[[int, int, str], None]
+
+
+def run_study(
+    cfg: LoopConfig, plan: StudyPlan, folder: Path, *, num_workers: int, progress: Progress
+) -> Results:
+    """Run what is missing of a study, analyse it, write ``results.json`` and the figures.
+
+    Args:
+        cfg: of the loop; every seed runs it with its own seed and run folder.
+        plan: what is measured.
+        folder: absolute; one folder per seed is made in it.
+        num_workers: units that run at a time, each in a process of its own with one thread.
+        progress: told of finished units.
+
+    Raises:
+        UserError: the folder holds a study of another config or plan, or real video is configured.
+    """
+    if cfg.pool.path is not None:
+        raise UserError("claims needs the tabletop's truth; leave pool.path out")
+    folder.mkdir(parents=True, exist_ok=True)
+    _refuse_other_study(cfg, folder)
+    studies = {seed: study_of(cfg, plan, folder, seed) for seed in plan.seeds}
+    _run_units(units(plan, cfg), studies, num_workers, progress)
+    results = analyse(list(studies.values()), date.today().isoformat())
+    write_json(folder / RESULTS_FILE, results.to_json())
+    write_figures(results, folder)
+    return results
+
+
+def publish(folder: Path, docs: Path) -> Path:
+    """Copy a study's results and figures into ``docs/claims`` and write ``docs/RESULTS.md``."""
+    results = Results.from_json(read_json(folder / RESULTS_FILE))
+    out = docs / "claims"
+    out.mkdir(parents=True, exist_ok=True)
+    figures = sorted(folder.glob("*.png"))
+    for path in (folder / RESULTS_FILE, *figures):
+        shutil.copyfile(path, out / path.name)
+    names = [f"claims/{path.name}" for path in figures]
+    write_bytes(docs / "RESULTS.md", to_markdown(results, names).encode())
+    return docs / "RESULTS.md"
+
+
+def _refuse_other_study(cfg: LoopConfig, folder: Path) -> None:
+    """Units of different settings must not meet in one table."""
+    payload = {**identity(cfg.model_copy(update={"seed": 0})), "rounds": cfg.rounds}
+    path = folder / "study.json"
+    if path.exists() and read_json(path) != payload:
+        raise UserError(
+            f"{folder} holds a study of another config or base checkpoint; name another folder "
+            "with --out, or delete it"
+        )
+    write_json(path, payload)
+
+
+def _run_units(
+    planned: Sequence[Unit], studies: dict[int, Study], num_workers: int, progress: Progress
+) -> None:
+    todo = [unit for unit in planned if not studies[unit.seed].is_done(unit.name)]
+    unfinished = {(unit.seed, unit.name) for unit in todo}
+    total, running = len(planned), dict[Future[None], Unit]()
+    # Spawned, not forked: a fork of a process that has used torch's threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context) as pool:
+        try:
+            while todo or running:
+                for unit in ready(todo, unfinished)[: num_workers - len(running)]:
+                    running[pool.submit(run_unit, studies[unit.seed], unit)] = unit
+                    todo.remove(unit)
+                names = ", ".join(sorted(f"{u.seed} {u.name}" for u in running.values()))
+                progress(total - len(unfinished), total, f"units; now {names}")
+                finished, _ = wait(running, timeout=10.0, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    unit = running.pop(future)
+                    future.result()
+                    unfinished.discard((unit.seed, unit.name))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    progress(total, total, "units")

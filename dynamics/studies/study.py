@@ -1,0 +1,139 @@
+"""One seed of a study: its settings, its folders, and the tables that every experiment reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pyarrow as pa
+
+from dynamics.core.config import GuardName, LoopConfig
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
+from dynamics.evaluation.controls import label_truly
+from dynamics.inference.load import load_fdp, load_idm, model_ref
+from dynamics.pipeline.prepare import prepared
+from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.tables import codes_matrix, read_table
+from dynamics.studies.experiments import StudyPlan
+from dynamics.tabletop.meaning import kind_of, outcome
+from dynamics.tabletop.state_reader import StateReader
+from dynamics.training.batches import FitTask
+from dynamics.training.loss import Task
+
+OUTCOME_SCHEMA = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # of the true action: "move", ...
+        pa.field("success", pa.bool_(), nullable=False),
+        pa.field("copy", pa.bool_()),  # FDP only: the frame shows the source state
+    ]
+)
+"""What an arm does on the held-out scenes of its seed, greedy decoding."""
+
+
+FULL_LEARNING_RATE = 4e-3
+"""Of AdamW on all weights: the best for the FDP of 0.5e-3, 2e-3 and 4e-3, the IDM has no preference
+between the last two (docs/LOG.md)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One seed of the study."""
+
+    cfg: LoopConfig
+    """With the seed and the run folder of this seed."""
+    plan: StudyPlan
+    root: Path
+    """Absolute; ``run/`` is the loop's run folder, ``units/`` holds the rest."""
+
+    @property
+    def run(self) -> RunFolder:
+        """The loop's run folder."""
+        return RunFolder(self.root / "run")
+
+    def unit(self, name: str) -> Path:
+        """Folder of a unit's results."""
+        return self.root / "units" / name
+
+    def is_done(self, name: str) -> bool:
+        """Whether a unit was finished, by this process or an earlier one."""
+        return (self.unit(name) / "done.json").is_file()
+
+    def models(self, round_id: int) -> ModelRef:
+        """The adapters of a finished round."""
+        folder = self.run.round(round_id)
+        return model_ref(self.cfg.base_path(), folder / "idm", folder / "fdp")
+
+
+def study_of(cfg: LoopConfig, plan: StudyPlan, folder: Path, seed: int) -> Study:
+    """The study of one seed below ``folder``."""
+    root = folder / f"seed-{seed}"
+    serve = cfg.serve.model_copy(update={"enabled": False})
+    # A bad round is a finding here, not a reason to stop.
+    guards = cfg.guards.model_copy(update={"accept": get_args(GuardName)})
+    where = {"seed": seed, "run_dir": root / "run"}
+    own = cfg.model_copy(update={**where, "serve": serve, "guards": guards})
+    return Study(cfg=own, plan=plan, root=root)
+
+
+ENDS = ("source", "target")
+
+
+def measure_outcomes(study: Study, models: ModelRef, task: Task) -> pa.Table:
+    """OUTCOME_SCHEMA over the held-out scenes."""
+    cfg = study.cfg
+    heldout = read_table(data_refs(study).heldout, TRANSITION_SCHEMA)
+    actions, states = heldout["action"].to_pylist(), true_states(study)
+    pairs = [states[pair] for pair in heldout["pair_id"].to_pylist()]
+    source_BL, target_BL = (codes_matrix(heldout, f"{end}_codes") for end in ENDS)
+    copies: list[bool | None] = [None] * len(pairs)
+    if task == "idm":
+        idm = load_idm(models, cfg.model)
+        said = idm.label(source_BL, target_BL, max_action_tokens=cfg.label.max_action_tokens)
+        ok = [
+            outcome(caption.action, source) == target
+            for caption, (source, target) in zip(said, pairs, strict=True)
+        ]
+    else:
+        fdp = load_fdp(models, cfg.model)
+        drawn = fdp.generate(
+            source_BL, actions, num_samples=1, temperature=0.0, seeds=[0] * len(actions)
+        )
+        shown = StateReader(fdp.model.images, cfg.world).read(drawn.codes[:, 0])
+        ok = [state == target for state, (_, target) in zip(shown, pairs, strict=True)]
+        copies = [state == source for state, (source, _) in zip(shown, pairs, strict=True)]
+    columns = [heldout["pair_id"], list(map(kind_of, actions)), ok, copies]
+    return pa.table(columns, schema=OUTCOME_SCHEMA)
+
+
+def data_refs(study: Study) -> DataRefs:
+    """References to the tables that the data experiment wrote."""
+    return prepared(study.run)
+
+
+def labelled_set(study: Study) -> pa.Table:
+    """The labelled set of the study's seed (TRANSITION_SCHEMA)."""
+    return read_table(data_refs(study).seed, TRANSITION_SCHEMA)
+
+
+def true_pool(study: Study) -> pa.Table:
+    """The pool's pairs with their true actions (TRANSITION_SCHEMA)."""
+    refs = data_refs(study)
+    assert refs.truth is not None  # the study's pool is filmed
+    return label_truly(read_table(refs.pool, PAIR_SCHEMA), read_table(refs.truth, TRUTH_SCHEMA))
+
+
+def true_states(study: Study) -> dict[str, tuple[str, str]]:
+    """Source and target state of every pair whose truth is known."""
+    refs = data_refs(study)
+    assert refs.truth is not None
+    names = ("pair_id", "source_state", "target_state")
+    columns = (read_table(refs.truth, TRUTH_SCHEMA)[name].to_pylist() for name in names)
+    return {pair: (source, target) for pair, source, target in zip(*columns, strict=True)}
+
+
+def arm_and_task(arm: str) -> tuple[str, FitTask]:
+    """``4096-idm`` to its parts."""
+    name, _, task = arm.rpartition("-")
+    if task == "joint":
+        return name, "joint"
+    return name, "idm" if task == "idm" else "fdp"

@@ -1,0 +1,155 @@
+"""Film episodes into real mp4 files, with the truth kept beside them.
+
+A clip holds every state for ``hold_frames`` frames and then jumps to the next, so motion peaks at
+the jumps, which is where key-frame picking lands.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from dynamics.core.config import KeyframeConfig, WorldConfig
+from dynamics.core.records import TRUTH_SCHEMA
+from dynamics.core.seeds import numpy_rng
+from dynamics.storage.tables import read_table, write_table
+from dynamics.tabletop.encode import write_mp4
+from dynamics.tabletop.language import say
+from dynamics.tabletop.render import (
+    carry_offsets,
+    disturb,
+    expose,
+    light,
+    render_cells,
+    sample_lighting,
+    sample_offsets,
+)
+from dynamics.tabletop.scene import Scene, apply, sample_action, sample_scene, transition_key
+
+Split = Literal["seed", "pool", "heldout"]
+Progress = Callable[[int, int, str], None]
+
+CLIPS_SCHEMA = pa.schema(
+    [
+        pa.field("clip_path", pa.string(), nullable=False),  # relative to the clips folder
+        pa.field("states", pa.list_(pa.string()), nullable=False),
+        pa.field(
+            "actions", pa.list_(pa.string()), nullable=False
+        ),  # actions[i] leads to states[i + 1]
+    ]
+)
+
+
+def actions_per_clip(world: WorldConfig, split: Split) -> int:
+    """Held-out clips give one pair each, so that held-out pairs are independent scenes."""
+    return 1 if split == "heldout" else world.actions_per_clip
+
+
+def filmed_keyframes(world: WorldConfig, split: Split) -> KeyframeConfig:
+    """Key-frame settings that pick one frame of every state of a filmed clip."""
+    num_states = actions_per_clip(world, split) + 1
+    return KeyframeConfig(top_k=num_states, spacing_frames=world.hold_frames)
+
+
+def sample_episode(
+    world: WorldConfig, num_actions: int, rng: np.random.Generator
+) -> tuple[list[Scene], list[str]]:
+    """States and sentences of an episode, after a few actions that are not filmed.
+
+    Every split thus shows the same mix of fresh and played-with tables.
+    """
+    states = [sample_scene(rng, world.grid, world.min_objects, world.max_objects)]
+    sentences: list[str] = []
+    unseen = int(rng.integers(0, 4))
+    for _ in range(unseen + num_actions):
+        action = sample_action(rng, states[-1], min_objects=max(1, world.min_objects - 1))
+        after = apply(states[-1], action)
+        assert after is not None  # sample_action only offers possible actions
+        states.append(after)
+        sentences.append(say(action, rng))
+    return states[unseen:], sentences[unseen:]
+
+
+def film_frames(states: list[Scene], world: WorldConfig, rng: np.random.Generator) -> np.ndarray:
+    """Video frames of a state sequence, uint8 [T, H, W, 3], H = W = ``film_scale * frame_px``."""
+    offsets = [sample_offsets(rng, world.grid)]
+    for before, after in pairwise(states):
+        offsets.append(carry_offsets(before, after, offsets[-1]))
+    cells = np.array([state.cells for state in states])
+    still = render_cells(cells, np.stack(offsets), world.cell_px * world.film_scale)
+    lit = np.repeat(light(still, sample_lighting(rng)), world.hold_frames, axis=0)
+    return expose(disturb(lit, world, rng), rng)
+
+
+def film_split(
+    split: Split,
+    world: WorldConfig,
+    num_pairs: int,
+    seed: int,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    seen: frozenset[int] = frozenset(),
+) -> None:
+    """Film clips for ``num_pairs`` pairs into ``out/clips``; ``out/clips.parquet`` comes last.
+
+    A finished split is left as it is. Clips depend on (seed, split, clip number) and on ``seen``:
+    the `transition_key` of what the base was pretrained on, which no clip shows again.
+    """
+    if (out / "clips.parquet").is_file():
+        return
+    clips = out / "clips"
+    clips.mkdir(parents=True, exist_ok=True)
+    num_actions = actions_per_clip(world, split)
+    num_clips = math.ceil(num_pairs / num_actions)
+
+    def film(index: int) -> dict[str, object]:
+        rng = numpy_rng(seed, "film", split, index)
+        states, sentences = sample_episode(world, num_actions, rng)
+        while any(transition_key(*pair) in seen for pair in pairwise(states)):
+            states, sentences = sample_episode(world, num_actions, rng)
+        name = f"{index:06d}.mp4"
+        write_mp4(clips / name, film_frames(states, world, rng), fps=world.fps)
+        return {"clip_path": name, "states": [s.to_text() for s in states], "actions": sentences}
+
+    rows = []
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for row in pool.map(film, range(num_clips)):
+            rows.append(row)
+            if progress:
+                progress(len(rows), num_clips, f"filming {split}")
+    os.sync()  # clips are renamed into place without a sync each; the marker comes after them
+    write_table(
+        out / "clips.parquet", pa.Table.from_pylist(rows, schema=CLIPS_SCHEMA), CLIPS_SCHEMA
+    )
+
+
+def truth_table(pairs: pa.Table, out: Path, world: WorldConfig) -> pa.Table:
+    """TRUTH_SCHEMA for the ingested pairs of a filmed split.
+
+    Pairs that span no action or several are left out: they have no single true sentence.
+    """
+    clips = {
+        row["clip_path"]: row for row in read_table(out / "clips.parquet", CLIPS_SCHEMA).to_pylist()
+    }
+    rows = []
+    columns = pairs.select(["pair_id", "clip_path", "frame0", "frame1"]).to_pylist()
+    for pair in columns:
+        clip = clips[pair["clip_path"]]
+        before, after = pair["frame0"] // world.hold_frames, pair["frame1"] // world.hold_frames
+        if after == before + 1:
+            rows.append(
+                {
+                    "pair_id": pair["pair_id"],
+                    "action": clip["actions"][before],
+                    "source_state": clip["states"][before],
+                    "target_state": clip["states"][after],
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=TRUTH_SCHEMA)

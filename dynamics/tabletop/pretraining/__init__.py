@@ -1,0 +1,1 @@
+"""The tiny base checkpoint, pretrained on pictures of the tabletop."""

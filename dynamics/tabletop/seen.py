@@ -1,0 +1,13 @@
+"""Transitions of the tabletop that the base was shown while it was pretrained."""
+
+from pathlib import Path
+
+import numpy as np
+
+SEEN_FILE = "pretraining_transitions.npy"
+
+
+def seen_transitions(base: Path) -> frozenset[int]:
+    """What a checkpoint's pretraining videos showed; empty for one that saw no tabletop."""
+    path = base / SEEN_FILE
+    return frozenset(np.load(path, allow_pickle=False).tolist()) if path.is_file() else frozenset()

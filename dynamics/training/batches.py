@@ -1,0 +1,84 @@
+"""Training batches: transitions in memory, cut by seed and step."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynamics.core.config import TrainConfig
+from dynamics.core.records import TRANSITION_SCHEMA
+from dynamics.core.seeds import numpy_rng
+from dynamics.models.tokens import Rows
+from dynamics.models.vlm import UnifiedVLM
+from dynamics.storage.tables import codes_matrix, read_table
+from dynamics.training.loss import Task, recognition_weights
+
+FitTask = Task | Literal["joint"]
+"""What one fit learns. "joint": both tasks in one adapter, in turn, so that ``steps`` of it are
+half a fit of each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitJob:
+    """What to fit, from what, into where."""
+
+    task: FitTask
+    family: str
+    base: Path
+    device: str
+    transitions: Path
+    """TRANSITION_SCHEMA: seed rows (origin "seed") and pseudo-labelled rows."""
+    steps: int
+    train: TrainConfig
+    seed: int
+    init_from: Path | None
+    """What an earlier fit wrote, to start from; None = the base."""
+    out: Path
+    """Adapter folder, with ``train.method`` full a whole checkpoint; complete when it exists."""
+    checkpoint_dir: Path
+
+
+class Batches:
+    """Transitions in memory as codes and sentences; batch ``step`` is a pure function of seeds."""
+
+    def __init__(self, job: FitJob, model: UnifiedVLM) -> None:
+        table = read_table(job.transitions, TRANSITION_SCHEMA)
+        self._job, self._tokens = job, model.tokens
+        self._source = codes_matrix(table, "source_codes")
+        self._target = codes_matrix(table, "target_codes")
+        self._recognition = np.array(table.column("recognition").to_pylist(), dtype=np.float32)
+        self._actions: list[str] = table.column("action").to_pylist()
+        is_seed = np.array([origin == "seed" for origin in table.column("origin").to_pylist()])
+        self._seed_rows, self._new_rows = np.flatnonzero(is_seed), np.flatnonzero(~is_seed)
+
+    def rows_of(self, step: int) -> np.ndarray:
+        """Indices of a step's batch: ``seed_fraction`` of it from the true seed."""
+        rng = numpy_rng(self._job.seed, "batch", step)
+        size = self._job.train.batch_size
+        share = self._job.train.seed_fraction if len(self._new_rows) else 1.0
+        from_seed = round(size * share) if len(self._seed_rows) else 0
+        parts = [rng.choice(self._seed_rows, from_seed) if from_seed else self._seed_rows[:0]]
+        if from_seed < size:
+            parts.append(rng.choice(self._new_rows, size - from_seed))
+        return np.concatenate(parts)
+
+    def task_of(self, step: int) -> Task:
+        """The task that a step trains."""
+        if self._job.task == "joint":
+            return "fdp" if step % 2 else "idm"
+        return self._job.task
+
+    def batch(self, step: int) -> tuple[Rows, Tensor | None]:
+        """Token rows and, for the FDP with recognition weights, the weight of every scored code."""
+        rows = self.rows_of(step)
+        actions = [self._actions[row] for row in rows]
+        if self.task_of(step) == "idm":
+            return self._tokens.idm_rows(self._source[rows], self._target[rows], actions), None
+        share = self._job.train.recognition_weight
+        weights = (
+            recognition_weights(torch.from_numpy(self._recognition[rows]), share) if share else None
+        )
+        return self._tokens.fdp_rows(self._source[rows], actions, self._target[rows]), weights

@@ -1,0 +1,1 @@
+"""The service on Ray Serve: deployments, HTTP ingress, the page."""

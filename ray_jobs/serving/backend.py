@@ -1,0 +1,176 @@
+"""The HTTP layer's way to the generator's replicas, which may die on it."""
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.handle import DeploymentHandle
+
+from dynamics.core.config import ServeConfig
+from dynamics.serving.backend import ServiceStatus
+from dynamics.serving.http.responses import Answer, Event, refusal
+from ray_jobs.serving.generator import ATTEMPTS
+
+_CALLS = 2
+"""Calls on their way to every generator replica: one is computed, one is ready to be."""
+
+
+class Carrier:
+    """Takes predictions to the generator, those that wait at the same time in one call.
+
+    A call costs a replica 3 ms beside its models, whether it holds one request or sixteen. One that
+    comes alone goes at once.
+
+    Args:
+        call: Sends bodies with their times left; gives answers in the same order.
+        most: Requests in a call.
+        calls: Calls on their way at a time.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[list[tuple[bytes, float]]], Awaitable[list[tuple[int, str]]]],
+        *,
+        most: int,
+        calls: int,
+    ) -> None:
+        self._call = call
+        self._most = most
+        self._free = calls
+        self._waiting: deque[tuple[bytes, float, asyncio.Future[Answer]]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
+
+    async def ask(self, body: bytes, timeout_s: float) -> Answer:
+        """One prediction; cancelling it before it is sent takes it out."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((body, time.monotonic() + timeout_s, future))
+        self._send()
+        return await future
+
+    def _send(self) -> None:
+        while self._free and self._waiting:
+            batch: list[tuple[bytes, float, asyncio.Future[Answer]]] = []
+            while self._waiting and len(batch) < self._most:
+                if not (waiting := self._waiting.popleft())[2].done():
+                    batch.append(waiting)
+            if batch:
+                self._free -= 1
+                task = asyncio.get_running_loop().create_task(self._deliver(batch))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _deliver(self, batch: list[tuple[bytes, float, asyncio.Future[Answer]]]) -> None:
+        def call() -> Awaitable[list[tuple[int, str]]]:
+            now = time.monotonic()
+            return self._call([(body, deadline - now) for body, deadline, _ in batch])
+
+        try:
+            answers = await survive(call)
+        except Exception as error:
+            for _, _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+        else:
+            for (_, _, future), answer in zip(
+                batch, answers or [_dead()] * len(batch), strict=True
+            ):
+                if not future.done():
+                    future.set_result(Answer(*answer))
+        finally:
+            self._free += 1
+            self._send()
+
+
+class RemoteBackend:
+    """`dynamics.serving.service.Backend` in the generator's replicas.
+
+    A call to a replica that dies is made again, with another one: the client does not notice.
+    """
+
+    def __init__(self, generator: DeploymentHandle[Any], options: ServeConfig) -> None:
+        self._generator = generator
+        self._carrier = Carrier(
+            lambda requests: generator.predict_all.remote(requests),
+            most=max(1, options.batch_rows // options.num_samples),
+            calls=_CALLS * (options.max_replicas or options.num_replicas),
+        )
+        self._streams: Any = generator.options(stream=True)  # calls give iterators then
+
+    async def predict(self, body: bytes, timeout_s: float) -> Answer:
+        """The next frame."""
+        return await self._carrier.ask(body, timeout_s)
+
+    async def label(self, body: bytes, timeout_s: float) -> Answer:
+        """The action between two frames."""
+        return await self._ask(lambda: self._generator.label.remote(body, timeout_s))
+
+    async def models(self) -> Answer:
+        """Rounds and limits."""
+        return await self._ask(lambda: self._generator.models.remote())
+
+    async def scenes(self) -> Answer:
+        """Scenes at hand."""
+        return await self._ask(lambda: self._generator.scenes.remote())
+
+    async def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event]:
+        """Events as they are made; after a death those that were sent are left out."""
+        sent = 0
+        for _ in range(ATTEMPTS):
+            position = 0
+            try:
+                async for event in self._streams.rollout.remote(body, timeout_s):
+                    position += 1
+                    if position == 1 and event[0] == "start":
+                        body = _of_round(body, event[1])
+                    if position > sent:
+                        sent = position
+                        yield Event(*event)
+                return
+            except RayActorError:
+                continue
+        dead = _dead()
+        yield Event("error", dead.body, dead.status)
+
+    async def status(self) -> ServiceStatus:
+        """Summed over the replicas; the oldest promoted round, while they change."""
+        replicas: list[ServiceStatus] = await self._generator.broadcast("status").results_async()
+        rounds = [replica.promoted for replica in replicas if replica.promoted is not None]
+        sizes: dict[int, int] = {}
+        for replica in replicas:
+            for size, count in replica.batch_sizes.items():
+                sizes[size] = sizes.get(size, 0) + count
+        return ServiceStatus(
+            promoted=min(rounds) if rounds else None,
+            refused=next((replica.refused for replica in replicas if replica.refused), None),
+            waiting=sum(replica.waiting for replica in replicas),
+            batch_sizes=sizes,
+            batch_seconds=sum(replica.batch_seconds for replica in replicas),
+        )
+
+    @staticmethod
+    async def _ask(call: Callable[[], Awaitable[Any]]) -> Answer:
+        answer = await survive(call)
+        return _dead() if answer is None else Answer(*answer)
+
+
+async def survive(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The result of a call to replicas, made again when one dies; None when all do."""
+    for _ in range(ATTEMPTS):
+        try:
+            return await call()
+        except RayActorError:
+            continue
+    return None
+
+
+def _of_round(body: bytes, start: str) -> bytes:
+    """The request for the round that its start names: a promotion must not change it midway."""
+    return json.dumps(json.loads(body) | {"round": json.loads(start)["round"]}).encode()
+
+
+def _dead() -> Answer:
+    return refusal(503, "the replicas that were to answer died; ask again later")

@@ -1,0 +1,263 @@
+"""Put a run behind HTTP with Ray Serve: start, promote, check, tell how to ask it."""
+
+import logging
+import shlex
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from dynamics.core.config import LoopConfig, ServeConfig
+from dynamics.core.errors import UserError
+from dynamics.serving.example_scenes import example_scenes
+from dynamics.serving.http.auth import read_key
+from dynamics.serving.http.middleware import is_loopback
+from dynamics.serving.images import encode_png
+from dynamics.serving.model_registry import promoted_rounds
+from dynamics.serving.schemas import PredictReply, PredictRequest, RolloutRequest
+from dynamics.storage.run_folder import RunFolder
+from ray_jobs import runtime
+
+Example = tuple[Any, str]
+"""A frame, uint8 [H, W, 3], and an action sentence."""
+
+_APP = "dynamics"
+_EXAMPLE_STEPS = 3
+_PROXY_GRACE_S = 10.0
+"""What Serve's proxy waits beyond our own deadline, which answers better."""
+_READY_TIMEOUT_S = 120.0
+
+
+def check_address(options: ServeConfig) -> None:
+    """Refuse what cannot or must not be bound, before anything is started.
+
+    Raises:
+        UserError: not a loopback address and no API key, or the port is taken.
+    """
+    host = "127.0.0.1" if options.host == "localhost" else options.host
+    if read_key(options) is None and not is_loopback(host):
+        raise UserError(
+            f"serve.host={options.host} is not a loopback address, and there is no API key; set "
+            "serve.api_key_env or serve.api_key_file, or keep 127.0.0.1 and put an SSH tunnel "
+            "before it"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, options.port))
+        except OSError as error:
+            raise UserError(
+                f"port {options.port} on {options.host} is in use; choose another one with "
+                "serve.port=8001, or leave serving out with serve.enabled=false"
+            ) from error
+
+
+def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
+    """Have a round answer over HTTP; returns the URL.
+
+    Where the service is up with the same settings already, its replicas load the round beside the
+    one that answers, and switch.
+
+    Raises:
+        UserError: the port is taken by somebody else, or the round is no good; in that case what
+            answered before still does.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    from ray_jobs.serving.ingress import GENERATOR, build
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its import has reset the level
+    options = cfg.serve
+    if not serve.status().proxies:
+        check_address(options)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options=HTTPOptions(
+                host=options.host,
+                port=options.port,
+                request_timeout_s=options.deadline_s + _PROXY_GRACE_S,
+            ),
+            logging_config=LoggingConfig(enable_access_log=False),
+        )
+    running = serve.status().applications.get(_APP)
+    if running is not None and GENERATOR in running.deployments:
+        _prepare(serve.get_deployment_handle(GENERATOR, _APP), round_id)
+    serve.run(build(cfg, folder.root, round_id), name=_APP, route_prefix="/")
+    url = url_of(options)
+    _wait_until_ready(url, round_id)
+    return url
+
+
+def _prepare(generator: Any, round_id: int) -> None:
+    """Have every replica load and try a round before any of them answers with it.
+
+    Raises:
+        UserError: one of them refuses; all go on as before.
+    """
+    problems = generator.broadcast("prepare", round_id).results(timeout_s=_READY_TIMEOUT_S)
+    if found := next(filter(None, problems), None):
+        raise UserError(f"round {round_id} is refused: {found}; what answered before still does")
+
+
+def url_of(options: ServeConfig) -> str:
+    """Where the service answers from this machine."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"http://{host}:{options.port}"
+
+
+def _wait_until_ready(url: str, round_id: int) -> None:
+    """Return when the round answers.
+
+    Raises:
+        UserError: it is refused, or nothing answers.
+    """
+    import httpx
+
+    end = time.monotonic() + _READY_TIMEOUT_S
+    said = "no answer"
+    while time.monotonic() < end:
+        try:
+            reply = httpx.get(f"{url}/readyz", timeout=_READY_TIMEOUT_S)
+            status = reply.json()
+        except (httpx.HTTPError, ValueError) as error:
+            said = str(error)
+        else:
+            if status.get("round") == round_id:
+                return
+            said = status.get("refused") or status.get("detail") or said
+            if "refused" in said:
+                break
+        time.sleep(0.1)
+    raise UserError(f"round {round_id} does not answer at {url}: {said}")
+
+
+def smoke_request(cfg: LoopConfig, url: str, frame: Any, action: str) -> dict[str, Any]:
+    """Ask the service for one frame over real HTTP.
+
+    Raises:
+        UserError: no answer, or one that is not a prediction.
+    """
+    import httpx
+
+    key = read_key(cfg.serve)
+    try:
+        answer = httpx.post(
+            f"{url}/v1/predict",
+            json={"image": encode_png(frame), "action": action},
+            headers={"authorization": f"Bearer {key}"} if key else None,
+            timeout=cfg.serve.deadline_s + _PROXY_GRACE_S,
+        )
+        answer.raise_for_status()
+        return PredictReply.model_validate_json(answer.content).model_dump()
+    except (httpx.HTTPError, ValueError) as error:
+        raise UserError(f"the served generator at {url} gave no prediction: {error}") from error
+
+
+def write_examples(cfg: LoopConfig, folder: RunFolder, example: Example, url: str) -> str:
+    """Write ready requests into the run folder; returns the curl line of a roll-out.
+
+    The roll-out starts from a scene that no clip shows, or, where the world is not the tabletop,
+    repeats the example's action.
+    """
+    frame, action = example
+    tabletop = cfg.pool.path is None and cfg.labelled.dataset is None
+    scene = example_scenes(cfg, folder)[0] if tabletop else None
+    image = scene.image if scene else encode_png(frame)
+    actions = scene.actions[:_EXAMPLE_STEPS] if scene else [action] * _EXAMPLE_STEPS
+    predict = PredictRequest(image=encode_png(frame), action=action)
+    rollout = RolloutRequest(image=image, actions=actions)
+    for name, request in (("request", predict), ("rollout", rollout)):
+        text = request.model_dump_json(exclude_defaults=True)
+        (folder.root / f"example-{name}.json").write_text(text + "\n")
+    key = f' -H "authorization: Bearer ${cfg.serve.api_key_env or "KEY"}"'
+    body = shlex.quote(str(folder.root / "example-rollout.json"))
+    return (
+        f"curl -N{key if read_key(cfg.serve) else ''} -H 'content-type: application/json' "
+        f"-d @{body} {url}/v1/rollouts"
+    )
+
+
+def serve_run(cfg: LoopConfig, folder: RunFolder) -> str:
+    """Deploy the last promoted round of a run; returns what to tell the user.
+
+    Raises:
+        UserError: no round is promoted, the port is taken, or no answer came.
+    """
+    rounds = list(promoted_rounds(folder))
+    if not rounds:
+        raise UserError(f"{folder.root} has no promoted round to serve; run dynamics bootstrap")
+    return serve_round(cfg, folder, rounds[-1])
+
+
+def serve_round(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
+    """Deploy a round and check that it answers; returns the page's address and a curl line.
+
+    Raises:
+        UserError: Ray or Serve did not start, the port is taken, or the round does not answer. What
+            was started for it is taken down again.
+    """
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    from dynamics.pipeline.stages import LocalStages
+
+    example = LocalStages(cfg, folder.root).example()
+    try:
+        with runtime.on_ray(cfg.cluster), _all_or_nothing():
+            url = deploy(cfg, folder, round_id)
+            smoke_request(cfg, url, *example)
+    except (UserError, RayError, RayServeException, RuntimeError, OSError) as error:
+        again = runtime.command("dynamics", "serve", str(folder.root))
+        raise UserError(
+            f"round {round_id} is not served: {_reason(error)}; once the rounds are done, {again} "
+            "tries again"
+        ) from error
+    return f"{url}/\n  {write_examples(cfg, folder, example, url)}"
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """A body that fails leaves of Serve what there was before it."""
+    from ray import serve
+
+    before = serve.status()
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):  # the body's failure is the one to tell
+            if not before.proxies and not before.applications:
+                serve.shutdown()  # type: ignore[no-untyped-call]  # Serve has no annotation here
+            elif _APP not in before.applications:
+                serve.delete(_APP)
+        raise
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # The text of an error from a worker is a traceback, which ends with what went wrong.
+    return lines[-1 if "ray::" in str(error) else 0].rstrip(".")
+
+
+def undeploy(cfg: LoopConfig) -> None:
+    """Take the generator down, and nothing else that may be served on a joined cluster."""
+    from ray import serve
+
+    with runtime.on_ray(cfg.cluster):
+        serve.delete(_APP)
+
+
+def wait_for_interrupt() -> None:
+    """Return at Ctrl-C, or at the signal by which service managers end a process."""
+    wanted = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: wanted.set())
+    wanted.wait()

@@ -1,0 +1,204 @@
+"""The `dynamics` command as a person runs it: real processes, exit status, one-line errors."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import typer
+
+from dynamics.cli.main import app
+from dynamics.cli.parameters import local
+from dynamics.core.config import REPOSITORY_ROOT
+from dynamics.core.config_file import load
+from dynamics.storage.files import write_bytes
+from dynamics.storage.run_folder import RunFolder
+from tests.made_data import write_webdataset
+from tests.runs import LocalRun
+from tests.unit.report.stored import pool_labels, store_run
+
+ROOT = REPOSITORY_ROOT
+TEST_CONFIG = ROOT / "tests" / "test-3x3.yaml"
+
+
+def dynamics(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dynamics.cli.main", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess[str], said: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run folder that was claimed and has no round yet."""
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed(load(TEST_CONFIG)):
+        pass
+    return folder.root
+
+
+def test_help_names_every_verb():
+    done = dynamics("--help")
+    assert done.returncode == 0
+    for verb in ("bootstrap", "ingest", "film", "pretrain-tiny", "evaluate", "report", "doctor"):
+        assert verb in done.stdout
+
+
+def test_no_argument_shows_the_help():
+    assert "Commands" in dynamics().stdout
+
+
+def test_ingest_takes_the_layouts_of_public_sets_and_names_them(tmp_path):
+    write_webdataset(tmp_path / "shards")
+    out = tmp_path / "pairs.parquet"
+    done = dynamics(
+        "ingest", tmp_path / "shards", "--source", "webdataset", "--spacing", "4", "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    assert "from 4 clips" in done.stdout
+    assert_one_line_error(dynamics("ingest", tmp_path, "--source", "youtube"), "known: folder, ucf")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report", "serve"])
+def test_a_folder_without_a_run_is_named(verb, tmp_path):
+    assert_one_line_error(dynamics(verb, tmp_path), str(tmp_path))
+
+
+def test_a_run_without_a_finished_round_cannot_be_evaluated(run):
+    assert_one_line_error(dynamics("evaluate", run), "no finished round")
+
+
+def test_an_unfinished_run_is_not_served(run):
+    assert_one_line_error(dynamics("serve", run), "has not finished round 1")
+
+
+def test_a_missing_video_folder_is_named(tmp_path):
+    done = dynamics("ingest", tmp_path / "nothing", "--out", tmp_path / "pairs.parquet")
+    assert_one_line_error(done, "nothing")
+    assert not (tmp_path / "pairs.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "s3://lab/run"], "run: s3://lab/run is not a path of this machine; mount it"),
+        (["ingest", "gs://lab/clips"], "folder: gs://lab/clips is not a path"),
+        (["export", "run", "--as", "hf", "--out", "s3://lab/out"], "--out: s3://lab/out is not"),
+        (["evaluate", "aurora-bench", "--data", "s3://b", "--model", "tiny"], "--data: s3://b is"),
+        (["bootstrap", "--run-dir", "s3://lab/runs"], "run_dir: s3://lab/runs is not a path"),
+        (["doctor", "--set", "model.base=hf://some/base"], "model.base: hf://some/base is not"),
+    ],
+)
+def test_an_address_where_a_path_belongs_is_one_line(arguments, said):
+    assert_one_line_error(dynamics(*arguments), said)
+
+
+def commands(group: typer.Typer) -> list[Callable[..., object]]:
+    own = [info.callback for info in group.registered_commands if info.callback]
+    return own + [c for info in group.registered_groups for c in commands(info.typer_instance)]
+
+
+def test_every_path_on_a_command_line_is_checked():
+    hints = [get_type_hints(c, include_extras=True).items() for c in commands(app)]
+    paths = [(name, hint) for found in hints for name, hint in found if "pathlib" in str(hint)]
+    assert len(paths) > 15
+    assert not [name for name, hint in paths if hint.__metadata__[0].callback is not local]
+
+
+def test_an_unknown_override_names_the_nearest_key():
+    done = dynamics("doctor", "--set", "world.gird=3")
+    assert_one_line_error(done, "did you mean world.grid?")
+
+
+def test_doctor_is_content_with_this_environment():
+    done = dynamics("doctor")
+    assert done.returncode == 0, done.stdout
+    assert "all is well" in done.stdout
+
+
+def test_doctor_names_a_missing_checkpoint(tmp_path):
+    done = dynamics("doctor", "--set", f"model.base={tmp_path}")
+    assert done.returncode == 1
+    assert f"no checkpoint in {tmp_path}" in done.stdout
+
+
+def test_ledger_verify_finds_a_sound_ledger_sound(run):
+    done = dynamics("ledger", "verify", run)
+    assert (done.returncode, done.stdout) == (0, "0 rounds, every shard is sound\n")
+
+
+def test_ledger_verify_names_a_damaged_manifest(run):
+    write_bytes(RunFolder(run).ledger / "rounds" / "round-00.json", b"{")
+    done = dynamics("ledger", "verify", run)
+    assert done.returncode == 1
+    assert "round-00.json" in done.stdout
+
+
+def test_ledger_verify_names_a_committed_round_that_lacks_labels(tmp_path):
+    labels = pool_labels()
+    store_run(tmp_path / "whole", labels)
+    assert dynamics("ledger", "verify", tmp_path / "whole").returncode == 0
+    store_run(tmp_path / "part", labels.slice(5))
+    done = dynamics("ledger", "verify", tmp_path / "part")
+    assert done.returncode == 1
+    assert "round-01.json lacks a label for 5 of the 60 pairs" in " ".join(done.stdout.split())
+
+
+def test_film_writes_clips_that_ingest_turns_into_pairs(tmp_path):
+    filmed = dynamics("film", tmp_path / "film", "--pairs", 12)
+    assert filmed.returncode == 0, filmed.stderr
+    ingested = dynamics(
+        "ingest", tmp_path / "film" / "clips", "--out", tmp_path / "p.parquet", "--spacing", "3"
+    )
+    assert ingested.returncode == 0, ingested.stderr
+    assert "pairs from" in ingested.stdout
+    assert (tmp_path / "p.parquet").is_file()
+
+
+def test_bootstrap_is_the_same_command_as_the_script():
+    script = subprocess.run(
+        [sys.executable, "ray_jobs/bootstrap.py", "--print-config", "seed=5"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert dynamics("bootstrap", "--print-config", "seed=5").stdout == script.stdout
+
+
+def test_report_opens_the_page_that_it_wrote(local_run: LocalRun, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(local_run.folder, folder)
+    (folder / "report.html").unlink()
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    done = dynamics("report", folder, "--open", BROWSER=f"{browser} %s")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "opened").read_text().strip() == (folder / "report.html").as_uri()
+    assert (folder / "report.html").is_file()
+
+
+def test_report_in_a_pipe_opens_nothing(local_run: LocalRun, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(local_run.folder, folder)
+    done = dynamics("report", folder, BROWSER=f"touch {tmp_path}/opened %s")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "opened").exists()

@@ -1,0 +1,193 @@
+"""Configuration: strict keys, teaching errors, a digest over what decides results."""
+
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, StratifiedTopKRule, ThresholdRule
+from dynamics.core.config_file import load
+from dynamics.core.errors import UserError
+
+ROOT = REPOSITORY_ROOT
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("name: some\nworld: {grid: 3}\n")
+    return path
+
+
+def error_of(path, *overrides) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_overrides_win_over_the_file(config_file):
+    cfg = load(config_file, ["world.grid=5", "pool.path=some/clips", "evaluate.best_of=[1, 4]"])
+    assert (cfg.world.grid, cfg.pool.path) == (5, Path("some/clips"))
+    assert cfg.evaluate.best_of == (1, 4)
+
+
+def test_an_empty_file_is_the_default(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert load(path) == LoopConfig()
+
+
+def test_an_unknown_key_names_the_nearest_one(config_file):
+    assert "did you mean train.seed_steps?" in error_of(config_file, "train.seed_step=3")
+    assert "did you mean pool.keyframes.top_k?" in error_of(config_file, "pool.keyframes.topk=3")
+
+
+def test_an_unknown_key_of_a_filter_rule_is_named(config_file):
+    message = error_of(config_file, "filter.rule={kind: threshold, treshold: -1, threshold: 0}")
+    assert "treshold" in message
+    assert "did you mean" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rounds=0", "rounds"),
+        ("labelled.num_seed=0", "num_seed must be at least 1"),
+        ("labelled.num_heldout=0", "num_heldout must be at least 1"),
+        ("labelled.dataset=aurora", "labelled: dataset and path go together"),
+        ("labelled.path=somewhere", "labelled: dataset and path go together"),
+        ("labelled.heldout_path=somewhere", "heldout_path needs dataset"),
+        ("labelled={dataset: aurora, path: a}", "labelled.dataset needs pool.path"),
+        ("labelled={dataset: imagenet, path: a}", "labelled.dataset: Input should be 'aurora', "),
+        ("labelled.heldout_fraction=1", "labelled.heldout_fraction"),
+        ("pool.source=youtube", "pool.source: Input should be 'folder', "),
+        ("pool.more=[{path: a}]", "pool: more needs path"),
+        ("pool={path: a/clips, more: [{path: b/clips}]}", "folders of different names"),
+        ("world.max_objects=9", "max_objects < grid * grid"),
+        ("model.family=gpt", "model.family"),
+        ("serve.port=99999", "serve.port"),
+        ("name=a/b", "name"),
+        ("guards.accept=[copies]", "guards.accept.0: Input should be 'copy_rate', "),
+        ("rounds", "must look like section.key=value"),
+        ("seed.x=1", "seed"),
+        ("name.x=1", "name is a value, not a section"),
+        ("rounds={a: [}", "not valid YAML"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_the_key(config_file, override, said):
+    assert said in error_of(config_file, override)
+
+
+def test_a_missing_file_names_one_to_try(tmp_path):
+    assert "configs/tabletop.yaml" in error_of(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just words"])
+def test_a_file_without_a_mapping_is_refused(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    assert str(path) in error_of(path)
+
+
+def test_the_rule_decides_its_own_keys(config_file):
+    threshold = load(config_file, ["filter.rule={kind: threshold, threshold: -2}"])
+    top_k = load(config_file, ["filter.rule={kind: stratified_top_k, k: 10}"])
+    assert threshold.filter.rule == ThresholdRule(threshold=-2)
+    assert top_k.filter.rule == StratifiedTopKRule(k=10)
+
+
+def test_a_pool_may_have_several_folders(config_file):
+    more = "[{path: b/k700, source: kinetics700}, {path: c/mit, source: moments}]"
+    cfg = load(config_file, ["pool.path=a/ucf", "pool.source=ucf101", f"pool.more={more}"])
+    assert [(part.name, part.source) for part in cfg.pool.parts] == [
+        ("ucf", "ucf101"),
+        ("k700", "kinetics700"),
+        ("mit", "moments"),
+    ]
+    assert load(config_file).pool.parts == ()
+
+
+def test_values_are_frozen():
+    with pytest.raises(ValidationError):
+        LoopConfig().rounds = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rounds=9",
+        "run_dir=elsewhere",
+        "serve.port=9000",
+        "cluster.num_cpus=4",
+        "track.uri=x",
+        "guards.accept=[leakage]",
+    ],
+)
+def test_the_digest_ignores_where_and_how_long_it_runs(config_file, override):
+    assert load(config_file, [override]).digest() == load(config_file).digest()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "world.grid=4", "train.learning_rate=0.1", "guards.max_copy_rate=0.1"],
+)
+def test_the_digest_changes_with_what_decides_results(config_file, override):
+    assert load(config_file, [override]).digest() != load(config_file).digest()
+
+
+def test_the_resolved_config_reads_back_equal(config_file, tmp_path):
+    cfg = load(config_file)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(cfg.model_dump_json())
+    assert load(resolved) == cfg
+
+
+def sections(kind: Any = LoopConfig) -> list[type[BaseModel]]:
+    """Every section, also those inside of tuples and unions."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        inner = [field.annotation for field in kind.model_fields.values()]
+        return [kind, *(section for part in inner for section in sections(part))]
+    return [section for part in get_args(kind) for section in sections(part)]
+
+
+ADDRESSES = ["s3://lab/runs", "s3:/lab/runs", "file:///runs", "gs+x.y-2://lab", "C:/runs"]
+
+
+def path_keys() -> set[tuple[type[BaseModel], str]]:
+    return {
+        (model, name)
+        for model in sections()
+        for name, field in model.model_fields.items()
+        if "Path" in str(field.annotation)
+    }
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_no_path_of_the_config_takes_an_address(address):
+    assert len(path_keys()) > 5
+    for model, name in path_keys():
+        for value in (address, Path(address)):
+            with pytest.raises(ValidationError, match=rf"{name}\n.* is not a path of this machine"):
+                model.model_validate({name: value})
+
+
+def test_an_address_is_refused_by_its_key_and_a_tracking_uri_is_not(config_file):
+    said = "run_dir: s3://lab/runs is not a path of this machine; mount it and name the folder"
+    assert said in error_of(config_file, "run_dir=s3://lab/runs")
+    more = "[{path: s3://lab/k700}]"
+    assert "pool.more.0.path: s3://lab/k700" in error_of(
+        config_file, "pool.path=a", f"pool.more={more}"
+    )
+    assert load(config_file, ["track.uri=http://tracker:5000"]).track.uri == "http://tracker:5000"
+
+
+def test_every_field_is_read_by_something():
+    files = [path for folder in ("dynamics", "ray_jobs") for path in (ROOT / folder).rglob("*.py")]
+    source = "\n".join(path.read_text() for path in files)
+    fields = {(model.__name__, name) for model in sections() for name in model.model_fields}
+    unread = {field for field in fields if not re.search(rf"\.{field[1]}\b", source)}
+    assert not unread

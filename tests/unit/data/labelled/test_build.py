@@ -1,0 +1,152 @@
+"""Seed and held-out tables of a run, from real files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dynamics.core.config import LabelledConfig, LoopConfig, PoolConfig
+from dynamics.core.errors import UserError
+from dynamics.core.records import TRANSITION_SCHEMA
+from dynamics.data.labelled.build import build_labelled
+from dynamics.models import load_image_tokenizer
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.pipeline.prepare import sentence_limit
+from dynamics.storage.tables import read_table
+from tests.made_data import picture, write_aurora, write_epic, write_parquet
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageTokenizer:
+    cfg = LoopConfig()
+    return load_image_tokenizer(cfg.model.family, cfg.base_path())
+
+
+def config(path: Path, dataset: str = "aurora", seed: int = 0, **labelled: object) -> LoopConfig:
+    settings = {"dataset": dataset, "path": path, "heldout_fraction": 0.25} | labelled
+    return LoopConfig(
+        seed=seed, pool=PoolConfig(path=path), labelled=LabelledConfig.model_validate(settings)
+    )
+
+
+def build(cfg: LoopConfig, out: Path, images: ImageTokenizer, fits=lambda action: True):
+    said: list[str] = []
+    refs, counted = build_labelled(cfg, out, images, fits, lambda *call: said.append(call[2]))
+    tables = {name: read_table(ref, TRANSITION_SCHEMA) for name, ref in refs.items()}
+    return tables, counted, said
+
+
+def test_every_usable_pair_is_in_one_of_the_two_sets(images, tmp_path):
+    tables, counted, said = build(config(write_aurora(tmp_path / "set")), tmp_path / "out", images)
+    seed, heldout = tables["seed"], tables["heldout"]
+    assert (seed.num_rows, heldout.num_rows) == (12, 4)
+    assert not set(seed["clip_sha256"].to_pylist()) & set(heldout["clip_sha256"].to_pylist())
+    assert counted["seed"]["num_pairs"] == 12
+    assert counted["seed"]["rejects"] == {"missing_manifest": 2}
+    assert "16 of 16 rows can be used; left out: 2 missing_manifest" in counted["seed"]["listed"]
+    assert counted["seed"]["listed"] in said
+    json.dumps(counted)
+
+
+def test_equal_seeds_give_equal_bytes_and_others_hold_out_others(images, tmp_path):
+    cfg = config(write_aurora(tmp_path / "set"))
+    for name in ("a", "b"):
+        build(cfg, tmp_path / name, images)
+    other, _, _ = build(config(tmp_path / "set", seed=1), tmp_path / "c", images)
+    for split in ("seed", "heldout"):
+        path = f"{split}.parquet"
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+    first = read_table(tmp_path / "a" / "heldout.parquet", TRANSITION_SCHEMA)
+    assert set(first["pair_id"].to_pylist()) != set(other["heldout"]["pair_id"].to_pylist())
+
+
+def test_limits_take_a_sample_not_the_manifest_s_beginning(images, tmp_path):
+    cfg = config(write_aurora(tmp_path / "set"), num_seed=6, num_heldout=2)
+    tables, _, _ = build(cfg, tmp_path / "out", images)
+    assert (tables["seed"].num_rows, tables["heldout"].num_rows) == (6, 2)
+    assert set(tables["seed"]["clip_class"].to_pylist()) == {"magicbrush", "ag"}
+
+
+def test_what_cannot_be_decoded_is_replaced_counted_and_named(images, tmp_path):
+    root = write_aurora(tmp_path / "set")
+    broken = root / "data/magicbrush/images/0/0-output1.png"
+    broken.write_bytes(b"no picture")
+    same = root / "data/ag/images/V3.mp4_3_right.png"
+    same.write_bytes((root / "data/ag/images/V3.mp4_3_left.png").read_bytes())
+    tables, counted, _ = build(config(root, num_seed=100), tmp_path / "out", images)
+    assert tables["seed"].num_rows + tables["heldout"].num_rows == 14
+    rejects = [counted[name]["rejects"] for name in ("seed", "heldout")]
+    assert sum(each.get("unreadable", 0) for each in rejects) == 1
+    assert sum(each.get("no_change", 0) for each in rejects) == 1
+    named = [name for each in counted.values() for name in each["examples"].get("unreadable", [])]
+    assert named == ["data/magicbrush/images/0/0-input.png"]
+
+
+def test_a_picture_of_the_heldout_set_is_not_trained_on_under_another_name(images, tmp_path):
+    root = write_aurora(tmp_path / "set")
+    rows = json.loads((root / "data/ag/train.json").read_text())
+    for row in rows:  # the same pictures, byte for byte, as if they were of another task
+        for end in ("input", "output"):
+            copy = root / "copies" / Path(row[end]).name
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes((root / row[end]).read_bytes())
+            row[end] = f"copies/{copy.name}"
+    (root / "heldout.json").write_text(json.dumps(rows[:3]))
+    cfg = config(root, heldout_path=root / "heldout.json")
+    tables, counted, _ = build(cfg, tmp_path / "out", images)
+    assert (tables["seed"].num_rows, tables["heldout"].num_rows) == (13, 3)
+    assert counted["seed"]["rejects"]["in_heldout"] == 3
+
+
+def test_segments_of_one_video_stay_together(images, tmp_path):
+    cfg = config(write_epic(tmp_path / "set"), "epic")
+    tables, _, _ = build(cfg, tmp_path / "out", images)
+    videos = {name: set(table["clip_path"].to_pylist()) for name, table in tables.items()}
+    assert len(videos["heldout"]) == 1
+    assert len(videos["seed"]) == 3
+    assert not videos["seed"] & videos["heldout"]
+    row = tables["seed"].to_pylist()[0]
+    assert 0 <= row["frame0"] < row["frame1"] < 20
+    assert row["t1_s"] == pytest.approx(row["frame1"] / 10, abs=0.01)
+
+
+def test_sentences_that_the_model_cannot_take_are_counted(images, tmp_path):
+    cfg = LoopConfig()
+    fits = sentence_limit(cfg, images)
+    assert fits("move the red cube")
+    assert not fits("move the red cube " * 20)
+    tables, counted, _ = build(
+        config(write_parquet(tmp_path), "parquet"),
+        tmp_path / "out",
+        images,
+        fits=lambda action: "cup" not in action,
+    )
+    said = tables["seed"]["action"].to_pylist() + tables["heldout"]["action"].to_pylist()
+    assert "take the cup" not in said
+    assert sum(each["rejects"].get("action_tokens", 0) for each in counted.values()) == 2
+
+
+def test_the_same_pictures_may_have_several_sentences_but_not_one_twice(images, tmp_path):
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(picture(ord(name)))
+    rows = [
+        {"input": "a.png", "output": "b.png", "instruction": said}
+        for said in ("open it", "let it be open", "open it")
+    ]
+    rows.append({"input": "c.png", "output": "d.png", "instruction": "open it"})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "heldout.json").write_text(json.dumps(rows[3:]))
+    cfg = config(tmp_path / "rows.json", heldout_path=tmp_path / "heldout.json")
+    tables, counted, _ = build(cfg, tmp_path / "out", images)
+    assert sorted(tables["seed"]["action"].to_pylist()) == ["let it be open", "open it"]
+    assert len(set(tables["seed"]["pair_id"].to_pylist())) == 2
+    assert counted["seed"]["rejects"] == {"duplicate_pair": 1, "in_heldout": 1}
+
+
+def test_nothing_usable_and_nothing_there_are_one_line(images, tmp_path):
+    root = write_aurora(tmp_path / "set")
+    with pytest.raises(UserError, match=r"no pair can be used.*aurora.*action_tokens"):
+        build(config(root), tmp_path / "out", images, fits=lambda action: False)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        build(config(tmp_path / "nowhere"), tmp_path / "out", images)

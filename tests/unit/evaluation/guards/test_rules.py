@@ -1,0 +1,211 @@
+"""Each guard lets healthy rounds pass and blocks the round that it is there for."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dynamics.core.config import EvaluateConfig, GuardConfig, LoopConfig
+from dynamics.core.records import GuardResult
+from dynamics.core.seeds import numpy_rng
+from dynamics.evaluation.guards.leakage import Leakage
+from dynamics.evaluation.guards.rules import GUARDS, MIN_LABELS, GuardEvidence, judge
+from dynamics.evaluation.heldout import evaluate_items
+from dynamics.inference.idm import Caption
+from dynamics.tabletop.language import say
+from dynamics.tabletop.scene import all_actions, sample_scene
+from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
+
+CFG = LoopConfig(world=WORLD, evaluate=EvaluateConfig(best_of=()))
+LIMITS = GuardConfig()
+SEEDS = range(20)
+CLEAN = Leakage(num_heldout=100, by_digest=0, by_hash=0, either=0)
+
+
+class QuietIDM(ScriptedIDM):
+    """Says nothing, at once."""
+
+    def label(self, source_BL, target_BL, *, max_action_tokens):
+        return [Caption(action="", token_logprobs=(-0.1,))] * len(source_BL)
+
+
+@cache
+def corpus() -> list[str]:
+    """Sentences of random scenes, as many of a meaning as the world makes."""
+    rng = numpy_rng("corpus")
+    scenes = [sample_scene(rng, 4, 3, 4) for _ in range(50)]
+    return [say(action, rng) for scene in scenes for action in all_actions(scene)]
+
+
+def sentences(num: int, seed: int, only: str = "") -> list[str]:
+    """Random sentences; with ``only``, of those that start with this word."""
+    found = [sentence for sentence in corpus() if sentence.startswith(only)]
+    return [found[row] for row in numpy_rng("sentences", seed).integers(len(found), size=num)]
+
+
+def evidence(seed: int, *, copies: float = 0.0, with_truth: bool = True) -> GuardEvidence:
+    """Of a round 0 whose FDP copies this share of the held-out pairs and is right on the rest."""
+    pairs, truth = filmed(24, start=1000 * seed)
+    rng = numpy_rng("copies", seed)
+    right = {action: bool(rng.random() >= copies) for action in pairs["action"].to_pylist()}
+    fdp = ScriptedFDP(sure=right.__getitem__)
+    items = evaluate_items(pairs, truth if with_truth else None, QuietIDM(), fdp, CFG, 0, 0)
+    return GuardEvidence(
+        items=items,
+        heldout=pairs,
+        seed_actions=sentences(400, seed),
+        leakage=CLEAN,
+    )
+
+
+def labelled(actions: list[str], kept: list[bool] | None = None, **other: object) -> GuardEvidence:
+    """Of a round with these labels; all are kept unless ``kept`` says otherwise."""
+    ids = [f"label-{number}" for number in range(len(actions))]
+    decisions = pa.table({"label_id": ids[::-1], "accepted": (kept or [True] * len(ids))[::-1]})
+    parts = {
+        "items": pa.table({}),
+        "heldout": pa.table({}),
+        "seed_actions": sentences(400, 7),
+        "leakage": CLEAN,
+    }
+    return GuardEvidence(
+        **(parts | other),
+        labels=pa.table({"label_id": ids, "action": actions}),
+        decisions=decisions,
+    )
+
+
+def answers(confidence: float, accuracy: float, num: int = 1000) -> pa.Table:
+    """An evaluation whose IDM is about this sure and right this often."""
+    rng = np.random.default_rng(0)
+    right = np.arange(num) < round(accuracy * num)
+    columns = {
+        "idm_mean_logprob": np.log(confidence * rng.uniform(0.98, 1, num)).astype(np.float32),
+        "idm_exact": right,
+        "idm_correct": pa.nulls(num, pa.bool_()),
+    }
+    return pa.table(columns)
+
+
+def drift(first: pa.Table, now: pa.Table) -> GuardResult | None:
+    return GUARDS["calibration_drift"](labelled([], items=now, first_items=first), LIMITS)
+
+
+@pytest.mark.parametrize("with_truth", [True, False], ids=["oracle", "codes-only"])
+def test_a_copier_is_blocked_in_twenty_of_twenty_seeds(with_truth):
+    rounds = [evidence(seed, copies=1.0, with_truth=with_truth) for seed in SEEDS]
+    results = [GUARDS["copy_rate"](one, LIMITS) for one in rounds]
+    assert [result.passed for result in results] == [False] * 20
+    assert {result.value for result in results} == {1.0}
+
+
+def test_giving_back_a_source_whose_codes_do_not_change_is_no_copy():
+    one = evidence(0, copies=1.0, with_truth=False)
+    column = one.heldout.column_names.index("target_codes")
+    still = one.heldout.set_column(column, "target_codes", one.heldout["source_codes"])
+    assert GUARDS["copy_rate"](replace(one, heldout=still), LIMITS) is None
+
+
+def test_healthy_rounds_are_blocked_in_none_of_twenty_seeds():
+    # 19 % copies is the most that a healthy round has ever had.
+    results = [judge(evidence(seed, copies=0.19), LIMITS) for seed in SEEDS]
+    assert [result.name for result in results[0]] == ["copy_rate", "leakage"]
+    assert all(result.passed for one in results for result in one)
+
+
+def test_healthy_labels_are_blocked_in_none_of_twenty_seeds():
+    for seed in SEEDS:
+        rng = numpy_rng("kept", seed)
+        kept = (rng.random(3000) < 0.8).tolist()
+        one = labelled(sentences(3000, 100 + seed), kept, seed_actions=sentences(1000, seed))
+        for name in ("caption_collapse", "type_skew"):
+            assert GUARDS[name](one, LIMITS).passed, (name, seed)
+
+
+def test_one_sentence_for_everything_is_a_collapse():
+    result = GUARDS["caption_collapse"](labelled(["remove the red square"] * 500), LIMITS)
+    assert (result.value, result.passed) == (0.0, False)
+    assert "--accept-guard caption_collapse" in result.message
+
+
+def test_a_favourite_sentence_is_a_collapse_though_the_rest_is_rich():
+    actions = [*sentences(850, 3), *["remove the red square"] * 150]
+    result = GUARDS["caption_collapse"](labelled(actions), LIMITS)
+    assert result.value > LIMITS.min_entropy_ratio
+    assert not result.passed
+    assert "of the labels mean" in result.message
+
+
+def test_wordings_of_one_action_are_one_meaning():
+    wordings = ["remove the red square", "take the red square away", "discard the red square"]
+    result = GUARDS["caption_collapse"](labelled(wordings * 100), LIMITS)
+    assert result.value == 0.0
+
+
+def test_on_real_video_the_words_are_the_meaning_and_the_first_word_the_type():
+    actions = ["Open the door.", "open  the door", "close the door", "wash a cup"] * 50
+    kept = [True, True, False, False] * 50
+    one = labelled(actions, kept, tabletop=False, seed_actions=actions)
+    assert GUARDS["caption_collapse"](one, LIMITS).value == pytest.approx(1.0, abs=0.05)
+    assert GUARDS["type_skew"](one, LIMITS).value == pytest.approx(0.5)
+
+
+def test_few_labels_are_not_a_collapse_for_being_few():
+    one = labelled(sentences(MIN_LABELS, 3), seed_actions=sentences(4096, 4))
+    assert GUARDS["caption_collapse"](one, LIMITS).value == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["caption_collapse", "type_skew"])
+def test_a_handful_of_labels_says_nothing_about_their_mix(name):
+    """Fourteen pairs of real clips, two of them labelled alike, are no collapse."""
+    few = labelled(["remove the red square"] * (MIN_LABELS - 1))
+    assert GUARDS[name](few, LIMITS) is None
+
+
+def test_a_filter_that_keeps_one_type_is_a_skew():
+    actions = [*sentences(300, 5), *sentences(100, 6, only="paint")]
+    result = GUARDS["type_skew"](labelled(actions, [False] * 300 + [True] * 100), LIMITS)
+    assert not result.passed
+    assert "most for 'paint'" in result.message
+    assert GUARDS["type_skew"](labelled(actions), LIMITS).value == 0.0
+
+
+def test_growing_surer_without_being_right_more_often_is_a_drift():
+    assert drift(answers(0.9, 0.8), answers(0.97, 0.6)).passed is False
+    assert drift(answers(0.9, 0.8), answers(0.97, 0.6)).value == pytest.approx(0.27, abs=0.03)
+    assert drift(answers(0.9, 0.6), answers(0.9, 0.8)).passed
+
+
+def test_a_clip_of_equal_bytes_is_a_leak_and_a_few_lookalikes_are_chance():
+    def leaked(by_digest: int, by_hash: int) -> GuardResult | None:
+        found = Leakage(
+            num_heldout=1000,
+            by_digest=by_digest,
+            by_hash=by_hash,
+            either=max(by_digest, by_hash),
+        )
+        return GUARDS["leakage"](labelled([], leakage=found), LIMITS)
+
+    assert leaked(0, LIMITS.max_leaked_pairs).passed
+    assert not leaked(0, LIMITS.max_leaked_pairs + 1).passed
+    assert not leaked(1, 1).passed
+
+
+def test_guards_without_evidence_say_nothing():
+    assert {result.name for result in judge(evidence(0), LIMITS)} == {"copy_rate", "leakage"}
+    nothing_kept = labelled(sentences(50, 1), [False] * 50)
+    assert GUARDS["type_skew"](nothing_kept, LIMITS) is None
+    assert GUARDS["caption_collapse"](labelled([]), LIMITS) is None
+
+
+def test_only_a_blocked_round_tells_the_way_out():
+    passed = GUARDS["copy_rate"](evidence(0), LIMITS)
+    blocked = GUARDS["copy_rate"](evidence(0, copies=1.0), LIMITS)
+    assert "new run_dir" not in passed.message
+    assert blocked.message == (
+        "copy_rate 1, limit 0.5: the FDP gives its input back on 24 of 24 held-out pairs; accept "
+        "it with --accept-guard copy_rate, or train longer (train.seed_steps, train.round_steps) "
+        "in a new run_dir"
+    )

@@ -1,0 +1,109 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dynamics.core.config import EvaluateConfig, LoopConfig
+from dynamics.evaluation.heldout import evaluate_items
+from dynamics.evaluation.label_quality import label_accuracy
+from dynamics.evaluation.metrics import best_of_sizes, summarise
+from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
+
+PAIRS, TRUTH = filmed(200)
+CFG = LoopConfig(world=WORLD, evaluate=EvaluateConfig(best_of=(1, 8)))
+
+
+def _items(truth=TRUTH, with_best_of=100, sure=lambda action: "paint" not in action):
+    fdp = ScriptedFDP(skill=0.4, sure=sure)
+    return evaluate_items(PAIRS, truth, ScriptedIDM(), fdp, CFG, 1, with_best_of)
+
+
+def _labels(right: list[bool], accepted: list[bool]):
+    actions = PAIRS["action"].to_pylist()
+    labels = pa.table(
+        {
+            "label_id": [f"label-{n}" for n in range(len(right))],
+            "pair_id": PAIRS["pair_id"][: len(right)],
+            "action": [actions[n] if ok else "" for n, ok in enumerate(right)],
+        }
+    )
+    decisions = pa.table({"label_id": labels["label_id"], "accepted": accepted})
+    return labels, decisions.take(list(reversed(range(len(right)))))
+
+
+def test_metrics_are_the_means_of_their_columns():
+    items = _items()
+    metrics = summarise(items)
+    assert metrics["eval/fdp_success"].value == pytest.approx(
+        np.mean(items["fdp_greedy_success"].to_pylist())
+    )
+    assert metrics["eval/copy_rate"].value == pytest.approx(np.mean(items["fdp_copy"].to_pylist()))
+    assert metrics["eval/idm_accuracy"].value == 1.0
+    assert metrics["eval/best_of_8"].num_items == 100
+    assert metrics["eval/fdp_success"].num_items == 200
+
+
+def test_metric_names_are_flat_and_complete():
+    assert set(summarise(_items())) >= {
+        "eval/fdp_success",
+        "eval/fdp_sample_success",
+        "eval/copy_rate",
+        "eval/idm_accuracy",
+        "eval/idm_exact",
+        "eval/tokenizer_ceiling",
+        "eval/best_of_greedy",
+        "eval/best_of_1",
+        "eval/best_of_8",
+        "eval/idm_best_of_8",
+        "eval/oracle_best_of_8",
+        "eval/fdp_success_move",
+    }
+
+
+def test_greedy_is_compared_on_the_pairs_of_the_curve():
+    items = _items()
+    greedy = items["fdp_greedy_success"].to_pylist()[:100]
+    assert summarise(items)["eval/best_of_greedy"].value == pytest.approx(np.mean(greedy))
+
+
+def test_action_types_partition_the_pairs():
+    metrics = summarise(_items(sure=lambda action: "slide" not in action and "glide" not in action))
+    by_kind = {n: m for n, m in metrics.items() if n.startswith("eval/fdp_success_")}
+    assert sum(metric.num_items for metric in by_kind.values()) == 200
+    assert by_kind["eval/fdp_success_slide"].value == 0.0
+    assert by_kind["eval/fdp_success_remove"].value == 1.0
+
+
+def test_what_was_not_measured_is_left_out():
+    metrics = summarise(_items(truth=None, with_best_of=0))
+    assert set(metrics) == {"eval/idm_exact"}
+
+
+def test_summary_is_the_same_every_time():
+    assert summarise(_items()) == summarise(_items())
+
+
+def test_best_of_sizes_come_from_the_metrics():
+    assert best_of_sizes(summarise(_items())) == [1, 8]
+    assert best_of_sizes({}) == []
+
+
+def test_label_accuracy_before_and_after_the_filter():
+    labels, decisions = _labels([True, True, False, False], [True, True, True, False])
+    metrics = label_accuracy(labels, decisions, TRUTH)
+    assert metrics["label/accuracy"].value == 0.5
+    assert metrics["label/accuracy_kept"].value == pytest.approx(2 / 3)
+    assert metrics["label/kept_fraction"].value == 0.75
+
+
+def test_pairs_that_the_truth_leaves_out_do_not_count():
+    labels, decisions = _labels([True, False, False], [True, True, True])
+    metrics = label_accuracy(labels, decisions, TRUTH.slice(1))
+    assert metrics["label/accuracy"].num_items == 2
+    assert metrics["label/accuracy"].value == 0.0
+
+
+def test_real_video_has_no_label_accuracy_but_a_kept_fraction():
+    labels, decisions = _labels([True, False], [False, False])
+    assert set(label_accuracy(labels, decisions, None)) == {"label/kept_fraction"}
+    kept_nothing = label_accuracy(labels, decisions, TRUTH)
+    assert "label/accuracy_kept" not in kept_nothing

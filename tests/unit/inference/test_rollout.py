@@ -1,0 +1,96 @@
+import numpy as np
+
+from dynamics.inference.fdp import Candidates
+from dynamics.inference.rollout import collect, rollout_steps
+from dynamics.storage.tables import codes_matrix
+from dynamics.tabletop.scene import Scene
+from tests.fakes import CellTokenizer, FakeVLM, ScriptedFDP, ScriptedIDM, filmed, perform
+
+START = Scene(3, (1, 0, 0, 0, 0, 0, 0, 0, 5))
+ACTIONS = ["push the red square right", "paint the red square blue", "remove the blue square"]
+OPTIONS = {"verifier": "noisy_channel", "num_samples": 8, "temperature": 1.0, "seed": 0}
+
+
+def rollout(start_L, actions, inverse, forward, **options):
+    return collect(start_L, list(rollout_steps(start_L, actions, inverse, forward, **options)))
+
+
+def _roll(actions: list[str], skill: float = 0.7):
+    start_L = np.array(START.cells)
+    return rollout(start_L, actions, ScriptedIDM(), ScriptedFDP(skill=skill), **OPTIONS)
+
+
+def test_each_step_starts_from_the_frame_before():
+    result = _roll(ACTIONS)
+    expected = [START.cells]
+    for action in ACTIONS:
+        after = perform(expected[-1], action)
+        assert after is not None
+        expected.append(after)
+    assert result.frames.tolist() == [list(cells) for cells in expected]
+    assert len(result.steps) == 3
+
+
+def test_a_shorter_rollout_is_a_prefix_of_the_longer_one():
+    longer, shorter = _roll(ACTIONS, skill=0.2), _roll(ACTIONS[:2], skill=0.2)
+    np.testing.assert_array_equal(longer.frames[:3], shorter.frames)
+
+
+def test_no_action_leaves_the_given_frame():
+    pairs, _ = filmed(1)
+    start_L = codes_matrix(pairs, "source_codes")[0]
+    result = rollout(start_L, [], ScriptedIDM(), ScriptedFDP(), **OPTIONS)
+    np.testing.assert_array_equal(result.frames, start_L[None])
+    assert result.steps == ()
+
+
+class Forked:
+    """Draws two frames for the first action, the likelier one a dead end for the second."""
+
+    def __init__(self) -> None:
+        self.model = FakeVLM(CellTokenizer())
+
+    def generate(self, source_BL, actions, *, num_samples, temperature, seeds):
+        options = {
+            (START.cells, "left"): [(1, *START.cells[1:]), (2, *START.cells[1:])],
+            ((1, *START.cells[1:]), "right"): [(3, *START.cells[1:])] * 2,
+            ((2, *START.cells[1:]), "right"): [(4, *START.cells[1:])] * 2,
+        }
+        likely = {1: -1.0, 2: -2.0, 3: -9.0, 4: -1.0}
+        start = (9, *START.cells[1:])
+        codes = np.array(
+            [
+                options[(START.cells if tuple(s) == start else tuple(s), a)]
+                for s, a in zip(source_BL.tolist(), actions, strict=True)
+            ]
+        )
+        return Candidates(codes=codes, logprobs=np.vectorize(likely.get)(codes[..., 0]))
+
+
+class Indifferent:
+    def action_logprobs(self, source_BL, target_BL, actions):
+        return np.full(len(actions), -1.0)
+
+
+def _forked(beam: int):
+    start_L = np.array((9, *START.cells[1:]))
+    options = {**OPTIONS, "num_samples": 2, "beam": beam}
+    return rollout(start_L, ["left", "right"], Indifferent(), Forked(), **options)
+
+
+def test_a_beam_takes_back_a_choice_that_leads_nowhere():
+    assert [frame[0] for frame in _forked(beam=1).frames] == [9, 1, 3]
+    assert [frame[0] for frame in _forked(beam=2).frames] == [9, 2, 4]
+
+
+def test_prefixes_with_one_frame_are_one_prefix():
+    last = _forked(beam=4).steps[-1]
+    assert sorted(frame[0] for frame in last.frames) == [3, 4]
+    assert last.totals.tolist() == sorted(last.totals.tolist(), reverse=True)
+
+
+def test_a_beam_of_one_draws_what_no_beam_draws():
+    plain, beamed = _roll(ACTIONS, skill=0.3), _roll(ACTIONS, skill=0.3)
+    np.testing.assert_array_equal(plain.frames, beamed.frames)
+    for step in beamed.steps:
+        assert step.chosen.tolist() == step.prediction.chosen.tolist()

@@ -1,0 +1,188 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.records import DatasetRef
+from dynamics.core.seeds import numpy_rng
+from dynamics.inference.idm import Caption
+from dynamics.labelling.filter import decide
+from dynamics.labelling.labeller import Labeller, unlabelled
+from dynamics.storage.ledger import reason_counts
+from dynamics.storage.shards import Shard, cut, read_shard
+from dynamics.tabletop.language import say
+from dynamics.tabletop.meaning import canonical_action
+from dynamics.tabletop.scene import sample_action, sample_scene
+
+LENGTH, NUM_CODES = 4, 16
+
+
+class FakeImages:
+    frame_px = 8
+    bars = None
+    num_tokens = LENGTH
+    num_codes = NUM_CODES
+
+
+class FakeIdm:
+    """Says which code comes first; less sure of larger codes."""
+
+    digest = "idm"
+    prompt_version = "v1"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def label(
+        self, source_BL: np.ndarray, target_BL: np.ndarray, *, max_action_tokens: int
+    ) -> list[Caption]:
+        self.batches.append(len(source_BL))
+        return [Caption(f"code {row[0]}", (-0.1 * row[0], -0.5)) for row in source_BL]
+
+    def sample(
+        self,
+        source_BL: np.ndarray,
+        target_BL: np.ndarray,
+        *,
+        num_samples: int,
+        greedy_first: bool = False,
+        **_: object,
+    ) -> list[list[Caption]]:
+        said = ["code 1" if sample % 2 else "code 2" for sample in range(num_samples)]
+        drawn = [[Caption(text, (-1.0,)) for text in said] for _ in source_BL]
+        if not greedy_first:
+            return drawn
+        greedy = self.label(source_BL, target_BL, max_action_tokens=12)
+        return [[first, *others[1:]] for first, others in zip(greedy, drawn, strict=True)]
+
+    def fits_prompt(self, action: str) -> bool:
+        return 1 <= len(action.split()) <= 2
+
+
+class MumblingIdm(FakeIdm):
+    """Says nothing about the first pair of a batch, and too much about the second."""
+
+    def label(
+        self, source_BL: np.ndarray, target_BL: np.ndarray, *, max_action_tokens: int
+    ) -> list[Caption]:
+        captions = super().label(source_BL, target_BL, max_action_tokens=max_action_tokens)
+        return [Caption("", (-0.1,)), Caption("on and on", (-0.1,) * 3), *captions[2:]]
+
+
+class FakeFdp:
+    def frame_logprobs(
+        self, source_BL: np.ndarray, actions: list[str], target_BL: np.ndarray
+    ) -> np.ndarray:
+        return -target_BL.sum(1).astype(float)
+
+
+def pairs(num: int) -> pa.Table:
+    codes = [[row % NUM_CODES] * LENGTH for row in range(num)]
+    return pa.table(
+        {
+            "pair_id": [f"pair-{row:03d}" for row in range(num)],
+            "clip_class": ["kitchen"] * num,
+            "source_codes": pa.array(codes, pa.list_(pa.uint16())),
+            "target_codes": pa.array(codes, pa.list_(pa.uint16())),
+        }
+    )
+
+
+def labeller(cfg: LoopConfig, idm: FakeIdm | None = None) -> Labeller:
+    return Labeller(idm or FakeIdm(), FakeFdp(), cfg, FakeImages())  # type: ignore[arg-type]
+
+
+def test_shards_cover_every_row_once() -> None:
+    assert cut(5, 2) == [Shard(start=0, stop=2), Shard(start=2, stop=4), Shard(start=4, stop=5)]
+    assert cut(0, 2) == []
+
+
+@pytest.mark.parametrize("rows_per_group", [1, 3, 4, 100])
+def test_a_shard_is_the_same_rows_whatever_the_row_groups(
+    tmp_path: Path, rows_per_group: int
+) -> None:
+    table = pairs(11)
+    pq.write_table(table, tmp_path / "pool.parquet", row_group_size=rows_per_group)
+    ref = DatasetRef(path=tmp_path / "pool.parquet", num_rows=11, digest="")
+    for shard in cut(11, 4):
+        found = read_shard(ref, shard)["pair_id"].to_pylist()
+        assert found == table["pair_id"].to_pylist()[shard.start : shard.stop]
+
+
+def test_only_shards_with_an_unlabelled_pair_are_left(tmp_path: Path) -> None:
+    pq.write_table(pairs(6), tmp_path / "pool.parquet")
+    ref = DatasetRef(path=tmp_path / "pool.parquet", num_rows=6, digest="")
+    done = {"pair-000", "pair-001", "pair-002"}
+    assert unlabelled(ref, done, 2) == [Shard(start=2, stop=4), Shard(start=4, stop=6)]
+
+
+def test_batch_size_is_the_configured_one() -> None:
+    idm = FakeIdm()
+    labels = labeller(LoopConfig(label={"batch_size": 4}), idm).label(pairs(10), 1)
+    assert idm.batches == [4, 4, 2]
+    assert labels["action"].to_pylist()[:2] == ["code 0", "code 1"]
+    assert labels["score_sum_logprob"].to_pylist()[1] == pytest.approx(-0.6)
+    assert labels["score_agreement"].null_count == labels["score_fdp_likelihood"].null_count == 10
+
+
+def test_only_the_configured_score_is_paid_for() -> None:
+    agreement = labeller(LoopConfig(filter={"score": "agreement"})).label(pairs(3), 1)
+    assert agreement["score_agreement"].null_count == 0
+    assert agreement["score_fdp_likelihood"].null_count == 3
+    likelihood = labeller(LoopConfig(filter={"score": "fdp_likelihood"})).label(pairs(3), 1)
+    assert likelihood["score_fdp_likelihood"].to_pylist() == [0.0, -4.0, -8.0]
+
+
+def test_pairs_with_codes_of_another_tokenizer_are_counted_rejects() -> None:
+    table = pairs(3)
+    broken = pa.array([[1] * LENGTH, [1, 2], [NUM_CODES] * LENGTH], pa.list_(pa.uint16()))
+    table = table.set_column(2, "source_codes", broken)
+    cfg = LoopConfig(filter={"rule": {"kind": "top_fraction", "fraction": 1.0}})
+    decisions = decide(labeller(cfg).label(table, 1), cfg.filter)
+    assert reason_counts(decisions) == {"accepted": 1, "empty_action": 2}
+
+
+@pytest.mark.parametrize("score", ["sum_logprob", "fdp_likelihood", "agreement"])
+def test_empty_and_overlong_sentences_are_counted_rejects(score: str) -> None:
+    cfg = LoopConfig(filter={"score": score, "rule": {"kind": "top_fraction", "fraction": 1.0}})
+    labels = labeller(cfg, MumblingIdm()).label(pairs(4), 1)
+    assert labels["action"].to_pylist() == ["", "", "code 2", "code 3"]
+    assert reason_counts(decide(labels, cfg.filter)) == {"accepted": 2, "empty_action": 2}
+
+
+def test_the_sentence_that_both_models_find_likeliest_becomes_the_label() -> None:
+    class Doubtful(FakeFdp):
+        def frame_logprobs(
+            self, source_BL: np.ndarray, actions: list[str], target_BL: np.ndarray
+        ) -> np.ndarray:
+            return np.array([0.0 if action == "code 1" else -9.0 for action in actions])
+
+    cfg = LoopConfig(filter={"score": "fdp_likelihood"}, label={"candidates": 3})
+    judge = Labeller(FakeIdm(), Doubtful(), cfg, FakeImages())  # type: ignore[arg-type]
+    labels = judge.label(pairs(3), 1)
+    assert labels["action"].to_pylist() == ["code 1"] * 3  # sampled, not what greedy decoding said
+    assert labels["score_fdp_likelihood"].to_pylist() == [0.0] * 3
+    greedy = labeller(LoopConfig(filter={"score": "fdp_likelihood"})).label(pairs(3), 1)
+    assert not set(greedy["label_id"].to_pylist()) & set(labels["label_id"].to_pylist())
+
+
+def test_candidates_without_a_judge_are_a_config_error() -> None:
+    with pytest.raises(ValueError, match="fdp_likelihood"):
+        LoopConfig(label={"candidates": 2})
+
+
+def test_labels_are_keyed_by_pair_and_model_not_by_round() -> None:
+    first, second = labeller(LoopConfig()), labeller(LoopConfig())
+    assert first.label(pairs(3), 1)["label_id"] == second.label(pairs(3), 2)["label_id"]
+
+
+def test_wordings_of_one_action_have_one_canonical_text() -> None:
+    scene = sample_scene(numpy_rng("scene"), 3, 2, 3)
+    action = sample_action(numpy_rng("action"), scene, min_objects=1)
+    sentences = {say(action, numpy_rng("wording", number)) for number in range(20)}
+    assert len(sentences) > 1
+    assert len({canonical_action(sentence) for sentence in sentences}) == 1
+    assert canonical_action("nonsense words") == ""

@@ -1,0 +1,106 @@
+import pyarrow as pa
+import pytest
+
+from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA
+from dynamics.labelling.training_set import grow
+from dynamics.storage.tables import to_parquet
+
+
+def pair_row(name: str) -> dict[str, object]:
+    return {
+        "pair_id": name,
+        "clip_sha256": "c",
+        "clip_path": f"{name}.mp4",
+        "clip_class": "",
+        "frame0": 0,
+        "frame1": 1,
+        "t0_s": 0.0,
+        "t1_s": 0.5,
+        "motion": 0.1,
+        "source_codes": [1, 2],
+        "target_codes": [3, 4],
+        "recognition": [0.0, 1.0],
+    }
+
+
+def make_pool(names: str) -> pa.Table:
+    return pa.Table.from_pylist([pair_row(name) for name in names], PAIR_SCHEMA)
+
+
+def make_seed(names: str) -> pa.Table:
+    rows = [{**pair_row(name), "action": f"true {name}", "origin": "seed"} for name in names]
+    return pa.Table.from_pylist(rows, TRANSITION_SCHEMA)
+
+
+def make_labels(names: str) -> pa.Table:
+    scores = {f"score_{name}_logprob": -1.0 for name in ("mean", "sum", "min")}
+    rows = [
+        {
+            **scores,
+            "label_id": f"label-{name}",
+            "pair_id": name,
+            "clip_class": "",
+            "round_id": 1,
+            "idm_digest": "d",
+            "prompt_version": "v1",
+            "decode": "{}",
+            "action": f"guess {name}",
+            "token_logprobs": [-1.0],
+            "score_agreement": None,
+            "score_fdp_likelihood": None,
+            "score_noisy_channel": None,
+        }
+        for name in names
+    ]
+    return pa.Table.from_pylist(rows, LABEL_SCHEMA)
+
+
+def make_decisions(names: str, accepted: str) -> pa.Table:
+    rows = [
+        {
+            "label_id": f"label-{name}",
+            "pair_id": name,
+            "accepted": name in accepted,
+            "score": -1.0,
+            "reason": "accepted" if name in accepted else "below_threshold",
+        }
+        for name in names
+    ]
+    return pa.Table.from_pylist(rows, DECISION_SCHEMA)
+
+
+def test_seed_comes_first_then_accepted_pairs_sorted() -> None:
+    seed = make_seed("zy")
+    grown = grow(seed, make_pool("dbca"), make_labels("cdab"), make_decisions("abcd", "dab"))
+    assert grown.slice(0, 2).equals(seed)
+    assert grown["pair_id"].to_pylist() == ["z", "y", "a", "b", "d"]
+    assert grown["action"].to_pylist()[2:] == ["guess a", "guess b", "guess d"]
+    assert grown["origin"].to_pylist() == ["seed", "seed", "label-a", "label-b", "label-d"]
+    assert grown["clip_path"].to_pylist()[2:] == ["a.mp4", "b.mp4", "d.mp4"]
+    assert grown.schema.equals(TRANSITION_SCHEMA)
+
+
+def test_order_of_pool_labels_and_decisions_does_not_change_a_byte() -> None:
+    one = grow(make_seed("z"), make_pool("abc"), make_labels("abc"), make_decisions("abc", "ac"))
+    two = grow(make_seed("z"), make_pool("cab"), make_labels("bca"), make_decisions("cba", "ac"))
+    assert to_parquet(one, TRANSITION_SCHEMA) == to_parquet(two, TRANSITION_SCHEMA)
+
+
+def test_nothing_accepted_leaves_the_seed() -> None:
+    seed = make_seed("zy")
+    assert grow(seed, make_pool("ab"), make_labels("ab"), make_decisions("ab", "")).equals(seed)
+    nothing = grow(seed, make_pool(""), make_labels(""), make_decisions("", ""))
+    assert nothing.equals(seed)
+
+
+def test_an_accepted_label_without_its_pair_or_row_is_an_error() -> None:
+    with pytest.raises(ValueError, match="have no row with their pair_id"):
+        grow(make_seed("z"), make_pool("a"), make_labels("ab"), make_decisions("ab", "b"))
+    with pytest.raises(ValueError, match="have no row with their label_id"):
+        grow(make_seed("z"), make_pool("ab"), make_labels("a"), make_decisions("ab", "b"))
+
+
+def test_a_pair_is_grown_once() -> None:
+    twice = pa.concat_tables([make_decisions("a", "a"), make_decisions("a", "a")])
+    with pytest.raises(ValueError, match="two accepted labels"):
+        grow(make_seed("z"), make_pool("a"), make_labels("a"), twice)

@@ -1,0 +1,274 @@
+"""The whole loop in one process on real videos and a real, untrained checkpoint."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynamics.core.config import KeyframeConfig, LabelledConfig, LoopConfig, PoolConfig, PoolPart
+from dynamics.core.errors import UserError
+from dynamics.core.records import (
+    LABEL_SCHEMA,
+    PAIR_SCHEMA,
+    TRANSITION_SCHEMA,
+    DataRefs,
+    DatasetRef,
+    ModelRef,
+    RoundReport,
+)
+from dynamics.loop import run_rounds
+from dynamics.pipeline.stages import LocalStages
+from dynamics.storage.ledger import Ledger
+from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.shards import Shard
+from dynamics.storage.tables import read_table
+from dynamics.tabletop.encode import write_mp4
+from tests.made_data import write_aurora, write_clip, write_kinetics700, write_ucf101
+from tests.runs import LocalRun, Stop, StopAt, results, run_local
+from tests.unit.storage.rows import make_labels
+
+
+class CountingTracker:
+    def __init__(self) -> None:
+        self.rounds: list[int] = []
+        self.files: list[Path] = []
+
+    def log_round(self, report: RoundReport) -> None:
+        self.rounds.append(report.round_id)
+
+    def log_run(self, reports: Sequence[RoundReport], files: Sequence[Path]) -> None:
+        self.files = list(files)
+
+
+def test_a_run_leaves_what_the_run_folder_promises(small: LoopConfig, local_run: LocalRun) -> None:
+    folder = local_run.folder
+    seed = read_table(folder / "data" / "seed.parquet", TRANSITION_SCHEMA)
+    assert seed.num_rows == small.labelled.num_seed
+    labels = read_table(folder / "rounds" / "round-01" / "labels.parquet", LABEL_SCHEMA)
+    assert labels.num_rows == small.pool.num_pairs
+    report = RunFolder(folder).report(1)
+    assert report is not None
+    assert report.num_accepted > 0
+    assert report.num_labelled == sum(report.reasons.values()) == small.pool.num_pairs
+    assert {"eval/fdp_success", "eval/idm_accuracy", "eval/best_of_2"} <= set(report.metrics)
+    assert report.metrics["eval/fdp_success"].num_items == small.labelled.num_heldout
+    grown = read_table(folder / "rounds" / "round-01" / "grown.parquet", TRANSITION_SCHEMA)
+    assert grown.num_rows == seed.num_rows + report.num_accepted
+    assert {"train", "evaluate", "label"} <= set(RunFolder(folder).timings(1))
+    assert (folder / "rounds" / "round-01" / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert "nan" not in (folder / "rounds" / "round-01" / "report.json").read_text().lower()
+
+
+def test_reports_hold_no_path_of_this_machine(local_run: LocalRun) -> None:
+    models = json.loads((local_run.folder / "rounds" / "round-01" / "report.json").read_text())[
+        "models"
+    ]
+    assert models["idm"] == "rounds/round-01/idm"
+    assert models["fdp"] == "rounds/round-01/fdp"
+
+
+def test_a_finished_run_is_not_done_again(small: LoopConfig, local_run: LocalRun) -> None:
+    folder = local_run.folder
+    before = results(folder)
+    progress, tracker = StopAt(), CountingTracker()
+    no_serving = small.model_copy(
+        update={"serve": small.serve.model_copy(update={"enabled": False})}
+    )
+    reports = run_local(no_serving, folder, tracker, progress)
+    assert [report.round_id for report in reports] == [0, 1]
+    assert progress.seen == []
+    assert tracker.files == [folder / "report.html"]
+    assert results(folder) == before
+
+
+@pytest.mark.parametrize("share", [0.1, 0.35, 0.6, 0.75, 0.9])
+def test_a_stopped_run_resumes_to_equal_bytes(
+    small: LoopConfig, local_run: LocalRun, tmp_path: Path, share: float
+) -> None:
+    folder, num_calls = local_run.folder, local_run.num_progress_calls
+    with pytest.raises(Stop):
+        run_local(small, tmp_path, progress=StopAt(int(share * num_calls)))
+    assert results(tmp_path) != results(folder)
+    run_local(small, tmp_path)
+    assert results(tmp_path) == results(folder)
+
+
+class BlindStages(LocalStages):
+    """Every other file that its workers wrote "lies on another node", in ``elsewhere``."""
+
+    def _hide(self, written: Path) -> None:
+        elsewhere = self.folder.root / "elsewhere"
+        elsewhere.mkdir()
+        for path in sorted(written.glob("*.parquet"))[::2]:
+            path.rename(elsewhere / path.name)
+
+
+class BlindToLabels(BlindStages):
+    def _label_shards(
+        self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
+    ) -> None:
+        super()._label_shards(pool, shards, models, round_id)
+        self._hide(self.ledger.attempts(round_id))
+
+
+class BlindToParts(BlindStages):
+    def _evaluate_shards(
+        self,
+        data: DataRefs,
+        shards: Sequence[Shard],
+        models: ModelRef,
+        parts: Path,
+        round_id: int,
+    ) -> None:
+        super()._evaluate_shards(data, shards, models, parts, round_id)
+        self._hide(parts)
+
+
+def run_blind(cfg: LoopConfig, folder: Path, stages: type[BlindStages]) -> None:
+    with RunFolder(folder).claimed(cfg):
+        run_rounds(cfg, stages(cfg, folder))
+
+
+@pytest.mark.parametrize("come_back", [True, False])
+def test_a_round_whose_labels_are_on_another_node_is_not_committed_and_resumes_to_equal_bytes(
+    small: LoopConfig, local_run: LocalRun, tmp_path: Path, come_back: bool
+) -> None:
+    attempts = tmp_path / "ledger" / "attempts" / "round-01"
+    message = f"32 of 48 pairs of the pool have no label in {attempts}; do all nodes see {tmp_path}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        run_blind(small, tmp_path, BlindToLabels)
+    assert Ledger(tmp_path / "ledger").rounds() == []
+    if come_back:
+        for path in (tmp_path / "elsewhere").iterdir():
+            path.rename(attempts / path.name)
+    run_local(small, tmp_path)
+    assert results(tmp_path) == results(local_run.folder)
+
+
+@pytest.mark.parametrize("come_back", [True, False])
+def test_a_round_whose_evaluation_is_on_another_node_is_refused_and_resumes_to_equal_bytes(
+    small: LoopConfig, local_run: LocalRun, tmp_path: Path, come_back: bool
+) -> None:
+    parts = tmp_path / "rounds" / "round-00" / "items"
+    first = parts / "00000000.parquet"
+    message = f"6 of 12 held-out pairs have no evaluation in {first}; do all nodes see {tmp_path}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        run_blind(small, tmp_path, BlindToParts)
+    if come_back:
+        for path in (tmp_path / "elsewhere").iterdir():
+            path.rename(parts / path.name)
+    run_local(small, tmp_path)
+    assert results(tmp_path) == results(local_run.folder)
+
+
+def test_labels_of_pairs_outside_the_pool_are_not_committed(
+    small: LoopConfig, tmp_path: Path
+) -> None:
+    class WithForeignLabels(LocalStages):
+        def _label_shards(
+            self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
+        ) -> None:
+            super()._label_shards(pool, shards, models, round_id)
+            self.ledger.write_attempt(
+                round_id, make_labels(5, round_id=round_id, idm=models.idm_digest)
+            )
+
+    with RunFolder(tmp_path).claimed(small), pytest.raises(UserError, match="5 labels in"):
+        run_rounds(small, WithForeignLabels(small, tmp_path))
+    assert Ledger(tmp_path / "ledger").rounds() == []
+    shutil.rmtree(tmp_path / "ledger" / "attempts" / "round-01")
+    assert run_local(small, tmp_path)[1].num_labelled == small.pool.num_pairs
+
+
+def test_more_rounds_continue_from_the_last(small: LoopConfig, tmp_path: Path) -> None:
+    one_round = run_local(small, tmp_path)
+    more = small.model_copy(update={"rounds": 2})
+    assert run_local(more, tmp_path)[:2] == one_round
+    assert (tmp_path / "rounds" / "round-02" / "report.json").exists()
+
+
+def test_a_folder_of_videos_goes_through_every_stage(small: LoopConfig, tmp_path: Path) -> None:
+
+    clips = tmp_path / "clips" / "noise"
+    clips.mkdir(parents=True)
+    for shade in (120, 250):
+        frames = np.full((48, 64, 64, 3), 40, np.uint8)
+        for state in range(6):  # a square that jumps every 8 frames
+            left = 10 * state
+            frames[8 * state : 8 * state + 8, 24:40, left : left + 14] = shade
+        write_mp4(clips / f"{shade}.mp4", frames, fps=8)
+    (clips / "broken.mp4").write_text("not a video")
+    keyframes = KeyframeConfig(top_k=4, spacing_frames=4)
+    pool = PoolConfig(path=tmp_path / "clips", num_pairs=100, keyframes=keyframes)
+    cfg = small.model_copy(update={"pool": pool})
+    run_dir = tmp_path / "run"
+    reports = run_local(cfg, run_dir)
+    assert reports[1].num_labelled == 6
+    assert "label/accuracy" not in reports[1].metrics  # nobody knows what the clips show
+    assert reports[1].metrics["eval/fdp_success"].num_items == cfg.labelled.num_heldout
+    ingest = json.loads((run_dir / "data" / "ingest.json").read_text())
+    assert sum(ingest["pool"]["rejects"].values()) == 1
+
+
+def real(small: LoopConfig, root: Path) -> LoopConfig:
+    """A labelled set that lacks a picture, and two pool folders, one of them with a copied clip."""
+    write_aurora(root / "aurora")
+    (root / "aurora" / "data" / "ag" / "images" / "V0.mp4_0_left.png").unlink()
+    write_ucf101(root / "ucf")
+    write_kinetics700(root / "k700")
+    repeated = next((root / "k700").rglob("*.mp4"))
+    write_clip(root / "ucf" / "Basketball" / "v_Basketball_g99_c01.avi", range(9))
+    (root / "k700" / "train" / "again").mkdir()
+    (root / "k700" / "train" / "again" / "x.mp4").write_bytes(repeated.read_bytes())
+    labelled = LabelledConfig(dataset="aurora", path=root / "aurora", heldout_fraction=0.25)
+    pool = PoolConfig(
+        path=root / "ucf",
+        source="ucf101",
+        more=(PoolPart(path=root / "k700", source="kinetics700"),),
+        keyframes=KeyframeConfig(top_k=6, spacing_frames=4),
+    )
+    return small.model_copy(update={"labelled": labelled, "pool": pool})
+
+
+def test_real_pictures_go_through_every_stage_without_any_truth(
+    small: LoopConfig, tmp_path: Path
+) -> None:
+    cfg, folder = real(small, tmp_path), tmp_path / "run"
+    reports = run_local(cfg, folder)
+    assert [report.round_id for report in reports] == [0, 1]
+    assert not (folder / "data" / "truth.parquet").exists()
+    pool = read_table(folder / "data" / "pool.parquet", PAIR_SCHEMA)
+    assert {name.partition("/")[0] for name in pool["clip_class"].to_pylist()} == {"ucf", "k700"}
+    assert "k700/passing American football (in game)" in pool["clip_class"].to_pylist()
+    assert reports[1].num_labelled == pool.num_rows
+    metrics = reports[1].metrics
+    # Measured without an oracle, and nothing that only an oracle knows.
+    assert set(metrics) == {"eval/idm_exact", "label/kept_fraction"}
+    assert metrics["eval/idm_exact"].num_items == 4
+    assert {guard.name for guard in reports[1].guards} == {"calibration_drift", "leakage"}
+    page = (folder / "report.html").read_text()
+    heldout = read_table(folder / "data" / "heldout.parquet", TRANSITION_SCHEMA)
+    assert heldout["action"][0].as_py() in page
+    assert "rows can be used" in page
+    ingest = json.loads((folder / "data" / "ingest.json").read_text())
+    assert ingest["seed"]["num_pairs"] == 11
+    assert ingest["seed"]["rejects"] == {"missing_image": 1, "missing_manifest": 2}
+    assert ingest["pool/k700"]["rejects"] == {"clip/duplicate_clip": 1}
+
+
+def test_a_stopped_run_on_real_pictures_resumes_to_equal_bytes(
+    small: LoopConfig, tmp_path: Path
+) -> None:
+    cfg, progress = real(small, tmp_path), StopAt()
+    run_local(cfg, tmp_path / "whole", progress=progress)
+    reading = [n for n, what in enumerate(progress.seen, 1) if what.startswith(("read", "ingest"))]
+    for call in (reading[2], reading[len(reading) // 2]):
+        broken = tmp_path / f"broken-{call}"
+        with pytest.raises(Stop):
+            run_local(cfg, broken, progress=StopAt(call))
+        run_local(cfg, broken)
+        assert results(broken) == results(tmp_path / "whole")

@@ -1,0 +1,320 @@
+"""The plan against numbers from a pocket calculator, and against the bytes of the tiny base."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.core.config_file import load
+from dynamics.core.errors import UserError
+from dynamics.plan import Machine, Plan, make_plan
+from dynamics.plan.cost import (
+    OVERHEAD_BYTES,
+    Strategy,
+    disk_bytes,
+    forward_flops,
+    label_flops,
+    memory,
+    task_plan,
+    training_flops,
+)
+from dynamics.plan.sizes import Sizes, base_sizes
+from dynamics.storage.run_folder import RunFolder
+from dynamics.training.batches import FitJob
+from dynamics.training.fit import fit_adapter
+from dynamics.training.loss import RowLoss, Task
+from dynamics.training.trainable import adapter_config, trainable_model
+from tests.runs import LocalRun
+from tests.unit.training.test_fit import transitions
+
+ROOT = REPOSITORY_ROOT
+TABLETOP, CHAMELEON, LIQUID = (
+    ROOT / "configs" / f"{name}.yaml" for name in ("tabletop", "chameleon7b", "liquid7b")
+)
+MACHINE = Machine(tflops=790, utilisation=0.4)
+
+LAYER = (
+    4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096 + 4 * 4096
+)  # matrices, two norms, norms of q and k
+"""Parameters of a layer of Chameleon-7B: matrices, two norms, and norms of q and k with bias."""
+
+
+@pytest.fixture(scope="module")
+def chameleon() -> tuple[LoopConfig, Sizes]:
+    cfg = load(CHAMELEON)
+    return cfg, base_sizes(cfg)
+
+
+def test_chameleon_has_the_parameters_of_its_shapes(chameleon: tuple[LoopConfig, Sizes]) -> None:
+    _, sizes = chameleon
+    assert sizes.layers == 32 * LAYER == 6_476_791_808
+    assert sizes.total == 32 * LAYER + 2 * 65536 * 4096 + 4096 + sizes.image_tokenizer
+    assert sizes.image_tokenizer == 29_423_616  # what the published VQ encoder has
+    # LoRA of rank 16: 16 x (in + out) on four matrices of 4096 x 4096 and three of 4096 x 11008.
+    lora = 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert sizes.trainable == sizes.adapter_linear == lora == 39_976_960
+    assert sizes.largest_layer == LAYER + lora // 32
+
+
+def test_trained_embeddings_and_head_are_counted() -> None:
+    sizes = base_sizes(load(CHAMELEON, ["train.lora.train_embeddings=true"]))
+    assert sizes.saved_modules == 2 * 65536 * 4096
+    assert sizes.trainable == 39_976_960 + 2 * 65536 * 4096
+
+
+def test_liquid_counts_its_tied_embeddings_once() -> None:
+    sizes = base_sizes(load(LIQUID))
+    layer = 4 * 3072 * 4096 + 3 * 3072 * 24576 + 2 * 3072
+    assert sizes.total == 28 * layer + 264192 * 3072 + 3072 == 8_562_846_720
+    assert sizes.attention_width == 4096
+
+
+def test_a_chameleon_row_is_two_frames_and_the_words(chameleon: tuple[LoopConfig, Sizes]) -> None:
+    cfg, sizes = chameleon
+    assert sizes.fdp_tokens == 12 + 48 + 1026 + 1 + 1023
+    assert sizes.idm_tokens == 12 + 2 * 1026 + 48
+    assert task_plan(cfg, sizes, "fdp").tokens_per_step == 96 * 2110
+    assert task_plan(cfg, sizes, "idm").steps == 23309 + 26591
+
+
+def test_flops_are_the_ones_worked_out_by_hand(chameleon: tuple[LoopConfig, Sizes]) -> None:
+    cfg, sizes = chameleon
+    # Two per weight; attention 4 x 32 layers x 4096 x half of the row.
+    assert forward_flops(sizes, 2100) / 2100 == pytest.approx(2 * 6.4768e9 + 0.5505e9, rel=1e-4)
+    assert forward_flops(sizes, 2060) == pytest.approx(27.8e12, rel=0.01)  # a prompt of two frames
+    # Forward 13.5, the gradient of the layers' inputs 12.95 + 2 x 0.55, adapters 3 x 0.08, and a
+    # head that sees 1,024 positions and 8,192 columns: 28 GFLOP a token.
+    trained = training_flops(cfg, sizes, "fdp") / sizes.fdp_tokens
+    assert trained == pytest.approx(13.507e9 + 14.06e9 + 0.24e9 + 0.065e9, rel=2e-3)
+    again = cfg.model_copy(
+        update={"train": cfg.train.model_copy(update={"gradient_checkpointing": True})}
+    )
+    more = training_flops(again, sizes, "fdp") - training_flops(cfg, sizes, "fdp")
+    assert more == forward_flops(sizes, sizes.fdp_tokens)
+
+
+def test_full_fine_tuning_costs_three_forwards(chameleon: tuple[LoopConfig, Sizes]) -> None:
+    cfg, _ = chameleon
+    full = cfg.model_copy(update={"train": cfg.train.model_copy(update={"method": "full"})})
+    sizes = base_sizes(full)
+    assert sizes.trainable == sizes.total - sizes.image_tokenizer
+    forward = forward_flops(sizes, sizes.fdp_tokens) + 2 * 1024 * 4096 * 8192
+    assert training_flops(full, sizes, "fdp") == pytest.approx(3 * forward)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "weights", "states"),
+    [
+        # 7,043,090,432 frozen parameters of 2 bytes, 39,976,960 trained ones of 4.
+        ("ddp", 14_086_180_864 + 159_907_840, 479_723_520),
+        ("deepspeed_zero2", 14_086_180_864 + 159_907_840, 239_861_760),
+        # Halves, and two whole layers in bfloat16: 2 x 2 x (202,399,744 + 1,249,280).
+        ("deepspeed_zero3", 7_123_044_352 + 814_596_096, 239_861_760),
+        # The same, and embeddings, head and image tokenizer whole: 2 x 566,298,624.
+        ("fsdp2", 7_123_044_352 + 814_596_096 + 1_132_597_248, 239_861_760),
+    ],
+)
+def test_memory_of_two_workers_by_hand(
+    chameleon: tuple[LoopConfig, Sizes], strategy: Strategy, weights: int, states: int
+) -> None:
+    cfg, sizes = chameleon
+    plan = task_plan(cfg, sizes, "fdp")
+    found = memory(cfg, sizes, plan, strategy)
+    assert found.weights == weights
+    assert found.gradients + found.optimizer == states
+    # 7.0 MB a token, and the logits of a row: 1,024 x 8,192 x 10 bytes.
+    a_row = 2110 * 32 * (2 * (10 * 4096 + 4 * 11008) + 12 * 4096) + 1024 * 8192 * 10
+    assert a_row == pytest.approx(14.8e9, rel=0.02)
+    assert found.activations == 3 * a_row
+    assert found.total == found.activations + weights + states + OVERHEAD_BYTES
+
+
+def test_the_paper_setting_fits_its_gpus(chameleon: tuple[LoopConfig, Sizes]) -> None:
+    for path in (CHAMELEON, LIQUID):
+        cfg = load(path)
+        made = make_plan(cfg, MACHINE)
+        assert all(found["ddp"].total < 78 * 2**30 for found in made.memory.values())
+
+
+def test_hours_follow_from_flops(chameleon: tuple[LoopConfig, Sizes]) -> None:
+    cfg, sizes = chameleon
+    made = make_plan(cfg, MACHINE)
+    fdp = (62158 + 70908) * 96 * training_flops(cfg, sizes, "fdp")
+    assert made.hours.train == pytest.approx(fdp / 2 / (0.4 * 790e12) / 3600)
+    assert made.hours.label == pytest.approx(
+        57582 * label_flops(cfg, sizes) / 4 / (0.4 * 790e12) / 3600
+    )
+    # One encoding of 554 GFLOP for each frame of a pair.
+    frames = 2 * (57582 + 149180 + 250)
+    assert made.hours.encode == pytest.approx(frames * 0.554e12 / (0.4 * 790e12) / 3600)
+    slower = make_plan(cfg, replace(MACHINE, utilisation=0.2))
+    assert slower.hours.total == pytest.approx(2 * made.hours.total)
+
+
+def test_candidates_that_the_fdp_judges_cost_its_rows(
+    chameleon: tuple[LoopConfig, Sizes],
+) -> None:
+    cfg, sizes = chameleon
+    judged = load(CHAMELEON, ["filter.score=noisy_channel", "label.candidates=4"])
+    assert label_flops(judged, sizes) > 4 * forward_flops(sizes, sizes.fdp_tokens)
+    assert label_flops(cfg, sizes) < 1.1 * forward_flops(sizes, sizes.idm_tokens)
+
+
+def test_disk_by_hand(chameleon: tuple[LoopConfig, Sizes]) -> None:
+    found = disk_bytes(*chameleon)
+    # Seed, held-out pairs, pool; a training set each for round 0 (seed) and 1 (seed and pool).
+    rows = 149180 + 250 + 57582 + 149180 + 149180 + 57582
+    assert found["codes"] == rows * 1024 * 8
+    assert found["adapters"] == 2 * 4 * 39_976_960 * (2 + 3)
+
+
+# The tiny base, whose files are there.
+
+
+@pytest.fixture
+def tiny(untrained_base: Path) -> LoopConfig:
+    return load(ROOT / "tests" / "test-3x3.yaml", [f"model.base={untrained_base}"])
+
+
+def fit_job(cfg: LoopConfig, folder: Path, task: Task = "fdp") -> FitJob:
+    return FitJob(
+        task=task,
+        family=cfg.model.family,
+        base=cfg.base_path(),
+        device="cpu",
+        transitions=transitions(folder),
+        steps=1,
+        train=cfg.train,
+        seed=0,
+        init_from=None,
+        out=folder / task,
+        checkpoint_dir=folder / "checkpoint",
+    )
+
+
+@pytest.mark.parametrize(
+    "override", ["train.lora.r=4", "train.lora.train_embeddings=false", "train.method=full"]
+)
+def test_trained_parameters_are_those_of_a_fit(
+    tiny: LoopConfig, tmp_path: Path, override: str
+) -> None:
+    cfg = load(ROOT / "tests" / "test-3x3.yaml", [f"model.base={tiny.base_path()}", override])
+    network = trainable_model(fit_job(cfg, tmp_path)).network
+    sizes = base_sizes(cfg)
+    assert sizes.trainable == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    assert sizes.total == frozen + (sizes.trainable if cfg.train.method == "full" else 0)
+
+
+def test_an_adapter_has_the_planned_size(tiny: LoopConfig, tmp_path: Path) -> None:
+    folder = fit_adapter(fit_job(tiny, tmp_path)).adapter
+    real = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert real == pytest.approx(4 * base_sizes(tiny).trainable, rel=0.1)  # the header is 5 kB
+
+
+def test_the_shipped_adapter_has_the_planned_size(tmp_path: Path) -> None:
+    cfg = load(TABLETOP)
+    from peft import get_peft_model
+
+    from dynamics.models.chameleon import load_network
+
+    network = get_peft_model(load_network(cfg.base_path()), adapter_config(cfg.train.lora))
+    network.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    real = (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert real == pytest.approx(4 * base_sizes(cfg).trainable, rel=0.02)
+
+
+@pytest.mark.parametrize("override", ["train.batch_size=48", "train.precision=bfloat16"])
+@pytest.mark.parametrize("task", ["idm", "fdp"])
+def test_activations_are_what_autograd_keeps(task: Task, override: str) -> None:
+    """The bytes that a forward of the shipped base saves for its backward, parameters left out."""
+    cfg = load(TABLETOP, [override])
+    sizes = base_sizes(cfg)
+    plan = task_plan(cfg, sizes, task)
+    job = FitJob(
+        task=task, family=cfg.model.family, base=cfg.base_path(), device="cpu",
+        transitions=Path(), steps=1, train=cfg.train, seed=0, init_from=None, out=Path(),
+        checkpoint_dir=Path(),
+    )  # fmt: skip
+    model = trainable_model(job)
+    codes = np.random.default_rng(0).integers(0, sizes.num_codes, (2, 48, sizes.image_tokens))
+    actions = ["push the red ring left"] * 48
+    rows = (
+        model.tokens.idm_rows(codes[0], codes[1], actions)
+        if task == "idm"
+        else model.tokens.fdp_rows(codes[0], actions, codes[1])
+    )
+    assert rows.ids.shape == (48, plan.tokens_per_row)
+    loss = RowLoss(model)
+    weights = {p.untyped_storage().data_ptr() for p in model.network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    lower = cfg.train.precision == "bfloat16"
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=lower),
+    ):
+        loss(rows.ids, rows.labels, None, task)
+    planned = memory(cfg, sizes, plan, "ddp").activations
+    assert sum(kept.values()) == pytest.approx(planned, rel=0.15)
+
+
+def test_the_plan_of_a_finished_run_has_its_bytes(local_run: LocalRun) -> None:
+    run = RunFolder(local_run.folder)
+    found = disk_bytes(run.config(), base_sizes(run.config()))
+    clips = sum(path.stat().st_size for path in (run.data).glob("*/clips/*.mp4"))
+    assert found["clips"] == pytest.approx(clips, rel=0.6)
+    adapters = sum(path.stat().st_size for path in run.root.glob("rounds/*/*/*.safetensors"))
+    assert adapters < found["adapters"]
+
+
+def test_a_base_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no published sizes under that name \\(anole-7b, "):
+        make_plan(load(TABLETOP, [f"model.base={tmp_path / 'some-13b'}"]), MACHINE)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dynamics.cli.main", "plan", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_command_prints_what_was_computed() -> None:
+    done = command("--config", str(CHAMELEON), "--json", "--tflops", "790", "--utilisation", "0.4")
+    assert done.returncode == 0, done.stderr
+    printed: dict[str, Any] = json.loads(done.stdout)
+    made: Plan = make_plan(load(CHAMELEON), MACHINE)
+    assert printed == json.loads(json.dumps(made.to_json()))
+    assert printed["memory"]["fdp"]["ddp"]["total"] == made.memory["fdp"]["ddp"].total
+
+
+def test_the_command_prints_tables() -> None:
+    done = command("--set", "train.num_workers=2")
+    assert done.returncode == 0, done.stderr
+    for said in (
+        "trained per task",
+        "229,056",
+        "fsdp2",
+        "zero3",
+        "hours at 33 %",
+        "disk",
+    ):
+        assert said in done.stdout

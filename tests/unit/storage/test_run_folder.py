@@ -1,0 +1,139 @@
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.errors import UserError
+from dynamics.core.records import Estimate, GuardResult, RoundReport
+from dynamics.storage.run_folder import (
+    RunFolder,
+    RunFolderInUseError,
+    TrainingLog,
+    flatten,
+    write_json,
+)
+
+CFG = LoopConfig()
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed(CFG):
+        pass
+    other = LoopConfig(seed=7, train={"batch_size": 9}, guards={"accept": ["leakage"]})
+    with pytest.raises(UserError, match=r"seed was 0, now 7, train.batch_size was 48, now 9"):
+        folder.claimed(other).__enter__()
+    assert folder.config() == CFG
+
+
+def test_a_base_whose_bytes_changed_is_refused(tmp_path: Path) -> None:
+    """The config names the base by its path, which an update of the checkout keeps."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    cfg = LoopConfig(model={"base": base})
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed(cfg):
+        pass
+    (base / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(UserError, match=r"another base checkpoint than .*base holds now"):
+        folder.claimed(cfg).__enter__()
+
+
+def test_more_rounds_another_port_and_an_accepted_guard_continue_a_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed(CFG):
+        pass
+    more = LoopConfig(rounds=9, serve={"port": 8001}, guards={"accept": ["copy_rate"]})
+    with folder.claimed(more):
+        assert folder.config() == more
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        RunFolder(tmp_path).claimed(CFG).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.claimed(CFG), pytest.raises(RunFolderInUseError, match=f"process {os.getpid()}"):
+        folder.claimed(CFG).__enter__()
+    with folder.claimed(CFG):
+        pass
+
+
+def hold(root: Path, ready: "multiprocessing.synchronize.Event") -> None:
+    with RunFolder(root).claimed(CFG):
+        ready.set()
+        signal.pause()
+
+
+def test_a_killed_driver_leaves_no_lock(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(tmp_path, ready), daemon=True)
+    process.start()
+    assert ready.wait(120)
+    with pytest.raises(RunFolderInUseError):
+        RunFolder(tmp_path).claimed(CFG).__enter__()
+    process.kill()
+    process.join()
+    with RunFolder(tmp_path).claimed(CFG):
+        pass
+
+
+def test_damaged_run_json_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"digest": ')
+    with pytest.raises(UserError, match=r"run\.json is not valid JSON"):
+        RunFolder(tmp_path).config()
+
+
+def test_reports_round_trip_and_unfinished_rounds_have_none(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    report = RoundReport(
+        round_id=1,
+        num_labelled=4,
+        num_accepted=2,
+        reasons={"accepted": 2, "outside_top_fraction": 2},
+        metrics={"eval/fdp_success": Estimate(value=0.5, low=0.25, high=0.75, num_items=4)},
+        models={"idm": "rounds/round-01/idm"},
+        train={"idm_loss": 0.5},
+        guards=(
+            GuardResult(name="copy_rate", value=0.9, limit=0.5, passed=False, message="copies"),
+        ),
+        accepted_guards=("copy_rate",),
+    )
+    write_json(folder.round(1) / "report.json", report.to_json())
+    assert folder.report(0) is None
+    assert folder.reports(3) == [report]
+
+
+def test_stage_seconds_add_up_over_resumes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_json(folder.round(0) / "timings.json", {"train": 100.0})
+    with folder.timed(0, "train"), folder.timed(0, "evaluate"):
+        pass
+    timings = folder.timings(0)
+    assert 100.0 <= timings["train"] < 101.0
+    assert timings["evaluate"] < 1.0
+
+
+def test_training_log_survives_a_torn_line_and_repeated_steps(tmp_path: Path) -> None:
+    log = TrainingLog(tmp_path / "train" / "idm.jsonl")
+    assert log.last_step() == 0
+    log.append(25, {"loss": 2.0})
+    log.append(50, {"loss": 1.5})
+    with log.path.open("a") as stream:
+        stream.write('{"step": 75, "lo\n')
+    log.append(50, {"loss": 1.25})
+    assert log.lines() == [{"step": 25, "loss": 2.0}, {"step": 50, "loss": 1.25}]
+    assert log.last_step() == 50
+
+
+def test_flatten_joins_keys_with_dots_and_keeps_lists() -> None:
+    assert flatten({"a": {"b": 1, "c": [2, 3]}, "d": None}) == {"a.b": 1, "a.c": [2, 3], "d": None}

@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dynamics.core.errors import UserError
+from dynamics.core.records import DatasetRef
+from dynamics.storage.tables import (
+    codes_matrix,
+    dataset_ref,
+    float_matrix,
+    read_table,
+    to_parquet,
+    write_table,
+)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("codes", pa.list_(pa.uint16()), nullable=False),
+        pa.field("weights", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+
+def make_table(num_rows: int = 20_000) -> pa.Table:
+    codes = np.arange(num_rows * 4).reshape(num_rows, 4) % 512
+    columns = [[f"row {row}" for row in range(num_rows)], codes.tolist(), (codes / 512).tolist()]
+    return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+
+
+def test_round_trip_keeps_rows_and_schema(tmp_path: Path) -> None:
+    table = make_table()
+    ref = write_table(tmp_path / "t.parquet", table, SCHEMA)
+    back = read_table(ref, SCHEMA)
+    assert back.equals(table)
+    assert back.schema.equals(SCHEMA)
+    assert dataset_ref(ref.path) == ref
+    assert ref.num_rows == 20_000
+
+
+def test_bytes_do_not_depend_on_chunks_order_of_columns_or_metadata() -> None:
+    table = make_table()
+    pieces = pa.concat_tables([table.slice(0, 7), table.slice(7, 12_000), table.slice(12_007)])
+    shuffled = pieces.select(["weights", "name", "codes"]).replace_schema_metadata({"by": "me"})
+    assert shuffled["name"].num_chunks == 3
+    assert to_parquet(shuffled, SCHEMA) == to_parquet(table, SCHEMA)
+    assert to_parquet(table.slice(100, 500), SCHEMA) == to_parquet(
+        pa.Table.from_pylist(table.slice(100, 500).to_pylist(), SCHEMA), SCHEMA
+    )
+
+
+def test_columns_are_read_in_the_named_order(tmp_path: Path) -> None:
+    ref = write_table(tmp_path / "t.parquet", make_table(10), SCHEMA)
+    assert read_table(ref, SCHEMA, columns=["weights", "name"]).column_names == ["weights", "name"]
+
+
+def test_a_table_that_does_not_fit_the_schema_is_refused() -> None:
+    table = make_table(3)
+    with pytest.raises(ValueError, match="differ from"):
+        to_parquet(table.drop_columns(["codes"]), SCHEMA)
+    with pytest.raises(ValueError, match="differ from"):
+        to_parquet(table.append_column("extra", pa.array([1, 2, 3])), SCHEMA)
+    holed = pa.table({**table.to_pydict(), "name": ["a", None, "c"]})
+    with pytest.raises(ValueError, match="null"):
+        to_parquet(holed, SCHEMA)
+
+
+def test_damage_is_found_before_use(tmp_path: Path) -> None:
+    ref = write_table(tmp_path / "t.parquet", make_table(200), SCHEMA)
+    payload = ref.path.read_bytes()
+    for place in range(0, len(payload), max(1, len(payload) // 100)):
+        flipped = bytearray(payload)
+        flipped[place] ^= 1
+        ref.path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"t\.parquet is damaged"):
+            read_table(ref, SCHEMA)
+    for size in np.linspace(0, len(payload) - 1, 10).astype(int):
+        ref.path.write_bytes(payload[:size])
+        for source in (ref, ref.path):
+            with pytest.raises(UserError, match=r"t\.parquet is damaged"):
+                read_table(source, SCHEMA)
+        with pytest.raises(UserError, match=r"t\.parquet is damaged"):
+            dataset_ref(ref.path)
+
+
+def test_missing_files_and_other_schemas_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    for read in (lambda: read_table(path, SCHEMA), lambda: dataset_ref(path)):
+        with pytest.raises(UserError, match=r"t\.parquet does not exist"):
+            read()
+    write_table(path, make_table(3), SCHEMA)
+    other = pa.schema([pa.field("name", pa.string())])
+    with pytest.raises(UserError, match=r"holds columns .* expected \['name'\]"):
+        read_table(path, other)
+
+
+def test_a_changed_file_does_not_pass_as_the_old_reference(tmp_path: Path) -> None:
+    ref = write_table(tmp_path / "t.parquet", make_table(3), SCHEMA)
+    write_table(ref.path, make_table(4), SCHEMA)
+    with pytest.raises(UserError, match="damaged or was changed"):
+        read_table(ref, SCHEMA)
+    assert isinstance(dataset_ref(ref.path), DatasetRef)
+
+
+def test_matrices_of_slices_and_chunks() -> None:
+    table = make_table(10)
+    parts = pa.concat_tables([table.slice(2, 3), table.slice(7)])
+    expected = np.array(parts["codes"].to_pylist())
+    codes = codes_matrix(parts, "codes")
+    assert codes.dtype == np.int64
+    assert np.array_equal(codes, expected)
+    weights = float_matrix(parts, "weights")
+    assert weights.dtype == np.float32
+    assert np.array_equal(weights, (expected / 512).astype(np.float32))
+    assert codes_matrix(table.slice(0, 0), "codes").shape == (0, 0)
+
+
+def test_ragged_codes_are_refused() -> None:
+    table = pa.table({"codes": pa.array([[1, 2], [3]], pa.list_(pa.uint16()))})
+    with pytest.raises(ValueError, match="different lengths"):
+        codes_matrix(table, "codes")

@@ -1,0 +1,40 @@
+"""A copier in the FDP's place."""
+
+import numpy as np
+import pyarrow as pa
+
+from dynamics.core.config import GuardConfig
+from dynamics.evaluation.guards.leakage import Leakage
+from dynamics.evaluation.guards.rules import GuardEvidence, copy_rate
+from dynamics.storage.tables import codes_matrix
+from dynamics.studies.guard_checks import with_copier
+
+CODES = pa.list_(pa.uint16())
+
+
+def evidence() -> GuardEvidence:
+    """Of an FDP that is right on all of 20 pairs."""
+    source, target = (pa.array(np.full((20, 4), code).tolist(), CODES) for code in (1, 2))
+    items = pa.table({"greedy_codes": target, "fdp_copy": pa.array([False] * 20)})
+    return GuardEvidence(
+        items=items,
+        heldout=pa.table({"source_codes": source, "target_codes": target}),
+        seed_actions=(),
+        leakage=Leakage(num_heldout=20, by_digest=0, by_hash=0, either=0),
+    )
+
+
+def test_a_copier_is_blocked_where_the_fdp_passes() -> None:
+    healthy = copy_rate(evidence(), GuardConfig())
+    copier = copy_rate(with_copier(evidence()), GuardConfig())
+    assert healthy is not None
+    assert healthy.passed
+    assert copier is not None
+    assert not copier.passed
+    assert copier.value == 1.0
+
+
+def test_a_copier_leaves_the_rest_of_the_evidence_alone() -> None:
+    before, after = evidence(), with_copier(evidence())
+    assert (codes_matrix(after.items, "greedy_codes") == 1).all()
+    assert after.heldout.equals(before.heldout)

@@ -1,0 +1,34 @@
+"""What docs/ shows of the study is what its JSON says."""
+
+import pytest
+
+from dynamics.core.config import REPOSITORY_ROOT
+from dynamics.storage.run_folder import read_json
+from dynamics.studies.experiments import FRESH_SEEDS
+from dynamics.studies.markdown import to_markdown
+from dynamics.studies.results import Results
+from dynamics.studies.runner import RESULTS_FILE
+
+DOCS = REPOSITORY_ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return Results.from_json(read_json(DOCS / "claims" / RESULTS_FILE))
+
+
+def test_the_published_page_is_the_rendering_of_its_json(results: Results) -> None:
+    figures = [f"claims/{path.name}" for path in sorted((DOCS / "claims").glob("*.png"))]
+    assert (DOCS / "RESULTS.md").read_text() == to_markdown(results, figures)
+
+
+def test_the_published_study_ran_on_seeds_that_nothing_was_chosen_on(results: Results) -> None:
+    assert results.seeds == FRESH_SEEDS
+    assert 0 not in results.seeds
+
+
+def test_the_readme_shows_the_three_curves() -> None:
+    readme = (REPOSITORY_ROOT / "README.md").read_text()
+    for name in ("ease", "rounds", "verification-round-3-t-1.0"):
+        assert f"](docs/claims/{name}.png)" in readme
+        assert (DOCS / "claims" / f"{name}.png").is_file()

@@ -1,0 +1,118 @@
+"""The whole study on the smallest world: every kind of unit really runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.errors import UserError
+from dynamics.storage.run_folder import read_json
+from dynamics.studies import runner as study_module
+from dynamics.studies.experiments import StudyPlan, Unit, ready, units
+from dynamics.studies.markdown import to_markdown
+from dynamics.studies.results import Results
+from dynamics.studies.run_experiment import run_unit
+from dynamics.studies.runner import RESULTS_FILE, publish, run_study
+from dynamics.studies.study import Study, study_of
+
+PLAN = StudyPlan(
+    seeds=(7,), label_sizes=(24, 60), best_of=(1, 2, 4), temperatures=(1.0, 0.7), num_verified=6
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(small: LoopConfig) -> LoopConfig:
+    train = small.train.model_copy(update={"seed_steps": 60, "round_steps": 4})
+    return small.model_copy(update={"train": train})
+
+
+def run_here(
+    planned: list[Unit], studies: dict[int, Study], num_workers: int, progress: object
+) -> None:
+    """In this process: a spawned one imports torch again."""
+    for unit in planned:
+        run_unit(studies[unit.seed], unit)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_module, "_run_units", run_here)
+        run_study(tiny, PLAN, out, num_workers=1, progress=lambda done, total, what: None)
+    return out
+
+
+def test_every_unit_of_the_plan_leaves_its_mark(folder: Path, tiny: LoopConfig) -> None:
+    study = study_of(tiny, PLAN, folder, 7)
+    assert all(study.is_done(unit.name) for unit in units(PLAN, tiny))
+
+
+def test_the_results_hold_every_table(folder: Path) -> None:
+    results = Results.from_json(read_json(folder / RESULTS_FILE))
+    assert {name.partition("-round")[0] for name in results.tables} == {
+        "ease", "rounds", "labels", "filters", "risk-coverage", "reliability", "verification",
+        "ablations",
+    }  # fmt: skip
+    assert len(results.tables["filters"].rows) == 10
+    assert len(results.tables["ease"].rows) == 4
+    assert len(results.checks) >= 4
+
+
+def test_a_curve_is_drawn_from_the_json_but_not_printed(folder: Path) -> None:
+    results = Results.from_json(read_json(folder / RESULTS_FILE))
+    curve = results.tables["reliability"]
+    assert not curve.printed
+    text = to_markdown(results, ["claims/reliability.png"])
+    assert "![reliability](claims/reliability.png)" in text
+    assert not any(row.name in text for row in curve.rows)
+
+
+def test_all_labels_are_as_right_by_every_score(folder: Path) -> None:
+    """At full coverage the order no longer matters."""
+    results = Results.from_json(read_json(folder / RESULTS_FILE))
+    last = results.tables["risk-coverage"].rows[-1]
+    assert last.name == "best 100 %"
+    assert len({round(cell.value, 9) for cell in last.cells.values()}) == 1
+
+
+def test_the_guards_are_held_against_every_round_and_a_copier(folder: Path) -> None:
+    """The untrained base's codes hardly change, so whether they block is no matter here."""
+    checks = Results.from_json(read_json(folder / RESULTS_FILE)).checks
+    guards = [check for check in checks if check.claim.startswith("guards ")]
+    assert [check.measured.partition(" of ")[2] for check in guards] == ["2 rounds"] * 2
+
+
+def test_analysing_again_gives_the_same_results(folder: Path, tiny: LoopConfig) -> None:
+    before = (folder / RESULTS_FILE).read_text()
+    run_study(tiny, PLAN, folder, num_workers=1, progress=lambda done, total, what: None)
+    assert (folder / RESULTS_FILE).read_text() == before
+
+
+def test_published_results_match_their_json(folder: Path, tmp_path: Path) -> None:
+    text = publish(folder, tmp_path).read_text()
+    payload = json.loads((tmp_path / "claims" / RESULTS_FILE).read_text())
+    number = payload["tables"]["rounds"]["rows"][0]["cells"]["FDP, greedy"]
+    assert f"{100 * number['value']:.1f} [{100 * number['low']:.1f}, " in text
+    for name in (
+        "ease.png",
+        "rounds.png",
+        "risk-coverage.png",
+        "reliability.png",
+        "verification-round-1-t-1.0.png",
+    ):
+        assert f"](claims/{name})" in text
+        assert (tmp_path / "claims" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_study_of_another_config_is_refused(folder: Path, tiny: LoopConfig) -> None:
+    other = tiny.model_copy(update={"rounds": 2})
+    with pytest.raises(UserError, match="another config or base checkpoint; name another folder"):
+        run_study(other, PLAN, folder, num_workers=1, progress=lambda done, total, what: None)
+
+
+def test_a_unit_waits_for_what_it_reads() -> None:
+    first, second = Unit(seed=1, name="loop"), Unit(seed=1, name="verify/0", after=("loop",))
+    other = Unit(seed=2, name="verify/0", after=("loop",))
+    assert ready([first, second, other], {(1, "loop")}) == [first, other]

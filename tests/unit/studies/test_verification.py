@@ -1,0 +1,70 @@
+"""Best of N from scripted candidates."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dynamics.core.config import LoopConfig
+from dynamics.storage.run_folder import write_json
+from dynamics.storage.tables import write_table
+from dynamics.studies.best_of_n_tables import COLUMNS, Verified, checks, tables
+from dynamics.studies.candidates import VERIFIED_SCHEMA
+from dynamics.studies.experiments import StudyPlan
+from dynamics.studies.study import Study, study_of
+
+PLAN = StudyPlan(seeds=(1,), best_of=(1, 2, 8, 16), temperatures=(1.0,), num_verified=40)
+
+
+@pytest.fixture
+def study(small: LoopConfig, tmp_path: Path) -> Study:
+    """The IDM likes right candidates, the FDP likes wrong ones three times as much."""
+    rng = np.random.default_rng(0)
+    right = rng.random((40, 16)) < 0.4
+    rows = {
+        "pair_id": [f"{row:04d}" for row in range(40)],
+        "temperature": [1.0] * 40,
+        "greedy_right": [row % 2 == 0 for row in range(40)],
+        "right": right.tolist(),
+        "copy": (~right).tolist(),
+        "action_logprob": (right - 1.0).tolist(),
+        "copy_logprob": [-1.0] * 40,
+        "frame_logprob": (-3.0 * right).tolist(),
+    }
+    study = study_of(small, PLAN, tmp_path, 1)
+    for round_id in (0, small.rounds):
+        folder = study.unit(f"verify/{round_id}")
+        table = pa.table(rows, schema=VERIFIED_SCHEMA)
+        write_table(folder / "verified.parquet", table, VERIFIED_SCHEMA)
+        write_json(folder / "done.json", {})
+    write_json(study.unit("calibrate") / "weight.json", {"weight": 8.0})
+    write_json(study.unit("calibrate") / "done.json", {})
+    return study
+
+
+def test_a_perfect_verifier_reaches_the_oracle_and_a_perverse_one_nothing(study: Study) -> None:
+    verified = Verified(study, 0, 1.0)
+    oracle = verified.oracle(8)
+    assert np.array_equal(verified.chosen("idm", 8, verified.right_BN), oracle)
+    assert np.array_equal(verified.chosen("calibrated", 8, verified.right_BN), oracle)
+    only_right = verified.right_BN.reshape(40, 2, 8).all(-1).mean(-1)
+    assert np.array_equal(verified.chosen("noisy_channel", 8, verified.right_BN), only_right)
+
+
+def test_best_of_one_is_one_sample_whoever_chooses(study: Study) -> None:
+    (table, _) = tables([study]).values()
+    row = table.rows[0]
+    assert {row.cells[column].value for column in COLUMNS.values()} == {row.cells["random"].value}
+
+
+def test_more_candidates_never_lower_the_oracle(study: Study) -> None:
+    (table, _) = tables([study]).values()
+    values = [row.cells["oracle"].value for row in table.rows]
+    assert values == sorted(values)
+
+
+def test_the_bars_are_held_against_the_default_verifier(study: Study) -> None:
+    held = {claim: holds(number) for claim, _, number, holds in checks([study])}
+    # It chooses hardly any right frame at 8, and no fewer at 16.
+    assert list(held.values()) == [False, False, True]
