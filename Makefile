@@ -43,8 +43,9 @@ bootstrap: $(STAMP) ## run the whole loop on the embedded default: 3 rounds, 2 C
 test: lint type ## everything that must pass before a change lands
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
 
-lint: $(STAMP) ## ruff: lint and format
+lint: $(STAMP) ## ruff: lint and format; import-linter: the floors
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/ruff format --check .
 
 format: $(STAMP) ## rewrite the files in the project's format

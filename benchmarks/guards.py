@@ -25,23 +25,23 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dynamics.core.config import GuardConfig, GuardName, LoopConfig  # noqa: E402
+from dynamics.core.config import GuardConfig, GuardName, LoopConfig
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, GuardResult, stable_hash
-from dynamics.core.seeds import numpy_rng  # noqa: E402
-from dynamics.data.video.decode import read_clip  # noqa: E402
-from dynamics.data.video.ingest import decode_spec  # noqa: E402
-from dynamics.evaluation.guards.leakage import count_leakage, leaked_pairs  # noqa: E402
-from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence, judge  # noqa: E402
-from dynamics.inference.load import load_idm  # noqa: E402
-from dynamics.models.image_tokenizer import ImageTokenizer  # noqa: E402
-from dynamics.pipeline.stages import LocalStages  # noqa: E402
-from dynamics.storage.ledger import Ledger  # noqa: E402
-from dynamics.storage.run_folder import RunFolder  # noqa: E402
-from dynamics.storage.tables import codes_matrix, read_table  # noqa: E402
-from dynamics.studies.guard_checks import with_copier  # noqa: E402  needs the path above
-from dynamics.tabletop import encode  # noqa: E402
-from dynamics.tabletop.film import filmed_keyframes  # noqa: E402
-from dynamics.tabletop.meaning import kind_of  # noqa: E402
+from dynamics.core.seeds import numpy_rng
+from dynamics.data.video.decode import read_clip
+from dynamics.data.video.ingest import decode_spec
+from dynamics.evaluation.guards.leakage import count_leakage, leaked_pairs
+from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence, judge
+from dynamics.inference.load import load_idm
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.pipeline.stages import LocalStages
+from dynamics.storage.ledger import Ledger
+from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.tables import codes_matrix, read_table
+from dynamics.studies.guard_checks import with_copier
+from dynamics.tabletop import encode
+from dynamics.tabletop.film import filmed_keyframes
+from dynamics.tabletop.meaning import kind_of
 
 NUM_LEAKED = 30
 """Held-out clips that a draw puts into the pool."""

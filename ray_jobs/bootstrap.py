@@ -20,10 +20,10 @@ sys.path.insert(0, str(_HERE.parent))
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PoolConfig
 from dynamics.core.config_file import load
-from dynamics.core.console import ProgressView  # noqa: E402
-from dynamics.core.errors import UserError  # noqa: E402
+from dynamics.core.console import ProgressView
+from dynamics.core.errors import UserError
 from dynamics.storage.run_folder import RunFolder, RunFolderInUseError, read_json, write_json
-from ray_jobs import runtime  # noqa: E402
+from ray_jobs import runtime
 
 if TYPE_CHECKING:
     from dynamics.pipeline.stages import LocalStages

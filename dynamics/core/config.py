@@ -7,12 +7,12 @@ dotted overrides and validates. An unknown key is a `UserError` that names the n
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,30 +20,23 @@ from pydantic import (
     model_validator,
 )
 
-from dynamics.models import FAMILIES
+from dynamics.core.registry import NameIn, SectionIn, entries
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY_ROOT = PACKAGE_ROOT.parent
 
-ScoreName = Literal[
-    "mean_logprob", "sum_logprob", "min_logprob", "agreement", "fdp_likelihood", "noisy_channel"
-]
-VerifierName = Literal["idm", "idm_contrast", "noisy_channel"]
-SCORES_BY_FDP: tuple[ScoreName, ...] = ("fdp_likelihood", "noisy_channel")
-"""Scores that the FDP has a part in: only these can choose among candidate sentences."""
-GuardName = Literal["copy_rate", "caption_collapse", "type_skew", "calibration_drift", "leakage"]
+ScoreName = Annotated[str, NameIn("dynamics.labelling.confidence:SCORES")]
+VerifierName = Annotated[str, NameIn("dynamics.inference.verifiers:VERIFIERS")]
+GuardName = Annotated[str, NameIn("dynamics.evaluation.guards.rules:GUARDS")]
+DatasetName = Annotated[str, NameIn("dynamics.data.labelled:DATASETS")]
+SourceName = Annotated[str, NameIn("dynamics.data.video.sources:SOURCES")]
+FamilyName = Annotated[str, NameIn("dynamics.models:FAMILIES")]
 Device = Literal["cpu", "cuda"]
-DatasetName = Literal["aurora", "something", "epic", "parquet", "lerobot"]
-SourceName = Literal["folder", "ucf101", "kinetics700", "moments", "webdataset"]
-
-
-def _known_family(name: str) -> str:
-    if name not in FAMILIES:
-        raise ValueError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
-    return name
-
-
-FamilyName = Annotated[str, AfterValidator(_known_family)]
 
 
 def on_this_machine(value: Any) -> Any:
@@ -138,7 +131,7 @@ class PoolConfig(Strict):
     path: LocalPath | None = None
     """Folder of videos (mp4, avi, webm, mkv; tar for webdataset); none = film the tabletop."""
     source: SourceName = "folder"
-    """How the folder is laid out, and where a clip's class stands (`dynamics.data.video.sources`)."""
+    """Layout of the folder, and where a clip's class stands (`dynamics.data.video.sources`)."""
     more: tuple[PoolPart, ...] = ()
     """Further folders, e.g. the paper's three sources: ``[{path: k700, source: kinetics700}]``."""
     num_pairs: int = Field(default=12_000, ge=1)
@@ -245,41 +238,32 @@ class LabelConfig(Strict):
     part in (fdp_likelihood, noisy_channel)."""
 
 
-class ThresholdRule(Strict):
-    """Keep what scores at least ``threshold``."""
+class FilterRule(Strict, ABC):
+    """Base of the filter rules (`dynamics.labelling.filter.RULES`): one class per ``kind``."""
 
-    kind: Literal["threshold"] = "threshold"
-    threshold: float
+    kind: str
+    reason: ClassVar[str]
+    """Decision reason of the labels that the rule leaves out."""
 
+    @abstractmethod
+    def accepted(
+        self, labels: "pa.Table", scores_B: "NDArray[np.float32]", eligible_B: "NDArray[np.bool_]"
+    ) -> "NDArray[np.bool_]":
+        """Which of the B labels are accepted, bool [B]; never one that is not eligible.
 
-class TopFractionRule(Strict):
-    """Keep the best ``fraction`` of the round's labels."""
-
-    kind: Literal["top_fraction"] = "top_fraction"
-    fraction: float = Field(default=0.5, gt=0, le=1)
-
-
-class StratifiedTopKRule(Strict):
-    """Round-robin over classes, best unused label of each, until ``k`` (paper, Algorithm 1)."""
-
-    kind: Literal["stratified_top_k"] = "stratified_top_k"
-    k: int = Field(default=7000, ge=1)
-    """Labels to keep of every folder of the pool (the paper keeps 7,000 of each source)."""
-
-
-RULES: dict[str, type[BaseModel]] = {
-    "threshold": ThresholdRule,
-    "top_fraction": TopFractionRule,
-    "stratified_top_k": StratifiedTopKRule,
-}
+        Args:
+            labels: LABEL_SCHEMA, sorted by label_id.
+            scores_B: the configured score; higher is more confident.
+            eligible_B: labels with a sentence and a finite score.
+        """
 
 
 class FilterConfig(Strict):
     """Which pseudo-labels are trusted."""
 
     score: ScoreName = "sum_logprob"
-    rule: ThresholdRule | TopFractionRule | StratifiedTopKRule = Field(
-        default=TopFractionRule(), discriminator="kind"
+    rule: Annotated[FilterRule, SectionIn("dynamics.labelling.filter:RULES")] = Field(
+        default={"kind": "top_fraction"}, validate_default=True
     )
 
 
@@ -379,7 +363,9 @@ class EvaluateConfig(Strict):
 
 
 class GuardConfig(Strict):
-    """Limits that a round must keep to be promoted: built upon and served (`dynamics.evaluation.guards`).
+    """Limits of the guards (`dynamics.evaluation.guards`): a round within them is promoted.
+
+    A promoted round is built upon and served.
 
     Chosen so that healthy rounds stay far inside; docs/DESIGN.md has how often each guard blocks a
     healthy round, and a sick one.
@@ -479,7 +465,7 @@ class LoopConfig(Strict):
     labelled: LabelledConfig = LabelledConfig()
     model: ModelConfig = ModelConfig()
     label: LabelConfig = LabelConfig()
-    filter: FilterConfig = FilterConfig()
+    filter: FilterConfig = Field(default_factory=FilterConfig)
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     guards: GuardConfig = GuardConfig()
@@ -489,10 +475,13 @@ class LoopConfig(Strict):
 
     @model_validator(mode="after")
     def _candidates_are_judged(self) -> "LoopConfig":
-        if self.label.candidates > 1 and self.filter.score not in SCORES_BY_FDP:
-            raise ValueError(
-                f"label.candidates above 1 needs filter.score to be {' or '.join(SCORES_BY_FDP)}"
-            )
+        if self.label.candidates > 1:
+            scores = entries("dynamics.labelling.confidence:SCORES")
+            by_fdp = [name for name, score in scores.items() if score.needs == "fdp_loglik"]
+            if self.filter.score not in by_fdp:
+                raise ValueError(
+                    f"label.candidates above 1 needs filter.score to be {' or '.join(by_fdp)}"
+                )
         return self
 
     @model_validator(mode="after")

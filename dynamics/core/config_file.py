@@ -1,7 +1,7 @@
 """Reading the configuration: YAML file, dotted overrides, and errors that name the nearest key."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import (
     ValidationError,
 )
 
-from dynamics.core.config import RULES, LoopConfig
+from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 
 
@@ -74,28 +74,31 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError) -> str:
     """All problems in one line, unknown keys with the nearest known one."""
-    return "; ".join(_explain_one(dict(problem)) for problem in error.errors())
+    return "; ".join(_lines(error.errors(), LoopConfig, ()))
 
 
-def _explain_one(problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    dotted = ".".join(location)
-    if problem["type"] != "extra_forbidden":
-        message = problem["msg"].removeprefix("Value error, ")
-        return f"{dotted or 'config'}: {message}"
-    known = _known_keys(location[:-1])
-    nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
-    hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
-    return f"unknown key {dotted}{hint}"
+def _lines(
+    problems: Sequence[Any], model: type[BaseModel], parents: tuple[str, ...]
+) -> Iterator[str]:
+    """One line per problem of a section of class ``model`` that stands below ``parents``."""
+    for problem in problems:
+        location = [str(part) for part in problem["loc"]]
+        dotted = ".".join([*parents, *location])
+        if problem["type"] == "section":
+            inner = problem["ctx"]["model"]
+            yield from _lines(problem["ctx"]["errors"], inner, (*parents, *location))
+        elif problem["type"] == "extra_forbidden":
+            known = _known_keys(model, location[:-1])
+            nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+            hint = [*parents, *location[:-1], *nearest]
+            yield f"unknown key {dotted}" + (f"; did you mean {'.'.join(hint)}?" if nearest else "")
+        else:
+            yield f"{dotted or 'config'}: {problem['msg'].removeprefix('Value error, ')}"
 
 
-def _known_keys(parents: list[str]) -> list[str]:
-    model: type[BaseModel] = LoopConfig
+def _known_keys(model: type[BaseModel], parents: Sequence[str]) -> list[str]:
     for name in parents:
         annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            # A filter rule: pydantic puts the discriminator's value into the location.
-            model = RULES.get(name, model)
-            continue
-        model = annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
     return list(model.model_fields)

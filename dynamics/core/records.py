@@ -222,14 +222,3 @@ class RoundReport:
         guards = tuple(GuardResult(**result) for result in payload.get("guards", ()))
         accepted = tuple(payload.get("accepted_guards", ()))
         return cls(**{**payload, "metrics": metrics, "guards": guards, "accepted_guards": accepted})
-
-
-REASONS = (
-    "accepted",
-    "below_threshold",
-    "outside_top_fraction",
-    "outside_top_k",
-    "empty_action",
-    "non_finite_score",
-)
-"""All reasons. The last two come before any rule."""

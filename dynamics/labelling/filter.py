@@ -5,17 +5,21 @@ give equal decisions on any machine.
 """
 
 from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import Field
 
-from dynamics.core.config import FilterConfig, ThresholdRule, TopFractionRule
+from dynamics.core.config import FilterConfig, FilterRule
 from dynamics.core.errors import UserError
 from dynamics.core.records import DECISION_SCHEMA
 
-Mask = npt.NDArray[np.bool_]
+# B labels.
+Mask = NDArray[np.bool_]
+Scores = NDArray[np.float32]
 
 
 def decide(labels: pa.Table, cfg: FilterConfig) -> pa.Table:
@@ -44,9 +48,11 @@ def decide(labels: pa.Table, cfg: FilterConfig) -> pa.Table:
         )
     finite = np.isfinite(scores)
     eligible = ~empty & finite
-    kept, outside = _apply_rule(labels, scores, eligible, cfg)
+    kept = cfg.rule.accepted(labels, scores, eligible)
     reasons = np.select(
-        [empty, ~finite, kept], ["empty_action", "non_finite_score", "accepted"], default=outside
+        [empty, ~finite, kept],
+        ["empty_action", "non_finite_score", "accepted"],
+        default=cfg.rule.reason,
     )
     columns = [labels["label_id"], labels["pair_id"], pa.array(kept), pa.array(scores)]
     return pa.table(
@@ -54,29 +60,63 @@ def decide(labels: pa.Table, cfg: FilterConfig) -> pa.Table:
     ).cast(DECISION_SCHEMA)
 
 
-def _scores(labels: pa.Table, cfg: FilterConfig) -> npt.NDArray[np.float32]:
+def _scores(labels: pa.Table, cfg: FilterConfig) -> Scores:
     """The configured score, float32 [B]; NaN where a row has none."""
     column = pc.fill_null(labels[f"score_{cfg.score}"], float("nan"))
-    scores: npt.NDArray[np.float32] = column.to_numpy()
+    scores: Scores = column.to_numpy()
     return scores
 
 
-def _apply_rule(
-    labels: pa.Table, scores: npt.NDArray[np.float32], eligible: Mask, cfg: FilterConfig
-) -> tuple[Mask, str]:
-    """What the rule keeps, and the reason for the rest."""
-    rule = cfg.rule
-    if isinstance(rule, ThresholdRule):
-        # Compared as float32: a label that scores exactly the configured decimal is kept.
-        return eligible & (scores >= np.float32(rule.threshold)), "below_threshold"
-    if isinstance(rule, TopFractionRule):
+class ThresholdRule(FilterRule):
+    """Accept what scores at least ``threshold``."""
+
+    kind: Literal["threshold"] = "threshold"
+    threshold: float
+    reason: ClassVar[str] = "below_threshold"
+
+    def accepted(self, labels: pa.Table, scores_B: Scores, eligible_B: Mask) -> Mask:
+        """See `FilterRule.accepted`."""
+        # Compared as float32: a label that scores exactly the configured decimal is accepted.
+        return eligible_B & (scores_B >= np.float32(self.threshold))
+
+
+class TopFractionRule(FilterRule):
+    """Accept the best ``fraction`` of the round's labels."""
+
+    kind: Literal["top_fraction"] = "top_fraction"
+    fraction: float = Field(default=0.5, gt=0, le=1)
+    reason: ClassVar[str] = "outside_top_fraction"
+
+    def accepted(self, labels: pa.Table, scores_B: Scores, eligible_B: Mask) -> Mask:
+        """See `FilterRule.accepted`."""
         # The small term undoes binary rounding: 0.29 of 100 is 29, not 28.
-        num_kept = int(rule.fraction * len(scores) + 1e-9)
-        return _best(_by_score(scores, eligible), num_kept, len(scores)), "outside_top_fraction"
-    kept = np.zeros(len(scores), dtype=bool)
-    for best_first, classes in _by_folder(_by_score(scores, eligible), labels["clip_class"]):
-        kept |= _best(_round_robin(best_first, classes), rule.k, len(scores))
-    return kept, "outside_top_k"
+        num_accepted = int(self.fraction * len(scores_B) + 1e-9)
+        return _best(_by_score(scores_B, eligible_B), num_accepted, len(scores_B))
+
+
+class StratifiedTopKRule(FilterRule):
+    """Round-robin over classes, best unused label of each, until ``k`` (paper, Algorithm 1)."""
+
+    kind: Literal["stratified_top_k"] = "stratified_top_k"
+    k: int = Field(default=7000, ge=1)
+    """Labels to accept of every folder of the pool (the paper keeps 7,000 of each source)."""
+    reason: ClassVar[str] = "outside_top_k"
+
+    def accepted(self, labels: pa.Table, scores_B: Scores, eligible_B: Mask) -> Mask:
+        """See `FilterRule.accepted`."""
+        accepted_B = np.zeros(len(scores_B), dtype=bool)
+        best_first = _by_score(scores_B, eligible_B)
+        for of_folder, classes in _by_folder(best_first, labels["clip_class"]):
+            accepted_B |= _best(_round_robin(of_folder, classes), self.k, len(scores_B))
+        return accepted_B
+
+
+RULES: dict[str, type[FilterRule]] = {
+    "threshold": ThresholdRule,
+    "top_fraction": TopFractionRule,
+    "stratified_top_k": StratifiedTopKRule,
+}
+"""How many labels are accepted: ``kind`` of ``filter.rule`` to the class of its other keys."""
 
 
 def _by_folder(
@@ -93,7 +133,7 @@ def _by_folder(
         yield [row for row in best_first if folders[row] == folder], classes
 
 
-def _by_score(scores: npt.NDArray[np.float32], eligible: Mask) -> list[int]:
+def _by_score(scores: Scores, eligible: Mask) -> list[int]:
     """Eligible rows, best first. Rows are in label_id order, which a stable sort keeps in ties."""
     order = np.argsort(-scores, kind="stable")
     return [int(row) for row in order if eligible[row]]

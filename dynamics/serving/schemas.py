@@ -1,6 +1,6 @@
 """The messages of the HTTP service, and the limits of what may be asked.
 
-One file for both sides: the server validates with these types, `dynamics.client.client` returns them.
+One file for both sides: the server validates with these types, `dynamics.client` returns them.
 Pictures travel as base64; log-probabilities and scores are natural logs, in nats.
 """
 

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 
 from dynamics.core.config import Strict
 from dynamics.core.errors import UserError
-from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA, PAIR_SCHEMA, REASONS, DatasetRef
+from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA, PAIR_SCHEMA, DatasetRef
 from dynamics.storage.files import create_bytes, write_bytes
 from dynamics.storage.tables import from_parquet, read_table, to_parquet, write_table
 
@@ -342,9 +342,6 @@ def _one_per_label(rows: pa.Table) -> pa.Table:
 
 
 def reason_counts(decisions: pa.Table) -> dict[str, int]:
-    """Rows per reason that occurs, in the order of `REASONS`; they sum to the number of rows."""
-    counts = {
-        entry["values"]: int(entry["counts"])
-        for entry in pc.value_counts(decisions["reason"]).to_pylist()
-    }
-    return {reason: counts[reason] for reason in sorted(counts, key=REASONS.index)}
+    """Rows per reason that occurs; they sum to the number of rows."""
+    counts = pc.value_counts(decisions["reason"]).to_pylist()
+    return {entry["values"]: int(entry["counts"]) for entry in counts}

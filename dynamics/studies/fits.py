@@ -8,12 +8,8 @@ import pyarrow as pa
 import torch
 
 from dynamics.core.config import (
-    SCORES_BY_FDP,
     FilterConfig,
     LoopConfig,
-    ScoreName,
-    StratifiedTopKRule,
-    TopFractionRule,
     TrainConfig,
 )
 from dynamics.core.records import (
@@ -25,7 +21,7 @@ from dynamics.core.seeds import derive_seed, numpy_rng
 from dynamics.evaluation.controls import control_steps
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.labelling.confidence import SCORES
-from dynamics.labelling.filter import decide
+from dynamics.labelling.filter import StratifiedTopKRule, TopFractionRule, decide
 from dynamics.labelling.labeller import Labeller
 from dynamics.labelling.training_set import grow
 from dynamics.models.chameleon import load_network
@@ -69,15 +65,16 @@ def score_labels(study: Study, arm: str, folder: Path) -> None:
     """Round 1's labels as the paper makes them, greedily, with every score."""
     idm, fdp = load_pair(study.models(0), study.cfg.model)
     pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
-    sampled, by_fdp = (
+    by_fdp = [name for name, score in SCORES.items() if score.needs == "fdp_loglik"]
+    sampled, with_fdp = (
         Labeller(idm, fdp, _with_score(study.cfg, score), fdp.model.images).label(pool, 1)
-        for score in ("agreement", SCORES_BY_FDP[0])
+        for score in ("agreement", by_fdp[0])
     )
     labels = sampled
-    for score in SCORES_BY_FDP:  # one pass measures them all
+    for score in by_fdp:  # one pass measures them all
         column = f"score_{score}"
         place = labels.schema.get_field_index(column)
-        labels = labels.set_column(place, LABEL_SCHEMA.field(column), by_fdp[column])
+        labels = labels.set_column(place, LABEL_SCHEMA.field(column), with_fdp[column])
     write_table(folder / "labels.parquet", labels, LABEL_SCHEMA)
 
 
@@ -121,8 +118,7 @@ def _filter_of(arm: str, num_labels: int) -> FilterConfig:
     if arm == "balanced_types":
         k = int(KEPT_FRACTION * num_labels)
         return FilterConfig(score="mean_logprob", rule=StratifiedTopKRule(k=k))
-    score: ScoreName = next(name for name in SCORES if name == arm)
-    return FilterConfig(score=score, rule=TopFractionRule(fraction=KEPT_FRACTION))
+    return FilterConfig(score=arm, rule=TopFractionRule(fraction=KEPT_FRACTION))
 
 
 def ablation(study: Study, arm: str, folder: Path) -> None:

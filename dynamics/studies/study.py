@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import pyarrow as pa
 
-from dynamics.core.config import GuardName, LoopConfig
+from dynamics.core.config import LoopConfig
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
 from dynamics.evaluation.controls import label_truly
+from dynamics.evaluation.guards.rules import GUARDS
 from dynamics.inference.load import load_fdp, load_idm, model_ref
 from dynamics.pipeline.prepare import prepared
 from dynamics.storage.run_folder import RunFolder
@@ -69,7 +69,7 @@ def study_of(cfg: LoopConfig, plan: StudyPlan, folder: Path, seed: int) -> Study
     root = folder / f"seed-{seed}"
     serve = cfg.serve.model_copy(update={"enabled": False})
     # A bad round is a finding here, not a reason to stop.
-    guards = cfg.guards.model_copy(update={"accept": get_args(GuardName)})
+    guards = cfg.guards.model_copy(update={"accept": tuple(GUARDS)})
     where = {"seed": seed, "run_dir": root / "run"}
     own = cfg.model_copy(update={**where, "serve": serve, "guards": guards})
     return Study(cfg=own, plan=plan, root=root)

@@ -184,7 +184,7 @@ def test_an_accepted_guard_is_recorded_and_the_loop_goes_on(
 def test_an_unknown_guard_is_one_line(command: Command, tmp_path: Path) -> None:
     done = command(tmp_path / "run", "--accept-guard", "copies")
     assert done.status == 2
-    assert "guards.accept.0: Input should be 'copy_rate'" in done.err
+    assert "guards.accept.0: 'copies' is unknown" in done.err
     assert done.err.count("\n") == 0
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, StratifiedTopKRule
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.config_file import load
+from dynamics.labelling.filter import StratifiedTopKRule
 
 CONFIGS = REPOSITORY_ROOT / "configs"
 

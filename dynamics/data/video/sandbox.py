@@ -1,4 +1,4 @@
-"""Decode workers: `dynamics.data.video.worker` in long-lived child processes, guarded from outside."""
+"""Decode workers: `dynamics.data.video.worker` in long-lived, guarded child processes."""
 
 import base64
 import json

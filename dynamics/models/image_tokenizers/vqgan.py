@@ -86,7 +86,7 @@ class VqganDecoder(nn.Module):
 
 
 class Vqgan(nn.Module):
-    """transformers' VQGAN with the decoder it lacks; a `dynamics.models.image_tokenizers.vq.VqModel`."""
+    """transformers' VQGAN with the decoder it lacks; implements `vq.VqModel`."""
 
     def __init__(self, config: ChameleonVQVAEConfig) -> None:
         super().__init__()

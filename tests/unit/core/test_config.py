@@ -7,9 +7,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, StratifiedTopKRule, ThresholdRule
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.config_file import load
 from dynamics.core.errors import UserError
+from dynamics.labelling.filter import StratifiedTopKRule, ThresholdRule
 
 ROOT = REPOSITORY_ROOT
 
@@ -62,16 +63,21 @@ def test_an_unknown_key_of_a_filter_rule_is_named(config_file):
         ("labelled.path=somewhere", "labelled: dataset and path go together"),
         ("labelled.heldout_path=somewhere", "heldout_path needs dataset"),
         ("labelled={dataset: aurora, path: a}", "labelled.dataset needs pool.path"),
-        ("labelled={dataset: imagenet, path: a}", "labelled.dataset: Input should be 'aurora', "),
+        ("labelled={dataset: imagenet, path: a}", "labelled.dataset: 'imagenet' is unknown"),
         ("labelled.heldout_fraction=1", "labelled.heldout_fraction"),
-        ("pool.source=youtube", "pool.source: Input should be 'folder', "),
+        ("pool.source=youtube", "pool.source: 'youtube' is unknown"),
         ("pool.more=[{path: a}]", "pool: more needs path"),
         ("pool={path: a/clips, more: [{path: b/clips}]}", "folders of different names"),
         ("world.max_objects=9", "max_objects < grid * grid"),
-        ("model.family=gpt", "model.family"),
+        ("model.family=gpt", "model.family: 'gpt' is unknown"),
+        ("filter.rule={kind: best}", "filter.rule: kind 'best' is unknown"),
+        ("filter.rule={kind: top_fraction, fraction: 2}", "filter.rule.fraction: Input should be"),
         ("serve.port=99999", "serve.port"),
         ("name=a/b", "name"),
-        ("guards.accept=[copies]", "guards.accept.0: Input should be 'copy_rate', "),
+        (
+            "guards.accept=[copies]",
+            "guards.accept.0: 'copies' is unknown; did you mean ",
+        ),
         ("rounds", "must look like section.key=value"),
         ("seed.x=1", "seed"),
         ("name.x=1", "name is a value, not a section"),

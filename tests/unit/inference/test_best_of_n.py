@@ -1,16 +1,13 @@
-from typing import get_args
-
 import numpy as np
 import pytest
 
-from dynamics.core.config import VerifierName
 from dynamics.inference.best_of_n import best_of_n, gather_evidence
 from dynamics.inference.fdp import Candidates
 from dynamics.inference.verifiers import VERIFIERS, Evidence, choose
 from dynamics.storage.tables import codes_matrix
 from tests.fakes import ScriptedFDP, ScriptedIDM, filmed
 
-VERIFIER_NAMES = get_args(VerifierName)
+VERIFIER_NAMES = tuple(VERIFIERS)
 
 
 def _sources(num_pairs: int):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dynamics.core.config import EvaluateConfig, FilterConfig, LoopConfig, TopFractionRule
+from dynamics.core.config import EvaluateConfig, FilterConfig, LoopConfig
 from dynamics.core.records import (
     LABEL_SCHEMA,
     PAIR_SCHEMA,
@@ -17,7 +17,7 @@ from dynamics.core.records import (
 from dynamics.evaluation.heldout import evaluate_items, items_schema
 from dynamics.evaluation.label_quality import label_accuracy
 from dynamics.evaluation.metrics import summarise
-from dynamics.labelling.filter import decide
+from dynamics.labelling.filter import TopFractionRule, decide
 from dynamics.report.labels import LabelTables
 from dynamics.storage.ledger import Ledger, reason_counts
 from dynamics.storage.run_folder import RunFolder, write_json
