@@ -72,7 +72,8 @@ def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
 
     from ray_jobs.serving.ingress import GENERATOR, build
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its import has reset the level
+    # The import has reset the level. What goes wrong is raised, and told in one line by who asked.
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
     options = cfg.serve
     if not serve.status().proxies:
         check_address(options)
