@@ -1,14 +1,18 @@
+from __future__ import annotations
+
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from dynamics.core.config import REPOSITORY_ROOT, ClusterConfig, LoopConfig, WorldConfig
 from dynamics.core.config_file import load
 from ray_jobs import runtime
-from tests.runs import LocalRun, StopAt, run_local
+
+if TYPE_CHECKING:  # slow to import
+    from tests.runs import LocalRun
 
 SHARED = REPOSITORY_ROOT.parent / "shared"
 
@@ -20,12 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hide-shared", action="store_true", help="as if there were no ../shared")
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark every test that reads ../shared, by the only fixture that leads there."""
-    for item in items:
-        if "real_bench" in getattr(item, "fixturenames", ()):
-            item.add_marker("shared")
+    if "real_bench" in getattr(item, "fixturenames", ()):
+        item.add_marker("shared")
 
 
 def pytest_collection_finish() -> None:
@@ -54,6 +56,8 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real checkpoint of the smallest size for the 3x3 world, at random initialisation."""
+    import torch
+
     from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
     from dynamics.tabletop.pretraining.pretrain_tiny import (
         TinyRecipe,
@@ -83,6 +87,8 @@ def small(untrained_base: Path) -> LoopConfig:
 @pytest.fixture(scope="session")
 def local_run(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
     """The unbroken run that every other way of running is compared with."""
+    from tests.runs import LocalRun, StopAt, run_local
+
     folder = tmp_path_factory.mktemp("local-run")
     progress = StopAt()
     run_local(small, folder, progress=progress)

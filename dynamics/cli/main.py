@@ -325,9 +325,10 @@ def report(
     ] = None,
 ) -> None:
     """Write RUN/report.html again from the stored results, and open it."""
+    folder = _open(run)  # before the slow import: a wrong path is told at once
     from dynamics.report.page import write_page
 
-    page = write_page(_open(run))
+    page = write_page(folder)
     console.print(f"report: {page}")
     if (sys.stdout.isatty() if show is None else show) and not webbrowser.open(page.as_uri()):
         console.print("no browser was found; open the file by hand")
