@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bootstrap test lint format type serve mlflow clean
+.PHONY: help setup bootstrap test test-core test-ray lint format type serve mlflow clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,9 +39,17 @@ $(STAMP): pyproject.toml constraints.txt
 bootstrap: $(STAMP) ## run the whole loop on the embedded default: 3 rounds, 2 CPU cores
 	$(BIN)/python ray_jobs/bootstrap.py --config configs/tabletop.yaml --rounds 3 $(ARGS)
 
-# One thread a process: the models in tests are tiny, and threads would only fight over the cores.
 test: lint type ## everything that must pass before a change lands
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+	@echo "pytest: two halves side by side, each printed when it is done (minutes)"
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-core test-ray
+
+# Half of the time each, on a core each: what runs in one process, and what starts Ray or commands.
+# One thread a process: the models in tests are tiny, and threads would only fight over the cores.
+test-core: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/contracts $(ARGS)
+
+test-ray: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster tests/integration $(ARGS)
 
 lint: $(STAMP) ## ruff: lint and format; import-linter: the floors
 	$(BIN)/ruff check .
