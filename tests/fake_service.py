@@ -1,7 +1,5 @@
 """A service without models: the tabletop's own rules draw; the messages are the real ones."""
 
-import base64
-import io
 import socket
 import threading
 import time
@@ -14,12 +12,14 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel
 
 from dynamics.core.config import REPOSITORY_ROOT, WorldConfig
+from dynamics.core.images import PictureError, read_picture
 from dynamics.core.seeds import numpy_rng
 from dynamics.serving import schemas as api
+from dynamics.serving.images import from_base64, to_base64
 from dynamics.tabletop.language import parse, say
 from dynamics.tabletop.oracle import read_scenes
 from dynamics.tabletop.render import snapshot
@@ -53,16 +53,14 @@ class RefusedError(Exception):
 
 def png(scene: Scene) -> str:
     frame = snapshot([scene], WORLD, numpy_rng("fake", scene.to_text()))[0]
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return to_base64(frame)
 
 
 def see(image: str) -> Scene:
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")
-    except (ValueError, UnidentifiedImageError) as error:
-        raise RefusedError(422, "image: must be base64 of a PNG, JPEG or WebP file") from error
+        picture = read_picture(from_base64(image))
+    except PictureError as error:
+        raise RefusedError(422, str(error)) from error
     square = picture.resize((WORLD.frame_px, WORLD.frame_px), Image.Resampling.BOX)
     return read_scenes(np.array(square)[None], WORLD)[0]
 

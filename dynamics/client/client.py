@@ -12,7 +12,6 @@ import base64
 import binascii
 import contextlib
 import email.utils
-import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,10 +28,18 @@ from pydantic import BaseModel, ValidationError
 from dynamics.client.sse import Event, read_events
 from dynamics.core.config import VerifierName
 from dynamics.core.errors import UserError
+from dynamics.core.images import (
+    PictureError,
+    encode_png,
+    picture_bytes,
+    read_picture,
+    to_rgb,
+)
 from dynamics.serving import schemas as api
 
 Picture = str | Path | bytes | Image.Image | NDArray[np.uint8]
-"""A file's name, an encoded PNG, JPEG or WebP, a PIL picture, or uint8 [H, W, 3]."""
+"""A file's name, an encoded picture (`dynamics.core.images.FORMATS`), a PIL picture, or uint8
+[H, W, 3]."""
 
 BUSY = (429, 503)
 MAX_WAIT_S = 30.0
@@ -392,11 +399,9 @@ def encode_image(picture: Picture) -> str:
         UserError: no such file, not uint8 [H, W, 3], or more bytes than the service takes.
     """
     if isinstance(picture, Image.Image | np.ndarray):
-        buffer = io.BytesIO()
-        open_image(picture).save(buffer, format="PNG")
-        content = buffer.getvalue()
+        content = encode_png(open_image(picture))
     else:
-        content = _content(picture)
+        content = picture_bytes(_source(picture))
     if len(content) > api.MAX_IMAGE_BYTES:
         raise UserError(
             f"the picture has {len(content):,} bytes, the service takes {api.MAX_IMAGE_BYTES:,}; "
@@ -412,27 +417,18 @@ def open_image(picture: Picture) -> Image.Image:
         UserError: no such file, no picture, or not uint8 [H, W, 3].
     """
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return to_rgb(picture)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise UserError(
                 f"a picture must be uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}"
             )
         return Image.fromarray(picture)
-    try:
-        return Image.open(io.BytesIO(_content(picture))).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        name = "these bytes" if isinstance(picture, bytes) else picture
-        raise UserError(f"{name} cannot be read as a picture") from error
+    return read_picture(_source(picture))
 
 
-def _content(picture: str | Path | bytes) -> bytes:
-    if isinstance(picture, bytes):
-        return picture
-    try:
-        return Path(picture).read_bytes()
-    except OSError as error:
-        raise UserError(f"{picture} cannot be read: {error.strerror}") from error
+def _source(picture: str | Path | bytes) -> bytes | Path:
+    return picture if isinstance(picture, bytes) else Path(picture)
 
 
 def decode_image(text: str) -> Image.Image:
@@ -442,9 +438,8 @@ def decode_image(text: str) -> Image.Image:
         UserError: it is none.
     """
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",))
-        return picture.convert("RGB")
-    except (binascii.Error, ValueError, OSError, Image.DecompressionBombError) as error:
+        return read_picture(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError, PictureError) as error:
         raise UserError("the service answered with a picture that cannot be read") from error
 
 

@@ -8,8 +8,9 @@ lineage, are left alone. Run it in the exported folder, or copy ``data/<task>`` 
 import json
 from pathlib import Path
 
+from dynamics.core.images import encode_png
 from dynamics.core.progress import Progress
-from dynamics.exports.labels import accepted_labels, png
+from dynamics.exports.labels import accepted_labels
 from dynamics.storage.run_folder import RunFolder
 
 
@@ -22,8 +23,8 @@ def write(run: RunFolder, round_id: int | None, folder: Path, progress: Progress
     entries = []
     for row in labels.rows(progress):
         names = {"input": f"{row.key}_before.png", "output": f"{row.key}_after.png"}
-        (images / names["input"]).write_bytes(png(row.before))
-        (images / names["output"]).write_bytes(png(row.after))
+        (images / names["input"]).write_bytes(encode_png(row.before))
+        (images / names["output"]).write_bytes(encode_png(row.after))
         paths = {key: f"data/{task}/images/{name}" for key, name in names.items()}
         entries.append({"instruction": row.action, **paths, **row.lineage})
     text = json.dumps(entries, indent=1, ensure_ascii=False)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from dynamics.core.images import encode_png
 from dynamics.core.progress import Progress
 from dynamics.exports.cards import dataset_card
-from dynamics.exports.labels import LINEAGE_SCHEMA, accepted_labels, png
+from dynamics.exports.labels import LINEAGE_SCHEMA, accepted_labels
 from dynamics.exports.parquet import IMAGE_TYPE, ParquetShards, image_cell
 from dynamics.storage.run_folder import RunFolder
 
@@ -32,7 +33,7 @@ def write(run: RunFolder, round_id: int | None, folder: Path, progress: Progress
     schema = _SCHEMA.with_metadata({"huggingface": json.dumps({"info": {"features": _features()}})})
     shards = ParquetShards(schema, lambda number: folder / "data" / f"train-{number:05d}.parquet")
     for row in labels.rows(progress):
-        before, after = png(row.before), png(row.after)
+        before, after = encode_png(row.before), encode_png(row.after)
         cells = {
             "before": image_cell(before, f"{row.key}_before.png"),
             "after": image_cell(after, f"{row.key}_after.png"),

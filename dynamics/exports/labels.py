@@ -3,7 +3,6 @@
 H = W = the model's frame size in pixels.
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from dynamics.core.config import PoolPart
 from dynamics.core.errors import UserError
@@ -238,13 +236,6 @@ def accepted_labels(run: RunFolder, round_id: int | None) -> AcceptedLabels:
     rows.sort(key=lambda row: (row["clip_path"], row["frame0"], row["label_id"]))
     images = load_image_tokenizer(origin.cfg.model.family, origin.cfg.base_path())
     return AcceptedLabels(origin=origin, manifest=manifest, images=images, _rows=rows)
-
-
-def png(frame_HW3: np.ndarray) -> bytes:
-    """A uint8 RGB frame as PNG file: lossless, equal bytes for equal frames."""
-    sink = io.BytesIO()
-    Image.fromarray(frame_HW3).save(sink, format="PNG")
-    return sink.getvalue()
 
 
 def _rows_of(table: pa.Table, key: str, wanted: pa.ChunkedArray) -> pa.Table:

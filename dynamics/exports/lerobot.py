@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynamics.core.images import encode_png
 from dynamics.core.progress import Progress
 from dynamics.exports.cards import dataset_card
-from dynamics.exports.labels import LINEAGE_SCHEMA, ExportRow, accepted_labels, png
+from dynamics.exports.labels import LINEAGE_SCHEMA, ExportRow, accepted_labels
 from dynamics.exports.parquet import IMAGE_TYPE, ParquetShards, image_cell
 from dynamics.storage.run_folder import RunFolder, write_json
 
@@ -118,7 +119,7 @@ class _Dataset:
         spoken = {"role": "assistant", "content": row.action, "style": "subtask", "timestamp": 0.0}
         cells, num_bytes = [], 0
         for index, frame in enumerate((row.before, row.after)):
-            picture = png(frame)
+            picture = encode_png(frame)
             num_bytes += len(picture)
             self._pixels.add(frame)
             counters = dict(

@@ -5,8 +5,9 @@ import json
 import tarfile
 from pathlib import Path
 
+from dynamics.core.images import encode_png
 from dynamics.core.progress import Progress
-from dynamics.exports.labels import ExportRow, accepted_labels, png
+from dynamics.exports.labels import ExportRow, accepted_labels
 from dynamics.storage.run_folder import RunFolder
 
 SHARD_BYTES = 256 * 2**20
@@ -40,8 +41,8 @@ class _Shards:
             self._number, self._bytes = self._number + 1, 0
         content = {"action": row.action, **row.lineage}
         files = {
-            "before.png": png(row.before),
-            "after.png": png(row.after),
+            "before.png": encode_png(row.before),
+            "after.png": encode_png(row.after),
             "json": json.dumps(content, ensure_ascii=False).encode(),
         }
         for suffix, payload in files.items():

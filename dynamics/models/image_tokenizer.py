@@ -23,7 +23,7 @@ class ImageTokenizer(Protocol):
     """Size of the codebook; codes are 0 .. num_codes - 1."""
 
     def fit(self, picture: Image.Image) -> np.ndarray:
-        """A picture of any size as uint8 frame [H, W, 3], squared by the model's rule."""
+        """An RGB picture of any size as uint8 frame [H, W, 3], squared by the model's rule."""
 
     def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:
         """uint8 frames to int64 codes [B, L]."""

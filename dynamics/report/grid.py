@@ -1,6 +1,5 @@
 """Sample grids: what the models draw, next to what is true, for MLflow and the page."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
+from dynamics.core.images import encode_png
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.files import write_bytes
 from dynamics.storage.tables import codes_matrix
@@ -118,9 +118,7 @@ def draw_grid(rows: Sequence[GridRow]) -> bytes:
             _frame(canvas, frame, (lefts[heading], top), side)
             if right is not None:
                 _mark(pen, right, (lefts[heading] + side + _GUTTER // 2, top + side // 2))
-    sink = io.BytesIO()
-    canvas.save(sink, format="PNG", optimize=True)
-    return sink.getvalue()
+    return encode_png(canvas, compress_level=9)
 
 
 def write_grid(

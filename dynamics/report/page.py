@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.images import data_uri
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
 from dynamics.evaluation.comparison import ControlReport
 from dynamics.evaluation.heldout import items_schema
@@ -42,7 +43,6 @@ from dynamics.report.labels import (
     label_examples,
 )
 from dynamics.report.lead import lead
-from dynamics.report.pictures import data_uri
 from dynamics.report.scenes import SceneView, scenes
 from dynamics.storage.files import write_bytes
 from dynamics.storage.ledger import Ledger

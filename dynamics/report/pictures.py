@@ -1,11 +1,11 @@
 """Frames as small PNG files inside the page."""
 
-import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from dynamics.core.images import data_uri, encode_png
 
 _LARGEST = 64
 """Side in pixels above which a frame is shrunk, so that hundreds of them fit into one page."""
@@ -23,17 +23,11 @@ class Picture:
     """Width and height to show it at, in CSS pixels: a whole multiple of the file's."""
 
 
-def data_uri(png: bytes) -> str:
-    """A PNG file as ``data:`` URI."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
 def picture(frame_HW3: np.ndarray) -> Picture:
     """A square uint8 frame as picture; small ones pixel by pixel, large ones shrunk."""
     image = Image.fromarray(frame_HW3)
     if image.width > _LARGEST:
         shrunk = image.resize((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
         image = shrunk.quantize(_COLOURS)
-    sink = io.BytesIO()
-    image.save(sink, format="PNG", optimize=True)
-    return Picture(uri=data_uri(sink.getvalue()), side=_LARGEST // image.width * image.width)
+    uri = data_uri(encode_png(image, compress_level=9))
+    return Picture(uri=uri, side=_LARGEST // image.width * image.width)

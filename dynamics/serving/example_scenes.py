@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.seeds import numpy_rng
-from dynamics.serving.images import encode_png
+from dynamics.serving.images import to_base64
 from dynamics.serving.schemas import Scene as SceneMessage
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import read_table
@@ -47,6 +47,6 @@ def example_scenes(cfg: LoopConfig, folder: RunFolder) -> list[SceneMessage]:
             action = sample_action(rng, state, min_objects=world.min_objects)
             actions.append(say(action, rng))
             state = apply(state, action)
-        picture = encode_png(snapshot([scene], world, rng)[0])
+        picture = to_base64(snapshot([scene], world, rng)[0])
         messages.append(SceneMessage(name=f"table {number + 1}", image=picture, actions=actions))
     return messages

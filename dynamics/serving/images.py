@@ -1,69 +1,48 @@
-"""Pictures as they travel: base64 or raw files in, PNG out, within limits.
+"""Pictures as they travel: base64 of encoded pictures in, base64 of PNG out."""
 
-A file is refused by its header where that says enough: 10 KB of PNG can hold 80 million pixels.
-"""
-
+import asyncio
 import base64
 import binascii
-import io
-import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from dynamics.core.errors import UserError
-from dynamics.serving.schemas import MAX_IMAGE_BYTES, MAX_PIXELS
+from dynamics.core.images import KINDS, PictureError, encode_png, read_picture
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.serving.schemas import MAX_IMAGE_BYTES
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+_SMALL_PICTURE_BYTES = 2**16
+"""Base64 of at most so many bytes is decoded at once: a thread would cost more than it frees."""
 
 
-class TooLargeError(UserError):
-    """More bytes or pixels than the service takes: status 413."""
+async def to_frame(text: str, images: ImageTokenizer) -> np.ndarray:
+    """The picture in a base64 text as the model wants it, uint8 [H, W, 3].
+
+    Raises:
+        PictureError: as `from_base64` and `read_picture`.
+    """
+
+    def fit() -> np.ndarray:
+        return images.fit(read_picture(from_base64(text)))
+
+    return fit() if len(text) <= _SMALL_PICTURE_BYTES else await asyncio.to_thread(fit)
 
 
 def from_base64(text: str) -> bytes:
     """The bytes of a base64 text.
 
     Raises:
-        UserError: it is not base64.
-        TooLargeError: it holds more than `MAX_IMAGE_BYTES`.
+        PictureError: ``unreadable`` (not base64), or ``too_large``: more than `MAX_IMAGE_BYTES`.
     """
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UserError("image must be base64 of a PNG, JPEG or WebP file") from error
+        raise PictureError("unreadable", f"the picture is no base64 of a {KINDS} file") from error
     if len(content) > MAX_IMAGE_BYTES:
-        raise TooLargeError(f"image has more than {MAX_IMAGE_BYTES} bytes")
+        raise PictureError("too_large", f"the picture has more than {MAX_IMAGE_BYTES:,} bytes")
     return content
 
 
-def open_picture(content: bytes) -> Image.Image:
-    """A picture file as loaded picture.
-
-    Raises:
-        UserError: it is no picture, or a damaged one.
-        TooLargeError: it has more than `MAX_PIXELS`; no pixel was decoded then.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-            if picture.width * picture.height > MAX_PIXELS:
-                raise TooLargeError(f"image has more than {MAX_PIXELS} pixels")
-            picture.load()
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise TooLargeError(f"image has more than {MAX_PIXELS} pixels") from error
-        except UnidentifiedImageError as error:
-            raise UserError("image must be a PNG, JPEG or WebP file") from error
-        # Decoders report damage with whatever they stumble over.
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-            raise UserError("image is damaged") from error
-    return picture
-
-
-def encode_png(frame_HW3: np.ndarray) -> str:
+def to_base64(frame_HW3: np.ndarray) -> str:
     """uint8 [H, W, 3] as base64 PNG."""
-    buffer = io.BytesIO()
     # Frames are small: a better compression costs more time than it saves bytes.
-    Image.fromarray(frame_HW3).save(buffer, format="PNG", compress_level=1)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(encode_png(frame_HW3, compress_level=1)).decode()

@@ -13,7 +13,6 @@ from dynamics.core.config import VerifierName
 
 MAX_BODY_BYTES = 12 * 2**20
 MAX_IMAGE_BYTES = 4 * 2**20
-MAX_PIXELS = 16_000_000
 MAX_SAMPLES = 16
 MAX_STEPS = 16
 MAX_BEAM = 8
@@ -22,7 +21,7 @@ MAX_SEED = 2**53 - 1
 """The largest whole number that every JSON reader keeps exact."""
 
 EncodedImage = Annotated[str, Field(min_length=1, max_length=math.ceil(MAX_IMAGE_BYTES / 3) * 4)]
-"""Base64 of a PNG, JPEG or WebP."""
+"""Base64 of a PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or PPM file."""
 ActionText = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_ACTION_CHARS)
 ]

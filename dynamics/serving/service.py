@@ -11,8 +11,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-import numpy as np
-
 from dynamics.core.config import LoopConfig, VerifierName
 from dynamics.core.errors import UserError
 from dynamics.inference.idm import Caption
@@ -21,7 +19,7 @@ from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.batching import Batcher
 from dynamics.serving.example_scenes import example_scenes
 from dynamics.serving.http.responses import Answer, Event, one_line, parse, refused
-from dynamics.serving.images import from_base64, open_picture
+from dynamics.serving.images import to_frame
 from dynamics.serving.model_registry import Shelf
 from dynamics.serving.model_worker import Draw, Pair, RoundEngine
 from dynamics.serving.schemas import (
@@ -40,8 +38,6 @@ from dynamics.serving.sessions import RolloutCourse, SingleCourse
 from dynamics.tabletop.referee import Referee, referee_of
 
 _log = logging.getLogger(__name__)
-_SMALL_PICTURE_BYTES = 2**16
-"""Base64 of at most so many bytes is decoded at once: a thread would cost more than it frees."""
 
 
 class RoundService:
@@ -104,7 +100,7 @@ class RoundService:
             request = parse(PredictRequest, body)
             engine = await self._engine(request.round)
             engine.check_action(request.action)
-            frame = await self._frame(engine, request.image)
+            frame = await to_frame(request.image, engine.images)
             course = SingleCourse(
                 engine, self._referee, frame, request, [request.action], self._verifier(request)
             )
@@ -122,7 +118,8 @@ class RoundService:
             request = parse(LabelRequest, body)
             engine = await self._engine(request.round)
             pair = Pair(
-                await self._frame(engine, request.before), await self._frame(engine, request.after)
+                await to_frame(request.before, engine.images),
+                await to_frame(request.after, engine.images),
             )
             caption: Caption = await self._batcher.submit(
                 ("label", engine), pair, rows=1, deadline=deadline
@@ -146,7 +143,7 @@ class RoundService:
             engine = await self._engine(request.round)
             for action in request.actions:
                 engine.check_action(action)
-            frame = await self._frame(engine, request.image)
+            frame = await to_frame(request.image, engine.images)
             course = RolloutCourse(engine, self._referee, frame, request, self._verifier(request))
             yield Event("start", course.start().model_dump_json())
             for action in request.actions:
@@ -221,14 +218,6 @@ class RoundService:
             return found
         async with self._loading:
             return await asyncio.to_thread(self._shelf.get, round_id)
-
-    async def _frame(self, engine: RoundEngine, image: str) -> np.ndarray:
-        """uint8 [H, W, 3] as the model wants it."""
-
-        def fit() -> np.ndarray:
-            return engine.images.fit(open_picture(from_base64(image)))
-
-        return fit() if len(image) <= _SMALL_PICTURE_BYTES else await asyncio.to_thread(fit)
 
     def _verifier(self, request: Sampling) -> VerifierName:
         return request.verifier or self._cfg.serve.verifier

@@ -7,7 +7,7 @@ import numpy as np
 from dynamics.core.config import VerifierName
 from dynamics.inference.best_of_n import Prediction
 from dynamics.inference.rollout import Beam, RolloutStep, collect
-from dynamics.serving.images import encode_png
+from dynamics.serving.images import to_base64
 from dynamics.serving.model_worker import Draw, RoundEngine
 from dynamics.serving.schemas import (
     PredictReply,
@@ -69,9 +69,9 @@ class _Course:
         frame = self._engine.decode(codes_NL[chosen])
         pictures = None
         if self._request.candidates:
-            pictures = [encode_png(self._engine.decode(codes_L)) for codes_L in codes_NL]
+            pictures = [to_base64(self._engine.decode(codes_L)) for codes_L in codes_NL]
         return {
-            "image": encode_png(frame),
+            "image": to_base64(frame),
             "chosen": chosen,
             "scores": prediction.scores[row].tolist(),
             "candidates": pictures,
@@ -97,7 +97,7 @@ class SingleCourse(_Course):
 
     def _finish(self, prediction: Prediction) -> PredictReply:
         choice = self._choice(prediction, 0, int(prediction.chosen[0]), self._expected[0])
-        return PredictReply(**choice, **provenance(self._engine), source=encode_png(self._frame))
+        return PredictReply(**choice, **provenance(self._engine), source=to_base64(self._frame))
 
 
 class RolloutCourse(_Course):
@@ -123,7 +123,7 @@ class RolloutCourse(_Course):
         """The first message."""
         return RolloutStart(
             **provenance(self._engine),
-            source=encode_png(self._frame),
+            source=to_base64(self._frame),
             num_steps=len(self._rollout.actions),
         )
 
@@ -170,7 +170,7 @@ class RolloutCourse(_Course):
         codes = collect(self._source_L, self._steps).frames[1:]
         frames = [self._engine.decode(codes_L) for codes_L in codes]
         return RolloutEnd(
-            frames=[encode_png(frame) for frame in frames],
+            frames=[to_base64(frame) for frame in frames],
             total=float(self._steps[-1].totals[0]),
             agrees=self._agrees(frames[-1], self._expected[-1]),
         )

@@ -15,7 +15,7 @@ from dynamics.core.errors import UserError
 from dynamics.serving.example_scenes import example_scenes
 from dynamics.serving.http.auth import read_key
 from dynamics.serving.http.middleware import is_loopback
-from dynamics.serving.images import encode_png
+from dynamics.serving.images import to_base64
 from dynamics.serving.model_registry import promoted_rounds
 from dynamics.serving.schemas import PredictReply, PredictRequest, RolloutRequest
 from dynamics.storage.run_folder import RunFolder
@@ -150,7 +150,7 @@ def smoke_request(cfg: LoopConfig, url: str, frame: Any, action: str) -> dict[st
     try:
         answer = httpx.post(
             f"{url}/v1/predict",
-            json={"image": encode_png(frame), "action": action},
+            json={"image": to_base64(frame), "action": action},
             headers={"authorization": f"Bearer {key}"} if key else None,
             timeout=cfg.serve.deadline_s + _PROXY_GRACE_S,
         )
@@ -169,9 +169,9 @@ def write_examples(cfg: LoopConfig, folder: RunFolder, example: Example, url: st
     frame, action = example
     tabletop = cfg.pool.path is None and cfg.labelled.dataset is None
     scene = example_scenes(cfg, folder)[0] if tabletop else None
-    image = scene.image if scene else encode_png(frame)
+    image = scene.image if scene else to_base64(frame)
     actions = scene.actions[:_EXAMPLE_STEPS] if scene else [action] * _EXAMPLE_STEPS
-    predict = PredictRequest(image=encode_png(frame), action=action)
+    predict = PredictRequest(image=to_base64(frame), action=action)
     rollout = RolloutRequest(image=image, actions=actions)
     for name, request in (("request", predict), ("rollout", rollout)):
         text = request.model_dump_json(exclude_defaults=True)

@@ -86,13 +86,10 @@ def test_frames_of_another_size_are_refused(built: Built) -> None:
         built.model.images.encode(np.zeros((1, 7, 7, 3), np.uint8))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
 @pytest.mark.parametrize("size", [(90, 40), (40, 90), (3, 3)])
-def test_a_picture_of_any_kind_becomes_a_frame(
-    built: Built, mode: str, size: tuple[int, int]
-) -> None:
+def test_a_picture_of_any_size_becomes_a_frame(built: Built, size: tuple[int, int]) -> None:
     images = built.model.images
-    frame = images.fit(Image.new(mode, size))
+    frame = images.fit(Image.new("RGB", size))
     assert frame.dtype == np.uint8
     assert images.encode(frame[None]).shape == (1, images.num_tokens)
 

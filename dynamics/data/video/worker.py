@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from dynamics.core.images import PictureError
 from dynamics.data.video.decode import BadClip, Bars, DecodeSpec, Ends, read_clip, read_ends
 from dynamics.data.video.pictures import read_pictures
 
@@ -34,7 +35,7 @@ def main(memory_mb: int) -> None:
         limit_cpu(request["cpu_s"])
         try:
             answer, pixels = _ANSWERS[request["kind"]](request)
-        except BadClip as error:
+        except (BadClip, PictureError) as error:
             _reply(replies, {"reason": error.reason, "detail": str(error)})
         except MemoryError:
             _reply(replies, {"reason": "out_of_memory", "detail": ""})

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dynamics.core.images import encode_png, read_picture
 from dynamics.core.records import stable_hash
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.aurora_bench.contestant import Contestant
 from dynamics.evaluation.aurora_bench.dataset import BenchData, DiscItem, Item
 from dynamics.evaluation.aurora_bench.instructions import Told, fit_instruction
 from dynamics.evaluation.aurora_bench.metrics import nearer_target, squared_distance
-from dynamics.evaluation.aurora_bench.pictures import Pixels, open_picture, to_frame, to_png
+from dynamics.evaluation.aurora_bench.pictures import Pixels, to_frame
 from dynamics.evaluation.aurora_bench.probe import (
     NEGATIVES,
     ProbeItems,
@@ -135,8 +136,8 @@ class Answerer:
         preferences = self._preferences(positions, source_BL, target_BL, actions)
         return [
             {
-                "prediction": to_png(predicted[row]),
-                "drawn_source": to_png(drawn[row]),
+                "prediction": encode_png(predicted[row]),
+                "drawn_source": encode_png(drawn[row]),
                 "copied": bool((predicted_BL[row] == source_BL[row]).all()),
                 "nearer_target_vq": nearer[row],
                 "sentence": said[row].action,
@@ -184,7 +185,7 @@ class Answerer:
 
     def _frames(self, paths: Sequence[Any]) -> Pixels:
         side = self._images.frame_px
-        return np.stack([to_frame(open_picture(path), side) for path in paths])
+        return np.stack([to_frame(read_picture(path), side) for path in paths])
 
     def _draw(
         self, source_BL: NDArray[np.int64], actions: Sequence[str], digests: Sequence[str]

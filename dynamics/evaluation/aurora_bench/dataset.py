@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dynamics.core.errors import UserError
+from dynamics.core.images import PictureError, read_picture
 from dynamics.core.records import stable_hash
-from dynamics.evaluation.aurora_bench.pictures import UnreadablePictureError, open_picture
 from dynamics.storage.files import sha256_file
 
 SUBSETS = ("magicbrush", "ag", "something", "whatsup", "kubric")
@@ -81,7 +81,7 @@ def read_benchmark(root: Path) -> BenchData:
 
     Rows that cannot be used are counted by reason: ``malformed_row``, ``other_subset``,
     ``no_instruction``, ``no_target``, ``missing_file`` (the full set lacks two of Something's),
-    ``unreadable_picture``, ``picture_too_large``.
+    or what `read_picture` refuses.
 
     Raises:
         UserError: no manifest, not JSON, no usable row, or a path that leaves ``root``.
@@ -198,9 +198,9 @@ def _picture(root: Path, row: Mapping[str, Any], key: str, where: str) -> Path:
     if not path.is_file():
         raise _RejectedError("missing_file")
     try:
-        open_picture(path)
-    except UnreadablePictureError as error:
-        raise _RejectedError(str(error)) from error
+        read_picture(path)
+    except PictureError as error:
+        raise _RejectedError(error.reason) from error
     return path
 
 

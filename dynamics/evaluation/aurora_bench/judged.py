@@ -7,11 +7,12 @@ from functools import partial
 import pyarrow as pa
 from PIL import Image
 
+from dynamics.core.images import read_picture
 from dynamics.core.progress import Progress
 from dynamics.evaluation.aurora_bench.benchmark import Benchmark
 from dynamics.evaluation.aurora_bench.contestant import COPY
 from dynamics.evaluation.aurora_bench.dataset import Item
-from dynamics.evaluation.aurora_bench.pictures import fitted, from_png, open_picture
+from dynamics.evaluation.aurora_bench.pictures import fitted
 from dynamics.evaluation.aurora_bench.summary import BenchReport, Values, Who, by_subset, figures
 from dynamics.evaluation.judge.client import Budget, ChatClient, Endpoint
 from dynamics.evaluation.judge.judge import Case, Judgement, ReplyStore, estimate, judge, outcomes
@@ -91,5 +92,5 @@ def _cases(benchmark: Benchmark, answers: pa.Table | None) -> list[Case]:
 
 def _pictures(item: Item, prediction: bytes | None) -> tuple[Image.Image, Image.Image]:
     """Source and prediction, both of the source's size; the target is never shown."""
-    before = open_picture(item.source)
-    return before, before if prediction is None else fitted(from_png(prediction), before.size)
+    before = read_picture(item.source)
+    return before, before if prediction is None else fitted(read_picture(prediction), before.size)

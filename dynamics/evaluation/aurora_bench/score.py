@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from dynamics.core.images import read_picture
 from dynamics.core.records import stable_hash
 from dynamics.evaluation.aurora_bench.dataset import Item
 from dynamics.evaluation.aurora_bench.encoders import Encoders
@@ -18,7 +19,7 @@ from dynamics.evaluation.aurora_bench.metrics import (
     nearer_target,
     ssim,
 )
-from dynamics.evaluation.aurora_bench.pictures import fitted, from_png, open_picture
+from dynamics.evaluation.aurora_bench.pictures import fitted
 
 SCORE_VERSION = "1"
 """Part of every score's key; raise it when a score would come out differently."""
@@ -60,7 +61,7 @@ class Scorer:
         """SCORE_SCHEMA rows of the copy baseline: the source picture itself, no sentence."""
         rows = []
         for item in items:
-            source = open_picture(item.source)
+            source = read_picture(item.source)
             scores = self._pictures(item, source, source, source)
             rows.append(_row(item, scores, {}))
         return pa.Table.from_pylist(rows, schema=SCORE_SCHEMA)
@@ -71,9 +72,9 @@ class Scorer:
         for item, answer in zip(items, answers.to_pylist(), strict=True):
             scores: dict[str, float | None] = {}
             if answer["prediction"] is not None:
-                predicted = from_png(answer["prediction"])
-                drawn = from_png(answer["drawn_source"])
-                scores = self._pictures(item, open_picture(item.source), drawn, predicted)
+                predicted = read_picture(answer["prediction"])
+                drawn = read_picture(answer["drawn_source"])
+                scores = self._pictures(item, read_picture(item.source), drawn, predicted)
             rows.append(_row(item, scores, self.sentence(item, answer["sentence"])))
         return pa.Table.from_pylist(rows, schema=SCORE_SCHEMA)
 
@@ -102,7 +103,7 @@ class Scorer:
         ``drawn`` is the source as the contestant draws it: what its image tokenizer cannot show
         must not count as a change that it made.
         """
-        target = open_picture(item.target)
+        target = read_picture(item.target)
         shown = fitted(predicted, target.size)
         shown_pixels, target_pixels = np.asarray(shown), np.asarray(target)
         try:

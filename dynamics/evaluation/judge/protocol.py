@@ -5,14 +5,14 @@ editing, 0 to 10 each, the lower one counts. The wording is our own. The target 
 shown: many pictures can follow one instruction.
 """
 
-import base64
-import io
 import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+
+from dynamics.core.images import data_uri, encode_png
 
 PROMPT_VERSION = "1"
 """Part of every cached reply's key."""
@@ -68,8 +68,8 @@ def messages(before: Image.Image, after: Image.Image, instruction: str) -> list[
             "role": "user",
             "content": [
                 {"type": "text", "text": prompt_text(instruction)},
-                {"type": "image_url", "image_url": {"url": _data_url(before)}},
-                {"type": "image_url", "image_url": {"url": _data_url(after)}},
+                {"type": "image_url", "image_url": {"url": data_uri(encode_png(shown(before)))}},
+                {"type": "image_url", "image_url": {"url": data_uri(encode_png(shown(after)))}},
             ],
         }
     ]
@@ -118,9 +118,3 @@ def _is_score(value: Any) -> bool:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _data_url(picture: Image.Image) -> str:
-    sink = io.BytesIO()
-    shown(picture).save(sink, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()

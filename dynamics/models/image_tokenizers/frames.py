@@ -1,4 +1,4 @@
-"""Pictures of any size to the square frames that an image tokenizer takes."""
+"""RGB pictures of any size to the square frames that an image tokenizer takes."""
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -9,23 +9,13 @@ AREA = Image.Resampling.BOX
 
 def centre_crop(picture: Image.Image, px: int, resample: Image.Resampling = LANCZOS) -> np.ndarray:
     """uint8 [px, px, 3]: the shorter side resized to ``px``, the middle of the longer one kept."""
-    cropped = ImageOps.fit(_upright_rgb(picture), (px, px), resample, centering=(0.5, 0.5))
+    cropped = ImageOps.fit(picture, (px, px), resample, centering=(0.5, 0.5))
     return np.array(cropped)
 
 
 def pad_to_square(picture: Image.Image, px: int, fill: tuple[int, int, int]) -> np.ndarray:
     """uint8 [px, px, 3]: nothing is cut; bars of colour ``fill`` on the shorter side."""
-    upright = _upright_rgb(picture)
-    side = max(upright.size)
+    side = max(picture.size)
     square = Image.new("RGB", (side, side), fill)
-    square.paste(upright, ((side - upright.width) // 2, (side - upright.height) // 2))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return np.array(square.resize((px, px), LANCZOS))
-
-
-def _upright_rgb(picture: Image.Image) -> Image.Image:
-    """RGB as a viewer shows it: turned as EXIF says, transparency on white."""
-    upright = ImageOps.exif_transpose(picture)
-    if not upright.has_transparency_data:
-        return upright.convert("RGB")
-    layer = upright.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

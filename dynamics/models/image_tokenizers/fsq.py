@@ -122,7 +122,7 @@ class FsqTokenizer:
             return torch.cat([self.model.bound(to_pixels(part)) for part in parts])
 
     def fit(self, picture: Image.Image) -> np.ndarray:
-        """A picture of any size as uint8 frame [H, W, 3], centre-cropped as ingest does."""
+        """An RGB picture of any size as uint8 frame [H, W, 3], centre-cropped as ingest does."""
         return centre_crop(picture, self.frame_px, AREA)
 
     def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ class VqTokenizer:
         self._batch = max(1, _PIXELS_PER_BATCH // frame_px**2)
 
     def fit(self, picture: Image.Image) -> np.ndarray:
-        """A picture of any size as uint8 frame [H, W, 3], by the rule of the family."""
+        """An RGB picture of any size as uint8 frame [H, W, 3], by the rule of the family."""
         if self.bars is None:
             return centre_crop(picture, self.frame_px)
         return pad_to_square(picture, self.frame_px, self.bars)

@@ -5,8 +5,8 @@ from typing import NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from dynamics.core.errors import UserError
+from dynamics.core.images import PictureError
 from dynamics.serving.batching import ExpiredError
-from dynamics.serving.images import TooLargeError
 from dynamics.serving.model_registry import NotReadyError
 from dynamics.serving.schemas import ErrorReply, Message
 
@@ -45,7 +45,7 @@ def refused(error: Exception) -> Answer:
         return refusal(503, "no answer within the time limit; ask again later, or for less")
     if isinstance(error, NotReadyError):
         return refusal(503, one_line(error))
-    if isinstance(error, TooLargeError):
+    if isinstance(error, PictureError) and error.reason == "too_large":
         return refusal(413, one_line(error))
     if isinstance(error, UserError):
         return refusal(422, one_line(error))

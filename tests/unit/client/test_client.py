@@ -163,7 +163,7 @@ def test_what_is_refused_is_said_with_the_services_reason(client):
         client.predict(scene.image, scene.actions[0], round=9)
     with pytest.raises(RefusedError, match="n: Input should be less"):
         client.predict(scene.image, scene.actions[0], n=99)
-    with pytest.raises(RefusedError, match="must be base64 of a PNG"):
+    with pytest.raises(RefusedError, match="is no PNG"):
         client.predict(b"no picture", scene.actions[0])
 
 

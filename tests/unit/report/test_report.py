@@ -13,6 +13,7 @@ from rich.console import Console
 
 from dynamics.core.config import GuardName
 from dynamics.core.errors import UserError
+from dynamics.core.images import data_uri
 from dynamics.core.records import TRUTH_SCHEMA, GuardResult, RoundReport
 from dynamics.evaluation.comparison import compare
 from dynamics.report.charts import (
@@ -28,7 +29,7 @@ from dynamics.report.charts import (
 )
 from dynamics.report.grid import draw_grid, grid_rows
 from dynamics.report.page import write_page
-from dynamics.report.pictures import data_uri, picture
+from dynamics.report.pictures import picture
 from dynamics.report.table import round_table
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder, write_json

@@ -223,7 +223,7 @@ def test_bad_pictures_and_sentences_are_one_line(small: LoopConfig, local_run: L
     async def main() -> None:
         await service.promote(1)
         text = base64.b64encode(b"no picture").decode()
-        assert (await predict(service, image=text))["detail"].startswith("image must be a PNG")
+        assert (await predict(service, image=text))["detail"].startswith("the picture is no PNG")
         assert "tokens" in (await predict(service, action="push " * 50))["detail"]
         (event,) = [e async for e in service.rollout(rollout_body(actions=["a " * 200]), TIME_S)]
         assert (event.name, event.status) == ("error", 422)

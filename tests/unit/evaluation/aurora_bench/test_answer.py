@@ -7,6 +7,7 @@ import pytest
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.images import read_picture
 from dynamics.evaluation.aurora_bench.answer import (
     PREFERENCES,
     Answerer,
@@ -17,7 +18,6 @@ from dynamics.evaluation.aurora_bench.answer import (
 from dynamics.evaluation.aurora_bench.contestant import Contestant, contestant
 from dynamics.evaluation.aurora_bench.dataset import read_benchmark
 from dynamics.evaluation.aurora_bench.instructions import fit_instruction
-from dynamics.evaluation.aurora_bench.pictures import from_png
 from dynamics.evaluation.aurora_bench.probe import ProbeItems, fdp_preferences, idm_preferences
 
 BASE = REPOSITORY_ROOT / "dynamics" / "assets" / "tiny-4x4"
@@ -47,7 +47,11 @@ def test_every_item_is_answered_at_the_models_size(tiny, bench):
     rows = Answerer(tiny, Decode(), data).answer(0, 4).to_pylist()
     assert [row["item_id"] for row in rows] == [item.item_id for item in data.items]
     for row in rows:
-        assert from_png(row["prediction"]).size == from_png(row["drawn_source"]).size == (32, 32)
+        assert (
+            read_picture(row["prediction"]).size
+            == read_picture(row["drawn_source"]).size
+            == (32, 32)
+        )
         assert all(row[name] in (0, 0.5, 1) for name in PREFERENCES)
         assert isinstance(row["sentence"], str)
 

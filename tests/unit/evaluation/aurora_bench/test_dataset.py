@@ -32,8 +32,8 @@ def test_of_several_wordings_the_first_is_taken(write_bench):
     ("change", "reason"),
     [
         ({"output": "data/ag/gone.png"}, "missing_file"),
-        ({"output": "data/ag/broken.png"}, "unreadable_picture"),
-        ({"output": "data/ag/bomb.png"}, "picture_too_large"),
+        ({"output": "data/ag/broken.png"}, "truncated"),
+        ({"output": "data/ag/bomb.png"}, "too_large"),
         ({"output": ""}, "no_target"),
         ({"input": 7}, "malformed_row"),
         ({"instruction": "  "}, "no_instruction"),

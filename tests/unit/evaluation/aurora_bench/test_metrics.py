@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dynamics.core.images import read_picture
 from dynamics.evaluation.aurora_bench.dataset import read_benchmark
 from dynamics.evaluation.aurora_bench.metrics import (
     MASK_PX,
@@ -15,7 +16,7 @@ from dynamics.evaluation.aurora_bench.metrics import (
     nearer_target,
     ssim,
 )
-from dynamics.evaluation.aurora_bench.pictures import fitted, open_picture
+from dynamics.evaluation.aurora_bench.pictures import fitted
 
 
 def noise(seed: int, shape=(40, 48, 3)) -> np.ndarray:
@@ -26,8 +27,8 @@ def test_the_copys_l1_is_the_published_one_to_four_decimals(real_bench):
     wanted = json.loads((real_bench / "copy_l1.json").read_text())
     found: dict[str, list[float]] = {subset: [] for subset in wanted}
     for item in read_benchmark(real_bench).items:
-        target = open_picture(item.target)
-        copy = fitted(open_picture(item.source), target.size)
+        target = read_picture(item.target)
+        copy = fitted(read_picture(item.source), target.size)
         found[item.subset].append(l1(np.asarray(copy), np.asarray(target)))
     for subset, values in found.items():
         assert len(values) == wanted[subset]["pairs"]

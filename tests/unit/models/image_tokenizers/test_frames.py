@@ -40,18 +40,3 @@ def test_a_square_frame_of_the_right_size_is_unchanged() -> None:
     picture = Image.fromarray(pixels)
     assert (centre_crop(picture, 32) == pixels).all()
     assert (pad_to_square(picture, 32, GREY) == pixels).all()
-
-
-def test_transparent_pixels_are_white() -> None:
-    assert (centre_crop(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), 8) == 255).all()
-
-
-def test_a_photograph_is_turned_upright() -> None:
-    sideways = striped(300, 100)
-    exif = sideways.getexif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    sideways.info["exif"] = exif.tobytes()
-    frame = pad_to_square(sideways, 60, GREY)
-    assert (frame[:, :15] == GREY).all()
-    assert tuple(frame[10, 30]) == RED
-    assert tuple(frame[50, 30]) == BLUE

@@ -1,0 +1,115 @@
+"""Pictures: one reader for every encoded picture that comes in, and PNG bytes of what goes out."""
+
+import base64
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import AvifImagePlugin, Image, ImageOps
+
+from dynamics.core.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+"""Formats whose readers do nothing but read (the one of EPS starts a program). JPEG includes the
+files of phones that hold several pictures (MPO)."""
+KINDS = "PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or PPM"
+MAX_PIXELS = 16_000_000
+"""Larger pictures are refused by their header: ten kilobytes can claim gigabytes of pixels."""
+MIN_SIDE_PX = 16
+
+# A thread per core would ask a limited process for more stacks than it may have.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+
+class PictureError(UserError):
+    """Why a picture cannot be used, in one line; ``reason`` is one word for tables of rejects."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def read_picture(source: bytes | Path) -> Image.Image:
+    """An encoded picture as a viewer shows it (`to_rgb`); the first one of several in a file.
+
+    Raises:
+        PictureError: ``unreadable``, ``too_large``, ``frame_size``, ``pixel_format`` or
+            ``truncated``. The first four are known before any pixel is decoded.
+    """
+    content = picture_bytes(source)
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata, which is not used
+        try:
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        except MemoryError:
+            raise
+        except Image.DecompressionBombError as error:
+            detail = f"{name} has more than {MAX_PIXELS:,} pixels"
+            raise PictureError("too_large", detail) from error
+        except Exception as error:  # codecs raise whatever they stumble over
+            raise PictureError("unreadable", f"{name} is no {KINDS} file") from error
+        with picture:
+            _check_header(picture, name)
+            try:
+                return to_rgb(picture)
+            except MemoryError:
+                raise
+            except Exception as error:
+                detail = f"{name} is damaged ({type(error).__name__}: {error})"[:200]
+                raise PictureError("truncated", detail) from error
+
+
+def picture_bytes(source: bytes | Path) -> bytes:
+    """The bytes themselves, or those of the file.
+
+    Raises:
+        PictureError: ``unreadable``.
+    """
+    try:
+        return source.read_bytes() if isinstance(source, Path) else source
+    except OSError as error:
+        raise PictureError("unreadable", f"{source!s} cannot be read: {error.strerror}") from error
+
+
+def _check_header(picture: Image.Image, name: str) -> None:
+    """Refuse what must not be decoded."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        detail = f"{name} has {width}x{height} pixels, more than {MAX_PIXELS:,}"
+        raise PictureError("too_large", detail)
+    if min(width, height) < MIN_SIDE_PX:
+        detail = f"{name} has {width}x{height} pixels, less than {MIN_SIDE_PX} a side"
+        raise PictureError("frame_size", detail)
+    if picture.mode in ("I", "F", "LAB"):  # nothing says which value is white
+        detail = f"{name} has pixels of mode {picture.mode}; save it with 8 bits a colour"
+        raise PictureError("pixel_format", detail)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """RGB: turned as EXIF says, transparent pixels on white, 16 bits a pixel scaled to 8."""
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I;16"):
+        grey_HW = (np.asarray(upright).astype(np.uint32) + 128) // 257
+        upright = Image.fromarray(grey_HW.astype(np.uint8))
+    if upright.has_transparency_data:
+        layer = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return upright.convert("RGB")
+
+
+def encode_png(picture: Image.Image | np.ndarray, compress_level: int = 6) -> bytes:
+    """Lossless PNG of a picture or a uint8 frame [H, W, 3]; equal bytes for equal pixels.
+
+    ``compress_level`` is zlib's, 0 to 9.
+    """
+    sink = io.BytesIO()
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(sink, format="PNG", compress_level=compress_level)
+    return sink.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG file as ``data:`` URI."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
