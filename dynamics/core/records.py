@@ -58,14 +58,14 @@ LABEL_SCHEMA = pa.schema(
         pa.field("action", pa.string(), nullable=False),  # the action sentence as decoded
         # Natural log, one per generated token, end-of-action included; each <= 0.
         pa.field("token_logprobs", pa.list_(pa.float32()), nullable=False),
-        # Every score is "higher is more confident"; the column set is fixed by SCORES.
-        pa.field("score_mean_logprob", pa.float32(), nullable=False),
-        pa.field("score_sum_logprob", pa.float32(), nullable=False),
-        pa.field("score_min_logprob", pa.float32(), nullable=False),
-        # Only measured when the filter uses it (it costs more model time); else null.
-        pa.field("score_agreement", pa.float32(), nullable=True),
-        pa.field("score_fdp_likelihood", pa.float32(), nullable=True),
-        pa.field("score_noisy_channel", pa.float32(), nullable=True),
+        # Name in SCORES to value, keys sorted; only what was measured: the configured score's
+        # evidence may cost model time. Higher is more confident. As exact as the log-probs that
+        # the scores are made of; the filter compares these very numbers.
+        pa.field(
+            "scores",
+            pa.map_(pa.string(), pa.field("value", pa.float32(), nullable=False)),
+            nullable=False,
+        ),
     ]
 )
 """Pseudo-labels with their confidence: what the ledger stores."""

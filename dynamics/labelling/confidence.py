@@ -97,10 +97,11 @@ SCORES: dict[ScoreName, Score] = {
 }
 
 
-def score_columns(evidence: Evidence) -> dict[str, float | None]:
-    """The ``score_*`` cells of a label row; None where the evidence was not measured."""
+def measured_scores(evidence: Evidence) -> dict[str, float]:
+    """The ``scores`` of a label row: those whose evidence was measured, names sorted."""
     measured = {"samples": bool(evidence.samples), "fdp_loglik": evidence.fdp_loglik is not None}
     return {
-        f"score_{name}": score(evidence) if score.needs is None or measured[score.needs] else None
-        for name, score in SCORES.items()
+        name: score(evidence)
+        for name, score in sorted(SCORES.items())
+        if score.needs is None or measured[score.needs]
     }

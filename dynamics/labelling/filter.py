@@ -16,6 +16,7 @@ from pydantic import Field
 from dynamics.core.config import FilterConfig, FilterRule
 from dynamics.core.errors import UserError
 from dynamics.core.records import DECISION_SCHEMA
+from dynamics.storage.tables import score_column, score_names
 
 # B labels.
 Mask = NDArray[np.bool_]
@@ -40,12 +41,12 @@ def decide(labels: pa.Table, cfg: FilterConfig) -> pa.Table:
     if pc.count_distinct(labels["label_id"]).as_py() != labels.num_rows:
         raise ValueError("labels repeat a label_id; merge them through the ledger first")
     empty = np.array([not text.strip() for text in labels["action"].to_pylist()], dtype=bool)
-    scores = _scores(labels, cfg)
-    if not empty.all() and labels[f"score_{cfg.score}"].null_count == labels.num_rows:
+    if not empty.all() and cfg.score not in score_names(labels):
         raise UserError(
             f"filter.score={cfg.score} was not measured on these labels; "
             "label again with this setting in a new run_dir"
         )
+    scores = score_column(labels, cfg.score).astype(np.float32)
     finite = np.isfinite(scores)
     eligible = ~empty & finite
     kept = cfg.rule.accepted(labels, scores, eligible)
@@ -58,13 +59,6 @@ def decide(labels: pa.Table, cfg: FilterConfig) -> pa.Table:
     return pa.table(
         [*columns, pa.array(reasons.tolist(), pa.string())], names=DECISION_SCHEMA.names
     ).cast(DECISION_SCHEMA)
-
-
-def _scores(labels: pa.Table, cfg: FilterConfig) -> Scores:
-    """The configured score, float32 [B]; NaN where a row has none."""
-    column = pc.fill_null(labels[f"score_{cfg.score}"], float("nan"))
-    scores: Scores = column.to_numpy()
-    return scores
 
 
 class ThresholdRule(FilterRule):

@@ -20,7 +20,7 @@ from dynamics.core.records import LABEL_SCHEMA, DatasetRef, label_id
 from dynamics.core.seeds import derive_seed
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import Caption, InverseDynamics
-from dynamics.labelling.confidence import SCORES, Evidence, score_columns
+from dynamics.labelling.confidence import SCORES, Evidence, measured_scores
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.shards import Shard, cut
 from dynamics.tabletop.meaning import canonical_action
@@ -200,5 +200,5 @@ class Labeller:
             "decode": self._decode,
             "action": evidence.action,
             "token_logprobs": list(evidence.token_logprobs),
-            **score_columns(evidence),
+            "scores": measured_scores(evidence),
         }

@@ -20,10 +20,9 @@ from dynamics.evaluation.calibration import (
 )
 from dynamics.evaluation.intervals import Floats
 from dynamics.evaluation.label_quality import right_labels
-from dynamics.labelling.confidence import SCORES
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.report.pictures import Picture, picture
-from dynamics.storage.tables import codes_matrix
+from dynamics.storage.tables import codes_matrix, score_column, score_names
 
 Rows = NDArray[np.intp]
 
@@ -134,12 +133,7 @@ def calibration(tables: LabelTables, round_id: int) -> CalibrationView | None:
     if tables.truth is None:
         return None
     right = np.array(right_labels(labels, tables.truth), dtype=np.float64)  # None becomes NaN
-    columns = {name: labels[f"score_{name}"] for name in SCORES}
-    scores = {
-        name: pc.fill_null(column, float("nan")).to_numpy().astype(np.float64)
-        for name, column in columns.items()
-        if column.null_count < len(column)
-    }
+    scores = {name: score_column(labels, name) for name in sorted(score_names(labels))}
     usable = np.logical_and.reduce([np.isfinite(values) for values in (right, *scores.values())])
     if not usable.any():
         return None
@@ -194,7 +188,7 @@ def _examples(
         "after": [picture(frame) for frame in frames["target_codes"]],
         "action": labels["action"].to_pylist(),
         "score": decisions["score"].to_pylist(),
-        "confidence": np.exp(labels["score_mean_logprob"].to_numpy()).tolist(),
+        "confidence": np.exp(score_column(labels, "mean_logprob")).tolist(),
         "reason": decisions["reason"].to_pylist(),
         "true_action": true_actions,
         "right": right,

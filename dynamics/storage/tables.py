@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dynamics.core.errors import UserError
@@ -129,6 +130,23 @@ def float_matrix(table: pa.Table, column: str) -> npt.NDArray[np.float32]:
         ValueError: rows of different length.
     """
     return _matrix(table, column).astype(np.float32)
+
+
+def score_column(labels: pa.Table, name: str) -> npt.NDArray[np.float64]:
+    """One of the ``scores`` of LABEL_SCHEMA rows, float64 [B]; NaN where a row lacks it."""
+    values = pc.map_lookup(labels["scores"], query_key=name, occurrence="first")
+    column: npt.NDArray[np.float64] = pc.fill_null(values, float("nan")).to_numpy()
+    return column.astype(np.float64)
+
+
+def score_names(labels: pa.Table) -> set[str]:
+    """The scores that at least one of the LABEL_SCHEMA rows has."""
+    found: set[str] = set()
+    for chunk in labels["scores"].chunks:
+        # The keys of a slice are those of the whole array: the offsets say which are its own.
+        first, last = (chunk.offsets[place].as_py() for place in (0, -1))
+        found.update(pc.unique(chunk.keys[first:last]).to_pylist())
+    return found
 
 
 def _matrix(table: pa.Table, column: str) -> npt.NDArray[Any]:

@@ -20,7 +20,6 @@ from dynamics.core.records import (
 from dynamics.core.seeds import derive_seed, numpy_rng
 from dynamics.evaluation.controls import control_steps
 from dynamics.inference.load import load_pair, model_ref
-from dynamics.labelling.confidence import SCORES
 from dynamics.labelling.filter import StratifiedTopKRule, TopFractionRule, decide
 from dynamics.labelling.labeller import Labeller
 from dynamics.labelling.training_set import grow
@@ -65,16 +64,15 @@ def score_labels(study: Study, arm: str, folder: Path) -> None:
     """Round 1's labels as the paper makes them, greedily, with every score."""
     idm, fdp = load_pair(study.models(0), study.cfg.model)
     pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
-    by_fdp = [name for name, score in SCORES.items() if score.needs == "fdp_loglik"]
     sampled, with_fdp = (
         Labeller(idm, fdp, _with_score(study.cfg, score), fdp.model.images).label(pool, 1)
-        for score in ("agreement", by_fdp[0])
+        for score in ("agreement", "fdp_likelihood")  # one pass measures all that it can
     )
-    labels = sampled
-    for score in by_fdp:  # one pass measures them all
-        column = f"score_{score}"
-        place = labels.schema.get_field_index(column)
-        labels = labels.set_column(place, LABEL_SCHEMA.field(column), with_fdp[column])
+    place = LABEL_SCHEMA.get_field_index("scores")
+    field = LABEL_SCHEMA.field(place)
+    both = zip(with_fdp["scores"].to_pylist(), sampled["scores"].to_pylist(), strict=True)
+    scores = [sorted((dict(by_fdp) | dict(by_idm)).items()) for by_fdp, by_idm in both]
+    labels = sampled.set_column(place, field, pa.array(scores, field.type))
     write_table(folder / "labels.parquet", labels, LABEL_SCHEMA)
 
 

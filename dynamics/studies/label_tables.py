@@ -18,7 +18,7 @@ from dynamics.evaluation.calibration import (
 from dynamics.evaluation.label_quality import right_labels
 from dynamics.labelling.confidence import SCORES
 from dynamics.storage.ledger import Ledger
-from dynamics.storage.tables import read_table
+from dynamics.storage.tables import read_table, score_column
 from dynamics.studies.experiments import FILTER_ARMS, KEPT_FRACTION
 from dynamics.studies.fits import decisions_of
 from dynamics.studies.outcomes import Arms
@@ -36,7 +36,7 @@ class _Greedy:
 
     def scored(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Score and rightness of the labels that have the score."""
-        score = self.labels[f"score_{name}"].to_numpy().astype(np.float64)
+        score = score_column(self.labels, name)
         ended = np.isfinite(score)
         return score[ended], self.right[ended]
 

@@ -1,21 +1,16 @@
 import math
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from dynamics.core.config import ScoreName
+from dynamics.core.config import FilterConfig, ScoreName
 from dynamics.core.domain import normalised_text
 from dynamics.core.records import LABEL_SCHEMA
-from dynamics.labelling.confidence import SCORES, Evidence, score_columns
-
-
-def test_every_score_has_a_column() -> None:
-    columns = {name for name in LABEL_SCHEMA.names if name.startswith("score_")}
-    assert columns == {f"score_{name}" for name in SCORES}
-
-
-def test_only_nullable_columns_need_extra_evidence() -> None:
-    for name, score in SCORES.items():
-        assert LABEL_SCHEMA.field(f"score_{name}").nullable == (score.needs is not None)
+from dynamics.labelling.confidence import SCORES, Evidence, Score, measured_scores
+from dynamics.labelling.filter import TopFractionRule, decide
+from dynamics.storage.tables import read_table, score_column, write_table
+from tests.unit.storage.rows import make_labels
 
 
 def test_logprob_scores_are_sum_mean_and_least_token() -> None:
@@ -83,18 +78,32 @@ def test_likelihood_breaks_ties_of_agreement_and_never_overrules_a_vote() -> Non
     assert score(4, -1000.0) >= 1.0
 
 
-def test_missing_evidence_is_an_error_in_the_score_and_null_in_the_row() -> None:
+def test_missing_evidence_is_an_error_in_the_score_and_left_out_of_the_row() -> None:
     bare = Evidence(action="a", token_logprobs=(-0.5,))
     for name in ("agreement", "fdp_likelihood", "noisy_channel"):
         with pytest.raises(ValueError, match="needs"):
             SCORES[name](bare)
-    row = score_columns(bare)
-    assert row["score_agreement"] is None
-    assert row["score_fdp_likelihood"] is None
-    assert row["score_sum_logprob"] == -0.5
+    assert measured_scores(bare) == {
+        "mean_logprob": -0.5,
+        "min_logprob": -0.5,
+        "sum_logprob": -0.5,
+    }
     full = Evidence(action="a", token_logprobs=(-0.5,), samples=("a",), fdp_loglik=-7.0)
-    assert score_columns(full)["score_fdp_likelihood"] == -7.0
-    assert score_columns(full)["score_agreement"] is not None
+    assert list(measured_scores(full)) == sorted(SCORES)
+    assert measured_scores(full)["fdp_likelihood"] == -7.0
+
+
+def test_a_new_score_is_one_line_and_no_schema_change(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SCORES, "brevity", Score(lambda evidence: -len(evidence.action)))
+    rows = make_labels(3).to_pylist()
+    for row in rows:
+        evidence = Evidence(action=row["action"], token_logprobs=row["token_logprobs"])
+        row |= {"scores": measured_scores(evidence)}
+    labels = pa.Table.from_pylist(rows, LABEL_SCHEMA)
+    stored = read_table(write_table(tmp_path / "a.parquet", labels, LABEL_SCHEMA), LABEL_SCHEMA)
+    assert score_column(stored, "brevity").tolist() == [-len(row["action"]) for row in rows]
+    rule = TopFractionRule(fraction=0.5)
+    assert decide(stored, FilterConfig(score="brevity", rule=rule))["accepted"].to_pylist()
 
 
 def test_noisy_channel_adds_what_both_models_say() -> None:

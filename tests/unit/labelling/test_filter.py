@@ -34,12 +34,11 @@ def make_labels(
             "decode": "{}",
             "action": actions[number] if actions else "move it",
             "token_logprobs": [score],
-            "score_mean_logprob": score,
-            "score_sum_logprob": score,
-            "score_min_logprob": score,
-            "score_agreement": None,
-            "score_fdp_likelihood": None,
-            "score_noisy_channel": None,
+            "scores": {
+                "mean_logprob": score,
+                "min_logprob": score,
+                "sum_logprob": score,
+            },
         }
         for number, score in enumerate(scores)
     ]
@@ -134,10 +133,9 @@ def test_a_score_that_was_not_measured_is_named() -> None:
 
 
 def test_one_missing_measurement_is_a_counted_reject() -> None:
-    labels = make_labels([-1, -2])
-    place = labels.schema.get_field_index("score_agreement")
-    column = pa.array([None, 0.75], pa.float32())
-    labels = labels.set_column(place, LABEL_SCHEMA.field(place), column)
+    rows = make_labels([-1, -2]).to_pylist()
+    rows[1]["scores"] = {"agreement": 0.75}
+    labels = pa.Table.from_pylist(rows, LABEL_SCHEMA)
     cfg = FilterConfig(score="agreement", rule=ThresholdRule(threshold=0.5))
     assert decide(labels, cfg)["reason"].to_pylist() == ["non_finite_score", "accepted"]
 

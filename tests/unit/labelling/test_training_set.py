@@ -33,10 +33,8 @@ def make_seed(names: str) -> pa.Table:
 
 
 def make_labels(names: str) -> pa.Table:
-    scores = {f"score_{name}_logprob": -1.0 for name in ("mean", "sum", "min")}
     rows = [
         {
-            **scores,
             "label_id": f"label-{name}",
             "pair_id": name,
             "clip_class": "",
@@ -46,9 +44,7 @@ def make_labels(names: str) -> pa.Table:
             "decode": "{}",
             "action": f"guess {name}",
             "token_logprobs": [-1.0],
-            "score_agreement": None,
-            "score_fdp_likelihood": None,
-            "score_noisy_channel": None,
+            "scores": {"sum_logprob": -1.0},
         }
         for name in names
     ]

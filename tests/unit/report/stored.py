@@ -60,12 +60,11 @@ def pool_labels(num_wrong: int = 20, num_empty: int = 3) -> pa.Table:
                 "decode": "{}",
                 "action": "" if empty else NONSENSE if wrong else action,
                 "token_logprobs": [] if empty else [logprob],
-                "score_mean_logprob": logprob,
-                "score_sum_logprob": logprob,
-                "score_min_logprob": float("nan") if empty else -1.0,
-                "score_agreement": None,
-                "score_fdp_likelihood": None,
-                "score_noisy_channel": None,
+                "scores": {
+                    "mean_logprob": logprob,
+                    "min_logprob": float("nan") if empty else -1.0,
+                    "sum_logprob": logprob,
+                },
             }
         )
     return pa.Table.from_pylist(rows, LABEL_SCHEMA).sort_by("label_id")

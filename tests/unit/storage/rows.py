@@ -27,12 +27,11 @@ def make_labels(num_rows: int, *, round_id: int = 1, idm: str = IDM, seed: int =
                 "decode": "{}",
                 "action": f"move the block to {number}",
                 "token_logprobs": logprobs,
-                "score_mean_logprob": float(np.mean(logprobs)),
-                "score_sum_logprob": float(np.sum(logprobs)),
-                "score_min_logprob": float(np.min(logprobs)),
-                "score_agreement": None,
-                "score_fdp_likelihood": None,
-                "score_noisy_channel": None,
+                "scores": {
+                    "mean_logprob": float(np.mean(logprobs)),
+                    "min_logprob": float(np.min(logprobs)),
+                    "sum_logprob": float(np.sum(logprobs)),
+                },
             }
         )
     return pa.Table.from_pylist(rows, LABEL_SCHEMA)

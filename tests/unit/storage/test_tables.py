@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -5,12 +6,14 @@ import pyarrow as pa
 import pytest
 
 from dynamics.core.errors import UserError
-from dynamics.core.records import DatasetRef
+from dynamics.core.records import LABEL_SCHEMA, DatasetRef
 from dynamics.storage.tables import (
     codes_matrix,
     dataset_ref,
     float_matrix,
     read_table,
+    score_column,
+    score_names,
     to_parquet,
     write_table,
 )
@@ -115,6 +118,17 @@ def test_matrices_of_slices_and_chunks() -> None:
     assert weights.dtype == np.float32
     assert np.array_equal(weights, (expected / 512).astype(np.float32))
     assert codes_matrix(table.slice(0, 0), "codes").shape == (0, 0)
+
+
+def test_scores_of_slices_and_chunks() -> None:
+    scores = [{"a": -1.0}, {}, {"a": math.nan, "b": -3.0}, {"c": -4.0}]
+    labels = pa.table({"scores": pa.array(scores, LABEL_SCHEMA.field("scores").type)})
+    parts = pa.concat_tables([labels.slice(1, 2), labels.slice(0, 1)])
+    assert np.array_equal(score_column(parts, "a"), [math.nan, math.nan, -1.0], equal_nan=True)
+    assert np.array_equal(score_column(parts, "b"), [math.nan, -3.0, math.nan], equal_nan=True)
+    assert score_names(parts) == {"a", "b"}
+    assert score_names(labels.slice(1, 1)) == score_names(labels.slice(0, 0)) == set()
+    assert score_column(labels.slice(0, 0), "a").dtype == np.float64
 
 
 def test_ragged_codes_are_refused() -> None:

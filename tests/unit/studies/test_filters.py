@@ -11,7 +11,7 @@ def labels(actions: list[str]) -> pa.Table:
     """The first one is trusted most."""
     rows = make_labels(len(actions)).to_pylist()
     for place, (row, action) in enumerate(zip(rows, actions, strict=True)):
-        row |= {"action": action, "score_mean_logprob": -float(place), "clip_class": ""}
+        row |= {"action": action, "scores": {"mean_logprob": -float(place)}, "clip_class": ""}
     return pa.Table.from_pylist(rows, LABEL_SCHEMA)
 
 
