@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dynamics.core.config import GuardConfig, GuardName, LoopConfig
+from dynamics.core.domain import load_domain
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, GuardResult, stable_hash
 from dynamics.core.seeds import numpy_rng
 from dynamics.data.video.decode import read_clip
@@ -41,7 +42,6 @@ from dynamics.storage.tables import codes_matrix, read_table
 from dynamics.studies.guard_checks import with_copier
 from dynamics.tabletop import encode
 from dynamics.tabletop.film import filmed_keyframes
-from dynamics.tabletop.meaning import kind_of
 
 NUM_LEAKED = 30
 """Held-out clips that a draw puts into the pool."""
@@ -88,6 +88,7 @@ def read_run(root: Path) -> Run:
             labels=ledger.labels(n) if n else None,
             decisions=ledger.decisions(n) if n else None,
             first_items=items[0] if n else None,
+            domain=load_domain(cfg),
         )
         for n in items
     }
@@ -199,7 +200,7 @@ def drops_three_types(
 def _dropping(evidence: GuardEvidence, num_types: int) -> GuardEvidence | None:
     if evidence.labels is None or evidence.decisions is None:
         return None
-    kinds = [kind_of(action) for action in evidence.labels["action"].to_pylist()]
+    kinds = [evidence.domain.kind(action) for action in evidence.labels["action"].to_pylist()]
     common = {kind for kind, _ in Counter(kinds).most_common(num_types)}
     labels = evidence.labels["label_id"].to_pylist()
     dropped = {label for label, kind in zip(labels, kinds, strict=True) if kind in common}

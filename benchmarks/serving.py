@@ -36,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import with_overrides
+from dynamics.core.domain import load_domain
 from dynamics.inference.load import load_pair
-from dynamics.serving.example_scenes import example_scenes
+from dynamics.serving.images import to_base64
 from dynamics.serving.model_registry import models_of, promoted_rounds
 from dynamics.serving.model_worker import Draw, RoundEngine
 from dynamics.serving.schemas import PredictReply, PredictRequest
@@ -75,9 +76,9 @@ class Bench:
         models = models_of(self.base, self.folder, report)
         tokens = self.base.label.max_action_tokens
         self.engine = RoundEngine(self.round_id, *load_pair(models, self.base.model), tokens)
-        scenes = example_scenes(self.base, self.folder)
+        scenes = load_domain(self.base).examples(self.folder.data)
         self.requests = [
-            PredictRequest(image=scene.image, action=scene.actions[0], n=N, seed=seed)
+            PredictRequest(image=to_base64(scene.frame), action=scene.actions[0], n=N, seed=seed)
             for seed in range(8)
             for scene in scenes
         ]

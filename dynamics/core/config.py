@@ -35,6 +35,7 @@ VerifierName = Annotated[str, NameIn("dynamics.inference.verifiers:VERIFIERS")]
 GuardName = Annotated[str, NameIn("dynamics.evaluation.guards.rules:GUARDS")]
 DatasetName = Annotated[str, NameIn("dynamics.data.labelled:DATASETS")]
 SourceName = Annotated[str, NameIn("dynamics.data.video.sources:SOURCES")]
+DomainName = Annotated[str, NameIn("dynamics.core.domain:DOMAINS")]
 FamilyName = Annotated[str, NameIn("dynamics.models:FAMILIES")]
 Device = Literal["cpu", "cuda"]
 
@@ -460,6 +461,9 @@ class LoopConfig(Strict):
     seed: int = Field(default=0, ge=0)
     rounds: int = Field(default=3, ge=1)
     run_dir: LocalPath = Path("runs/tabletop")
+    domain: DomainName | None = None
+    """What is known about sentences and frames (`dynamics.core.domain`); none = tabletop where the
+    labelled set is filmed, else open_video."""
     world: WorldConfig = WorldConfig()
     pool: PoolConfig = PoolConfig()
     labelled: LabelledConfig = LabelledConfig()

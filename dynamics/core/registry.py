@@ -15,10 +15,15 @@ from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, Vali
 from pydantic_core import PydanticCustomError, core_schema
 
 
+def imported(path: str) -> Any:
+    """What an import string ``module:NAME`` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
 def entries(registry: str) -> dict[str, Any]:
     """The dict behind an import string ``module:DICT``."""
-    module, _, name = registry.partition(":")
-    found: dict[str, Any] = getattr(import_module(module), name)
+    found: dict[str, Any] = imported(registry)
     return found
 
 

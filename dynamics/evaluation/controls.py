@@ -74,7 +74,7 @@ def run_controls(
         UserError: the run has no truth for its pool (real video), or the round is not finished.
     """
     items_path = run_dir / "rounds" / f"round-{round_id:02d}" / "items.parquet"
-    if cfg.pool.path is not None or data.truth is None:
+    if cfg.pool.parts or data.truth is None:
         raise UserError("controls need the pool's true actions, which real video does not have")
     if not items_path.is_file():
         raise UserError(f"{items_path} does not exist; finish round {round_id} first")

@@ -1,4 +1,4 @@
-"""One row per held-out pair: what the round's two models do on it, judged by the world's oracle.
+"""One row per held-out pair: what the round's two models do on it, judged by the domain.
 
 Success is exact: the decoded frame must show the true next state in every cell. A row depends on
 its pair, the models and the seed, not on the rows around it, so the table can be cut anywhere.
@@ -13,14 +13,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dynamics.core.config import LoopConfig, VerifierName
+from dynamics.core.domain import Domain, load_domain, same_action
 from dynamics.core.seeds import derive_seed
+from dynamics.evaluation.state_reader import StateReader
 from dynamics.inference.best_of_n import gather_evidence
 from dynamics.inference.fdp import Candidates, ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.inference.verifiers import VERIFIERS, Codes, choose
 from dynamics.storage.tables import codes_matrix
-from dynamics.tabletop.meaning import kind_of, outcome, same_action
-from dynamics.tabletop.state_reader import StateReader
 
 HEADLINE_VERIFIER: VerifierName = "noisy_channel"
 """Behind ``best_of_N``. Fixed, so that the serving options, which the run's digest leaves out,
@@ -62,7 +62,7 @@ def items_schema(best_of: Sequence[int]) -> pa.Schema:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pairs:
-    """A batch of B held-out pairs with what the world knows about them."""
+    """A batch of B held-out pairs with what is known about them."""
 
     pair_ids: list[str]
     actions: list[str]
@@ -91,7 +91,7 @@ def evaluate_items(
         truth: TRUTH_SCHEMA; a pair that it lacks gets null successes.
         idm: with its adapter loaded.
         fdp: with its adapter loaded; brings the image tokenizer.
-        cfg: batch size, best-of-N settings, seed and world.
+        cfg: batch size, best-of-N settings, seed and domain.
         round_id: part of every item's sampling seed.
         with_best_of: how many of the first rows get best of N, or one flag per row (for a part
             of a table whose first rows lie elsewhere).
@@ -106,11 +106,13 @@ def evaluate_items(
     )
     schema = items_schema(cfg.evaluate.best_of)
     states = _states(truth)
-    reader = StateReader(fdp.model.images, cfg.world)
+    domain = load_domain(cfg)
+    reader = StateReader(fdp.model.images, domain)
     parts, order = [schema.empty_table()], [np.zeros(0, dtype=np.intp)]
     for rows, best_of in _batches(flags, cfg):
         pairs = _pairs(heldout.take(rows), states, cfg.seed, round_id)
-        columns = _judge_idm(pairs, idm, cfg) | _judge_fdp(pairs, idm, fdp, reader, cfg, best_of)
+        columns = _judge_idm(pairs, idm, cfg, domain)
+        columns |= _judge_fdp(pairs, idm, fdp, reader, cfg, best_of)
         nothing = [None] * len(rows)
         parts.append(
             pa.table({name: columns.get(name, nothing) for name in schema.names}, schema=schema)
@@ -150,19 +152,19 @@ def _pairs(part: pa.Table, states: dict[str, tuple[str, str]], seed: int, round_
     )
 
 
-def _judge_idm(pairs: _Pairs, idm: InverseDynamics, cfg: LoopConfig) -> Columns:
+def _judge_idm(pairs: _Pairs, idm: InverseDynamics, cfg: LoopConfig, domain: Domain) -> Columns:
     captions = idm.label(pairs.source, pairs.target, max_action_tokens=cfg.label.max_action_tokens)
     said = [caption.action for caption in captions]
     states = zip(said, pairs.source_states, pairs.target_states, strict=True)
     return {
         "pair_id": pairs.pair_ids,
         "action": pairs.actions,
-        "action_kind": [kind_of(action) for action in pairs.actions],
+        "action_kind": [domain.kind(action) for action in pairs.actions],
         "idm_action": said,
         "idm_mean_logprob": [float(np.mean(caption.token_logprobs)) for caption in captions],
-        "idm_exact": [same_action(a, b) for a, b in zip(said, pairs.actions, strict=True)],
+        "idm_exact": [same_action(domain, a, b) for a, b in zip(said, pairs.actions, strict=True)],
         "idm_correct": [
-            None if source is None else outcome(action, source) == target
+            None if source is None else domain.outcome(action, source) == target
             for action, source, target in states
         ],
     }

@@ -3,14 +3,14 @@
 import numpy as np
 import pyarrow as pa
 
+from dynamics.core.domain import Domain
 from dynamics.core.records import Estimate
 from dynamics.evaluation.intervals import known
 from dynamics.evaluation.metrics import estimate_of
-from dynamics.tabletop.meaning import outcome
 
 
 def label_accuracy(
-    labels: pa.Table, decisions: pa.Table, truth: pa.Table | None
+    labels: pa.Table, decisions: pa.Table, truth: pa.Table | None, domain: Domain
 ) -> dict[str, Estimate]:
     """Quality of a round's pseudo-labels, before and after the filter.
 
@@ -22,6 +22,7 @@ def label_accuracy(
         labels: LABEL_SCHEMA.
         decisions: DECISION_SCHEMA, one row per label in any order.
         truth: TRUTH_SCHEMA, or None for real video.
+        domain: knows what an action leads to.
     """
     accepted = dict(
         zip(decisions["label_id"].to_pylist(), decisions["accepted"].to_pylist(), strict=True)
@@ -29,13 +30,13 @@ def label_accuracy(
     kept = np.array([accepted[label] for label in labels["label_id"].to_pylist()], dtype=bool)
     columns = {"label/kept_fraction": kept.astype(np.float64)}
     if truth is not None:
-        right = right_labels(labels, truth)
+        right = right_labels(labels, truth, domain)
         columns["label/accuracy"] = known(right)
         columns["label/accuracy_kept"] = known(np.array(right, dtype=object)[kept])
     return {name: estimate_of(name, values) for name, values in columns.items() if len(values)}
 
 
-def right_labels(labels: pa.Table, truth: pa.Table) -> list[bool | None]:
+def right_labels(labels: pa.Table, truth: pa.Table, domain: Domain) -> list[bool | None]:
     """Per label (LABEL_SCHEMA), whether its action has the true effect; None without truth."""
     names = ("pair_id", "source_state", "target_state")
     states = {
@@ -47,5 +48,5 @@ def right_labels(labels: pa.Table, truth: pa.Table) -> list[bool | None]:
         labels["pair_id"].to_pylist(), labels["action"].to_pylist(), strict=True
     ):
         state = states.get(pair)
-        verdicts.append(None if state is None else outcome(action, state[0]) == state[1])
+        verdicts.append(None if state is None else domain.outcome(action, state[0]) == state[1])
     return verdicts

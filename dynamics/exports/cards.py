@@ -61,7 +61,7 @@ def dataset_card(
 
     ``header`` extends the YAML header, its tags are added.
     """
-    filmed = labels.origin.cfg.pool.path is None
+    filmed = not labels.origin.cfg.pool.parts
     own = {
         "license": OWN_LICENCE if filmed else "other",
         **({} if filmed else {"license_name": "as-the-source-videos"}),

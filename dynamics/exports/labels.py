@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dynamics.core.config import PoolPart
+from dynamics.core.domain import load_simulator
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.core.records import PAIR_SCHEMA
@@ -30,7 +31,6 @@ from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.ledger import Ledger, Manifest
 from dynamics.storage.run_folder import RunFolder, write_json
 from dynamics.storage.tables import dataset_ref, read_table
-from dynamics.tabletop.film import filmed_keyframes
 
 FramesFrom = Literal["clip", "codes"]
 
@@ -150,8 +150,8 @@ class AcceptedLabels:
         self, groups: Sequence[list[dict[str, Any]]]
     ) -> Iterator[tuple[list[dict[str, Any]], ReadClip | None]]:
         cfg, clips = self.origin.cfg, self._clips()
-        filmed = cfg.pool.path is None
-        keyframes = filmed_keyframes(cfg.world, "pool") if filmed else cfg.pool.keyframes
+        filmed = not cfg.pool.parts
+        keyframes = load_simulator(cfg).keyframes("pool") if filmed else cfg.pool.keyframes
         found = [clips.get(group[0]["clip_path"]) for group in groups]
         there = [clip for clip in found if clip is not None and clip.path.is_file()]
         with (

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dynamics.core.config import LoopConfig
-from dynamics.core.domain import normalised_text
+from dynamics.core.domain import load_domain
 from dynamics.core.records import LABEL_SCHEMA, DatasetRef, label_id
 from dynamics.core.seeds import derive_seed
 from dynamics.inference.fdp import ForwardDynamics
@@ -23,7 +23,6 @@ from dynamics.inference.idm import Caption, InverseDynamics
 from dynamics.labelling.confidence import SCORES, Evidence, measured_scores
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.shards import Shard, cut
-from dynamics.tabletop.meaning import canonical_action
 
 
 def unlabelled(pool: DatasetRef, attempted: set[str], shard_rows: int) -> list[Shard]:
@@ -39,7 +38,7 @@ class Labeller:
     Args:
         idm: Writes the action sentences.
         fdp: Needed when the configured score reads its likelihood, else None.
-        cfg: Decoding, batch size and score.
+        cfg: Decoding, batch size, score and domain.
         images: Says which codes are valid.
     """
 
@@ -54,6 +53,7 @@ class Labeller:
         self._fdp = fdp
         self._cfg = cfg
         self._images = images
+        self._domain = load_domain(cfg)
         self._needs = SCORES[cfg.filter.score].needs
         self._decode = json.dumps(
             {
@@ -178,9 +178,10 @@ class Labeller:
         return best
 
     def _evidence(self, caption: Caption) -> Evidence:
-        canonical = canonical_action if self._cfg.pool.path is None else normalised_text
         return Evidence(
-            action=caption.action, token_logprobs=caption.token_logprobs, canonical=canonical
+            action=caption.action,
+            token_logprobs=caption.token_logprobs,
+            canonical=self._domain.meaning,
         )
 
     def _is_frame(self, codes: Sequence[int]) -> bool:

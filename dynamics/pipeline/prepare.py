@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dynamics.core.config import KeyframeConfig, LoopConfig, PoolConfig, PoolPart
+from dynamics.core.domain import Split, load_simulator
 from dynamics.core.progress import Progress
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, DatasetRef
 from dynamics.data.labelled.build import build_labelled, built
@@ -21,8 +22,6 @@ from dynamics.models import load_tokens
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.tables import dataset_ref, read_table, write_table
-from dynamics.tabletop.film import Split, film_split, filmed_keyframes, truth_table
-from dynamics.tabletop.seen import seen_transitions
 
 
 def prepare(
@@ -31,8 +30,8 @@ def prepare(
     """Make what is missing of the seed, the pool, the held-out pairs and the truth.
 
     Raises:
-        UserError: no usable video in the pool's folder, no usable pair in the labelled set, or a
-            full disk.
+        UserError: no video given and none filmed, no usable video in the pool's folder, no usable
+            pair in the labelled set, or a full disk.
     """
     source = _Source(cfg, folder, images, progress)
     if cfg.labelled.dataset is not None:
@@ -74,7 +73,7 @@ class _Source:
         if out.exists():
             return dataset_ref(out)
         pairs = self._filmed(split, num_pairs)
-        truth = truth_table(pairs, self._data / split, self._cfg.world)
+        truth = load_simulator(self._cfg).truth(pairs, self._data / split)
         rows = pc.index_in(pairs["pair_id"], value_set=truth["pair_id"].combine_chunks())
         known = pairs.filter(pc.is_valid(rows))
         labelled = known.append_column("action", truth["action"].take(pc.drop_null(rows)))
@@ -97,7 +96,7 @@ class _Source:
         if out.exists():
             return dataset_ref(out)
         cfg = self._cfg.pool
-        if cfg.path is None:
+        if not cfg.parts:
             pairs = self._filmed("pool", cfg.num_pairs).slice(0, cfg.num_pairs)
             return write_table(out, pairs, PAIR_SCHEMA)
         if not cfg.more:
@@ -136,20 +135,17 @@ class _Source:
         if out.exists():
             return dataset_ref(out)
         pairs: dict[Split, pa.Table] = {"heldout": read_table(heldout, TRANSITION_SCHEMA)}
-        if self._cfg.pool.path is None:
+        if not self._cfg.pool.parts:
             pairs["pool"] = read_table(pool, PAIR_SCHEMA)
-        parts = [
-            truth_table(rows, self._data / split, self._cfg.world) for split, rows in pairs.items()
-        ]
+        simulator = load_simulator(self._cfg)
+        parts = [simulator.truth(rows, self._data / split) for split, rows in pairs.items()]
         return write_table(out, pa.concat_tables(parts), TRUTH_SCHEMA)
 
     def _filmed(self, split: Split, num_pairs: int) -> pa.Table:
         """Film a split and read it back like any other video (PAIR_SCHEMA)."""
-        folder, world = self._data / split, self._cfg.world
-        seen = seen_transitions(self._cfg.base_path())
-        film_split(split, world, num_pairs, self._cfg.seed, folder, self._progress, seen=seen)
-        keyframes = filmed_keyframes(world, split)
-        clips = PoolPart(path=folder / "clips")
+        folder, simulator = self._data / split, load_simulator(self._cfg)
+        simulator.film(split, num_pairs, folder, self._progress)
+        clips, keyframes = PoolPart(path=folder / "clips"), simulator.keyframes(split)
         ref = self._ingest(split, clips, folder / "pairs.parquet", keyframes, None)
         return read_table(ref, PAIR_SCHEMA)
 

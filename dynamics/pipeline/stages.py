@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import (
@@ -180,7 +181,9 @@ class LocalStages:
             reasons = self.ledger.manifest(round_id).reasons
             truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
             decided = read_table(decisions, DECISION_SCHEMA)
-            metrics |= label_accuracy(self.ledger.labels(round_id), decided, truth)
+            metrics |= label_accuracy(
+                self.ledger.labels(round_id), decided, truth, load_domain(self.cfg)
+            )
         return RoundReport(
             round_id=round_id,
             num_labelled=sum(reasons.values()),
@@ -369,7 +372,7 @@ class LocalStages:
             labels=self.ledger.labels(round_id) if decisions else None,
             decisions=read_table(decisions, DECISION_SCHEMA) if decisions else None,
             first_items=read_table(first, schema) if round_id else None,
-            tabletop=self.cfg.pool.path is None,
+            domain=load_domain(self.cfg),
         )
 
     def _leakage(self, data: DataRefs) -> Leakage:

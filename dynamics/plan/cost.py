@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.domain import Split, load_simulator
 from dynamics.labelling.confidence import SCORES
 from dynamics.plan.sizes import Sizes
 from dynamics.training.loss import Task
@@ -19,8 +20,8 @@ Strategy = Literal["ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"]
 OVERHEAD_BYTES = 2 * 2**30
 """What CUDA, its libraries and the allocator keep for themselves."""
 BYTES_PER_FILMED_PIXEL = 0.2
-"""Of the tabletop's films, per pixel of every frame; measured on the default (443 kB for 10 clips
-of 14 frames of 128 x 128 px: 0.19)."""
+"""Of filmed clips, per pixel of every frame; measured on the default run (443 kB for 10
+clips of 14 frames of 128 x 128 px: 0.19)."""
 _LEDGER_ROW_BYTES = 400
 """A label and its decision in a compressed shard, and the attempt that it came from."""
 _REPORT_BYTES = 2 * 2**20
@@ -255,22 +256,16 @@ def disk_bytes(cfg: LoopConfig, sizes: Sizes) -> dict[str, int]:
 
 def _clip_bytes(cfg: LoopConfig) -> int:
     """Of the videos: as they lie there, or as they will be filmed."""
-    world = cfg.world
-    pixels = (world.frame_px * world.film_scale) ** 2 * world.hold_frames
-    per_action = {"seed": world.actions_per_clip, "heldout": 1, "pool": world.actions_per_clip}
-    wanted: dict[str, int] = {}
+    wanted: dict[Split, int] = {}
     if cfg.labelled.dataset is None:
         wanted = {"seed": cfg.labelled.num_seed, "heldout": cfg.labelled.num_heldout}
-    if cfg.pool.path is None:
+    if not cfg.pool.parts:
         wanted["pool"] = cfg.pool.num_pairs
     on_disk = 0
     for part in cfg.pool.parts:
         if part.path.is_dir():
             on_disk += sum(path.stat().st_size for path in _files(part.path))
-    filmed = sum(
-        math.ceil(pairs / per_action[split]) * (per_action[split] + 1) * pixels
-        for split, pairs in wanted.items()
-    )
+    filmed = sum(load_simulator(cfg).num_pixels(split, pairs) for split, pairs in wanted.items())
     return on_disk + round(filmed * BYTES_PER_FILMED_PIXEL)
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dynamics.core.domain import Domain
 from dynamics.core.records import Estimate
 from dynamics.evaluation.calibration import (
     ReliabilityBin,
@@ -39,6 +40,7 @@ class LabelTables:
     """``pair_id``, ``source_codes`` and ``target_codes`` of the labelled pairs, any order."""
     truth: pa.Table | None
     """TRUTH_SCHEMA; None for real video."""
+    domain: Domain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +134,8 @@ def calibration(tables: LabelTables, round_id: int) -> CalibrationView | None:
     labels = tables.labels
     if tables.truth is None:
         return None
-    right = np.array(right_labels(labels, tables.truth), dtype=np.float64)  # None becomes NaN
+    verdicts = right_labels(labels, tables.truth, tables.domain)
+    right = np.array(verdicts, dtype=np.float64)  # None becomes NaN
     scores = {name: score_column(labels, name) for name in sorted(score_names(labels))}
     usable = np.logical_and.reduce([np.isfinite(values) for values in (right, *scores.values())])
     if not usable.any():
@@ -181,7 +184,7 @@ def _examples(
         column: images.decode(codes_matrix(tables.pool.take(where), column))
         for column in ("source_codes", "target_codes")
     }
-    true_actions, right = _truth_of(labels, tables.truth)
+    true_actions, right = _truth_of(labels, tables)
     columns: dict[str, list[Any]] = {
         "rank": (places + 1).tolist(),
         "before": [picture(frame) for frame in frames["source_codes"]],
@@ -200,11 +203,9 @@ def _examples(
     )
 
 
-def _truth_of(
-    labels: pa.Table, truth: pa.Table | None
-) -> tuple[list[str | None], list[bool | None]]:
+def _truth_of(labels: pa.Table, tables: LabelTables) -> tuple[list[str | None], list[bool | None]]:
     """True sentence and verdict per label, None where the truth is unknown."""
-    if truth is None:
+    if (truth := tables.truth) is None:
         return [None] * labels.num_rows, [None] * labels.num_rows
     where = pc.index_in(labels["pair_id"], value_set=truth["pair_id"].combine_chunks())
-    return truth["action"].take(where).to_pylist(), right_labels(labels, truth)
+    return truth["action"].take(where).to_pylist(), right_labels(labels, truth, tables.domain)

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.domain import Domain, load_domain
 from dynamics.core.errors import UserError
 from dynamics.core.images import data_uri
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
@@ -106,7 +107,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
     cfg = run.config()
     reports = run.reports(cfg.rounds)
     images = images or _load_images(cfg)
-    labels, worth = _labels(run, reports, images)
+    labels, worth = _labels(run, load_domain(cfg), reports, images)
     rounds = [
         RoundView(
             report=report,
@@ -159,7 +160,10 @@ def _scenes(
 
 
 def _labels(
-    run: RunFolder, reports: Sequence[RoundReport], images: ImageTokenizer | None
+    run: RunFolder,
+    domain: Domain,
+    reports: Sequence[RoundReport],
+    images: ImageTokenizer | None,
 ) -> tuple[dict[int, LabelsView], CalibrationView | None]:
     """Examples per round that labelled anything, and the calibration of the last one's labels."""
     ledger = Ledger(run.ledger)
@@ -177,6 +181,7 @@ def _labels(
             decisions=ledger.decisions(round_id),
             pool=pool,
             truth=truth,
+            domain=domain,
         )
         if images is not None:
             examples[round_id] = label_examples(tables, images)

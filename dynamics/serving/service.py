@@ -12,14 +12,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from dynamics.core.config import LoopConfig, VerifierName
+from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
 from dynamics.inference.idm import Caption
 from dynamics.inference.verifiers import VERIFIERS
 from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.batching import Batcher
-from dynamics.serving.example_scenes import example_scenes
 from dynamics.serving.http.responses import Answer, Event, one_line, parse, refused
-from dynamics.serving.images import to_frame
+from dynamics.serving.images import to_base64, to_frame
 from dynamics.serving.model_registry import Shelf
 from dynamics.serving.model_worker import Draw, Pair, RoundEngine
 from dynamics.serving.schemas import (
@@ -32,10 +32,10 @@ from dynamics.serving.schemas import (
     RolloutRequest,
     RoundInfo,
     Sampling,
+    Scene,
     ScenesReply,
 )
 from dynamics.serving.sessions import RolloutCourse, SingleCourse
-from dynamics.tabletop.referee import Referee, referee_of
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class RoundService:
         self._batcher = Batcher(self._run, max_rows=cfg.serve.batch_rows, num_threads=num_threads)
         self._loading = asyncio.Lock()
         self._refused: str | None = None
-        self._referee: Referee | None = None
+        self._domain = load_domain(cfg)
         self._scenes: Answer | None = None
 
     async def promote(self, round_id: int) -> bool:
@@ -85,7 +85,6 @@ class RoundService:
                 engine = await asyncio.to_thread(self._shelf.get, round_id)
                 # In the batches' thread: the round may be the one that answers already.
                 await self._batcher.submit(("probe", engine), None, rows=1, deadline=math.inf)
-                self._referee = referee_of(self._cfg, engine.images.frame_px)
         except Exception as error:
             self._shelf.drop(round_id)
             if not isinstance(error, UserError):
@@ -102,7 +101,7 @@ class RoundService:
             engine.check_action(request.action)
             frame = await to_frame(request.image, engine.images)
             course = SingleCourse(
-                engine, self._referee, frame, request, [request.action], self._verifier(request)
+                engine, self._domain, frame, request, [request.action], self._verifier(request)
             )
             draw = course.draw(request)
             reply: PredictReply = await self._draw(engine, request, draw, 1, deadline)
@@ -144,7 +143,7 @@ class RoundService:
             for action in request.actions:
                 engine.check_action(action)
             frame = await to_frame(request.image, engine.images)
-            course = RolloutCourse(engine, self._referee, frame, request, self._verifier(request))
+            course = RolloutCourse(engine, self._domain, frame, request, self._verifier(request))
             yield Event("start", course.start().model_dump_json())
             for action in request.actions:
                 draw = course.draw(action)
@@ -184,13 +183,15 @@ class RoundService:
         return await _answered(answer)
 
     async def scenes(self) -> Answer:
-        """`ScenesReply`: made once, empty where the run is not the tabletop's."""
+        """`ScenesReply`: made once, empty where the domain has no examples."""
 
         async def answer() -> Message:
             await self._engine(None)
-            folder = self._shelf.folder
-            known = self._referee is not None
-            scenes = await asyncio.to_thread(example_scenes, self._cfg, folder) if known else []
+            found = await asyncio.to_thread(self._domain.examples, self._shelf.folder.data)
+            scenes = [
+                Scene(name=one.name, image=to_base64(one.frame), actions=one.actions)
+                for one in found
+            ]
             return ScenesReply(scenes=scenes)
 
         if self._scenes is None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from dynamics.core.config import VerifierName
+from dynamics.core.domain import Domain
 from dynamics.inference.best_of_n import Prediction
 from dynamics.inference.rollout import Beam, RolloutStep, collect
 from dynamics.serving.images import to_base64
@@ -18,8 +19,6 @@ from dynamics.serving.schemas import (
     RolloutStepMessage,
     Sampling,
 )
-from dynamics.tabletop.referee import Referee
-from dynamics.tabletop.scene import Scene
 
 
 def provenance(engine: RoundEngine) -> dict[str, Any]:
@@ -36,7 +35,7 @@ class _Course:
 
     Args:
         engine: The round that answers.
-        referee: Knows what actions lead to, where anybody does.
+        domain: What is known about where actions lead.
         frame: uint8 [H, W, 3], the picture as the model sees it.
         request: How candidates are drawn.
         actions: One a step.
@@ -46,23 +45,21 @@ class _Course:
     def __init__(
         self,
         engine: RoundEngine,
-        referee: Referee | None,
+        domain: Domain,
         frame: np.ndarray,
         request: Sampling,
         actions: list[str],
         verifier: VerifierName,
     ) -> None:
         self._engine = engine
-        self._referee = referee
+        self._domain = domain
         self._frame = frame
         self._request = request
         self._verifier = verifier
-        self._expected: list[Scene | None] = [None] * len(actions)
-        if referee is not None:
-            self._expected = referee.follow(frame, actions)
+        self._expected = expected_states(domain, frame, actions)
 
     def _choice(
-        self, prediction: Prediction, row: int, chosen: int, expected: Scene | None
+        self, prediction: Prediction, row: int, chosen: int, expected: str | None
     ) -> dict[str, Any]:
         """Fields of `Choice`: candidate ``chosen`` of source ``row``."""
         codes_NL = prediction.candidates.codes[row]
@@ -78,8 +75,22 @@ class _Course:
             "agrees": self._agrees(frame, expected),
         }
 
-    def _agrees(self, frame: np.ndarray, expected: Scene | None) -> bool | None:
-        return None if self._referee is None else self._referee.agrees(frame, expected)
+    def _agrees(self, frame: np.ndarray, expected: str | None) -> bool | None:
+        return None if expected is None else self._domain.states(frame[None])[0] == expected
+
+
+def expected_states(domain: Domain, frame_HW3: np.ndarray, actions: list[str]) -> list[str | None]:
+    """The state after each action; None from where on it is not known.
+
+    That is from the start when the frame is not recognised, else from the first sentence that leads
+    to no state.
+    """
+    state = domain.recognised(frame_HW3)
+    states = []
+    for sentence in actions:
+        state = None if state is None else domain.outcome(sentence, state)
+        states.append(state)
+    return states
 
 
 class SingleCourse(_Course):
@@ -109,12 +120,12 @@ class RolloutCourse(_Course):
     def __init__(
         self,
         engine: RoundEngine,
-        referee: Referee | None,
+        domain: Domain,
         frame: np.ndarray,
         request: RolloutRequest,
         verifier: VerifierName,
     ) -> None:
-        super().__init__(engine, referee, frame, request, request.actions, verifier)
+        super().__init__(engine, domain, frame, request, request.actions, verifier)
         self._rollout = request
         self._steps: list[RolloutStep] = []
         self._beam: Beam | None = None

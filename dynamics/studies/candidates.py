@@ -8,13 +8,13 @@ import pyarrow as pa
 
 from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.core.seeds import derive_seed
+from dynamics.evaluation.state_reader import StateReader
 from dynamics.inference.best_of_n import gather_evidence
 from dynamics.inference.load import load_pair
 from dynamics.models import load_image_tokenizer
 from dynamics.storage.run_folder import write_json
 from dynamics.storage.tables import codes_matrix, read_table, write_table
 from dynamics.studies.study import ENDS, Study, data_refs, labelled_set, true_states
-from dynamics.tabletop.state_reader import StateReader
 
 VERIFIED_SCHEMA = pa.schema(
     [
@@ -62,7 +62,7 @@ def calibrate(study: Study, arm: str, folder: Path) -> None:
     """
     seed = labelled_set(study).slice(0, NUM_CALIBRATION_PAIRS)
     images = load_image_tokenizer(study.cfg.model.family, study.cfg.base_path())
-    reader = StateReader(images, study.cfg.world)
+    reader = StateReader(images, study.domain)
     sources, targets = (reader.read(codes_matrix(seed, f"{end}_codes")) for end in ENDS)
     states = list(zip(sources, targets, strict=True))
     verified = _candidates(study, study.cfg.rounds, seed, states, 8, 1.0)
@@ -86,14 +86,14 @@ def _candidates(
     study: Study,
     round_id: int,
     pairs: pa.Table,
-    states: Sequence[tuple[str, str]],
+    states: Sequence[tuple[str | None, str | None]],
     num_samples: int,
     temperature: float,
 ) -> pa.Table:
     """VERIFIED_SCHEMA: candidates of a round's models on TRANSITION_SCHEMA rows."""
     cfg = study.cfg
     idm, fdp = load_pair(study.models(round_id), cfg.model)
-    reader = StateReader(fdp.model.images, cfg.world)
+    reader = StateReader(fdp.model.images, study.domain)
     pair_ids, actions = pairs["pair_id"].to_pylist(), pairs["action"].to_pylist()
     source_BL = codes_matrix(pairs, "source_codes")
     greedy = fdp.generate(

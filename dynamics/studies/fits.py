@@ -12,6 +12,7 @@ from dynamics.core.config import (
     LoopConfig,
     TrainConfig,
 )
+from dynamics.core.domain import Domain
 from dynamics.core.records import (
     LABEL_SCHEMA,
     PAIR_SCHEMA,
@@ -36,7 +37,6 @@ from dynamics.studies.study import (
     measure_outcomes,
     true_pool,
 )
-from dynamics.tabletop.meaning import kind_of
 from dynamics.training.batches import FitJob, FitTask
 from dynamics.training.fit import fit_adapter
 from dynamics.training.loss import Task
@@ -98,14 +98,14 @@ def _filtered(study: Study, arm: str, seed: pa.Table) -> pa.Table:
         return pa.concat_tables([seed, true_pool(study)])
     labels = read_table(study.unit("scores") / "labels.parquet", LABEL_SCHEMA)
     pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
-    return grow(seed, pool, labels, decisions_of(arm, labels))
+    return grow(seed, pool, labels, decisions_of(arm, labels, study.domain))
 
 
-def decisions_of(arm: str, labels: pa.Table) -> pa.Table:
+def decisions_of(arm: str, labels: pa.Table, domain: Domain) -> pa.Table:
     """What a `FILTER_ARMS` entry keeps of LABEL_SCHEMA rows (DECISION_SCHEMA)."""
     if arm == "balanced_types":
         place = labels.schema.get_field_index("clip_class")
-        kinds = pa.array([kind_of(action) for action in labels["action"].to_pylist()])
+        kinds = pa.array([domain.kind(action) for action in labels["action"].to_pylist()])
         labels = labels.set_column(place, LABEL_SCHEMA.field(place), kinds)
     return decide(labels, _filter_of(arm, labels.num_rows))
 

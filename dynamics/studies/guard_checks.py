@@ -49,7 +49,9 @@ def _copier_is_blocked(study: Study, round_id: int) -> bool:
     )
     heldout = read_table(study.run.data / "heldout.parquet", TRANSITION_SCHEMA)
     nothing = Leakage(num_heldout=items.num_rows, by_digest=0, by_hash=0, either=0)
-    evidence = GuardEvidence(items=items, heldout=heldout, seed_actions=(), leakage=nothing)
+    evidence = GuardEvidence(
+        items=items, heldout=heldout, seed_actions=(), leakage=nothing, domain=study.domain
+    )
     verdict = copy_rate(with_copier(evidence), study.cfg.guards)
     return verdict is not None and not verdict.passed
 

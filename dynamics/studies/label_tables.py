@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dynamics.core.domain import Domain
 from dynamics.core.records import LABEL_SCHEMA, TRUTH_SCHEMA
 from dynamics.evaluation.calibration import (
     auroc,
@@ -33,6 +34,7 @@ class _Greedy:
     labels: pa.Table
     """LABEL_SCHEMA."""
     right: NDArray[np.float64]
+    domain: Domain
 
     def scored(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Score and rightness of the labels that have the score."""
@@ -42,7 +44,7 @@ class _Greedy:
 
     def right_of_kept(self, arm: str) -> NDArray[np.float64]:
         """Rightness of what a filter keeps."""
-        decisions = decisions_of(arm, self.labels)
+        decisions = decisions_of(arm, self.labels, self.domain)
         kept = pc.index_in(
             decisions.filter(decisions["accepted"])["label_id"],
             value_set=self.labels["label_id"].combine_chunks(),
@@ -77,7 +79,7 @@ def _greedy(arms: Arms) -> list[_Greedy]:
         read_table(study.unit("scores") / "labels.parquet", LABEL_SCHEMA) for study in arms.studies
     ]
     return [
-        _Greedy(table, _right(study, table))
+        _Greedy(table, _right(study, table), study.domain)
         for study, table in zip(arms.studies, tables, strict=True)
     ]
 
@@ -117,7 +119,8 @@ def _labels(arms: Arms) -> Table:
 def _right(study: Study, labels: pa.Table) -> NDArray[np.float64]:
     """1 where a label is right; labels of pairs without a truth are wrong: they have no action."""
     truth = read_table(study.run.data / "truth.parquet", TRUTH_SCHEMA)
-    return np.array([verdict is True for verdict in right_labels(labels, truth)], dtype=np.float64)
+    verdicts = right_labels(labels, truth, study.domain)
+    return np.array([verdict is True for verdict in verdicts], dtype=np.float64)
 
 
 def _filters(arms: Arms, greedy: Sequence[_Greedy], scored: Scored) -> Table:

@@ -39,8 +39,8 @@ def run_study(
     Raises:
         UserError: the folder holds a study of another config or plan, or real video is configured.
     """
-    if cfg.pool.path is not None:
-        raise UserError("claims needs the tabletop's truth; leave pool.path out")
+    if cfg.pool.parts:
+        raise UserError("claims needs the pool's true actions; leave pool.path out")
     folder.mkdir(parents=True, exist_ok=True)
     _refuse_other_study(cfg, folder)
     studies = {seed: study_of(cfg, plan, folder, seed) for seed in plan.seeds}

@@ -6,16 +6,16 @@ from pathlib import Path
 import pyarrow as pa
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.domain import Domain, load_domain
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
 from dynamics.evaluation.controls import label_truly
 from dynamics.evaluation.guards.rules import GUARDS
+from dynamics.evaluation.state_reader import StateReader
 from dynamics.inference.load import load_fdp, load_idm, model_ref
 from dynamics.pipeline.prepare import prepared
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import codes_matrix, read_table
 from dynamics.studies.experiments import StudyPlan
-from dynamics.tabletop.meaning import kind_of, outcome
-from dynamics.tabletop.state_reader import StateReader
 from dynamics.training.batches import FitTask
 from dynamics.training.loss import Task
 
@@ -49,6 +49,11 @@ class Study:
     def run(self) -> RunFolder:
         """The loop's run folder."""
         return RunFolder(self.root / "run")
+
+    @property
+    def domain(self) -> Domain:
+        """The domain of the loop's config."""
+        return load_domain(self.cfg)
 
     def unit(self, name: str) -> Path:
         """Folder of a unit's results."""
@@ -90,7 +95,7 @@ def measure_outcomes(study: Study, models: ModelRef, task: Task) -> pa.Table:
         idm = load_idm(models, cfg.model)
         said = idm.label(source_BL, target_BL, max_action_tokens=cfg.label.max_action_tokens)
         ok = [
-            outcome(caption.action, source) == target
+            study.domain.outcome(caption.action, source) == target
             for caption, (source, target) in zip(said, pairs, strict=True)
         ]
     else:
@@ -98,10 +103,10 @@ def measure_outcomes(study: Study, models: ModelRef, task: Task) -> pa.Table:
         drawn = fdp.generate(
             source_BL, actions, num_samples=1, temperature=0.0, seeds=[0] * len(actions)
         )
-        shown = StateReader(fdp.model.images, cfg.world).read(drawn.codes[:, 0])
+        shown = StateReader(fdp.model.images, study.domain).read(drawn.codes[:, 0])
         ok = [state == target for state, (_, target) in zip(shown, pairs, strict=True)]
         copies = [state == source for state, (source, _) in zip(shown, pairs, strict=True)]
-    columns = [heldout["pair_id"], list(map(kind_of, actions)), ok, copies]
+    columns = [heldout["pair_id"], list(map(study.domain.kind, actions)), ok, copies]
     return pa.table(columns, schema=OUTCOME_SCHEMA)
 
 

@@ -6,16 +6,16 @@ the jumps, which is where key-frame picking lands.
 
 import math
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from dynamics.core.config import KeyframeConfig, WorldConfig
+from dynamics.core.domain import Split
+from dynamics.core.progress import Progress
 from dynamics.core.records import TRUTH_SCHEMA
 from dynamics.core.seeds import numpy_rng
 from dynamics.storage.tables import read_table, write_table
@@ -31,9 +31,6 @@ from dynamics.tabletop.render import (
     sample_offsets,
 )
 from dynamics.tabletop.scene import Scene, apply, sample_action, sample_scene, transition_key
-
-Split = Literal["seed", "pool", "heldout"]
-Progress = Callable[[int, int, str], None]
 
 CLIPS_SCHEMA = pa.schema(
     [

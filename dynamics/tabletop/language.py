@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -71,6 +72,7 @@ def say(action: Action, rng: np.random.Generator) -> str:
     return template.format(**named)
 
 
+@lru_cache(maxsize=65_536)
 def parse(sentence: str) -> Action | None:
     """The action that a sentence means, None when it is not a sentence of the grammar."""
     text = " ".join(sentence.split())

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dynamics.core.config import LoopConfig, ServeConfig
+from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
-from dynamics.serving.example_scenes import example_scenes
 from dynamics.serving.http.auth import read_key
 from dynamics.serving.http.middleware import is_loopback
 from dynamics.serving.images import to_base64
@@ -163,16 +163,15 @@ def smoke_request(cfg: LoopConfig, url: str, frame: Any, action: str) -> dict[st
 def write_examples(cfg: LoopConfig, folder: RunFolder, example: Example, url: str) -> str:
     """Write ready requests into the run folder; returns the curl line of a roll-out.
 
-    The roll-out starts from a scene that no clip shows, or, where the world is not the tabletop,
-    repeats the example's action.
+    The roll-out starts from a scene that no clip shows, or, where the domain has none, repeats the
+    example's action.
     """
     frame, action = example
-    tabletop = cfg.pool.path is None and cfg.labelled.dataset is None
-    scene = example_scenes(cfg, folder)[0] if tabletop else None
-    image = scene.image if scene else to_base64(frame)
-    actions = scene.actions[:_EXAMPLE_STEPS] if scene else [action] * _EXAMPLE_STEPS
     predict = PredictRequest(image=to_base64(frame), action=action)
-    rollout = RolloutRequest(image=image, actions=actions)
+    actions = [action] * _EXAMPLE_STEPS
+    if scenes := load_domain(cfg).examples(folder.data):
+        frame, actions = scenes[0].frame, scenes[0].actions[:_EXAMPLE_STEPS]
+    rollout = RolloutRequest(image=to_base64(frame), actions=actions)
     for name, request in (("request", predict), ("rollout", rollout)):
         text = request.model_dump_json(exclude_defaults=True)
         (folder.root / f"example-{name}.json").write_text(text + "\n")

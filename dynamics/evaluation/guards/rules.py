@@ -10,19 +10,17 @@ B held-out pairs, L codes a frame.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
 from dynamics.core.config import GuardConfig, GuardName
-from dynamics.core.domain import normalised_text
+from dynamics.core.domain import Domain, normalised_text
 from dynamics.core.records import GuardResult
 from dynamics.core.seeds import numpy_rng
 from dynamics.evaluation.calibration import expected_calibration_error
 from dynamics.evaluation.guards.leakage import Leakage
 from dynamics.storage.tables import codes_matrix
-from dynamics.tabletop.meaning import canonical_action, kind_of
 
 MIN_LABELS = 200
 """With fewer labels their mix and their entropy measure chance: their guards say nothing."""
@@ -42,14 +40,13 @@ class GuardEvidence:
     seed_actions: Sequence[str]
     """Action sentences of the labelled seed."""
     leakage: Leakage
+    domain: Domain
     labels: pa.Table | None = None
     """LABEL_SCHEMA; None in round 0."""
     decisions: pa.Table | None = None
     """DECISION_SCHEMA, one row per label; None in round 0."""
     first_items: pa.Table | None = None
     """Round 0's evaluation; None in round 0."""
-    tabletop: bool = True
-    """Whether the pool is filmed, so that the grammar knows what a label means."""
 
 
 Guard = Callable[[GuardEvidence, GuardConfig], GuardResult | None]
@@ -95,8 +92,8 @@ def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResul
     """
     if evidence.labels is None or evidence.labels.num_rows < MIN_LABELS:
         return None
-    said = [_meaning(action, evidence.tabletop) for action in evidence.labels["action"].to_pylist()]
-    taught = [_meaning(action, evidence.tabletop) for action in evidence.seed_actions]
+    said = [_meaning(action, evidence.domain) for action in evidence.labels["action"].to_pylist()]
+    taught = [_meaning(action, evidence.domain) for action in evidence.seed_actions]
     size = min(len(said), len(taught))
     known = _entropy(_sample(taught, size, "seed"))
     # A seed that only ever says one thing has nothing that labels could lose.
@@ -124,7 +121,7 @@ def type_skew(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | Non
     accepted = {label for label, verdict in zip(ids, verdicts, strict=True) if verdict}
     if not accepted:
         return None
-    kinds = [_kind(action, evidence.tabletop) for action in evidence.labels["action"].to_pylist()]
+    kinds = _kinds(evidence.labels["action"].to_pylist(), evidence.domain)
     labels = evidence.labels["label_id"].to_pylist()
     before = _mix(kinds)
     after = _mix([kind for kind, label in zip(kinds, labels, strict=True) if label in accepted])
@@ -198,16 +195,17 @@ def _result(
     )
 
 
-@lru_cache(maxsize=65_536)
-def _meaning(sentence: str, tabletop: bool) -> str:
-    """One text per meaning; a sentence outside the grammar means its own words."""
-    return (canonical_action(sentence) if tabletop else "") or normalised_text(sentence)
+def _meaning(sentence: str, domain: Domain) -> str:
+    """One text per meaning; a sentence without one means its own words."""
+    return domain.meaning(sentence) or normalised_text(sentence)
 
 
-@lru_cache(maxsize=65_536)
-def _kind(sentence: str, tabletop: bool) -> str:
-    """The action's type; on real video, where no grammar knows it, the first word."""
-    return kind_of(sentence) if tabletop else normalised_text(sentence).partition(" ")[0]
+def _kinds(sentences: Sequence[str], domain: Domain) -> list[str]:
+    """The actions' types; where the domain knows none of them, the first words."""
+    kinds = [domain.kind(sentence) for sentence in sentences]
+    if any(kinds):
+        return kinds
+    return [normalised_text(sentence).partition(" ")[0] for sentence in sentences]
 
 
 def _sample(meanings: Sequence[str], size: int, name: str) -> list[str]:

@@ -7,9 +7,6 @@ import pytest
 from dynamics.core.config import EvaluateConfig, LoopConfig
 from dynamics.evaluation.heldout import evaluate_items, items_schema
 from dynamics.storage.tables import codes_matrix
-from dynamics.tabletop.meaning import kind_of, outcome, same_action
-from dynamics.tabletop.scene import Kind, Scene
-from dynamics.tabletop.state_reader import StateReader
 from tests.fakes import WORLD, CellTokenizer, ScriptedFDP, ScriptedIDM, filmed
 
 PAIRS, TRUTH = filmed(60)
@@ -48,19 +45,6 @@ def test_a_copying_fdp_is_counted_as_copying():
     assert all(items["fdp_copy"].to_pylist())
     assert not any(items["fdp_greedy_success"].to_pylist())
     assert not any(items["oracle_best_of_8"].to_pylist()[:30])
-
-
-def test_another_wording_is_exact_and_another_action_with_the_same_effect_is_correct():
-    state = Scene(3, (1, 0, 0, 0, 0, 0, 0, 0, 0)).to_text()
-    assert same_action("nudge the red square right", "push the red square right")
-    assert not same_action("slide the red square down", "push the red square down")
-    one = Scene(3, (0, 0, 0, 1, 0, 0, 5, 0, 0)).to_text()
-    assert outcome("slide the red square up", one) == outcome("push the red square up", one)
-    assert outcome("gibberish", state) is None
-    assert outcome("remove the blue ring", state) is None
-    assert kind_of("swap the red square with the blue ring") == "swap"
-    assert kind_of("gibberish") == ""
-    assert Kind("red", "square").index == 1
 
 
 def test_a_sentence_without_meaning_is_wrong_not_missing():
@@ -146,22 +130,6 @@ def test_no_best_of_and_no_rows_are_fine():
     plain = CFG.model_copy(update={"evaluate": EvaluateConfig(best_of=())})
     assert "best_of_1" not in _evaluate(cfg=plain).column_names
     assert _evaluate(PAIRS.slice(0, 0)).num_rows == 0
-
-
-def test_state_reader_decodes_each_distinct_frame_once():
-    class Counting(CellTokenizer):
-        decoded = 0
-
-        def decode(self, codes_BL: np.ndarray) -> np.ndarray:
-            Counting.decoded += len(codes_BL)
-            return super().decode(codes_BL)
-
-    reader = StateReader(Counting(), WORLD)
-    codes_BL = codes_matrix(PAIRS, "source_codes")[[0, 1, 0, 0]]
-    states = [TRUTH["source_state"][row].as_py() for row in (0, 1, 0, 0)]
-    assert reader.read(codes_BL) == states
-    assert reader.read(codes_BL[:1]) == states[:1]
-    assert Counting.decoded == 2
 
 
 @pytest.mark.parametrize("column", ["greedy_codes", "best_codes"])

@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 
 from dynamics.core.config import EvaluateConfig, LoopConfig
+from dynamics.core.domain import load_domain
 from dynamics.evaluation.heldout import evaluate_items
 from dynamics.evaluation.label_quality import label_accuracy
 from dynamics.evaluation.metrics import best_of_sizes, summarise
@@ -89,7 +90,7 @@ def test_best_of_sizes_come_from_the_metrics():
 
 def test_label_accuracy_before_and_after_the_filter():
     labels, decisions = _labels([True, True, False, False], [True, True, True, False])
-    metrics = label_accuracy(labels, decisions, TRUTH)
+    metrics = label_accuracy(labels, decisions, TRUTH, load_domain(CFG))
     assert metrics["label/accuracy"].value == 0.5
     assert metrics["label/accuracy_kept"].value == pytest.approx(2 / 3)
     assert metrics["label/kept_fraction"].value == 0.75
@@ -97,13 +98,13 @@ def test_label_accuracy_before_and_after_the_filter():
 
 def test_pairs_that_the_truth_leaves_out_do_not_count():
     labels, decisions = _labels([True, False, False], [True, True, True])
-    metrics = label_accuracy(labels, decisions, TRUTH.slice(1))
+    metrics = label_accuracy(labels, decisions, TRUTH.slice(1), load_domain(CFG))
     assert metrics["label/accuracy"].num_items == 2
     assert metrics["label/accuracy"].value == 0.0
 
 
 def test_real_video_has_no_label_accuracy_but_a_kept_fraction():
     labels, decisions = _labels([True, False], [False, False])
-    assert set(label_accuracy(labels, decisions, None)) == {"label/kept_fraction"}
-    kept_nothing = label_accuracy(labels, decisions, TRUTH)
+    assert set(label_accuracy(labels, decisions, None, load_domain(CFG))) == {"label/kept_fraction"}
+    kept_nothing = label_accuracy(labels, decisions, TRUTH, load_domain(CFG))
     assert "label/accuracy_kept" not in kept_nothing

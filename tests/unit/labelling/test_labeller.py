@@ -7,16 +7,12 @@ import pytest
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.records import DatasetRef
-from dynamics.core.seeds import numpy_rng
 from dynamics.inference.idm import Caption
 from dynamics.labelling.filter import decide
 from dynamics.labelling.labeller import Labeller, unlabelled
 from dynamics.storage.ledger import reason_counts
 from dynamics.storage.shards import Shard, cut, read_shard
 from dynamics.storage.tables import score_column, score_names
-from dynamics.tabletop.language import say
-from dynamics.tabletop.meaning import canonical_action
-from dynamics.tabletop.scene import sample_action, sample_scene
 
 LENGTH, NUM_CODES = 4, 16
 
@@ -178,12 +174,3 @@ def test_candidates_without_a_judge_are_a_config_error() -> None:
 def test_labels_are_keyed_by_pair_and_model_not_by_round() -> None:
     first, second = labeller(LoopConfig()), labeller(LoopConfig())
     assert first.label(pairs(3), 1)["label_id"] == second.label(pairs(3), 2)["label_id"]
-
-
-def test_wordings_of_one_action_have_one_canonical_text() -> None:
-    scene = sample_scene(numpy_rng("scene"), 3, 2, 3)
-    action = sample_action(numpy_rng("action"), scene, min_objects=1)
-    sentences = {say(action, numpy_rng("wording", number)) for number in range(20)}
-    assert len(sentences) > 1
-    assert len({canonical_action(sentence) for sentence in sentences}) == 1
-    assert canonical_action("nonsense words") == ""

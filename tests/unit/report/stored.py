@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from dynamics.core.config import EvaluateConfig, FilterConfig, LoopConfig
+from dynamics.core.domain import load_domain
 from dynamics.core.records import (
     LABEL_SCHEMA,
     PAIR_SCHEMA,
@@ -30,6 +31,7 @@ CFG = LoopConfig(
     filter=FilterConfig(rule=TopFractionRule(fraction=0.7)),
     evaluate=EvaluateConfig(best_of=(1, 4)),
 )
+DOMAIN = load_domain(CFG)
 HELDOUT, TRUTH = filmed(40)
 POOL, POOL_TRUTH = filmed(60, start=100)
 NONSENSE = "do <b>nothing</b>"
@@ -71,7 +73,9 @@ def pool_labels(num_wrong: int = 20, num_empty: int = 3) -> pa.Table:
 
 
 def label_tables(labels: pa.Table, truth: pa.Table | None = POOL_TRUTH) -> LabelTables:
-    return LabelTables(labels=labels, decisions=decide(labels, CFG.filter), pool=POOL, truth=truth)
+    return LabelTables(
+        labels=labels, decisions=decide(labels, CFG.filter), pool=POOL, truth=truth, domain=DOMAIN
+    )
 
 
 def report(round_id: int, labels: pa.Table | None = None) -> RoundReport:
@@ -79,7 +83,7 @@ def report(round_id: int, labels: pa.Table | None = None) -> RoundReport:
     if labels is not None:
         decisions = decide(labels, CFG.filter)
         reasons = reason_counts(decisions)
-        metrics |= label_accuracy(labels, decisions, POOL_TRUTH)
+        metrics |= label_accuracy(labels, decisions, POOL_TRUTH, DOMAIN)
     return RoundReport(
         round_id=round_id,
         num_labelled=sum(reasons.values()),

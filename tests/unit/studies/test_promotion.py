@@ -3,7 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from dynamics.core.config import GuardConfig
+from dynamics.core.config import GuardConfig, LoopConfig
+from dynamics.core.domain import OpenVideo
 from dynamics.evaluation.guards.leakage import Leakage
 from dynamics.evaluation.guards.rules import GuardEvidence, copy_rate
 from dynamics.storage.tables import codes_matrix
@@ -21,6 +22,7 @@ def evidence() -> GuardEvidence:
         heldout=pa.table({"source_codes": source, "target_codes": target}),
         seed_actions=(),
         leakage=Leakage(num_heldout=20, by_digest=0, by_hash=0, either=0),
+        domain=OpenVideo(LoopConfig()),
     )
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from dynamics.core.config import EvaluateConfig, GuardConfig, LoopConfig
+from dynamics.core.domain import OpenVideo, load_domain
 from dynamics.core.records import GuardResult
 from dynamics.core.seeds import numpy_rng
 from dynamics.evaluation.guards.leakage import Leakage
@@ -57,6 +58,7 @@ def evidence(seed: int, *, copies: float = 0.0, with_truth: bool = True) -> Guar
         heldout=pairs,
         seed_actions=sentences(400, seed),
         leakage=CLEAN,
+        domain=load_domain(CFG),
     )
 
 
@@ -69,6 +71,7 @@ def labelled(actions: list[str], kept: list[bool] | None = None, **other: object
         "heldout": pa.table({}),
         "seed_actions": sentences(400, 7),
         "leakage": CLEAN,
+        "domain": load_domain(CFG),
     }
     return GuardEvidence(
         **(parts | other),
@@ -147,7 +150,7 @@ def test_wordings_of_one_action_are_one_meaning():
 def test_on_real_video_the_words_are_the_meaning_and_the_first_word_the_type():
     actions = ["Open the door.", "open  the door", "close the door", "wash a cup"] * 50
     kept = [True, True, False, False] * 50
-    one = labelled(actions, kept, tabletop=False, seed_actions=actions)
+    one = labelled(actions, kept, domain=OpenVideo(CFG), seed_actions=actions)
     assert GUARDS["caption_collapse"](one, LIMITS).value == pytest.approx(1.0, abs=0.05)
     assert GUARDS["type_skew"](one, LIMITS).value == pytest.approx(0.5)
 

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.domain import ExampleScene
 from dynamics.core.seeds import numpy_rng
-from dynamics.serving.images import to_base64
-from dynamics.serving.schemas import Scene as SceneMessage
-from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import read_table
 from dynamics.tabletop.film import CLIPS_SCHEMA
 from dynamics.tabletop.language import say
@@ -17,24 +15,23 @@ NUM_SCENES = 6
 NUM_ACTIONS = 5
 
 
-def filmed_states(folder: RunFolder) -> frozenset[str]:
-    """Every state that a clip of the run shows, as `Scene.to_text`."""
-    tables: list[Path] = sorted(folder.data.glob("*/clips.parquet"))
+def filmed_states(data: Path) -> frozenset[str]:
+    """Every state that a clip in a run's data folder shows, as `Scene.to_text`."""
     states: set[str] = set()
-    for path in tables:
+    for path in sorted(data.glob("*/clips.parquet")):
         for clip in read_table(path, CLIPS_SCHEMA, ["states"])["states"].to_pylist():
             states.update(clip)
     return frozenset(states)
 
 
-def example_scenes(cfg: LoopConfig, folder: RunFolder) -> list[SceneMessage]:
+def example_scenes(cfg: LoopConfig, data: Path) -> list[ExampleScene]:
     """The same scenes every time, each with actions that are possible one after the other.
 
     They come from a stream of random numbers of their own, and what a clip shows is drawn again.
     """
-    seen = filmed_states(folder)
+    seen = filmed_states(data)
     world = cfg.world
-    messages = []
+    scenes = []
     for number in range(NUM_SCENES):
         rng = numpy_rng(cfg.seed, "serving-scenes", number)
         scene = sample_scene(rng, world.grid, world.min_objects, world.max_objects)
@@ -47,6 +44,6 @@ def example_scenes(cfg: LoopConfig, folder: RunFolder) -> list[SceneMessage]:
             action = sample_action(rng, state, min_objects=world.min_objects)
             actions.append(say(action, rng))
             state = apply(state, action)
-        picture = to_base64(snapshot([scene], world, rng)[0])
-        messages.append(SceneMessage(name=f"table {number + 1}", image=picture, actions=actions))
-    return messages
+        frame = snapshot([scene], world, rng)[0]
+        scenes.append(ExampleScene(name=f"table {number + 1}", frame=frame, actions=actions))
+    return scenes
