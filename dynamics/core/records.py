@@ -33,7 +33,11 @@ PAIR_SCHEMA = pa.schema(
         pa.field("recognition", pa.list_(pa.float32()), nullable=False),
     ]
 )
-"""Unlabelled frame pairs (`FramePair` rows): what ingest writes."""
+"""Unlabelled frame pairs (`FramePair` rows): what ingest writes.
+
+Example: ``fb5eab9b..., 495870ef..., 000040.mp4, "", 0, 2, 0.0, 0.333, 0.0204, [436, 436, 112, ...],
+[436, 112, 436, ...], [0.0004, 13.9, 14.0, ...]``.
+"""
 
 TRANSITION_SCHEMA = pa.schema(
     [
@@ -44,7 +48,10 @@ TRANSITION_SCHEMA = pa.schema(
         ),  # "seed", or the label_id of a pseudo-label
     ]
 )
-"""Labelled pairs: what training reads."""
+"""Labelled pairs: what training reads.
+
+Example: the pair above, then ``shove the yellow cross one step left, seed``.
+"""
 
 LABEL_SCHEMA = pa.schema(
     [
@@ -68,7 +75,13 @@ LABEL_SCHEMA = pa.schema(
         ),
     ]
 )
-"""Pseudo-labels with their confidence: what the ledger stores."""
+"""Pseudo-labels with their confidence: what the ledger stores.
+
+Example: ``00cad3c5..., 1ef22bc9..., "", 3, 95ef44fc..., tiny-1, {"max_action_tokens": 12,
+"candidates": 8}, paint the red square blue, [-0.582, -0.000, -0.003, ...], {"fdp_likelihood":
+-0.394, "mean_logprob": -0.100, "min_logprob": -0.582, "noisy_channel": -0.992, "sum_logprob":
+-0.598}``.
+"""
 
 DECISION_SCHEMA = pa.schema(
     [
@@ -79,7 +92,10 @@ DECISION_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),  # "accepted", "below_threshold", ...
     ]
 )
-"""What the filter decided, one row per label, each with its reason."""
+"""What the filter decided, one row per label, each with its reason.
+
+Example: ``00cad3c5..., 1ef22bc9..., true, -0.992, accepted``.
+"""
 
 TRUTH_SCHEMA = pa.schema(
     [
@@ -89,7 +105,10 @@ TRUTH_SCHEMA = pa.schema(
         pa.field("target_state", pa.string(), nullable=False),
     ]
 )
-"""Ground truth of tabletop pairs. Measures results; training never reads it for the pool."""
+"""Ground truth of tabletop pairs. Measures results; training never reads it for the pool.
+
+Example: ``fb5eab9b..., shove the yellow cross one step left, 4:0,0,0,12,0,5,..., 4:0,0,12,0,...``.
+"""
 
 
 def stable_hash(*parts: str | int | float) -> str:

@@ -47,7 +47,7 @@ from dynamics.report.lead import lead
 from dynamics.report.scenes import SceneView, scenes
 from dynamics.storage.files import write_bytes
 from dynamics.storage.ledger import Ledger
-from dynamics.storage.run_folder import RunFolder, read_json
+from dynamics.storage.run_folder import RunFolder, read_json, read_record
 from dynamics.storage.tables import read_table
 
 _KIND_PREFIX = "eval/fdp_success_"
@@ -126,7 +126,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         # A tracking URI may carry a password, and the page is made to be passed on.
         config=cfg.model_dump(mode="json", exclude={"run_dir", "track"}),
         rounds=rounds,
-        controls=ControlReport.from_json(read_json(found[-1])) if found else None,
+        controls=read_record(found[-1], ControlReport.from_json) if found else None,
         ingest=read_json(ingest) if ingest.is_file() else {},
         scenes=_scenes(run, cfg, reports, images) if images else (),
         calibration=worth,

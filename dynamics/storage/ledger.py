@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -42,9 +42,13 @@ class Shard(Strict):
 
 
 class Manifest(Strict):
-    """Everything that a round committed."""
+    """Everything that a round committed.
 
-    version: Literal[1] = 1
+    A field that is added has a default, a column of a shard is nullable: older rounds are read on.
+    """
+
+    version: Literal[2] = 2
+    """Raised when older rounds can no longer be read. 1: a column per score."""
     round_id: int = Field(ge=0)
     labels: tuple[Shard, ...]
     """LABEL_SCHEMA, sorted by label_id over all shards."""
@@ -57,26 +61,31 @@ class Manifest(Strict):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON; its own digest inside makes any change of the file visible."""
-        content = self.model_dump(mode="json")
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return (json.dumps({**content, "digest": digest}, sort_keys=True, indent=1) + "\n").encode()
+        return _sealed(self.model_dump(mode="json"))
 
     @classmethod
     def from_bytes(cls, payload: bytes, *, where: Path) -> "Manifest":
         """Inverse of `to_bytes`; ``where`` is named in errors.
 
         Raises:
-            UserError: anything but the bytes that `to_bytes` gave.
+            UserError: not the bytes that `to_bytes` gave, or those of another version.
         """
         try:
             content = json.loads(payload)
             content.pop("digest")
-            manifest = cls.model_validate(content)
-        except (ValueError, AttributeError, KeyError, TypeError, ValidationError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{where} is damaged: not a round manifest") from error
-        if manifest.to_bytes() != payload:
+        # Over the content as found: an older version wrote fewer fields.
+        if _sealed(content) != payload:
             raise UserError(f"{where} is damaged: its content does not match its digest")
-        return manifest
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            ours = cls.model_fields["version"].default
+            raise UserError(
+                f"{where} was written by another version of this code (manifest version "
+                f"{content.get('version')}, here {ours}); read it with that one"
+            ) from error
 
 
 class Ledger:
@@ -280,7 +289,7 @@ class Ledger:
 
     def _refuse_other(self, manifest: Manifest) -> None:
         path = self._manifest_path(manifest.round_id)
-        if path.read_bytes() != manifest.to_bytes():
+        if self.manifest(manifest.round_id) != manifest:
             raise UserError(
                 f"round {manifest.round_id} is already committed with other content in {path}; "
                 "committed rounds never change: use another run_dir"
@@ -303,6 +312,12 @@ def _sound(path: Path) -> bytes | None:
     """The bytes of a content-named file, None when they do not match the name."""
     payload = path.read_bytes()
     return payload if hashlib.sha256(payload).hexdigest() == path.stem else None
+
+
+def _sealed(content: dict[str, Any]) -> bytes:
+    """Canonical JSON with the digest of its content."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**content, "digest": digest}, sort_keys=True, indent=1) + "\n").encode()
 
 
 def _shard(payload: bytes, num_rows: int) -> Shard:

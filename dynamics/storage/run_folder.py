@@ -10,17 +10,19 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dynamics.core.config import LoopConfig, decides
 from dynamics.core.config_file import validate
 from dynamics.core.errors import UserError
 from dynamics.core.records import RoundReport
 from dynamics.storage.files import checkpoint_digest, write_bytes
+
+Record = TypeVar("Record")
 
 
 class RunFolderInUseError(UserError):
@@ -54,7 +56,7 @@ class RunFolder:
     def report(self, round_id: int) -> RoundReport | None:
         """The round's report, None while the round is not finished."""
         path = self.round(round_id) / "report.json"
-        return RoundReport.from_json(read_json(path)) if path.exists() else None
+        return read_record(path, RoundReport.from_json) if path.exists() else None
 
     def reports(self, rounds: int) -> list[RoundReport]:
         """Reports of the finished ones of the rounds 0 to ``rounds``."""
@@ -227,6 +229,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict):
         raise UserError(f"{path} must hold a JSON object; delete it and run the command again")
     return payload
+
+
+def read_record(path: Path, from_json: Callable[[dict[str, Any]], Record]) -> Record:
+    """The record that `write_json` wrote; ``from_json`` gives fields added later their defaults.
+
+    Raises:
+        UserError: the file is damaged, or a newer version wrote it.
+    """
+    try:
+        return from_json(read_json(path))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} was written by another version of this code, or changed ({error}); "
+            "read it with that one"
+        ) from error
 
 
 def write_json(path: Path, payload: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ the time or the chunking of the table in memory reaches the file.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,20 +99,44 @@ def from_parquet(
 ) -> pa.Table:
     """Inverse of `to_parquet`; ``where`` is named in errors.
 
+    A column that is added to a schema is nullable: in a file that was written before, its values
+    are null.
+
     Raises:
         UserError: not Parquet, or another schema.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(payload))
-        found = file.schema_arrow
-        if not found.equals(schema):
-            raise UserError(f"{where} holds columns {found.names}, expected {schema.names}")
+        if misfit := _misfit(file.schema_arrow, schema):
+            raise UserError(f"{where} {misfit}")
         names = schema.names if columns is None else list(columns)
-        # Parquet names the values of a list "element", Arrow "item": the cast keeps the schema's.
+        rows = file.read(columns=names)
         wanted = pa.schema([schema.field(name) for name in names])
-        return file.read(columns=names).select(names).cast(wanted)
+        values = [
+            rows[field.name]
+            if field.name in rows.column_names
+            else pa.nulls(file.metadata.num_rows, field.type)
+            for field in wanted
+        ]
+        # Parquet names the values of a list "element", Arrow "item": the cast keeps the schema's.
+        return pa.table(values, names).cast(wanted)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(_damaged(where)) from error
+
+
+def _misfit(found: pa.Schema, schema: pa.Schema) -> str:
+    """Why a file with the columns ``found`` does not hold rows of ``schema``; "" where it does."""
+    fields = {field.name: field for field in found}
+    if missing := [f.name for f in schema if f.name not in fields and not f.nullable]:
+        return f"lacks the columns {missing}: it has {found.names}"
+    if unknown := sorted((Counter(found.names) - Counter(schema.names)).keys()):
+        return f"was written by a newer version: its columns {unknown} are unknown to this one"
+    for field in schema:
+        here = fields.get(field.name, field)
+        if here.type != field.type or (here.nullable and not field.nullable):
+            nulls = "nulls" if here.nullable else "no nulls"
+            return f"has {here.type} with {nulls} in {field.name}, expected {field.type}"
+    return ""
 
 
 def codes_matrix(table: pa.Table, column: str) -> npt.NDArray[np.int64]:

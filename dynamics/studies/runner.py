@@ -10,7 +10,7 @@ from pathlib import Path
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.storage.files import write_bytes
-from dynamics.storage.run_folder import identity, read_json, write_json
+from dynamics.storage.run_folder import identity, read_json, read_record, write_json
 from dynamics.studies.experiments import StudyPlan, Unit, ready, units
 from dynamics.studies.markdown import to_markdown
 from dynamics.studies.plots import write_figures
@@ -53,7 +53,7 @@ def run_study(
 
 def publish(folder: Path, docs: Path) -> Path:
     """Copy a study's results and figures into ``docs/claims`` and write ``docs/RESULTS.md``."""
-    results = Results.from_json(read_json(folder / RESULTS_FILE))
+    results = read_record(folder / RESULTS_FILE, Results.from_json)
     out = docs / "claims"
     out.mkdir(parents=True, exist_ok=True)
     figures = sorted(folder.glob("*.png"))

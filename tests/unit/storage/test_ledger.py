@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -214,6 +215,43 @@ def test_a_manifest_cannot_point_outside_the_ledger(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"round-01\.json is damaged"):
         ledger.decisions(1)
+
+
+def test_a_newer_version_reads_the_rounds_of_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Newer(Manifest):
+        added: str = "default"
+
+    ledger = Ledger(tmp_path / "ledger")
+    older = commit_round(ledger, make_labels(3))
+    added = pa.field("added", pa.string())
+    monkeypatch.setattr("dynamics.storage.ledger.Manifest", Newer)
+    monkeypatch.setattr("dynamics.storage.ledger.LABEL_SCHEMA", LABEL_SCHEMA.append(added))
+    assert ledger.manifest(1) == Newer(**dict(older))
+    assert ledger.labels(1)["added"].to_pylist() == [None] * 3
+    assert ledger.attempted(1, IDM) == set(make_labels(3)["pair_id"].to_pylist())
+    assert ledger.verify() == []
+
+
+@pytest.mark.parametrize("change", [{"version": 1}, {"version": 3}, {"added": "by a newer one"}])
+def test_a_manifest_of_another_version_is_named_and_not_called_damaged(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    content = commit_round(ledger, make_labels(3)).model_dump(mode="json") | change
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path = ledger.root / "rounds" / "round-01.json"
+    written = json.dumps({**content, "digest": digest}, sort_keys=True, indent=1) + "\n"
+    path.write_text(written)
+    version = content["version"]
+    with pytest.raises(
+        UserError, match=rf"another version .* \(manifest version {version}, here 2"
+    ):
+        ledger.manifest(1)
+    path.write_text(written.replace('"round_id": 1', '"round_id": 2'))
+    with pytest.raises(UserError, match="does not match its digest"):
+        ledger.manifest(1)
 
 
 def test_a_manifest_under_another_name_is_refused(tmp_path: Path) -> None:

@@ -52,6 +52,28 @@ def test_more_rounds_another_port_and_an_accepted_guard_continue_a_run(tmp_path:
         assert folder.config() == more
 
 
+def test_a_report_from_before_a_field_was_added_is_read(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    oldest = {
+        "round_id": 0,
+        "num_labelled": 0,
+        "num_accepted": 0,
+        "reasons": {},
+        "metrics": {"eval/a": {"value": 0.5, "low": 0.4, "high": 0.6, "num_items": 10}},
+        "models": {},
+    }
+    path = folder.round(0) / "report.json"
+    write_json(path, oldest)
+    report = folder.report(0)
+    assert report is not None
+    assert report.metrics == {"eval/a": Estimate(value=0.5, low=0.4, high=0.6, num_items=10)}
+    assert (report.train, report.guards, report.accepted_guards) == ({}, (), ())
+    for other in ({**oldest, "added": 1}, {"round_id": 0}):
+        write_json(path, other)
+        with pytest.raises(UserError, match=r"report\.json was written by another version"):
+            folder.report(0)
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="not empty and holds no run"):

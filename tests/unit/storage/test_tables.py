@@ -95,8 +95,34 @@ def test_missing_files_and_other_schemas_are_named(tmp_path: Path) -> None:
             read()
     write_table(path, make_table(3), SCHEMA)
     other = pa.schema([pa.field("name", pa.string())])
-    with pytest.raises(UserError, match=r"holds columns .* expected \['name'\]"):
+    with pytest.raises(UserError, match=r"newer version: its columns \['codes', 'weights'\]"):
         read_table(path, other)
+
+
+def test_a_file_from_before_a_column_was_added_is_read_with_nulls(tmp_path: Path) -> None:
+    older = write_table(tmp_path / "t.parquet", make_table(3), SCHEMA)
+    note = pa.field("note", pa.string())
+    newer = SCHEMA.insert(1, note)
+    table = read_table(older, newer)
+    assert table.schema.equals(newer)
+    assert table["note"].to_pylist() == [None] * 3
+    assert table.drop_columns(["note"]).equals(make_table(3))
+    assert read_table(older, newer, ["note"])["note"].to_pylist() == [None] * 3
+    with pytest.raises(UserError, match=r"t\.parquet lacks the columns \['note'\]"):
+        read_table(older, SCHEMA.append(note.with_nullable(False)))
+
+
+def test_a_column_of_another_type_or_with_nulls_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    number = pa.schema([pa.field("name", pa.int64(), nullable=False)])
+    write_table(path, pa.table({"name": [1]}), number)
+    text = pa.schema([pa.field("name", pa.string(), nullable=False)])
+    with pytest.raises(UserError, match="has int64 with no nulls in name, expected string"):
+        read_table(path, text)
+    holed = pa.schema([pa.field("name", pa.string())])
+    write_table(path, pa.table({"name": [None]}, holed), holed)
+    with pytest.raises(UserError, match="has string with nulls in name, expected string"):
+        read_table(path, text)
 
 
 def test_a_changed_file_does_not_pass_as_the_old_reference(tmp_path: Path) -> None:
