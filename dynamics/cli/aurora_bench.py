@@ -2,99 +2,56 @@
 
 import json
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from dynamics.cli.parameters import local
+from dynamics.cli.shared import local, named, run_module
 from dynamics.core.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 from dynamics.evaluation.aurora_bench.run import Request, run
-
-RAY_MODULE = "ray_jobs.aurora_bench"
-
 
 # What each option is; they stand apart so that the command itself can be read at a glance.
 _Data = Annotated[
     Path, typer.Option(help="Folder in AURORA's layout: test.json, data/ ...", callback=local)
 ]
-
-
 _Model = Annotated[
     str, typer.Option(help="A run folder, a checkpoint folder, tiny (what ships), or copy.")
 ]
-
-
 _Out = Annotated[
     Path,
     typer.Option(help="Folder of the parts; the same command continues there.", callback=local),
 ]
-
-
 _Round = Annotated[
     int | None, typer.Option("--round", help="Round of a run; default: the last promoted.")
 ]
-
-
-_Family = Annotated[str, typer.Option(help="Family of a bare checkpoint.")]
-
-
+_Family = Annotated[str, named("dynamics.models:FAMILIES", "Family of a bare checkpoint")]
 _Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-
-
 _BestOf = Annotated[
     int, typer.Option(min=1, max=64, help="Candidates, chosen among by the run's verifier.")
 ]
-
-
 _Temperature = Annotated[
     float | None, typer.Option(min=0, help="Default: 0 (greedy), or 1 with --best-of.")
 ]
-
-
 _Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
-
-
 _Clip = Annotated[
     Path | None, typer.Option(help="Local CLIP folder: CLIP-I, CLIP-T ...", callback=local)
 ]
-
-
 _Dino = Annotated[Path | None, typer.Option(help="Local DINO folder.", callback=local)]
-
-
 _Bert = Annotated[
     Path | None, typer.Option(help="Local RoBERTa folder: BERTScore.", callback=local)
 ]
-
-
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
 _JudgeUrl = Annotated[
     str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://host:8000/v1")
 ]
-
-
 _JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there.")]
-
-
 _JudgeKeyEnv = Annotated[str, typer.Option(help="Environment variable that holds the key.")]
-
-
 _JudgeBudget = Annotated[
     int | None, typer.Option(min=0, help="Most calls, retries included; default: no limit.")
 ]
-
-
 _JudgeTimeout = Annotated[float, typer.Option(min=0.1, help="Of one call, in seconds.")]
-
-
 _Workers = Annotated[
     int,
     typer.Option(min=0, help="Ray actors; 0: this process, on a cluster an actor per CPU."),
@@ -152,9 +109,7 @@ def aurora_bench(
         workers=workers,
     )
     if workers or os.environ.get("RAY_ADDRESS"):
-        # The core may not import the cluster's layer; a process of its own also gets the signals.
-        text = json.dumps(asdict(request))
-        os.execv(sys.executable, [sys.executable, "-m", RAY_MODULE, text])
+        run_module("ray_jobs.aurora_bench", [json.dumps(asdict(request))])
     run(request)
 
 

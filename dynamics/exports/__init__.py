@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from dynamics.core.errors import UserError
 from dynamics.exports.folder import new_folder
 
 if TYPE_CHECKING:
@@ -43,12 +42,10 @@ class Format(Protocol):
 def export_run(
     run: "RunFolder", name: str, out: Path, round_id: int | None, progress: "Progress"
 ) -> str:
-    """Write a round of ``run`` into the new folder ``out``; returns a line that says what.
+    """Write a round of ``run`` as format ``name`` into the new folder ``out``; one line says what.
 
     Raises:
-        UserError: unknown format, ``out`` is not empty, no such round, a damaged file, full disk.
+        UserError: ``out`` is not empty, no such round, a damaged file, full disk.
     """
-    if name not in EXPORTS:
-        raise UserError(f"unknown export {name!r}; known: {', '.join(EXPORTS)}")
     with new_folder(out) as folder:
         return cast(Format, import_module(EXPORTS[name])).write(run, round_id, folder, progress)

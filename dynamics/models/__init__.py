@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, cast
 
 from dynamics.core.errors import UserError
 from dynamics.models.family import Family
-from dynamics.models.image_tokenizer import ImageTokenizer
 
 if TYPE_CHECKING:
+    from dynamics.models.image_tokenizer import ImageTokenizer
     from dynamics.models.tokens import Tokens
     from dynamics.models.vlm import UnifiedVLM
 
@@ -17,7 +17,7 @@ FAMILIES: dict[str, str] = {
     "liquid": "dynamics.models.liquid",
     "janus": "dynamics.models.janus",
 }
-"""Family name to module, as import strings so that configuration loads without torch."""
+"""Family name to module, as import strings: commands and configuration load without torch."""
 
 
 def _family(name: str) -> Family:
@@ -31,11 +31,11 @@ def load_model(family: str, base: Path, device: str = "cpu") -> "UnifiedVLM":
     return _family(family).load(base, device)
 
 
-def load_image_tokenizer(family: str, base: Path) -> ImageTokenizer:
+def load_image_tokenizer(family: str, base: Path) -> "ImageTokenizer":
     """The image tokenizer of a checkpoint folder on the CPU, without its language model."""
     return _family(family).load_image_tokenizer(base, "cpu")
 
 
-def load_tokens(family: str, base: Path, images: ImageTokenizer) -> "Tokens":
+def load_tokens(family: str, base: Path, images: "ImageTokenizer") -> "Tokens":
     """The token layouts of a checkpoint folder, without its language model."""
     return _family(family).load_tokens(base, images)

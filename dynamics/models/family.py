@@ -16,9 +16,8 @@ B rows, L codes a frame, H = W = frame pixels, D feature width, T tokens, V voca
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from dynamics.models.image_tokenizer import ImageTokenizer
-
 if TYPE_CHECKING:
+    from dynamics.models.image_tokenizer import ImageTokenizer
     from dynamics.models.tokens import Tokens
     from dynamics.models.vlm import UnifiedVLM
 
@@ -33,14 +32,14 @@ class Family(Protocol):
             UserError: the folder is missing, incomplete, or holds another model.
         """
 
-    def load_image_tokenizer(self, base: Path, device: str) -> ImageTokenizer:
+    def load_image_tokenizer(self, base: Path, device: str) -> "ImageTokenizer":
         """The image tokenizer of a checkpoint folder, without its language model.
 
         Raises:
             UserError: as `load`.
         """
 
-    def load_tokens(self, base: Path, images: ImageTokenizer) -> "Tokens":
+    def load_tokens(self, base: Path, images: "ImageTokenizer") -> "Tokens":
         """The token layouts of a checkpoint folder, without its language model.
 
         Raises:

@@ -1,12 +1,9 @@
 """Frames to codes and back: what every image tokenizer does."""
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
-
-if TYPE_CHECKING:
-    pass
 
 
 @runtime_checkable

@@ -12,9 +12,10 @@ import pytest
 import typer
 
 from dynamics.cli.main import app
-from dynamics.cli.parameters import local
+from dynamics.cli.shared import local
 from dynamics.core.config import REPOSITORY_ROOT
 from dynamics.core.config_file import load
+from dynamics.core.registry import names
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder
 from tests.made_data import write_webdataset
@@ -60,6 +61,18 @@ def test_help_names_every_verb():
         assert verb in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "registry"),
+    [
+        (["ingest"], "dynamics.data.video.sources:SOURCES"),
+        (["export"], "dynamics.exports:EXPORTS"),
+        (["evaluate", "aurora-bench"], "dynamics.models:FAMILIES"),
+    ],
+)
+def test_help_lists_what_a_registry_holds(command, registry):
+    assert ", ".join(names(registry)) in dynamics(*command, "--help").stdout
+
+
 def test_no_argument_shows_the_help():
     assert "Commands" in dynamics().stdout
 
@@ -103,9 +116,10 @@ def test_a_missing_video_folder_is_named(tmp_path):
         (["evaluate", "aurora-bench", "--data", "s3://b", "--model", "tiny"], "--data: s3://b is"),
         (["bootstrap", "--run-dir", "s3://lab/runs"], "run_dir: s3://lab/runs is not a path"),
         (["doctor", "--set", "model.base=hf://some/base"], "model.base: hf://some/base is not"),
+        (["export", "run", "--as", "lerobt", "--out", "out"], "--as: 'lerobt' is unknown; did you"),
     ],
 )
-def test_an_address_where_a_path_belongs_is_one_line(arguments, said):
+def test_an_address_or_a_wrong_name_is_one_line(arguments, said):
     assert_one_line_error(dynamics(*arguments), said)
 
 

@@ -329,7 +329,6 @@ def test_an_empty_folder_may_be_filled(run: RunFolder, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "round_id", "said"),
     [
-        ("csv", None, "unknown export 'csv'; known: aurora, hf"),
         ("hf", 0, "round 0 has no labels"),
         ("hf", 7, "has not finished round 7"),
         ("adapters", -1, "round -1 has no labels"),

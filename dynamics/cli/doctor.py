@@ -1,0 +1,46 @@
+"""``dynamics doctor``: whether this machine can run the loop."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import typer
+
+from dynamics.cli.shared import TABLETOP, Config, Set, console
+from dynamics.core.config_file import load
+
+
+def doctor(
+    config: Config = TABLETOP,
+    overrides: Set = None,
+) -> None:
+    """Check versions, memory, disk and the checkpoint; status 1 when something is missing."""
+    cfg = load(config, overrides or [])
+    problems = []
+    console.print(f"python {platform.python_version()}, {os.cpu_count()} cores")
+    for package in ("torch", "transformers", "peft", "pyarrow", "av", "ray", "mlflow", "deepspeed"):
+        try:
+            console.print(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            console.print(f"{package} is not installed")
+            if package != "deepspeed":  # an extra
+                problems.append(f"{package} is missing: make setup")
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    disk_gb = shutil.disk_usage(Path.cwd()).free / 1e9
+    console.print(f"{memory_gb:.1f} GB memory, {disk_gb:.1f} GB free disk")
+    if memory_gb < 6:
+        problems.append("less than 6 GB of memory: lower label.num_actors and evaluate.num_actors")
+    if disk_gb < 2:
+        problems.append(f"less than 2 GB free in {Path.cwd()}: name another run_dir")
+    base = cfg.base_path()
+    if (base / "config.json").is_file() and list(base.glob("*.safetensors")):
+        console.print(f"checkpoint {base}")
+    else:
+        problems.append(f"no checkpoint in {base}: set model.base, or dynamics pretrain-tiny")
+    for problem in problems:
+        console.print(f"problem: {problem}", markup=False)
+    if problems:
+        raise typer.Exit(1)
+    console.print("all is well")

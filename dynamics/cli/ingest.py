@@ -1,0 +1,51 @@
+"""``dynamics ingest``: videos to frame pairs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynamics.cli.shared import TABLETOP, console, local, named
+from dynamics.core.config import REPOSITORY_ROOT, KeyframeConfig, PoolConfig
+from dynamics.core.config_file import load
+from dynamics.core.console import ProgressView
+
+
+def ingest(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of videos: mp4, avi, webm, mkv.", callback=local)
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.", callback=local)] = Path(
+        "pairs.parquet"
+    ),
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint whose image tokenizer encodes the frames.", callback=local),
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Key frames a clip.")] = 6,
+    spacing: Annotated[int, typer.Option(help="Least distance of key frames, in frames.")] = 20,
+    source: Annotated[str, named("dynamics.data.video.sources:SOURCES", "Layout")] = "folder",
+    max_pairs: Annotated[int | None, typer.Option(help="Stop after so many pairs.")] = None,
+    workers: Annotated[int, typer.Option(help="Decoding processes.")] = 2,
+) -> None:
+    """Turn a folder of videos into frame pairs, and say what was rejected and why."""
+    from dynamics.data.video.ingest import ingest_folder
+    from dynamics.models import load_image_tokenizer
+
+    model = load(TABLETOP).model
+    images = load_image_tokenizer(model.family, base or REPOSITORY_ROOT / model.base)
+    with ProgressView(console) as progress:
+        report = ingest_folder(
+            folder,
+            PoolConfig(path=folder),
+            images,
+            out,
+            keyframes=KeyframeConfig(top_k=top_k, spacing_frames=spacing),
+            source=source,
+            max_pairs=max_pairs,
+            num_workers=workers,
+            progress=lambda done, total, _: progress(done, total, "clips"),
+        )
+    for reason, count in sorted(report.rejects.items()):
+        console.print(f"rejected {count:>7,}  {reason}")
+    console.print(f"{report.num_pairs:,} pairs from {report.num_clips:,} clips in {out}")

@@ -1,0 +1,26 @@
+"""``dynamics report``: the page of a run."""
+
+import sys
+import webbrowser
+from typing import Annotated
+
+import typer
+
+from dynamics.cli.shared import Run, console, open_run
+
+
+def report(
+    run: Run,
+    show: Annotated[
+        bool | None,
+        typer.Option("--open/--no-open", help="Open it in a browser; default: in a terminal only."),
+    ] = None,
+) -> None:
+    """Write RUN/report.html again from the stored results, and open it."""
+    folder = open_run(run)  # before the slow import: a wrong path is told at once
+    from dynamics.report.page import write_page
+
+    page = write_page(folder)
+    console.print(f"report: {page}")
+    if (sys.stdout.isatty() if show is None else show) and not webbrowser.open(page.as_uri()):
+        console.print("no browser was found; open the file by hand")

@@ -1,0 +1,26 @@
+"""``dynamics serve``: a finished run behind HTTP, in a process of its own."""
+
+import json
+
+import typer
+
+from dynamics.cli.shared import TABLETOP, Run, open_run, run_module
+from dynamics.core.errors import UserError
+
+
+def serve(context: typer.Context, run: Run) -> None:
+    """Keep the generator of a finished run's last promoted round up behind HTTP until Ctrl-C.
+
+    Overrides may follow: dynamics serve RUN serve.port=8001
+    """
+    folder = open_run(run)
+    cfg = folder.config()
+    reports = folder.reports(cfg.rounds)
+    # A blocked round is the last one; what was promoted before it is served.
+    if not reports or (reports[-1].promoted and reports[-1].round_id < cfg.rounds):
+        raise UserError(f"{run} has not finished round {cfg.rounds}; bootstrap continues it")
+    tree = cfg.model_dump(mode="json", exclude={"run_dir"})
+    # YAML reads JSON, so every section of the run's own config fits into one override.
+    own = [f"{key}={json.dumps(value)}" for key, value in tree.items()]
+    arguments = ["--config", str(TABLETOP), "--run-dir", str(folder.root), "--serve"]
+    run_module("ray_jobs.bootstrap", [*arguments, *own, *context.args])

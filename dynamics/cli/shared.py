@@ -1,0 +1,76 @@
+"""What the commands share: their parameters, the console, the run folder."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from dynamics.core.config import REPOSITORY_ROOT, on_this_machine
+from dynamics.core.errors import UserError
+from dynamics.core.registry import names, unknown_name
+
+if TYPE_CHECKING:
+    from dynamics.storage.run_folder import RunFolder
+
+TABLETOP = REPOSITORY_ROOT / "configs" / "tabletop.yaml"
+console = Console(soft_wrap=True, highlight=False)
+
+
+def local(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """The ``callback`` of arguments and options that are paths.
+
+    Raises:
+        UserError: the value is an address such as ``s3://lab/runs``.
+    """
+    # A Path has one slash left of the two that were typed.
+    typed = None if value is None else str(value).replace(":/", "://", 1)
+    try:
+        on_this_machine(typed)
+    except ValueError as error:
+        raise UserError(f"{param.opts[0]}: {error}") from error
+    return value
+
+
+def named(registry: str, what: str, *flags: str) -> Any:
+    """An option whose value is a name of a registry: its help lists them, others are refused.
+
+    ``registry`` is an import string of a module that loads quickly, ``flags`` as `typer.Option`.
+    """
+    known = names(registry)
+
+    def check(param: typer.CallbackParam, value: str) -> str:
+        if value not in known:
+            raise UserError(f"{param.opts[0]}: {unknown_name(value, known)}")
+        return value
+
+    return typer.Option(*flags, help=f"{what}: {', '.join(known)}.", callback=check)
+
+
+Run = Annotated[
+    Path, typer.Argument(help="Run folder, e.g. runs/tabletop", metavar="RUN", callback=local)
+]
+Config = Annotated[
+    Path, typer.Option("--config", help="Config file whose world is used.", callback=local)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override of the config, e.g. world.grid=3; may be repeated."),
+]
+
+
+def open_run(run: Path) -> "RunFolder":
+    """The run folder of an argument `Run`."""
+    from dynamics.storage.run_folder import RunFolder
+
+    return RunFolder(run.resolve())
+
+
+def run_module(module: str, arguments: list[str]) -> NoReturn:
+    """Go on as ``python -m module``.
+
+    The core may not import the cluster's layer; a process of its own also gets the signals.
+    """
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
