@@ -70,7 +70,7 @@ class Chosen:
     candidates: tuple[Image.Image, ...] | None
     """All N, where they were asked for."""
     agrees: bool | None
-    """On the tabletop, whether the world's rules give exactly this frame; none = not known."""
+    """Whether the domain's rules give exactly this frame; none = not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class End:
     """One an action."""
     total: float
     agrees: bool | None
-    """On the tabletop, whether the last frame is where the actions lead; none = not known."""
+    """Whether the last frame is where the actions lead; none = not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

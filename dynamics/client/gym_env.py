@@ -62,7 +62,7 @@ class RolloutEnv(gymnasium.Env[Frame, str]):
     ``reset(seed=s)`` equal actions lead to equal frames, as long as the served models are the same.
 
     ``info`` holds, after a reset too: ``action``, ``scores`` (float64 [N], empty where nothing was
-    drawn), ``chosen`` (-1 then), ``agrees`` (whether the tabletop's rules give this frame; none =
+    drawn), ``chosen`` (-1 then), ``agrees`` (whether the domain's rules give this frame; none =
     not known), ``round``, ``refused`` (the service's reason, or none), ``num_refused`` (since the
     reset), ``actions`` (sentences that make sense on the scene that the episode began with) and
     ``frame`` (the observation, for rewards that look at it).

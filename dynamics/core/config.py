@@ -130,13 +130,13 @@ class PoolConfig(Strict):
     """Unlabelled video."""
 
     path: LocalPath | None = None
-    """Folder of videos (mp4, avi, webm, mkv; tar for webdataset); none = film the tabletop."""
+    """Folder of videos (mp4, avi, webm, mkv; tar for webdataset); none = filmed."""
     source: SourceName = "folder"
     """Layout of the folder, and where a clip's class stands (`dynamics.data.video.sources`)."""
     more: tuple[PoolPart, ...] = ()
     """Further folders, e.g. the paper's three sources: ``[{path: k700, source: kinetics700}]``."""
     num_pairs: int = Field(default=12_000, ge=1)
-    """Pairs to film (tabletop), or the most to take from each folder."""
+    """Pairs to film, or the most to take from each folder."""
     keyframes: KeyframeConfig = KeyframeConfig()
     decode_timeout_s: float = Field(default=60.0, gt=0)
     decode_memory_mb: int = Field(default=2048, ge=256)
@@ -145,7 +145,7 @@ class PoolConfig(Strict):
 
     @property
     def parts(self) -> tuple[PoolPart, ...]:
-        """Every folder; none when the tabletop is filmed."""
+        """Every folder; none when the pool is filmed."""
         first = () if self.path is None else (PoolPart(path=self.path, source=self.source),)
         return first + self.more
 
@@ -169,10 +169,10 @@ class PoolConfig(Strict):
 
 
 class LabelledConfig(Strict):
-    """The labelled seed and the held-out set: filmed from the tabletop, or of a real data set."""
+    """The labelled seed and the held-out set: filmed, or of a real data set."""
 
     dataset: DatasetName | None = None
-    """What lies at ``path`` (`dynamics.data.labelled`); none = film the tabletop."""
+    """What lies at ``path`` (`dynamics.data.labelled`); none = filmed."""
     path: LocalPath | None = None
     """Folder of the data set, or one of its manifests."""
     heldout_path: LocalPath | None = None
@@ -492,7 +492,7 @@ class LoopConfig(Strict):
     def _real_seed_has_a_real_pool(self) -> "LoopConfig":
         if self.labelled.dataset is not None and self.pool.path is None:
             raise ValueError(
-                "labelled.dataset needs pool.path: the filmed tabletop is no pool for real pictures"
+                "labelled.dataset needs pool.path: filmed videos are no pool for real pictures"
             )
         return self
 

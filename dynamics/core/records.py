@@ -105,7 +105,7 @@ TRUTH_SCHEMA = pa.schema(
         pa.field("target_state", pa.string(), nullable=False),
     ]
 )
-"""Ground truth of tabletop pairs. Measures results; training never reads it for the pool.
+"""Ground truth of filmed pairs. Measures results; training never reads it for the pool.
 
 Example: ``fb5eab9b..., shove the yellow cross one step left, 4:0,0,0,12,0,5,..., 4:0,0,12,0,...``.
 """

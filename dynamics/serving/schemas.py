@@ -100,7 +100,7 @@ class Choice(Message):
     candidates: list[str] | None = None
     """Base64 PNG each, where they were asked for."""
     agrees: bool | None = None
-    """On the tabletop, whether the world's rules give exactly this frame; none = not known."""
+    """Whether the domain's rules give exactly this frame; none = not known."""
 
 
 class PredictReply(Choice, Provenance):
@@ -139,7 +139,7 @@ class RolloutEnd(Message):
     """Base64 PNG, one an action."""
     total: float
     agrees: bool | None = None
-    """On the tabletop, whether the last frame is where the actions lead; none = not known."""
+    """Whether the last frame is where the actions lead; none = not known."""
 
 
 class ErrorReply(Message):

@@ -4,7 +4,7 @@ import { el, frame, number } from "./dom.js";
 
 const NARROWEST_NATS = 5; // bars of a step span at least this, so that small differences look small
 
-const RULES = "the tabletop's rules, followed from the first picture, lead to";
+const RULES = "the domain's rules, followed from the first picture, lead to";
 
 /** ✓ or ✗ with words, or nothing where nobody knows; `before` is the verdict on the step before. */
 function mark(agrees, before = true) {
