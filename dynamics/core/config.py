@@ -36,6 +36,7 @@ GuardName = Annotated[str, NameIn("dynamics.evaluation.guards.rules:GUARDS")]
 DatasetName = Annotated[str, NameIn("dynamics.data.labelled:DATASETS")]
 SourceName = Annotated[str, NameIn("dynamics.data.video.sources:SOURCES")]
 DomainName = Annotated[str, NameIn("dynamics.core.domain:DOMAINS")]
+ObjectiveName = Annotated[str, NameIn("dynamics.training.objectives:OBJECTIVES")]
 FamilyName = Annotated[str, NameIn("dynamics.models:FAMILIES")]
 Device = Literal["cpu", "cuda"]
 
@@ -295,6 +296,8 @@ class TrainConfig(Strict):
     method: Literal["lora", "full"] = "lora"
     """peft LoRA, or all weights of the language model: a checkpoint per task instead of an adapter,
     which wants a lower learning rate."""
+    objective: ObjectiveName = "nll"
+    """What a step descends; nll = cross-entropy of the answer's tokens."""
     strategy: Literal["ddp", "fsdp2", "deepspeed_zero2"] = "ddp"
     """How the workers of a task share it: a copy of the model each, weights and optimizer state
     split layer by layer (`fully_shard`), or gradients and optimizer state split (an extra)."""

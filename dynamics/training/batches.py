@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dynamics.core.config import TrainConfig
@@ -14,7 +13,8 @@ from dynamics.core.seeds import numpy_rng
 from dynamics.models.tokens import Rows
 from dynamics.models.vlm import UnifiedVLM
 from dynamics.storage.tables import codes_matrix, read_table
-from dynamics.training.loss import Task, recognition_weights
+from dynamics.training.loss import Task
+from dynamics.training.objectives import Objective
 
 FitTask = Task | Literal["joint"]
 """What one fit learns. "joint": both tasks in one adapter, in turn, so that ``steps`` of it are
@@ -42,16 +42,12 @@ class FitJob:
 
 
 class Batches:
-    """Transitions in memory as codes and sentences; batch ``step`` is a pure function of seeds."""
+    """Transitions in memory; batch ``step`` is a pure function of seeds."""
 
-    def __init__(self, job: FitJob, model: UnifiedVLM) -> None:
-        table = read_table(job.transitions, TRANSITION_SCHEMA)
-        self._job, self._tokens = job, model.tokens
-        self._source = codes_matrix(table, "source_codes")
-        self._target = codes_matrix(table, "target_codes")
-        self._recognition = np.array(table.column("recognition").to_pylist(), dtype=np.float32)
-        self._actions: list[str] = table.column("action").to_pylist()
-        is_seed = np.array([origin == "seed" for origin in table.column("origin").to_pylist()])
+    def __init__(self, job: FitJob, model: UnifiedVLM, objective: Objective) -> None:
+        self._table = read_table(job.transitions, TRANSITION_SCHEMA).combine_chunks()
+        self._job, self._tokens, self._objective = job, model.tokens, objective
+        is_seed = np.array([origin == "seed" for origin in self._table["origin"].to_pylist()])
         self._seed_rows, self._new_rows = np.flatnonzero(is_seed), np.flatnonzero(~is_seed)
 
     def rows_of(self, step: int) -> np.ndarray:
@@ -72,13 +68,13 @@ class Batches:
         return self._job.task
 
     def batch(self, step: int) -> tuple[Rows, Tensor | None]:
-        """Token rows and, for the FDP with recognition weights, the weight of every scored code."""
-        rows = self.rows_of(step)
-        actions = [self._actions[row] for row in rows]
-        if self.task_of(step) == "idm":
-            return self._tokens.idm_rows(self._source[rows], self._target[rows], actions), None
-        share = self._job.train.recognition_weight
-        weights = (
-            recognition_weights(torch.from_numpy(self._recognition[rows]), share) if share else None
+        """Token rows and what the objective weighs them by, see `Objective.weights`."""
+        batch, task = self._table.take(self.rows_of(step)), self.task_of(step)
+        source, target = (codes_matrix(batch, name) for name in ("source_codes", "target_codes"))
+        actions = batch["action"].to_pylist()
+        rows = (
+            self._tokens.idm_rows(source, target, actions)
+            if task == "idm"
+            else self._tokens.fdp_rows(source, actions, target)
         )
-        return self._tokens.fdp_rows(self._source[rows], actions, self._target[rows]), weights
+        return rows, self._objective.weights(batch, rows, task, self._job.train)

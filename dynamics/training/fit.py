@@ -28,6 +28,7 @@ from dynamics.training.checkpoints import (
     state_tensors,
 )
 from dynamics.training.loss import RowLoss
+from dynamics.training.objectives import objective
 from dynamics.training.sharding import whole_state
 from dynamics.training.trainable import trainable_model, trainable_parameters
 
@@ -86,10 +87,11 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
     )
     checkpoints = Checkpoints(job.checkpoint_dir)
     start, recent = resume(checkpoints, network, optimizer)
-    loss = RowLoss(model)
+    learns = objective(job.train.objective)
+    loss = RowLoss(model, learns)
     _lower_frozen(job, network)
     engine = context.make_engine(loss, optimizer)
-    batches = Batches(job, model)
+    batches = Batches(job, model, learns)
     for step in range(start, job.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(job.train, step, job.steps)
@@ -121,13 +123,13 @@ def _step(
     device: torch.device,
 ) -> float:
     """One optimizer step; returns the loss per scored token of this worker's rows."""
-    rows, weights_BL = batches.batch(step)
+    rows, weights_BT = batches.batch(step)
     task = batches.task_of(step)
     total = int((rows.labels != IGNORE).sum())
-    parts = list(_micro_batches(rows, weights_BL, context, job.train.micro_batch_rows))
+    parts = list(_micro_batches(rows, weights_BT, context, job.train.micro_batch_rows))
     taken = 0.0
-    for number, (part, weights_bL) in enumerate(parts, start=1):
-        weights = None if weights_bL is None else weights_bL.flatten().to(device)
+    for number, (part, weights_bT) in enumerate(parts, start=1):
+        weights = None if weights_bT is None else weights_bT.to(device)
         with nullcontext() if number == len(parts) else engine.unsynced():
             loss = engine.module(part.ids.to(device), part.labels.to(device), weights, task)
             # The workers' gradients are averaged: times world_size makes that the sum over the
@@ -140,10 +142,10 @@ def _step(
 
 
 def _micro_batches(
-    rows: Rows, weights_BL: Tensor | None, context: WorkerContext, most: int | None
+    rows: Rows, weights_BT: Tensor | None, context: WorkerContext, most: int | None
 ) -> Iterator[tuple[Rows, Tensor | None]]:
     """This worker's rows of a batch, at most ``most`` at a time."""
     mine = torch.arange(context.rank, len(rows.ids), context.world_size)
     for part in torch.split(mine, most or len(mine)):
-        weights = None if weights_BL is None else weights_BL[part]
+        weights = None if weights_BT is None else weights_BT[part]
         yield Rows(rows.ids[part], rows.labels[part]), weights

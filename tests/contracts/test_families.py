@@ -24,6 +24,7 @@ from dynamics.storage.tables import write_table
 from dynamics.training.batches import FitJob
 from dynamics.training.fit import fit_adapter
 from dynamics.training.loss import RowLoss, Task
+from dynamics.training.objectives import objective
 from dynamics.training.trainable import trainable_model
 from tests.contracts.checkpoints import CASES, Case
 
@@ -220,7 +221,7 @@ def test_one_step_on_an_adapter_lowers_the_loss(built: Built, job: FitJob, task:
     model = trainable_model(replace(job, task=task))
     trainable = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
     assert not [name for name in trainable if "vqmodel" in name or "vision_model" in name]
-    loss = RowLoss(model).eval()
+    loss = RowLoss(model, objective("nll")).eval()
     arguments = built.codes(), ACTIONS, built.codes(seed=1)
     tokens = model.tokens
     rows = (
@@ -246,7 +247,7 @@ def test_what_draws_and_what_writes_is_trained(built: Built, job: FitJob, task: 
         if task == "fdp"
         else model.tokens.idm_rows(arguments[0], arguments[2], ACTIONS)
     )
-    RowLoss(model)(rows.ids, rows.labels, None, task).backward()
+    RowLoss(model, objective("nll"))(rows.ids, rows.labels, None, task).backward()
     trained = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
     unused = [name for name, p in trained.items() if p.grad is None]
     assert not unused or model.heads_apart

@@ -23,6 +23,7 @@ from dynamics.models import load_image_tokenizer, load_model
 from dynamics.models.convert_vqgan import convert_vqgan
 from dynamics.models.image_tokenizers.fsq import to_pixels
 from dynamics.training.loss import RowLoss
+from dynamics.training.objectives import objective
 from tests.contracts.checkpoints import (
     CASES,
     LANGUAGE,
@@ -179,4 +180,4 @@ def test_a_checkpoint_in_half_precision_stays_so_and_works(tmp_path: Path, name:
     assert np.isfinite(drawn.logprobs).all()
     assert InverseDynamics(half, "").action_logprobs(codes, codes, action) < 0
     rows = half.tokens.fdp_rows(codes, action, codes)
-    assert torch.isfinite(RowLoss(half)(rows.ids, rows.labels, None, "fdp"))
+    assert torch.isfinite(RowLoss(half, objective("nll"))(rows.ids, rows.labels, None, "fdp"))

@@ -30,6 +30,7 @@ from dynamics.storage.run_folder import RunFolder
 from dynamics.training.batches import FitJob
 from dynamics.training.fit import fit_adapter
 from dynamics.training.loss import RowLoss, Task
+from dynamics.training.objectives import objective
 from dynamics.training.trainable import adapter_config, trainable_model
 from tests.runs import LocalRun
 from tests.unit.training.test_fit import transitions
@@ -252,7 +253,7 @@ def test_activations_are_what_autograd_keeps(task: Task, override: str) -> None:
         else model.tokens.fdp_rows(codes[0], actions, codes[1])
     )
     assert rows.ids.shape == (48, plan.tokens_per_row)
-    loss = RowLoss(model)
+    loss = RowLoss(model, objective("nll"))
     weights = {p.untyped_storage().data_ptr() for p in model.network.parameters()}
     kept: dict[int, int] = {}
 

@@ -1,25 +1,29 @@
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dynamics.core.config import LoraConfig, ModelConfig, TrainConfig
 from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.models.chameleon import load_network
-from dynamics.models.tokens import IGNORE
+from dynamics.models.tokens import IGNORE, Rows
 from dynamics.storage.files import checkpoint_digest
 from dynamics.storage.tables import write_table
 from dynamics.training.backend import PlainEngine
 from dynamics.training.batches import Batches, FitJob
 from dynamics.training.fit import WorkerContext, fit_adapter, learning_rate
-from dynamics.training.loss import recognition_weights
+from dynamics.training.objectives import OBJECTIVES, objective
+from dynamics.training.objectives.nll import recognition_weights
 from dynamics.training.trainable import trainable_model
 
 TRAIN = TrainConfig(batch_size=6, checkpoint_every=4, warmup_steps=2, lora=LoraConfig(r=4, alpha=8))
@@ -206,7 +210,7 @@ def test_a_killed_full_fit_resumes_to_the_same_weights(job: FitJob, tmp_path: Pa
 
 def test_a_joint_fit_takes_both_tasks_in_turn(job: FitJob) -> None:
     joint = replace(job, task="joint")
-    batches = Batches(joint, trainable_model(joint))
+    batches = Batches(joint, trainable_model(joint), objective("nll"))
     assert [batches.task_of(step) for step in range(4)] == ["idm", "fdp", "idm", "fdp"]
     lengths = [int((batches.batch(step)[0].labels != IGNORE).sum()) for step in range(2)]
     assert lengths[1] == TRAIN.batch_size * 9  # every code of every frame
@@ -221,6 +225,7 @@ def test_batches_hold_the_asked_share_of_true_seed(job: FitJob) -> None:
     batches = Batches(
         replace(job, train=TRAIN.model_copy(update={"seed_fraction": 0.5})),
         load_model("chameleon", job.base),
+        objective("nll"),
     )
     rows = batches.rows_of(0)
     assert (rows < 12).sum() == 3
@@ -238,6 +243,30 @@ def test_recognition_weights_have_mean_one_and_share_zero_is_uniform() -> None:
     weights = recognition_weights(recognition[:1], 1.0)
     assert torch.allclose(weights, torch.tensor([[0.0, 0.75, 2.25]]))
     assert (recognition_weights(recognition, 0.0) == 1).all()
+
+
+def test_an_objective_is_one_module_and_one_line(
+    job: FitJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seed_only(batch: pa.Table, rows: Rows, task: str, train: TrainConfig) -> Tensor:
+        counts = torch.tensor([origin == "seed" for origin in batch["origin"].to_pylist()])
+        return counts[:, None].expand(rows.labels.shape).float()
+
+    module = ModuleType("seed_only")
+    vars(module).update(weights=seed_only, losses=objective("nll").losses)
+    monkeypatch.setitem(sys.modules, "seed_only", module)
+    monkeypatch.setitem(OBJECTIVES, "seed_only", "seed_only")
+    settings = TRAIN.model_dump() | {"objective": "seed_only", "batch_size": 12}
+    for task in ("idm", "fdp"):
+        losses = []
+        for share in (0.0, 0.5):
+            train = TrainConfig.model_validate(settings | {"seed_fraction": share})
+            out = tmp_path / f"{task}-{share}"
+            one = replace(job, task=task, train=train, steps=1, out=out)
+            losses.append(fit_adapter(one).loss)
+        assert losses[0] == 0 < losses[1]
+    with pytest.raises(ValidationError, match="'nlll' is unknown; did you mean nll"):
+        TrainConfig(objective="nlll")
 
 
 def test_learning_rate_warms_up_and_ends_near_zero() -> None:
