@@ -38,6 +38,7 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import with_overrides
 from dynamics.core.domain import load_domain
 from dynamics.inference.load import load_pair
+from dynamics.inference.sampling import SamplingParams
 from dynamics.serving.images import to_base64
 from dynamics.serving.model_registry import models_of, promoted_rounds
 from dynamics.serving.model_worker import Draw, RoundEngine
@@ -47,6 +48,7 @@ from ray_jobs import runtime
 from ray_jobs.serving import serve
 
 N = 8
+SAMPLING = SamplingParams(num_samples=N, temperature=1.0)
 ONE_PROCESS = "serve.ingress_replicas=0"
 """HTTP and models in one replica: the default."""
 TWO_PROCESSES = "serve.ingress_replicas=1"
@@ -98,7 +100,7 @@ class Bench:
 
     def draw(self, requests: Sequence[PredictRequest]) -> list[np.ndarray]:
         """What the engine makes of requests, frames and all, without the service."""
-        return self.engine.draw([self._draw(r) for r in requests], num_samples=N, temperature=1.0)
+        return self.engine.draw([self._draw(r) for r in requests], SAMPLING)
 
     def _draw(self, request: PredictRequest) -> Draw:
         frame = np.array(Image.open(io.BytesIO(base64.b64decode(request.image))))

@@ -4,15 +4,15 @@ The codes of a frame are the cells of its scene: every frame can be written down
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from dynamics.core.config import WorldConfig
 from dynamics.core.records import TRANSITION_SCHEMA, TRUTH_SCHEMA
-from dynamics.inference.fdp import Candidates
+from dynamics.inference.decoder import Candidates
 from dynamics.inference.idm import Caption
+from dynamics.inference.sampling import SamplingParams
 from dynamics.tabletop.language import parse, say
 from dynamics.tabletop.oracle import read_cells
 from dynamics.tabletop.render import render_cells
@@ -40,11 +40,6 @@ class CellTokenizer:
 
     def features(self, frames_BHW3: np.ndarray) -> np.ndarray:
         return self.encode(frames_BHW3)[..., None].astype(np.float32)
-
-
-@dataclass
-class FakeVLM:
-    images: CellTokenizer
 
 
 def scene(codes_L: Sequence[int]) -> Scene:
@@ -91,7 +86,7 @@ class ScriptedFDP:
     """Draws the right frame with probability ``skill``, else a copy; greedy: right if ``sure``."""
 
     def __init__(self, skill: float = 0.5, sure: Callable[[str], bool] = lambda action: True):
-        self.model = FakeVLM(CellTokenizer())
+        self.images = CellTokenizer()
         self.skill = skill
         self.sure = sure
 
@@ -99,16 +94,15 @@ class ScriptedFDP:
         self,
         source_BL: np.ndarray,
         actions: Sequence[str],
+        sampling: SamplingParams,
         *,
-        num_samples: int,
-        temperature: float,
-        seeds: Sequence[int],
+        seeds: Sequence[int] = (),
     ) -> Candidates:
-        assert temperature > 0 or num_samples == 1
-        codes = np.repeat(np.asarray(source_BL)[:, None], num_samples, axis=1)
-        for row, (source, action, seed) in enumerate(zip(source_BL, actions, seeds, strict=True)):
-            luck = np.random.default_rng(seed).random(num_samples) < self.skill
-            right = luck if temperature else np.array([self.sure(action)])
+        codes = np.repeat(np.asarray(source_BL)[:, None], sampling.num_samples, axis=1)
+        for row, (source, action) in enumerate(zip(source_BL, actions, strict=True)):
+            right = np.array([self.sure(action)])
+            if sampling.temperature:
+                right = np.random.default_rng(seeds[row]).random(len(codes[row])) < self.skill
             codes[row, right] = perform(source, action) or source
         return Candidates(codes=codes, logprobs=np.full(codes.shape[:2], -3.0))
 

@@ -38,6 +38,7 @@ SourceName = Annotated[str, NameIn("dynamics.data.video.sources:SOURCES")]
 DomainName = Annotated[str, NameIn("dynamics.core.domain:DOMAINS")]
 ObjectiveName = Annotated[str, NameIn("dynamics.training.objectives:OBJECTIVES")]
 FamilyName = Annotated[str, NameIn("dynamics.models:FAMILIES")]
+DecoderName = Annotated[str, NameIn("dynamics.inference.decoder:DECODERS")]
 Device = Literal["cpu", "cuda"]
 
 
@@ -222,6 +223,8 @@ class ModelConfig(Strict):
     merge_adapters: bool = True
     """Label, verify and generate with each adapter merged into a base of its own: 1.6 times faster
     on a CPU. False keeps both adapters on one base, half the memory, for large models."""
+    decoder: DecoderName = "dynamic_cache"
+    """Engine that samples and scores (`dynamics.inference.decoder`)."""
 
 
 class LabelConfig(Strict):

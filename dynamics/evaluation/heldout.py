@@ -17,8 +17,10 @@ from dynamics.core.domain import Domain, load_domain, same_action
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.state_reader import StateReader
 from dynamics.inference.best_of_n import gather_evidence
-from dynamics.inference.fdp import Candidates, ForwardDynamics
+from dynamics.inference.decoder import Candidates
+from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
+from dynamics.inference.sampling import GREEDY, SamplingParams
 from dynamics.inference.verifiers import VERIFIERS, Codes, choose
 from dynamics.storage.tables import codes_matrix
 
@@ -107,7 +109,7 @@ def evaluate_items(
     schema = items_schema(cfg.evaluate.best_of)
     states = _states(truth)
     domain = load_domain(cfg)
-    reader = StateReader(fdp.model.images, domain)
+    reader = StateReader(fdp.images, domain)
     parts, order = [schema.empty_table()], [np.zeros(0, dtype=np.intp)]
     for rows, best_of in _batches(flags, cfg):
         pairs = _pairs(heldout.take(rows), states, cfg.seed, round_id)
@@ -178,18 +180,13 @@ def _judge_fdp(
     cfg: LoopConfig,
     best_of: tuple[int, ...],
 ) -> Columns:
-    greedy_BL = fdp.generate(
-        pairs.source, pairs.actions, num_samples=1, temperature=0.0, seeds=pairs.seeds
-    ).codes[:, 0]
+    greedy_BL = fdp.generate(pairs.source, pairs.actions, GREEDY).codes[:, 0]
     # Sampled once with the largest N: its first candidate is the plain sample, its first n the
     # candidates of best of n.
-    drawn = fdp.generate(
-        pairs.source,
-        pairs.actions,
-        num_samples=max(best_of, default=1),
-        temperature=cfg.evaluate.temperature,
-        seeds=pairs.seeds,
+    sampling = SamplingParams(
+        num_samples=max(best_of, default=1), temperature=cfg.evaluate.temperature
     )
+    drawn = fdp.generate(pairs.source, pairs.actions, sampling, seeds=pairs.seeds)
     columns: Columns = {
         "greedy_codes": list(greedy_BL),
         "fdp_greedy_success": reader.shows(greedy_BL, pairs.target_states),

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamics.core.config import VerifierName
-from dynamics.inference.fdp import Candidates, ForwardDynamics
+from dynamics.inference.decoder import Candidates
+from dynamics.inference.fdp import ForwardDynamics
+from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.verifiers import VERIFIERS, Codes, Evidence, Scores, choose
 
 
@@ -60,33 +62,35 @@ def gather_evidence(
     return Evidence(action=scores[:, :-1], action_of_copy=scores[:, -1], frame=candidates.logprobs)
 
 
+def choose_best(candidates: Candidates, evidence: Evidence, verifier: VerifierName) -> Prediction:
+    """The verifier's favourites among the candidates."""
+    scores_BN = VERIFIERS[verifier](evidence)
+    chosen_B = choose(scores_BN)
+    best_BL = candidates.codes[np.arange(len(chosen_B)), chosen_B]
+    return Prediction(best=best_BL, chosen=chosen_B, scores=scores_BN, candidates=candidates)
+
+
 def best_of_n(
     source_BL: Codes,
     actions: Sequence[str],
     inverse: ActionScorer,
     forward: ForwardDynamics,
+    sampling: SamplingParams,
     *,
     verifier: VerifierName,
-    num_samples: int,
-    temperature: float,
     seeds: Sequence[int],
 ) -> Prediction:
-    """Sample ``num_samples`` next frames per source and keep the verifier's favourite.
+    """Sample ``sampling.num_samples`` next frames per source and keep the verifier's favourite.
 
     Args:
         source_BL: codes of the current frames.
         actions: B action sentences.
         inverse: the IDM that verifies.
         forward: the FDP that generates.
+        sampling: with one sample the result is plain sampling.
         verifier: a key of `VERIFIERS`.
-        num_samples: N; with 1 the result is plain sampling.
-        temperature: of sampling, > 0 (0 = greedy, then N must be 1).
         seeds: one per source; a source's candidates depend on nothing else.
     """
-    candidates = forward.generate(
-        source_BL, actions, num_samples=num_samples, temperature=temperature, seeds=seeds
-    )
-    scores_BN = VERIFIERS[verifier](gather_evidence(source_BL, actions, candidates, inverse))
-    chosen_B = choose(scores_BN)
-    best_BL = candidates.codes[np.arange(len(chosen_B)), chosen_B]
-    return Prediction(best=best_BL, chosen=chosen_B, scores=scores_BN, candidates=candidates)
+    candidates = forward.generate(source_BL, actions, sampling, seeds=seeds)
+    evidence = gather_evidence(source_BL, actions, candidates, inverse)
+    return choose_best(candidates, evidence, verifier)

@@ -1,41 +1,33 @@
-"""Batched decoding with a key-value cache: greedy text, and N image samples from one prefill.
+"""Batched decoding with a key-value cache: N samples share the prefill of their prompt.
 
-B prompts, N samples a prompt, L codes a frame, T positions, K codes in the codebook.
+B prompts, N samples a prompt, R = B * N rows, L codes a frame, T positions, V tokens or codes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from dynamics.models.vlm import UnifiedVLM
+from dynamics.inference.decoder import Candidates, DecodedText
+from dynamics.inference.sampling import SamplingParams
+from dynamics.models.tokens import IGNORE
+from dynamics.models.vlm import AdapterName, UnifiedVLM
 
 _LEAVE_BELOW = 0.75
 """Share of a batch's sentences that are unfinished."""
 
+TEXT_BATCH = 256
+"""Sampled sentences per forward: keeps the cache small whatever batch a caller passes."""
+
+CODES_BATCH = 512
+"""Sampled frames per forward: bounds cache and sampling noise whatever batch a caller passes."""
+
 SCORE_BATCH = 64
 """Rows per forward when given rows are only scored: what fits a core's own cache is up to twice as
 fast as 512 rows, and a large model keeps its GPU busy with as many."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedText:
-    """Generated ids and their natural-log probabilities, end token included when it came."""
-
-    ids: list[int]
-    logprobs: list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedCodes:
-    """Generated image codes."""
-
-    codes: Tensor
-    """int64 [B, N, L]."""
-    logprobs: Tensor
-    """float64 [B, N]: sum of natural-log probabilities of the codes at temperature 1."""
 
 
 def gumbel_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -52,92 +44,162 @@ def gumbel_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.stack(rows)
 
 
-@torch.inference_mode()
-def decode_text(
-    model: UnifiedVLM,
-    prompt_BT: Tensor,
-    *,
-    max_tokens: int,
-    num_samples: int = 1,
-    temperature: float = 0.0,
-    seeds: Sequence[int] | None = None,
-    greedy_first: bool = False,
-) -> list[DecodedText]:
-    """Decode up to ``max_tokens`` text tokens, ``num_samples`` times a prompt, from one prefill.
+class _Picker:
+    """Takes the next token of every row: the place where sampling options act.
 
-    Temperature 0 is greedy, else ``seeds`` holds one seed per prompt and sample, samples of a
-    prompt side by side, as in the result; with ``greedy_first`` the first sample of every prompt
-    is the greedy one. Image codes cannot come out: their logits are left out.
-    Log-probabilities are those of temperature 1 over the remaining vocabulary.
+    Args:
+        sampling: How to draw.
+        noise_RTV: Gumbel noise of every row and step; none = greedy.
     """
-    cache = DynamicCache()
-    hidden = model.hidden(prompt_BT, cache)[:, -1:].repeat_interleave(num_samples, 0)
-    cache.batch_repeat_interleave(num_samples)
-    noise = None
-    if temperature > 0:
-        vocabulary = model.logits(hidden[:1]).shape[-1]
-        noise = gumbel_noise(seeds or [], (max_tokens, vocabulary)).to(model.device)
-        if greedy_first:
-            noise[::num_samples] = 0
-    rows: list[DecodedText] = [DecodedText([], []) for _ in range(len(hidden))]
-    live = torch.arange(len(rows), device=model.device)  # rows that the batch still holds
-    for step in range(max_tokens):
-        logits = model.logits(hidden)[:, 0].float()
-        logits[:, model.image_ids] = -torch.inf
-        logp = logits.log_softmax(-1)
-        pick = logp if noise is None else logp / temperature + noise[live, step]
-        chosen = pick.argmax(-1)
-        values = logp.gather(-1, chosen[:, None])[:, 0].tolist()
-        for row, token, value in zip(live.tolist(), chosen.tolist(), values, strict=True):
-            ids = rows[row].ids
-            if not ids or ids[-1] != model.tokens.eos:
-                ids.append(token)
-                rows[row].logprobs.append(value)
-        open_rows = torch.tensor([rows[row].ids[-1] != model.tokens.eos for row in live.tolist()])
-        if not open_rows.any() or step == max_tokens - 1:
-            break
-        # Short sentences leave the batch, in large enough groups to pay for moving the cache.
-        if open_rows.float().mean() < _LEAVE_BELOW:
-            keep = open_rows.nonzero()[:, 0].to(model.device)
-            cache.batch_select_indices(keep)
-            live, chosen = live[keep], chosen[keep]
-        hidden = model.hidden(chosen[:, None], cache)
-    return rows
+
+    def __init__(self, sampling: SamplingParams, noise_RTV: Tensor | None) -> None:
+        self._temperature = sampling.temperature
+        self._noise_RTV = noise_RTV
+        if noise_RTV is not None and sampling.greedy_first:
+            noise_RTV[:: sampling.num_samples] = 0
+
+    def pick(self, logp_RV: Tensor, step: int, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Chosen index of each of the ``rows`` and its log-probability, both [R]."""
+        scores_RV = logp_RV
+        if self._noise_RTV is not None:
+            scores_RV = logp_RV / self._temperature + self._noise_RTV[rows, step]
+        chosen_R = scores_RV.argmax(-1)
+        return chosen_R, logp_RV.gather(-1, chosen_R[:, None])[:, 0]
 
 
-@torch.inference_mode()
-def decode_codes(
-    model: UnifiedVLM,
-    prompt_BT: Tensor,
-    *,
-    num_samples: int,
-    temperature: float,
-    seeds: Sequence[int] | None = None,
-) -> DecodedCodes:
-    """Decode L image codes, ``num_samples`` times a prompt, from one prefill.
+class DynamicCacheDecoder:
+    """`Decoder` in this process: batched forwards over a cache that grows a step at a time."""
 
-    Temperature 0 is greedy. Only the image rows of the head are computed, so the distribution is
-    the one renormalised over codes, as in training.
-    """
-    num_prompts, length = len(prompt_BT), model.tokens.num_image_tokens
-    cache = DynamicCache()
-    hidden = model.hidden(prompt_BT, cache)[:, -1:].repeat_interleave(num_samples, 0)
-    cache.batch_repeat_interleave(num_samples)
-    noise = None
-    if temperature > 0:
-        shape = (num_samples, length, model.images.num_codes)
-        noise = gumbel_noise(seeds or [], shape).flatten(0, 1).to(model.device)
-    codes = torch.empty(num_prompts * num_samples, length, dtype=torch.int64)
-    total = torch.zeros(num_prompts * num_samples, dtype=torch.float64)
-    for position in range(length):
-        logp = model.image_logits(hidden)[:, 0].float().log_softmax(-1)
-        pick = logp if noise is None else logp / temperature + noise[:, position]
-        chosen = pick.argmax(-1)
-        codes[:, position] = chosen.cpu()
-        total += logp.gather(-1, chosen[:, None])[:, 0].double().cpu()
-        if position < length - 1:
-            hidden = model.hidden(model.image_ids[chosen][:, None], cache)
-    return DecodedCodes(
-        codes.reshape(num_prompts, num_samples, length),
-        total.reshape(num_prompts, num_samples),
-    )
+    def __init__(self, model: UnifiedVLM, adapter: AdapterName) -> None:
+        self._model = model
+        self._adapter = adapter
+        self.tokens = model.tokens
+        self.images = model.images
+
+    @torch.inference_mode()
+    def sample_text(
+        self, prompt_BT: Tensor, sampling: SamplingParams, seeds: Sequence[int]
+    ) -> list[list[DecodedText]]:
+        """As `Decoder.sample_text`."""
+        self._model.use(self._adapter)
+        num = sampling.num_samples
+        rows: list[DecodedText] = []
+        for part in _parts(len(prompt_BT), TEXT_BATCH // num):
+            rows += self._sample_text(prompt_BT[part], sampling, seeds[part])
+        return [rows[start : start + num] for start in range(0, len(rows), num)]
+
+    def _sample_text(
+        self, prompt_BT: Tensor, sampling: SamplingParams, seeds: Sequence[int]
+    ) -> list[DecodedText]:
+        model, num = self._model, sampling.num_samples
+        limit = self.tokens.prompts.action_tokens + 1
+        max_tokens = min(sampling.max_tokens or limit, limit)
+        hidden, cache = self._prefill(prompt_BT, num)
+        noise_RTV = None
+        if sampling.temperature > 0:
+            shape = (max_tokens, model.logits(hidden[:1]).shape[-1])
+            own_seeds = [seed + sample for seed in seeds for sample in range(num)]
+            noise_RTV = gumbel_noise(own_seeds, shape).to(model.device)
+        picker = _Picker(sampling, noise_RTV)
+        rows: list[DecodedText] = [DecodedText([], []) for _ in range(len(hidden))]
+        live = torch.arange(len(rows), device=model.device)  # rows that the batch still holds
+        for step in range(max_tokens):
+            logits = model.logits(hidden)[:, 0].float()
+            logits[:, model.image_ids] = -torch.inf
+            chosen, logp = picker.pick(logits.log_softmax(-1), step, live)
+            for row, token, value in zip(
+                live.tolist(), chosen.tolist(), logp.tolist(), strict=True
+            ):
+                ids = rows[row].ids
+                if not ids or ids[-1] != self.tokens.eos:
+                    ids.append(token)
+                    rows[row].logprobs.append(value)
+            unfinished = [rows[row].ids[-1] != self.tokens.eos for row in live.tolist()]
+            if not any(unfinished) or step == max_tokens - 1:
+                break
+            # Short sentences leave the batch, in large enough groups to pay for moving the cache.
+            if sum(unfinished) / len(unfinished) < _LEAVE_BELOW:
+                keep = torch.tensor(unfinished).nonzero()[:, 0].to(model.device)
+                cache.batch_select_indices(keep)
+                live, chosen = live[keep], chosen[keep]
+            hidden = model.hidden(chosen[:, None], cache)
+        return rows
+
+    @torch.inference_mode()
+    def sample_codes(
+        self, prompt_BT: Tensor, sampling: SamplingParams, seeds: Sequence[int]
+    ) -> Candidates:
+        """As `Decoder.sample_codes`. Only the image rows of the head are computed."""
+        self._model.use(self._adapter)
+        parts = [
+            self._sample_codes(prompt_BT[part], sampling, seeds[part])
+            for part in _parts(len(prompt_BT), CODES_BATCH // sampling.num_samples)
+        ]
+        return Candidates(
+            np.concatenate([part.codes for part in parts]),
+            np.concatenate([part.logprobs for part in parts]),
+        )
+
+    def _sample_codes(
+        self, prompt_BT: Tensor, sampling: SamplingParams, seeds: Sequence[int]
+    ) -> Candidates:
+        model, length = self._model, self.tokens.num_image_tokens
+        hidden, cache = self._prefill(prompt_BT, sampling.num_samples)
+        noise_RTV = None
+        if sampling.temperature > 0:
+            shape = (sampling.num_samples, length, model.images.num_codes)
+            noise_RTV = gumbel_noise(seeds, shape).flatten(0, 1).to(model.device)
+        picker = _Picker(sampling, noise_RTV)
+        codes = torch.empty(len(hidden), length, dtype=torch.int64)
+        total = torch.zeros(len(hidden), dtype=torch.float64)
+        for position in range(length):
+            logits = model.image_logits(hidden)[:, 0].float()
+            chosen, logp = picker.pick(logits.log_softmax(-1), position, slice(None))
+            codes[:, position] = chosen.cpu()
+            total += logp.double().cpu()
+            if position < length - 1:
+                hidden = model.hidden(model.image_ids[chosen][:, None], cache)
+        shape_BN = len(prompt_BT), sampling.num_samples
+        return Candidates(codes.reshape(*shape_BN, length).numpy(), total.reshape(shape_BN).numpy())
+
+    def _prefill(self, prompt_BT: Tensor, num_samples: int) -> tuple[Tensor, DynamicCache]:
+        """Last hidden state [R, 1, D] of every row, and the cache of its prompt."""
+        cache = DynamicCache()
+        hidden = self._model.hidden(prompt_BT, cache)[:, -1:].repeat_interleave(num_samples, 0)
+        cache.batch_repeat_interleave(num_samples)
+        return hidden, cache
+
+    @torch.inference_mode()
+    def score_text(self, prompt_BT: Tensor, texts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """As `Decoder.score_text`."""
+        self._model.use(self._adapter)
+        sums = [np.zeros(0)]
+        for part in _parts(len(texts), SCORE_BATCH):
+            rows = self.tokens.text_rows(prompt_BT[part], texts[part])
+            width = self.tokens.prompts.action_tokens + 1
+            labels = rows.labels[:, -width:].to(self._model.device)
+            logits = self._model.logits(self._model.hidden(rows.ids)[:, -width:]).float()
+            logits[:, :, self._model.image_ids] = -torch.inf
+            logp = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+            sums.append(logp.masked_fill(labels == IGNORE, 0).double().sum(-1).cpu().numpy())
+        return np.concatenate(sums)
+
+    @torch.inference_mode()
+    def score_codes(self, prompt_BT: Tensor, codes_BL: NDArray[np.int64]) -> NDArray[np.float64]:
+        """As `Decoder.score_codes`."""
+        self._model.use(self._adapter)
+        sums = [np.zeros(0)]
+        for part in _parts(len(codes_BL), SCORE_BATCH):
+            wanted = torch.as_tensor(codes_BL[part], dtype=torch.int64)
+            rows = self.tokens.code_rows(prompt_BT[part], wanted)
+            hidden = self._model.hidden(rows.ids)[:, -wanted.shape[1] :]
+            logp = self._model.image_logits(hidden).float().log_softmax(-1)
+            values = logp.gather(-1, wanted.to(self._model.device)[..., None])[..., 0]
+            sums.append(values.double().sum(-1).cpu().numpy())
+        return np.concatenate(sums)
+
+
+def _parts(total: int, size: int) -> Iterator[slice]:
+    """Slices of ``size`` rows, at least one row each."""
+    step = max(1, size)
+    return (slice(start, start + step) for start in range(0, total, step))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from dynamics.core.config import ModelConfig
 from dynamics.core.records import ModelRef
+from dynamics.core.registry import imported
+from dynamics.inference.decoder import DECODERS, Decoder
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.models import load_model
@@ -39,14 +41,31 @@ def load_pair(ref: ModelRef, model: ModelConfig) -> tuple[InverseDynamics, Forwa
     shared = load_model(model.family, ref.base, model.device)
     shared.load_adapter("idm", ref.idm)
     shared.load_adapter("fdp", ref.fdp)
-    return InverseDynamics(shared, ref.idm_digest), ForwardDynamics(shared, ref.fdp_digest)
+    return _pair(shared, model, ref.idm_digest, ref.fdp_digest)
 
 
-def _load(base: Path, fitted: Path, name: AdapterName, model: ModelConfig) -> UnifiedVLM:
+def load_bare(model: ModelConfig, digest: str) -> tuple[InverseDynamics, ForwardDynamics]:
+    """The base of ``model`` without adapters in both parts; ``digest`` is the checkpoint's."""
+    return _pair(load_model(model.family, model.base, model.device), model, digest, digest)
+
+
+def _load(base: Path, fitted: Path, name: AdapterName, model: ModelConfig) -> Decoder:
     if is_checkpoint(fitted):
-        return load_model(model.family, fitted, model.device)
+        return _decoder(load_model(model.family, fitted, model.device), name, model)
     loaded = load_model(model.family, base, model.device)
     loaded.load_adapter(name, fitted)
     if model.merge_adapters:
         loaded.merge_adapter()
-    return loaded
+    return _decoder(loaded, name, model)
+
+
+def _pair(
+    shared: UnifiedVLM, model: ModelConfig, idm_digest: str, fdp_digest: str
+) -> tuple[InverseDynamics, ForwardDynamics]:
+    idm, fdp = _decoder(shared, "idm", model), _decoder(shared, "fdp", model)
+    return InverseDynamics(idm, idm_digest), ForwardDynamics(fdp, fdp_digest)
+
+
+def _decoder(loaded: UnifiedVLM, name: AdapterName, model: ModelConfig) -> Decoder:
+    decoder: Decoder = imported(DECODERS[model.decoder])(loaded, name)
+    return decoder

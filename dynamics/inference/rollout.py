@@ -16,6 +16,7 @@ from dynamics.core.config import VerifierName
 from dynamics.core.seeds import derive_seed
 from dynamics.inference.best_of_n import ActionScorer, Prediction, best_of_n
 from dynamics.inference.fdp import ForwardDynamics
+from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.verifiers import Codes, Scores
 
 
@@ -74,10 +75,9 @@ def rollout_steps(
     actions: Sequence[str],
     inverse: ActionScorer,
     forward: ForwardDynamics,
+    sampling: SamplingParams,
     *,
     verifier: VerifierName,
-    num_samples: int,
-    temperature: float,
     seed: int,
     beam: int = 1,
 ) -> Iterator[RolloutStep]:
@@ -94,9 +94,8 @@ def rollout_steps(
             [action] * len(prefixes.frames),
             inverse,
             forward,
+            sampling,
             verifier=verifier,
-            num_samples=num_samples,
-            temperature=temperature,
             seeds=prefixes.seeds(),
         )
         yield prefixes.extend(action, prediction)

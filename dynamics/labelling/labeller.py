@@ -20,6 +20,7 @@ from dynamics.core.records import LABEL_SCHEMA, DatasetRef, label_id
 from dynamics.core.seeds import derive_seed
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import Caption, InverseDynamics
+from dynamics.inference.sampling import SamplingParams
 from dynamics.labelling.confidence import SCORES, Evidence, measured_scores
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.shards import Shard, cut
@@ -116,14 +117,13 @@ class Labeller:
         captions = [c if self._idm.fits_prompt(c.action) else Caption("", ()) for c in captions]
         evidence = [self._evidence(caption) for caption in captions]
         if self._needs == "samples":
-            drawn = self._idm.sample(
-                source_BL,
-                target_BL,
+            sampling = SamplingParams(
                 num_samples=label.agreement_samples,
                 temperature=1.0,
-                seeds=[derive_seed(self._cfg.seed, round_id, "agreement", p) for p in pair_ids],
-                max_action_tokens=label.max_action_tokens,
+                max_tokens=label.max_action_tokens,
             )
+            seeds = [derive_seed(self._cfg.seed, round_id, "agreement", p) for p in pair_ids]
+            drawn = self._idm.sample(source_BL, target_BL, sampling, seeds=seeds)
             return [
                 replace(one, samples=tuple(sample.action for sample in samples))
                 for one, samples in zip(evidence, drawn, strict=True)
@@ -134,17 +134,14 @@ class Labeller:
         self, source_BL: NDArray[np.int64], target_BL: NDArray[np.int64], seeds: Sequence[int]
     ) -> list[list[Caption]]:
         """Distinct usable sentences per pair, the greedy one first."""
-        drawn = self._idm.sample(
-            source_BL,
-            target_BL,
+        sampling = SamplingParams(
             num_samples=self._cfg.label.candidates,
             temperature=1.0,
-            seeds=seeds,
-            max_action_tokens=self._cfg.label.max_action_tokens,
             greedy_first=True,
+            max_tokens=self._cfg.label.max_action_tokens,
         )
         found = []
-        for captions in drawn:
+        for captions in self._idm.sample(source_BL, target_BL, sampling, seeds=seeds):
             distinct: dict[str, Caption] = {}
             for caption in captions:
                 if self._idm.fits_prompt(caption.action):

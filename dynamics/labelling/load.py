@@ -12,6 +12,6 @@ def load_labeller(cfg: LoopConfig, models: ModelRef) -> Labeller:
     """The IDM, with the FDP beside it only when the configured score needs it."""
     if SCORES[cfg.filter.score].needs == "fdp_loglik":
         idm, fdp = load_pair(models, cfg.model)
-        return Labeller(idm, fdp, cfg, fdp.model.images)
+        return Labeller(idm, fdp, cfg, fdp.images)
     idm = load_idm(models, cfg.model)
     return Labeller(idm, None, cfg, load_image_tokenizer(cfg.model.family, models.base))

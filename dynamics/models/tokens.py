@@ -192,6 +192,10 @@ class Tokens:
             )
         return ids
 
+    def sentence_ids(self, action: str) -> list[int]:
+        """Ids of an action sentence as the IDM writes it, end token included."""
+        return [*self.action_ids(action), self.eos]
+
     def text(self, ids: Sequence[int]) -> str:
         """Plain text of ids, special tokens left out."""
         decoded: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -208,6 +212,7 @@ class Tokens:
         limit = self.prompts.action_tokens
         rows = [self.action_ids(action) for action in actions]
         padded = torch.tensor([[self.pad] * (limit - len(row)) + row for row in rows])
+        padded = padded.reshape(len(rows), limit)  # also without rows
         blocks = {"{action}": padded, "{source}": self.image_block(source_codes_BL)}
         boi = torch.full((len(rows), 1), self.boi)
         return torch.cat([self._compose(self._fdp, blocks, len(rows)), boi], dim=1)
@@ -231,20 +236,26 @@ class Tokens:
         self, source_codes_BL: np.ndarray, actions: Sequence[str], target_codes_BL: np.ndarray
     ) -> Rows:
         """Teacher-forced FDP rows: loss on the L target codes only."""
-        prompt = self.fdp_prompt(source_codes_BL, actions)
-        target = self.image_ids[torch.as_tensor(target_codes_BL, dtype=torch.int64)]
-        return self._supervised(prompt, target)
+        return self.code_rows(self.fdp_prompt(source_codes_BL, actions), target_codes_BL)
 
     def idm_rows(
         self, source_codes_BL: np.ndarray, target_codes_BL: np.ndarray, actions: Sequence[str]
     ) -> Rows:
         """Teacher-forced IDM rows: loss on the action tokens and the end token."""
+        prompt = self.idm_prompt(source_codes_BL, target_codes_BL)
+        return self.text_rows(prompt, [self.sentence_ids(action) for action in actions])
+
+    def code_rows(self, prompt_BT: Tensor, codes_BL: np.ndarray | Tensor) -> Rows:
+        """Prompts with the frames that follow them: loss on the L codes only."""
+        codes = torch.as_tensor(codes_BL, dtype=torch.int64)
+        return self._supervised(prompt_BT, self.image_ids[codes])
+
+    def text_rows(self, prompt_BT: Tensor, texts: Sequence[Sequence[int]]) -> Rows:
+        """Prompts with the texts that follow them, of at most A + 1 ids: loss on these only."""
         limit = self.prompts.action_tokens + 1
-        rows = [[*self.action_ids(action), self.eos] for action in actions]
-        answer = torch.tensor([row + [self.pad] * (limit - len(row)) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        supervised = self._supervised(self.idm_prompt(source_codes_BL, target_codes_BL), answer)
-        beyond = torch.arange(limit) >= lengths[:, None]
+        answer = torch.tensor([[*ids, *[self.pad] * (limit - len(ids))] for ids in texts])
+        supervised = self._supervised(prompt_BT, answer)
+        beyond = torch.arange(limit) >= torch.tensor([len(ids) for ids in texts])[:, None]
         supervised.labels[:, -limit:][beyond] = IGNORE
         return supervised
 

@@ -39,6 +39,7 @@ from dynamics.evaluation.metrics import summarise
 from dynamics.evaluation.worker import Evaluator, part_path
 from dynamics.inference.best_of_n import Prediction, best_of_n
 from dynamics.inference.load import load_pair, model_ref
+from dynamics.inference.sampling import SamplingParams
 from dynamics.labelling.filter import decide
 from dynamics.labelling.labeller import unlabelled
 from dynamics.labelling.load import load_labeller
@@ -228,9 +229,11 @@ class LocalStages:
             [action],
             idm,
             fdp,
+            SamplingParams(
+                num_samples=self.cfg.serve.num_samples,
+                temperature=self.cfg.evaluate.temperature,
+            ),
             verifier=self.cfg.serve.verifier,
-            num_samples=self.cfg.serve.num_samples,
-            temperature=self.cfg.evaluate.temperature,
             seeds=[self.cfg.seed],
         )
 

@@ -11,10 +11,12 @@ import numpy as np
 
 from dynamics.core.config import VerifierName
 from dynamics.core.errors import UserError
-from dynamics.inference.best_of_n import ActionScorer, Prediction, gather_evidence
-from dynamics.inference.fdp import Candidates, ForwardDynamics
+from dynamics.inference.best_of_n import ActionScorer, Prediction, choose_best, gather_evidence
+from dynamics.inference.decoder import Candidates
+from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import Caption
-from dynamics.inference.verifiers import VERIFIERS, Codes, Evidence, choose
+from dynamics.inference.sampling import SamplingParams
+from dynamics.inference.verifiers import Codes, Evidence
 from dynamics.models.image_tokenizer import ImageTokenizer
 
 MIN_ROWS = 8
@@ -22,7 +24,7 @@ MIN_ROWS = 8
 library and round differently, which would make a request's scores depend on its company."""
 
 _PROBE_ACTION = "left"
-_PROBE_SAMPLES = 2
+_PROBE = SamplingParams(num_samples=2, temperature=1.0)
 
 
 class Inverse(ActionScorer, Protocol):
@@ -79,7 +81,7 @@ class RoundEngine:
     @property
     def images(self) -> ImageTokenizer:
         """Frames to codes and back."""
-        return self.forward.model.images
+        return self.forward.images
 
     def check_action(self, action: str) -> None:
         """Refuse a sentence that the model cannot read, before it waits.
@@ -87,7 +89,7 @@ class RoundEngine:
         Raises:
             UserError: it has no token, or too many.
         """
-        self.forward.model.tokens.action_ids(action)
+        self.forward.tokens.action_ids(action)
 
     def encode(self, frame_HW3: np.ndarray) -> Codes:
         """Codes [1, L] of a frame; one at a time, so that they depend on nothing else."""
@@ -99,22 +101,15 @@ class RoundEngine:
         frame: np.ndarray = self.images.decode(codes_L[None])[0]
         return frame
 
-    def draw(
-        self, draws: Sequence[Draw], *, num_samples: int, temperature: float
-    ) -> list[Any | Exception]:
-        """Best of N for draws that share N and temperature; one answer or exception each."""
+    def draw(self, draws: Sequence[Draw], sampling: SamplingParams) -> list[Any | Exception]:
+        """Best of N for draws that share their sampling; one answer or exception each."""
         sources = [draw.source() for draw in draws]
         source_BL = np.concatenate(sources)
         actions = [
             draw.action for draw, rows in zip(draws, sources, strict=True) for _ in range(len(rows))
         ]
-        candidates = self._generate(
-            source_BL,
-            actions,
-            [seed for draw in draws for seed in draw.seeds()],
-            num_samples=num_samples,
-            temperature=temperature,
-        )
+        seeds = [seed for draw in draws for seed in draw.seeds()]
+        candidates = self._generate(source_BL, actions, sampling, seeds)
         evidence = gather_evidence(source_BL, actions, candidates, self.inverse)
         answers: list[Any | Exception] = []
         start = 0
@@ -143,9 +138,7 @@ class RoundEngine:
         """
         side = self.images.frame_px
         grey = self.encode(np.full((side, side, 3), 128, dtype=np.uint8))
-        candidates = self._generate(
-            grey, [_PROBE_ACTION], [0], num_samples=_PROBE_SAMPLES, temperature=1.0
-        )
+        candidates = self._generate(grey, [_PROBE_ACTION], _PROBE, [0])
         evidence = gather_evidence(grey, [_PROBE_ACTION], candidates, self.inverse)
         numbers = np.concatenate([evidence.frame.ravel(), evidence.action.ravel()])
         if not (np.isfinite(numbers).all() and (numbers <= 0).all()):
@@ -156,18 +149,15 @@ class RoundEngine:
         self,
         source_BL: Codes,
         actions: Sequence[str],
+        sampling: SamplingParams,
         seeds: Sequence[int],
-        *,
-        num_samples: int,
-        temperature: float,
     ) -> Candidates:
         """As `ForwardDynamics.generate`, with at least `MIN_ROWS` rows a forward."""
-        num_sources = -(-MIN_ROWS // num_samples)
+        num_sources = -(-MIN_ROWS // sampling.num_samples)
         drawn = self.forward.generate(
             _at_least(num_sources, source_BL),
             [*actions, *[actions[-1]] * (num_sources - len(actions))],
-            num_samples=num_samples,
-            temperature=temperature,
+            sampling,
             seeds=[*seeds, *[seeds[-1]] * (num_sources - len(seeds))],
         )
         count = len(source_BL)
@@ -184,13 +174,9 @@ def _predict(
     part: slice, verifier: VerifierName, candidates: Candidates, evidence: Evidence
 ) -> Prediction:
     own = Candidates(candidates.codes[part], candidates.logprobs[part])
-    scores_KN = VERIFIERS[verifier](
-        Evidence(
-            action=evidence.action[part],
-            action_of_copy=evidence.action_of_copy[part],
-            frame=evidence.frame[part],
-        )
+    own_evidence = Evidence(
+        action=evidence.action[part],
+        action_of_copy=evidence.action_of_copy[part],
+        frame=evidence.frame[part],
     )
-    chosen_K = choose(scores_KN)
-    best_KL = own.codes[np.arange(len(chosen_K)), chosen_K]
-    return Prediction(best=best_KL, chosen=chosen_K, scores=scores_KN, candidates=own)
+    return choose_best(own, own_evidence, verifier)

@@ -15,6 +15,7 @@ from dynamics.core.config import LoopConfig, VerifierName
 from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
 from dynamics.inference.idm import Caption
+from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.verifiers import VERIFIERS
 from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.batching import Batcher
@@ -227,11 +228,9 @@ class RoundService:
         self, engine: RoundEngine, request: Sampling, draw: Draw, sources: int, deadline: float
     ) -> Any:
         num_samples = request.n or self._cfg.serve.num_samples
+        sampling = SamplingParams(num_samples=num_samples, temperature=request.temperature)
         return await self._batcher.submit(
-            ("draw", engine, num_samples, request.temperature),
-            draw,
-            rows=sources * num_samples,
-            deadline=deadline,
+            ("draw", engine, sampling), draw, rows=sources * num_samples, deadline=deadline
         )
 
     @staticmethod
@@ -244,8 +243,7 @@ class RoundService:
         if task == "probe":
             engine.probe()
             return [None] * len(items)
-        num_samples, temperature = sampling
-        drawn: list[Any] = engine.draw(items, num_samples=num_samples, temperature=temperature)
+        drawn: list[Any] = engine.draw(items, *sampling)
         return drawn
 
 

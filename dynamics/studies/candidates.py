@@ -11,6 +11,7 @@ from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.state_reader import StateReader
 from dynamics.inference.best_of_n import gather_evidence
 from dynamics.inference.load import load_pair
+from dynamics.inference.sampling import GREEDY, SamplingParams
 from dynamics.models import load_image_tokenizer
 from dynamics.storage.run_folder import write_json
 from dynamics.storage.tables import codes_matrix, read_table, write_table
@@ -93,16 +94,13 @@ def _candidates(
     """VERIFIED_SCHEMA: candidates of a round's models on TRANSITION_SCHEMA rows."""
     cfg = study.cfg
     idm, fdp = load_pair(study.models(round_id), cfg.model)
-    reader = StateReader(fdp.model.images, study.domain)
+    reader = StateReader(fdp.images, study.domain)
     pair_ids, actions = pairs["pair_id"].to_pylist(), pairs["action"].to_pylist()
     source_BL = codes_matrix(pairs, "source_codes")
-    greedy = fdp.generate(
-        source_BL, actions, num_samples=1, temperature=0.0, seeds=[0] * len(actions)
-    )
+    greedy = fdp.generate(source_BL, actions, GREEDY)
     seeds = [derive_seed(cfg.seed, "verify", round_id, str(temperature), p) for p in pair_ids]
-    drawn = fdp.generate(
-        source_BL, actions, num_samples=num_samples, temperature=temperature, seeds=seeds
-    )
+    sampling = SamplingParams(num_samples=num_samples, temperature=temperature)
+    drawn = fdp.generate(source_BL, actions, sampling, seeds=seeds)
     evidence = gather_evidence(source_BL, actions, drawn, idm)
     flat = reader.read(drawn.codes.reshape(-1, drawn.codes.shape[-1]))
     shown = [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]

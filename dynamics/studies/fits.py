@@ -65,7 +65,7 @@ def score_labels(study: Study, arm: str, folder: Path) -> None:
     idm, fdp = load_pair(study.models(0), study.cfg.model)
     pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
     sampled, with_fdp = (
-        Labeller(idm, fdp, _with_score(study.cfg, score), fdp.model.images).label(pool, 1)
+        Labeller(idm, fdp, _with_score(study.cfg, score), fdp.images).label(pool, 1)
         for score in ("agreement", "fdp_likelihood")  # one pass measures all that it can
     )
     place = LABEL_SCHEMA.get_field_index("scores")

@@ -12,6 +12,7 @@ from dynamics.evaluation.controls import label_truly
 from dynamics.evaluation.guards.rules import GUARDS
 from dynamics.evaluation.state_reader import StateReader
 from dynamics.inference.load import load_fdp, load_idm, model_ref
+from dynamics.inference.sampling import GREEDY
 from dynamics.pipeline.prepare import prepared
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import codes_matrix, read_table
@@ -100,10 +101,8 @@ def measure_outcomes(study: Study, models: ModelRef, task: Task) -> pa.Table:
         ]
     else:
         fdp = load_fdp(models, cfg.model)
-        drawn = fdp.generate(
-            source_BL, actions, num_samples=1, temperature=0.0, seeds=[0] * len(actions)
-        )
-        shown = StateReader(fdp.model.images, study.domain).read(drawn.codes[:, 0])
+        drawn = fdp.generate(source_BL, actions, GREEDY)
+        shown = StateReader(fdp.images, study.domain).read(drawn.codes[:, 0])
         ok = [state == target for state, (_, target) in zip(shown, pairs, strict=True)]
         copies = [state == source for state, (source, _) in zip(shown, pairs, strict=True)]
     columns = [heldout["pair_id"], list(map(study.domain.kind, actions)), ok, copies]

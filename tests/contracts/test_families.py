@@ -13,9 +13,11 @@ from transformers.cache_utils import DynamicCache
 from dynamics.core.config import LoraConfig, ModelConfig, TrainConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import TRANSITION_SCHEMA
+from dynamics.inference.decode import DynamicCacheDecoder
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.inference.load import load_fdp, load_idm, load_pair, model_ref
+from dynamics.inference.sampling import SamplingParams
 from dynamics.models import FAMILIES, load_image_tokenizer, load_model
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.tokens import IGNORE
@@ -255,6 +257,10 @@ def test_what_draws_and_what_writes_is_trained(built: Built, job: FitJob, task: 
     assert any(head in name and p.grad is not None for name, p in trained.items())
 
 
+def fdp_of(model: UnifiedVLM) -> ForwardDynamics:
+    return ForwardDynamics(DynamicCacheDecoder(model, "fdp"), "")
+
+
 def test_fitted_adapters_say_the_same_merged_and_on_a_shared_base(
     built: Built, job: FitJob, tmp_path: Path
 ) -> None:
@@ -272,7 +278,7 @@ def test_fitted_adapters_say_the_same_merged_and_on_a_shared_base(
     )
     frames = [model.frame_logprobs(source, ACTIONS, target) for model in (fdp, shared_fdp)]
     assert np.allclose(*frames, atol=1e-3)
-    untrained = ForwardDynamics(built.model, "").frame_logprobs(source, ACTIONS, target)
+    untrained = fdp_of(built.model).frame_logprobs(source, ACTIONS, target)
     assert not np.allclose(frames[0], untrained, atol=3e-3)  # it is in force
 
 
@@ -284,25 +290,20 @@ def test_a_fully_fitted_checkpoint_stands_alone(built: Built, job: FitJob) -> No
     assert (again.images.encode(frames) == built.model.images.encode(frames)).all()
     assert (again.images.decode(built.codes()) == frames).all()
     arguments = built.codes(), ACTIONS, built.codes(seed=1)
-    fitted, base = (
-        ForwardDynamics(model, "").frame_logprobs(*arguments) for model in (again, built.model)
-    )
+    fitted, base = (fdp_of(model).frame_logprobs(*arguments) for model in (again, built.model))
     assert (fitted > base).all()
 
 
 def test_labels_are_sentences_with_a_logprob_a_token(built: Built) -> None:
-    idm = InverseDynamics(built.model, "")
+    idm = InverseDynamics(DynamicCacheDecoder(built.model, "idm"), "")
     source, target = built.codes(), built.codes(seed=1)
     captions = idm.label(source, target, max_action_tokens=6)
-    sampled = idm.sample(
-        source, target, num_samples=3, temperature=1.0, seeds=[1, 100], max_action_tokens=6
-    )
+    sampling = SamplingParams(num_samples=3, temperature=1.0, max_tokens=6)
+    sampled = idm.sample(source, target, sampling, seeds=[1, 100])
     for caption in [*captions, *(one for row in sampled for one in row)]:
         assert 1 <= len(caption.token_logprobs) <= 6
         assert max(caption.token_logprobs) <= 0
-    again = idm.sample(
-        source[1:], target[1:], num_samples=3, temperature=1.0, seeds=[100], max_action_tokens=6
-    )
+    again = idm.sample(source[1:], target[1:], sampling, seeds=[100])
     assert [c.action for c in again[0]] == [c.action for c in sampled[1]]
     scored = idm.action_logprobs(source, target, ACTIONS)
     assert scored.shape == (2,)
@@ -310,8 +311,9 @@ def test_labels_are_sentences_with_a_logprob_a_token(built: Built) -> None:
 
 
 def test_drawn_frames_are_valid_codes_with_their_own_logprob(built: Built) -> None:
-    fdp = ForwardDynamics(built.model, "")
-    drawn = fdp.generate(built.codes(), ACTIONS, num_samples=3, temperature=1.0, seeds=[1, 2])
+    fdp = fdp_of(built.model)
+    sampling = SamplingParams(num_samples=3, temperature=1.0)
+    drawn = fdp.generate(built.codes(), ACTIONS, sampling, seeds=[1, 2])
     images = built.model.images
     assert drawn.codes.shape == (2, 3, images.num_tokens)
     assert drawn.codes.min() >= 0

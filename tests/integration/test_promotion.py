@@ -14,9 +14,11 @@ import pytest
 
 from dynamics.core.config import LoopConfig, ModelConfig
 from dynamics.core.records import ModelRef
-from dynamics.inference.fdp import Candidates, ForwardDynamics
+from dynamics.inference.decoder import Candidates
+from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.inference.load import load_pair
+from dynamics.inference.sampling import SamplingParams
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
 from dynamics.pipeline.stages import LocalStages
 from dynamics.storage.run_folder import RunFolder, read_json
@@ -42,12 +44,17 @@ class Copier:
     """Gives the source back, whatever the action."""
 
     def __init__(self, fdp: ForwardDynamics) -> None:
-        self.model = fdp.model
+        self.images = fdp.images
 
     def generate(
-        self, source_BL: np.ndarray, actions: Sequence[str], *, num_samples: int, **options: Any
+        self,
+        source_BL: np.ndarray,
+        actions: Sequence[str],
+        sampling: SamplingParams,
+        *,
+        seeds: Sequence[int] = (),
     ) -> Candidates:
-        codes_BNL = np.repeat(source_BL[:, None], num_samples, axis=1)
+        codes_BNL = np.repeat(source_BL[:, None], sampling.num_samples, axis=1)
         return Candidates(codes=codes_BNL, logprobs=np.zeros(codes_BNL.shape[:2]))
 
 

@@ -8,7 +8,7 @@ B items, N samples, L codes a frame.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from dynamics.evaluation.aurora_bench.probe import (
     idm_preferences,
 )
 from dynamics.inference.best_of_n import best_of_n
+from dynamics.inference.sampling import GREEDY, SamplingParams
 
 ANSWER_VERSION = "1"
 """Part of every answer's key; raise it when an answer would come out differently."""
@@ -67,7 +68,7 @@ DISC_SCHEMA = pa.schema(
     ]
 )
 
-DISC_SAMPLES = 4
+_DISC_SAMPLING = SamplingParams(num_samples=4, temperature=1.0)
 """Samples per DiscEdit prompt, as AURORA draws them."""
 
 _UNTOLD = {field.name: None for field in ANSWER_SCHEMA if field.nullable}
@@ -77,15 +78,15 @@ _UNTOLD = {field.name: None for field in ANSWER_SCHEMA if field.nullable}
 class Decode:
     """How next frames are drawn."""
 
-    best_of: int = 1
-    """Candidates; 1 is a single frame, greedy at temperature 0."""
-    temperature: float = 0.0
+    sampling: SamplingParams = GREEDY
+    """Of several samples the verifier takes the best."""
     seed: int = 0
 
     def text(self) -> str:
         """Canonical, for keys and reports."""
-        how = "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
-        many = f"best of {self.best_of}, " if self.best_of > 1 else ""
+        best_of, temperature = self.sampling.num_samples, self.sampling.temperature
+        how = "greedy" if temperature == 0 else f"temperature {temperature:g}"
+        many = f"best of {best_of}, " if best_of > 1 else ""
         return f"{many}{how}, seed {self.seed}"
 
 
@@ -103,8 +104,8 @@ class Answerer:
         self._verifier = contestant.verifier
         self._decode = decode
         self._data = data
-        self._images = self._fdp.model.images
-        self._tokens = self._fdp.model.tokens
+        self._images = self._fdp.images
+        self._tokens = self._fdp.tokens
 
     def answer(self, start: int, stop: int) -> pa.Table:
         """ANSWER_SCHEMA rows of the items ``start`` to ``stop`` (exclusive)."""
@@ -169,8 +170,7 @@ class Answerer:
         drawn = self._fdp.generate(
             np.repeat(source_BL, 2, axis=0),
             prompts,
-            num_samples=DISC_SAMPLES,
-            temperature=1.0,
+            _DISC_SAMPLING,
             seeds=[derive_seed(self._decode.seed, "disc", item.digest, part) for part in range(2)],
         ).codes
         origin = self._images.features(self._images.decode(source_BL))[0]
@@ -192,10 +192,8 @@ class Answerer:
     ) -> NDArray[np.int64]:
         decode = self._decode
         seeds = [derive_seed(decode.seed, "aurora-bench", digest) for digest in digests]
-        if decode.best_of == 1:
-            drawn = self._fdp.generate(
-                source_BL, actions, num_samples=1, temperature=decode.temperature, seeds=seeds
-            )
+        if decode.sampling.num_samples == 1:
+            drawn = self._fdp.generate(source_BL, actions, decode.sampling, seeds=seeds)
             codes_BL: NDArray[np.int64] = drawn.codes[:, 0]
             return codes_BL
         return best_of_n(
@@ -203,9 +201,8 @@ class Answerer:
             actions,
             self._idm,
             self._fdp,
+            decode.sampling,
             verifier=self._verifier,
-            num_samples=decode.best_of,
-            temperature=decode.temperature,
             seeds=seeds,
         ).best
 
@@ -279,7 +276,7 @@ def disc_key(contestant: Contestant, decode: Decode, items: Sequence[DiscItem]) 
 
 
 def _canonical(decode: Decode) -> str:
-    return repr(sorted(asdict(decode).items()))
+    return repr((decode.seed, sorted(decode.sampling.changed().items())))
 
 
 def _told_columns(told: Told) -> dict[str, Any]:

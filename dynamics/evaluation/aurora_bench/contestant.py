@@ -8,8 +8,8 @@ from dynamics.core.errors import UserError
 from dynamics.core.records import ModelRef, stable_hash
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
-from dynamics.inference.load import load_pair, model_ref
-from dynamics.models import FAMILIES, load_model
+from dynamics.inference.load import load_bare, load_pair, model_ref
+from dynamics.models import FAMILIES
 from dynamics.storage.files import checkpoint_digest
 from dynamics.storage.run_folder import RunFolder
 
@@ -43,8 +43,7 @@ class Contestant:
             raise ValueError("the copy baseline has no models to load")
         if self.adapters is not None:
             return load_pair(self.adapters, self.model)
-        shared = load_model(self.model.family, self.model.base, self.model.device)
-        return InverseDynamics(shared, self.digest), ForwardDynamics(shared, self.digest)
+        return load_bare(self.model, self.digest)
 
 
 def contestant(name: str, *, round_id: int | None, family: str, device: Device) -> Contestant:

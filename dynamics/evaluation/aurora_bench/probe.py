@@ -73,7 +73,7 @@ def idm_preferences(items: ProbeItems, idm: InverseDynamics, fdp: ForwardDynamic
     logprobs = idm.action_logprobs(
         np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows]), actions
     )
-    tokens = fdp.model.tokens
+    tokens = fdp.tokens
     lengths = np.array([len(tokens.text_ids(action)) + 1 for action in actions])
     return _compare((logprobs / lengths).reshape(len(rows), -1))
 

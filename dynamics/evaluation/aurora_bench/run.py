@@ -11,7 +11,6 @@ from rich.console import Console
 
 from dynamics.core.config import Device
 from dynamics.core.console import ProgressView
-from dynamics.core.errors import UserError
 
 if TYPE_CHECKING:
     from dynamics.evaluation.aurora_bench.answer import Decode
@@ -88,13 +87,13 @@ def run(request: Request, fan_out: "FanOut | None" = None) -> None:
 
 def _decode(request: Request) -> "Decode":
     from dynamics.evaluation.aurora_bench.answer import Decode
+    from dynamics.inference.sampling import SamplingParams
 
     temperature = request.temperature
     if temperature is None:
         temperature = 1.0 if request.best_of > 1 else 0.0
-    if temperature == 0 and request.best_of > 1:
-        raise UserError("--best-of above 1 needs a --temperature above 0: greedy frames are equal")
-    return Decode(best_of=request.best_of, temperature=temperature, seed=request.seed)
+    sampling = SamplingParams(num_samples=request.best_of, temperature=temperature)
+    return Decode(sampling=sampling, seed=request.seed)
 
 
 def _judge_settings(request: Request) -> "JudgeSettings | None":

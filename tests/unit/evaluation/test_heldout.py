@@ -120,7 +120,7 @@ def test_the_oracle_never_looks_at_frames_whose_state_nobody_knows():
             raise AssertionError("these frames have no cells")
 
     fdp = ScriptedFDP()
-    fdp.model.images = Photographs()
+    fdp.images = Photographs()
     items = _evaluate(truth=None, fdp=fdp)
     assert items["fdp_greedy_success"].null_count == items.num_rows
     assert items["best_codes"].null_count < items.num_rows

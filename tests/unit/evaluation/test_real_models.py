@@ -97,7 +97,7 @@ def test_real_models_fill_every_column(cfg: LoopConfig, controlled: Path):
     items = evaluate_items(HELDOUT, HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=6)
     assert items.schema == items_schema((1, 2))
     assert {"eval/fdp_success", "eval/best_of_2", "eval/tokenizer_ceiling"} <= set(summarise(items))
-    picture = draw_grid(grid_rows(items, HELDOUT, fdp.model.images))
+    picture = draw_grid(grid_rows(items, HELDOUT, fdp.images))
     assert picture.startswith(b"\x89PNG")
 
 
@@ -116,4 +116,4 @@ def test_sampled_frames_are_codes_of_the_model(cfg: LoopConfig, controlled: Path
     items = evaluate_items(HELDOUT, HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=12)
     codes = np.array(items["best_codes"].to_pylist())
     assert codes.shape == (12, 9)
-    assert codes.max() < fdp.model.images.num_codes
+    assert codes.max() < fdp.images.num_codes

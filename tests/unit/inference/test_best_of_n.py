@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from dynamics.inference.best_of_n import best_of_n, gather_evidence
-from dynamics.inference.fdp import Candidates
+from dynamics.inference.decoder import Candidates
+from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.verifiers import VERIFIERS, Evidence, choose
 from dynamics.storage.tables import codes_matrix
 from tests.fakes import ScriptedFDP, ScriptedIDM, filmed
@@ -22,9 +23,8 @@ def _best_of(num_samples: int, verifier: str = "noisy_channel", num_pairs: int =
         actions,
         ScriptedIDM(),
         ScriptedFDP(skill=0.4),
+        SamplingParams(num_samples=num_samples, temperature=1.0),
         verifier=verifier,
-        num_samples=num_samples,
-        temperature=1.0,
         seeds=range(num_pairs),
     )
     return prediction, (prediction.best == codes_matrix(pairs, "target_codes")).all(axis=1)
@@ -106,7 +106,10 @@ def test_equal_frames_of_different_sources_are_scored_apart():
 def test_a_batch_scores_like_its_rows_alone():
     source_BL, actions, _ = _sources(6)
     forward, inverse = ScriptedFDP(), ScriptedIDM()
-    options = {"verifier": "noisy_channel", "num_samples": 4, "temperature": 1.0}
+    options = {
+        "sampling": SamplingParams(num_samples=4, temperature=1.0),
+        "verifier": "noisy_channel",
+    }
     together = best_of_n(source_BL, actions, inverse, forward, seeds=range(6), **options)
     for row in range(6):
         alone = best_of_n(

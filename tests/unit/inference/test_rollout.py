@@ -1,14 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 
-from dynamics.inference.fdp import Candidates
+from dynamics.inference.decoder import Candidates
 from dynamics.inference.rollout import collect, rollout_steps
+from dynamics.inference.sampling import SamplingParams
 from dynamics.storage.tables import codes_matrix
 from dynamics.tabletop.scene import Scene
-from tests.fakes import CellTokenizer, FakeVLM, ScriptedFDP, ScriptedIDM, filmed, perform
+from tests.fakes import CellTokenizer, ScriptedFDP, ScriptedIDM, filmed, perform
 
 START = Scene(3, (1, 0, 0, 0, 0, 0, 0, 0, 5))
 ACTIONS = ["push the red square right", "paint the red square blue", "remove the blue square"]
-OPTIONS = {"verifier": "noisy_channel", "num_samples": 8, "temperature": 1.0, "seed": 0}
+SAMPLING = SamplingParams(num_samples=8, temperature=1.0)
+OPTIONS = {"sampling": SAMPLING, "verifier": "noisy_channel", "seed": 0}
 
 
 def rollout(start_L, actions, inverse, forward, **options):
@@ -48,9 +52,9 @@ class Forked:
     """Draws two frames for the first action, the likelier one a dead end for the second."""
 
     def __init__(self) -> None:
-        self.model = FakeVLM(CellTokenizer())
+        self.images = CellTokenizer()
 
-    def generate(self, source_BL, actions, *, num_samples, temperature, seeds):
+    def generate(self, source_BL, actions, sampling, *, seeds):
         options = {
             (START.cells, "left"): [(1, *START.cells[1:]), (2, *START.cells[1:])],
             ((1, *START.cells[1:]), "right"): [(3, *START.cells[1:])] * 2,
@@ -74,7 +78,7 @@ class Indifferent:
 
 def _forked(beam: int):
     start_L = np.array((9, *START.cells[1:]))
-    options = {**OPTIONS, "num_samples": 2, "beam": beam}
+    options = {**OPTIONS, "sampling": replace(SAMPLING, num_samples=2), "beam": beam}
     return rollout(start_L, ["left", "right"], Indifferent(), Forked(), **options)
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from dynamics.core.config import LoopConfig
 from dynamics.core.records import DatasetRef
 from dynamics.inference.idm import Caption
+from dynamics.inference.sampling import SamplingParams
 from dynamics.labelling.filter import decide
 from dynamics.labelling.labeller import Labeller, unlabelled
 from dynamics.storage.ledger import reason_counts
@@ -43,14 +45,13 @@ class FakeIdm:
         self,
         source_BL: np.ndarray,
         target_BL: np.ndarray,
+        sampling: SamplingParams,
         *,
-        num_samples: int,
-        greedy_first: bool = False,
-        **_: object,
+        seeds: Sequence[int],
     ) -> list[list[Caption]]:
-        said = ["code 1" if sample % 2 else "code 2" for sample in range(num_samples)]
+        said = ["code 1" if sample % 2 else "code 2" for sample in range(sampling.num_samples)]
         drawn = [[Caption(text, (-1.0,)) for text in said] for _ in source_BL]
-        if not greedy_first:
+        if not sampling.greedy_first:
             return drawn
         greedy = self.label(source_BL, target_BL, max_action_tokens=12)
         return [[first, *others[1:]] for first, others in zip(greedy, drawn, strict=True)]

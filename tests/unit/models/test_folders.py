@@ -17,8 +17,10 @@ from transformers import (
 )
 
 from dynamics.core.errors import UserError
+from dynamics.inference.decode import DynamicCacheDecoder
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
+from dynamics.inference.sampling import SamplingParams
 from dynamics.models import load_image_tokenizer, load_model
 from dynamics.models.convert_vqgan import convert_vqgan
 from dynamics.models.image_tokenizers.fsq import to_pixels
@@ -174,10 +176,11 @@ def test_a_checkpoint_in_half_precision_stays_so_and_works(tmp_path: Path, name:
     assert half.images.features(frames).dtype == np.float32
     codes = np.arange(half.images.num_tokens)[None] % half.images.num_codes
     action = ["push the ring"]
-    drawn = ForwardDynamics(half, "").generate(
-        codes, action, num_samples=2, temperature=1.0, seeds=[0]
-    )
+    sampling = SamplingParams(num_samples=2, temperature=1.0)
+    fdp = ForwardDynamics(DynamicCacheDecoder(half, "fdp"), "")
+    drawn = fdp.generate(codes, action, sampling, seeds=[0])
     assert np.isfinite(drawn.logprobs).all()
-    assert InverseDynamics(half, "").action_logprobs(codes, codes, action) < 0
+    idm = InverseDynamics(DynamicCacheDecoder(half, "idm"), "")
+    assert idm.action_logprobs(codes, codes, action) < 0
     rows = half.tokens.fdp_rows(codes, action, codes)
     assert torch.isfinite(RowLoss(half, objective("nll"))(rows.ids, rows.labels, None, "fdp"))

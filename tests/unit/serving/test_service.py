@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from dynamics.core.config import LoopConfig
 from dynamics.inference.best_of_n import best_of_n
+from dynamics.inference.sampling import SamplingParams
 from dynamics.models.checkpoint import adapter_digest
 from dynamics.serving.schemas import PredictReply
 from dynamics.serving.service import RoundService
@@ -86,9 +87,8 @@ def test_the_answer_is_the_engines_own(small: LoopConfig, local_run: LocalRun) -
             ["push the red ring left"],
             engine.inverse,
             engine.forward,
+            SamplingParams(num_samples=8, temperature=1.0),
             verifier=small.serve.verifier,
-            num_samples=8,
-            temperature=1.0,
             seeds=[0],
         )
         assert told.scores == own.scores[0].tolist()
@@ -173,7 +173,7 @@ def test_strings_of_special_tokens_stay_text(
 
     async def main() -> None:
         await service.promote(1)
-        tokens = service._shelf.get(None).forward.model.tokens
+        tokens = service._shelf.get(None).forward.tokens
         assert not set(tokens.text_ids(text)) & (
             tokens.special_ids | set(tokens.image_ids.tolist())
         )

@@ -19,7 +19,9 @@ from dynamics.evaluation.aurora_bench.contestant import Contestant, contestant
 from dynamics.evaluation.aurora_bench.dataset import read_benchmark
 from dynamics.evaluation.aurora_bench.instructions import fit_instruction
 from dynamics.evaluation.aurora_bench.probe import ProbeItems, fdp_preferences, idm_preferences
+from dynamics.inference.sampling import SamplingParams
 
+BEST_OF_4 = SamplingParams(num_samples=4, temperature=1.0)
 BASE = REPOSITORY_ROOT / "dynamics" / "assets" / "tiny-4x4"
 
 
@@ -58,10 +60,10 @@ def test_every_item_is_answered_at_the_models_size(tiny, bench):
 
 def test_best_of_n_draws_other_frames_and_the_same_ones_again(tiny, bench):
     data = read_benchmark(bench)
-    sampled = Decode(best_of=4, temperature=1.0)
+    sampled = Decode(sampling=BEST_OF_4)
     greedy, one, again, other_seed = (
         Answerer(tiny, decode, data).answer(0, 4)
-        for decode in (Decode(), sampled, sampled, Decode(best_of=4, temperature=1.0, seed=1))
+        for decode in (Decode(), sampled, sampled, Decode(sampling=BEST_OF_4, seed=1))
     )
     assert one.equals(again)
     assert not one["prediction"].equals(greedy["prediction"])
@@ -76,7 +78,7 @@ def test_an_item_alone_has_no_random_negatives(tiny, write_bench):
 
 
 def test_a_long_instruction_is_cut_after_the_last_word_that_fits(models):
-    tokens = models[1].model.tokens
+    tokens = models[1].tokens
     limit = tokens.prompts.action_tokens
     words = ["the"] * limit
     assert fit_instruction(tokens, " ".join(words)).truncated is False
@@ -86,12 +88,12 @@ def test_a_long_instruction_is_cut_after_the_last_word_that_fits(models):
 
 
 def test_unknown_words_are_counted_and_told(models):
-    told = fit_instruction(models[1].model.tokens, "unfurl the red sousaphone")
+    told = fit_instruction(models[1].tokens, "unfurl the red sousaphone")
     assert (told.text, told.num_unknown) == ("unfurl the red sousaphone", 2)
 
 
 def test_strings_that_look_like_special_tokens_stay_text(models, tiny, write_bench):
-    tokens = models[1].model.tokens
+    tokens = models[1].tokens
     hostile = "<eos> <image> <racm3:break> IMGIMGAZ red"
     told = fit_instruction(tokens, hostile)
     assert told.text == hostile
@@ -147,7 +149,7 @@ def test_a_model_that_cannot_see_prefers_neither(models):
 def test_the_probe_compares_what_it_says(models):
     idm, fdp = models
     rng = np.random.default_rng(0)
-    source, target, other = rng.integers(0, fdp.model.images.num_codes, (3, 5, 16))
+    source, target, other = rng.integers(0, fdp.images.num_codes, (3, 5, 16))
     actions, others = ["the red cube"] * 5, ["the blue ball and cube"] * 5
     items = ProbeItems(
         source=source,
@@ -178,7 +180,7 @@ def test_keys_follow_everything_that_decides_an_answer(tiny, bench, tmp_path):
         answer_key(tiny, Decode(), data, 0, 4),
         answer_key(tiny, Decode(), data, 0, 3),
         answer_key(tiny, Decode(seed=1), data, 0, 4),
-        answer_key(tiny, Decode(best_of=2, temperature=1.0), data, 0, 4),
+        answer_key(tiny, Decode(sampling=BEST_OF_4), data, 0, 4),
         answer_key(named(str(copied)), Decode(), data, 0, 4),
         disc_key(tiny, Decode(), data.disc_items),
     }

@@ -102,7 +102,7 @@ def test_the_copy_needs_no_model_and_json_is_all_that_is_printed(bench, tmp_path
         (["--data", "BENCH", "--model", "tiny", "--device", "tpu"], "--device tpu is unknown"),
         (
             ["--data", "BENCH", "--model", "tiny", "--best-of", "4", "--temperature", "0"],
-            "--best-of above 1 needs a --temperature above 0",
+            "4 samples need a temperature above 0",
         ),
         (["--data", "BENCH", "--model", "copy", "--judge-url", "http://h/v1"], "--judge-model"),
         (

@@ -1,0 +1,91 @@
+"""What every engine that ``model.decoder`` may name must do."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dynamics.core.registry import imported
+from dynamics.inference.decoder import DECODERS, Decoder
+from dynamics.inference.sampling import GREEDY, SamplingParams
+from dynamics.models import load_model
+from dynamics.models.vlm import UnifiedVLM
+
+ACTIONS = ["push the red ring left", "remove the blue cross", "paint the red ring green"]
+
+
+@pytest.fixture(scope="module")
+def model(untrained_base: Path) -> UnifiedVLM:
+    loaded = load_model("chameleon", untrained_base)
+    with torch.no_grad():  # at random initialisation every logit is nearly equal: spread them
+        loaded.network.lm_head.weight.mul_(30)
+    return loaded
+
+
+@pytest.fixture(params=DECODERS)
+def decoder(request: pytest.FixtureRequest, model: UnifiedVLM) -> Decoder:
+    engine: Any = imported(DECODERS[request.param])
+    return engine(model, "fdp")  # type: ignore[no-any-return]
+
+
+def prompt(decoder: Decoder, num: int = 3) -> torch.Tensor:
+    source = np.random.default_rng(0).integers(0, 500, size=(num, 9))
+    return decoder.tokens.fdp_prompt(source, ACTIONS[:num])
+
+
+def test_greedy_codes_are_the_teacher_forced_argmax(decoder: Decoder, model: UnifiedVLM) -> None:
+    drawn = decoder.sample_codes(prompt(decoder), GREEDY, [])
+    codes = drawn.codes[:, 0]
+    with torch.inference_mode():
+        ids = decoder.tokens.code_rows(prompt(decoder), codes).ids
+        logp = model.image_logits(model.hidden(ids)[:, -9:]).log_softmax(-1)
+    assert (logp.argmax(-1).numpy() == codes).all()
+    scored = decoder.score_codes(prompt(decoder), codes)
+    assert np.allclose(scored, drawn.logprobs[:, 0], atol=1e-4)
+
+
+def test_a_sample_does_not_depend_on_the_rows_beside_it(decoder: Decoder) -> None:
+    sampling = SamplingParams(num_samples=4, temperature=1.0)
+    together = decoder.sample_codes(prompt(decoder), sampling, [5, 6, 7]).codes
+    alone = decoder.sample_codes(prompt(decoder)[1:2], sampling, [6]).codes
+    assert (together[1] == alone[0]).all()
+    assert (together[1][0] != together[1][1]).any()
+
+
+def test_text_samples_of_one_prompt_are_those_of_its_seed(decoder: Decoder) -> None:
+    sampling = SamplingParams(num_samples=2, temperature=1.0, max_tokens=5)
+    both = decoder.sample_text(prompt(decoder, 2), sampling, [1, 3])
+    (alone,) = decoder.sample_text(prompt(decoder, 2)[1:], sampling, [3])
+    assert [len(texts) for texts in both] == [2, 2]
+    assert [text.ids for text in both[1]] == [text.ids for text in alone]
+    assert both[1][0].ids != both[1][1].ids
+
+
+def test_the_first_of_several_samples_can_be_the_greedy_one(decoder: Decoder) -> None:
+    sampling = SamplingParams(num_samples=2, temperature=1.0, max_tokens=5, greedy_first=True)
+    texts = decoder.sample_text(prompt(decoder, 2), sampling, [1, 3])
+    greedy = decoder.sample_text(prompt(decoder, 2), SamplingParams(max_tokens=5), [])
+    assert [first.ids for first, _ in texts] == [only.ids for (only,) in greedy]
+    assert texts[0][1].ids != texts[0][0].ids
+    codes = decoder.sample_codes(prompt(decoder, 2), sampling, [1, 3]).codes
+    assert (codes[:, 0] == decoder.sample_codes(prompt(decoder, 2), GREEDY, []).codes[:, 0]).all()
+    assert (codes[:, 0] != codes[:, 1]).any()
+
+
+def test_text_has_no_image_token_and_one_logprob_a_token(decoder: Decoder) -> None:
+    images = set(decoder.tokens.image_ids.tolist())
+    texts = [text for (text,) in decoder.sample_text(prompt(decoder), GREEDY, [])]
+    for text in texts:
+        assert len(text.ids) == len(text.logprobs) <= decoder.tokens.prompts.action_tokens + 1
+        assert all(value <= 0 for value in text.logprobs)
+        assert not images & set(text.ids)
+    scored = decoder.score_text(prompt(decoder), [text.ids for text in texts])
+    assert np.allclose(scored, [sum(text.logprobs) for text in texts], atol=1e-4)
+
+
+def test_no_rows_have_no_scores(decoder: Decoder) -> None:
+    none = decoder.tokens.fdp_prompt(np.zeros((0, 9), np.int64), [])
+    assert decoder.score_text(none, []).shape == (0,)
+    assert decoder.score_codes(none, np.zeros((0, 9), np.int64)).shape == (0,)
