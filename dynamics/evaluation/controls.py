@@ -21,7 +21,7 @@ import torch
 
 from dynamics.core.config import LoopConfig, TrainConfig
 from dynamics.core.errors import UserError
-from dynamics.core.progress import Progress
+from dynamics.core.progress import Progress, silent
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.comparison import ControlReport, compare
@@ -64,7 +64,7 @@ def run_controls(
     round_id: int,
     *,
     run_fits: RunFits = fit_side_by_side,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> ControlReport:
     """Train and evaluate both controls of a finished round; writes ``controls/round-NN/``.
 

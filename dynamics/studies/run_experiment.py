@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dynamics.core.progress import silent
 from dynamics.loop import run_rounds
 from dynamics.models import load_image_tokenizer
 from dynamics.pipeline.prepare import prepare
@@ -35,7 +36,7 @@ def _data(study: Study, arm: str, folder: Path) -> None:
     cfg = study.cfg
     images = load_image_tokenizer(cfg.model.family, cfg.base_path())
     with study.run.claimed(cfg):
-        prepare(cfg, study.run, images, lambda done, total, what: None)
+        prepare(cfg, study.run, images, silent)
 
 
 def _loop(study: Study, arm: str, folder: Path) -> None:

@@ -2,13 +2,14 @@
 
 import multiprocessing
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import date
 from pathlib import Path
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.progress import Progress
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import identity, read_json, read_record, write_json
 from dynamics.studies.experiments import StudyPlan, Unit, ready, units
@@ -20,8 +21,6 @@ from dynamics.studies.study import Study, study_of
 from dynamics.studies.tables import analyse
 
 RESULTS_FILE = "results.json"
-
-Progress = Callable[[int, int, str], None]
 
 
 def run_study(

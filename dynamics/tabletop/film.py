@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dynamics.core.config import KeyframeConfig, WorldConfig
 from dynamics.core.domain import Split
-from dynamics.core.progress import Progress
+from dynamics.core.progress import Progress, silent
 from dynamics.core.records import TRUTH_SCHEMA
 from dynamics.core.seeds import numpy_rng
 from dynamics.storage.tables import read_table, write_table
@@ -90,7 +90,7 @@ def film_split(
     num_pairs: int,
     seed: int,
     out: Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     seen: frozenset[int] = frozenset(),
 ) -> None:
@@ -119,8 +119,7 @@ def film_split(
     with ThreadPoolExecutor(max_workers=2) as pool:
         for row in pool.map(film, range(num_clips)):
             rows.append(row)
-            if progress:
-                progress(len(rows), num_clips, f"filming {split}")
+            progress(len(rows), num_clips, f"filming {split}")
     os.sync()  # clips are renamed into place without a sync each; the marker comes after them
     write_table(
         out / "clips.parquet", pa.Table.from_pylist(rows, schema=CLIPS_SCHEMA), CLIPS_SCHEMA

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dynamics.core.progress import silent
 from dynamics.evaluation.aurora_bench.answer import Decode
 from dynamics.evaluation.aurora_bench.benchmark import Benchmark, measure
 from dynamics.evaluation.aurora_bench.contestant import contestant
@@ -13,10 +14,6 @@ from ray_jobs.aurora_bench import actor_pool
 from tests.bench import write_bench
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """Shows nothing."""
 
 
 def parts(out: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from dynamics.core.config import LoopConfig
-from dynamics.core.progress import Progress
+from dynamics.core.progress import Progress, silent
 from dynamics.storage.run_folder import TrainingLog
 from dynamics.training.batches import FitJob
 from dynamics.training.fit import WorkerContext, fit_adapter
@@ -24,10 +24,6 @@ from tests.runs import LocalRun, descendants
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
 MakeJob = Callable[..., FitJob]
-
-
-def silent(done: int, total: int, what: str) -> None:
-    pass
 
 
 @pytest.fixture

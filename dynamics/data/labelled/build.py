@@ -8,6 +8,7 @@ from typing import Any
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.progress import Progress
 from dynamics.core.records import TRANSITION_SCHEMA, DatasetRef
 from dynamics.data.labelled import DATASETS
 from dynamics.data.labelled.listing import Labelled, LabelledPair
@@ -16,9 +17,6 @@ from dynamics.data.labelled.split import capped, drawn, split
 from dynamics.data.video.sandbox import DecodePool
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.tables import dataset_ref, write_table
-
-Progress = Callable[[int, int, str], None]
-"""Called as ``progress(done, total, what)``; a total of 0 means "unknown"."""
 
 _NUM_WORKERS = 2
 _EXAMPLES = 20
@@ -60,19 +58,14 @@ def build_labelled(
     with DecodePool(
         _NUM_WORKERS, memory_mb=cfg.pool.decode_memory_mb, timeout_s=cfg.pool.decode_timeout_s
     ) as decoders:
-        read = partial(read_rows, images=images, fits=fits, decoders=decoders)
-        told = {name: partial(_tell, progress, name) for name in ("heldout", "seed")}
-        heldout = read(heldout_pairs, wanted.num_heldout, progress=told["heldout"])
-        seed = read(seed_pairs, wanted.num_seed, taken=heldout.digests, progress=told["seed"])
+        read = partial(read_rows, images=images, fits=fits, decoders=decoders, progress=progress)
+        heldout = read(heldout_pairs, wanted.num_heldout, what="heldout")
+        seed = read(seed_pairs, wanted.num_seed, what="seed", taken=heldout.digests)
     counted = {
         "seed": _counted(found, seed_pairs, seed),
         "heldout": _counted(held or found, heldout_pairs, heldout),
     }
     return _written(data, {"heldout": heldout, "seed": seed}, counted), counted
-
-
-def _tell(progress: Progress, name: str, done: int, total: int) -> None:
-    progress(done, total, f"read {name}")
 
 
 def _written(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dynamics.core.progress import Progress, silent
 from dynamics.core.records import TRANSITION_SCHEMA, pair_id, stable_hash
 from dynamics.data.labelled.listing import LabelledPair, Segment, Stills
 from dynamics.data.labelled.paths import Refused
@@ -21,9 +22,6 @@ from dynamics.data.video.keyframes import change
 from dynamics.data.video.sandbox import DecodePool, DecodeWorker, Rejected
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.files import sha256_file
-
-Progress = Callable[[int, int], None]
-"""Called as ``progress(done, wanted)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,8 @@ def read_rows(
     decoders: DecodePool,
     *,
     taken: Set[str] = frozenset(),
-    progress: Progress | None = None,
+    what: str = "pairs",
+    progress: Progress = silent,
 ) -> Rows:
     """The first ``wanted`` usable pairs, as a table.
 
@@ -68,6 +67,7 @@ def read_rows(
         fits: whether an action sentence fits the model's prompts.
         decoders: decode.
         taken: digests of files that must not be used again (those of the held-out set).
+        what: name of the part in what ``progress`` is told.
         progress: told of usable pairs.
 
     Returns:
@@ -82,8 +82,7 @@ def read_rows(
         # In the order of the manifest: neighbours share a table's row group, or a video.
         part = sorted(range(start, stop), key=lambda index: pairs[index].place)
         for _ in reader.read([(index, pairs[index]) for index in part]):
-            if progress is not None:
-                progress(len(reader.order), wanted)
+            progress(len(reader.order), wanted, f"read {what}")
         start = stop
     return reader.rows()
 

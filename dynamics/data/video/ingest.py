@@ -6,7 +6,7 @@ Everything that is left out is counted with its reason. The same folder gives th
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from dynamics.core.config import KeyframeConfig, PoolConfig
 from dynamics.core.errors import UserError
+from dynamics.core.progress import Progress, silent
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef, pair_id, stable_hash
 from dynamics.data.video.decode import ClipFrames, DecodeSpec
 from dynamics.data.video.sandbox import DecodePool, Rejected
@@ -23,9 +24,6 @@ from dynamics.data.video.sources import SOURCES, Clip, Listing
 from dynamics.data.video.unpack import Unpacked
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.tables import write_table
-
-Progress = Callable[[int, int, str], None]
-"""Called as ``progress(done, total, text)`` after every clip."""
 
 USABLE = frozenset({"duplicate_clip", "too_short"})
 """Clip rejects that are no sign of a broken pool."""
@@ -80,7 +78,7 @@ def ingest_folder(
     source: str = "folder",
     max_pairs: int | None = None,
     num_workers: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> IngestReport:
     """Turn the videos under ``root``, laid out as ``source``, into frame pairs in ``out``.
 
@@ -110,8 +108,7 @@ def ingest_folder(
         for done, (clip, read) in enumerate(zip(clips, results, strict=True), start=1):
             gathered.add(clip, read.sha256, read.result)
             unpacked.drop(clip)
-            if progress is not None:
-                progress(done, len(clips), f"{gathered.num_pairs} pairs")
+            progress(done, len(clips), f"{gathered.num_pairs} pairs")
             if gathered.full:
                 break
     gathered.check(root, pool.max_bad_fraction)

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
+from dynamics.core.progress import Progress
 from dynamics.core.records import stable_hash
 from dynamics.evaluation.judge.client import BudgetSpentError, FailedError, RefusedError
 from dynamics.evaluation.judge.protocol import (
@@ -128,7 +129,7 @@ def judge(
     cases: Sequence[Case],
     client: Asks,
     store: ReplyStore,
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
 ) -> list[Judgement]:
     """One judgement per case, in order, whatever happened to it.
 

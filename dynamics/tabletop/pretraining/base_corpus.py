@@ -5,13 +5,13 @@ pictures that no single action connects (checked for every pair), so that "what 
 learnt as looking, not as naming actions. Unlabelled frame pairs carry no text at all.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from dynamics.core.config import WorldConfig
+from dynamics.core.progress import Progress, silent
 from dynamics.core.seeds import numpy_rng
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.tabletop.render import (
@@ -38,8 +38,6 @@ from dynamics.tabletop.scene import (
     sample_scene,
     transition_key,
 )
-
-Progress = Callable[[int, int, str], None]
 
 
 def cell_name(cell: int, grid: int) -> str:
@@ -165,7 +163,7 @@ def build_corpus(
     num_episodes: int,
     episode_length: int,
     seed: int,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Corpus:
     """Sample, photograph and encode everything."""
     first, second = sample_doubles(num_doubles, world, seed)
@@ -177,8 +175,7 @@ def build_corpus(
         parts = []
         for start in range(0, len(groups), 256):
             parts.append(photograph_groups(groups[start : start + 256], world, images, rng))
-            if progress:
-                progress(min(start + 256, len(groups)), len(groups), what)
+            progress(min(start + 256, len(groups)), len(groups), what)
         return np.concatenate(parts)
 
     double_codes, video_codes = encode(doubles, "pictures"), encode(episodes, "videos")

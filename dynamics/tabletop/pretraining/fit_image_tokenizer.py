@@ -1,13 +1,12 @@
 """Train the tiny image tokenizer on photographs of scenes (no text, no video)."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from dynamics.core.config import WorldConfig
+from dynamics.core.progress import Progress, silent
 from dynamics.core.seeds import derive_seed, numpy_rng
 from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer, to_pixels
 from dynamics.tabletop.oracle import read_cells
@@ -62,7 +61,7 @@ def fit_image_tokenizer(
     num_tables: int = 3000,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
-    progress: Callable[[int, dict[str, float]], None] | None = None,
+    progress: Progress = silent,
 ) -> FsqTokenizer:
     """Train with Adam and a cosine schedule; returns the tokenizer."""
     torch.manual_seed(derive_seed(seed, "image-tokenizer"))
@@ -85,9 +84,8 @@ def fit_image_tokenizer(
         (reconstruction + STABILITY_WEIGHT * stability).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        if progress and (step + 1) % 100 == 0:
-            losses = {"reconstruction": reconstruction.item(), "stability": stability.item()}
-            progress(step + 1, losses)
+        if (step + 1) % 100 == 0:
+            progress(step + 1, steps, "image tokenizer")
     return FsqTokenizer(model)
 
 

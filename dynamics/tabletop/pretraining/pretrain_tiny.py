@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
 
 from dynamics.core.config import WorldConfig
+from dynamics.core.progress import Progress, silent
 from dynamics.core.seeds import derive_seed, numpy_rng
 from dynamics.models.chameleon import chameleon_tokens, image_token_name
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
@@ -31,7 +32,6 @@ from dynamics.models.tokens import IGNORE, Prompts, Rows, Tokens
 from dynamics.tabletop.language import action_words
 from dynamics.tabletop.pretraining.base_corpus import (
     Corpus,
-    Progress,
     ask_about_one,
     ask_about_two,
     base_words,
@@ -46,10 +46,6 @@ TASK_WORDS = ("[caption]", "[question]", "[compare]", "[draw]", "[video]", "[pre
 PROMPTS = Prompts(version="tiny-1", fdp="[predict]", idm="[explain]", action_tokens=10)
 TEXT_TOKENS = 40
 """Room for several questions with their answers after the pictures."""
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    """The progress callback that shows nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +255,7 @@ def build_optimizers(network: nn.Module, recipe: TinyRecipe) -> list[torch.optim
 
 
 def pretrain_tiny(
-    world: WorldConfig, recipe: TinyRecipe, out: Path, *, progress: Progress = _silent
+    world: WorldConfig, recipe: TinyRecipe, out: Path, *, progress: Progress = silent
 ) -> Path:
     """Train tokenizer and base, save the checkpoint into ``out``; returns ``out``.
 
@@ -270,7 +266,7 @@ def pretrain_tiny(
         world.model_copy(update={"film_scale": recipe.tokenizer_film_scale}),
         steps=recipe.tokenizer_steps,
         seed=recipe.seed,
-        progress=lambda step, _: progress(step, recipe.tokenizer_steps, "image tokenizer"),
+        progress=progress,
     )
     corpus = build_corpus(
         world.model_copy(update={"film_scale": recipe.corpus_film_scale}),

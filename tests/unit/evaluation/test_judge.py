@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dynamics.core.errors import UserError
+from dynamics.core.progress import silent
 from dynamics.evaluation.judge.client import (
     Budget,
     BudgetSpentError,
@@ -26,10 +27,6 @@ from dynamics.evaluation.judge.protocol import (
 from tests.unit.evaluation.chat_server import ChatServer, Reply, scored
 
 KEY = "sk-very-secret"
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """Shows nothing."""
 
 
 def case(number: int, instruction: str = "make it red") -> Case:

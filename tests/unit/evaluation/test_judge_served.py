@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from dynamics.core.progress import silent
 from dynamics.evaluation.judge.client import Budget, ChatClient, Endpoint
 from dynamics.evaluation.judge.judge import Case, ReplyStore, judge
 from dynamics.evaluation.judge.protocol import prompt_text
@@ -166,7 +167,7 @@ def test_a_served_vision_model_judges_an_edit(served, tmp_path):
     budget = Budget(left=1)
     with ChatClient(endpoint, None, budget) as client:
         store = ReplyStore(folder=tmp_path, model=endpoint.model)
-        (found,) = judge([case], client, store, lambda done, total, what: None)
+        (found,) = judge([case], client, store, silent)
     assert (found.outcome, budget.spent) == ("judged", 1)
     assert found.verdict is not None
     assert (found.verdict.success, found.verdict.restraint, found.verdict.score) == (3, 7, 3)

@@ -7,6 +7,7 @@ import pytest
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.progress import silent
 from dynamics.storage.run_folder import read_json
 from dynamics.studies import runner as study_module
 from dynamics.studies.experiments import StudyPlan, Unit, ready, units
@@ -40,7 +41,7 @@ def folder(tiny: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_module, "_run_units", run_here)
-        run_study(tiny, PLAN, out, num_workers=1, progress=lambda done, total, what: None)
+        run_study(tiny, PLAN, out, num_workers=1, progress=silent)
     return out
 
 
@@ -86,7 +87,7 @@ def test_the_guards_are_held_against_every_round_and_a_copier(folder: Path) -> N
 
 def test_analysing_again_gives_the_same_results(folder: Path, tiny: LoopConfig) -> None:
     before = (folder / RESULTS_FILE).read_text()
-    run_study(tiny, PLAN, folder, num_workers=1, progress=lambda done, total, what: None)
+    run_study(tiny, PLAN, folder, num_workers=1, progress=silent)
     assert (folder / RESULTS_FILE).read_text() == before
 
 
@@ -109,7 +110,7 @@ def test_published_results_match_their_json(folder: Path, tmp_path: Path) -> Non
 def test_a_study_of_another_config_is_refused(folder: Path, tiny: LoopConfig) -> None:
     other = tiny.model_copy(update={"rounds": 2})
     with pytest.raises(UserError, match="another config or base checkpoint; name another folder"):
-        run_study(other, PLAN, folder, num_workers=1, progress=lambda done, total, what: None)
+        run_study(other, PLAN, folder, num_workers=1, progress=silent)
 
 
 def test_a_unit_waits_for_what_it_reads() -> None:

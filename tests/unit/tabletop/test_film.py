@@ -27,7 +27,6 @@ def ingest(folder: Path, num_pairs: int) -> pa.Table:
         keyframes=filmed_keyframes(WORLD, "pool"),
         max_pairs=num_pairs,
         num_workers=1,
-        progress=None,
     )
     assert not report.rejects
     return read_table(folder / "pairs.parquet", PAIR_SCHEMA)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dynamics.core.progress import silent
 from dynamics.evaluation.aurora_bench.answer import Decode
 from dynamics.evaluation.aurora_bench.benchmark import PART_ITEMS, Benchmark, in_process, measure
 from dynamics.evaluation.aurora_bench.contestant import contestant
@@ -14,10 +15,6 @@ from dynamics.evaluation.aurora_bench.dataset import read_benchmark
 from dynamics.evaluation.aurora_bench.encoders import EncoderFolders
 from dynamics.evaluation.aurora_bench.summary import MEAN, METRICS, by_subset, figures, report
 from dynamics.evaluation.aurora_bench.table import notes, show
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """Shows nothing."""
 
 
 def benchmark(root, out, name="tiny") -> Benchmark:
