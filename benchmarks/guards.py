@@ -73,9 +73,9 @@ def read_run(root: Path) -> Run:
     folder = RunFolder(root.resolve())
     cfg = folder.config()
     stages = LocalStages(cfg, folder.root)
-    pool = read_table(folder.data / "pool.parquet", PAIR_SCHEMA)
-    heldout = read_table(folder.data / "heldout.parquet", TRANSITION_SCHEMA)
-    seed = read_table(folder.data / "seed.parquet", TRANSITION_SCHEMA, ["action"])
+    pool = read_table(folder.pool, PAIR_SCHEMA)
+    heldout = read_table(folder.heldout, TRANSITION_SCHEMA)
+    seed = read_table(folder.labelled, TRANSITION_SCHEMA, ["action"])
     same_B, alike_B = leaked_pairs(pool, heldout, stages.images)
     items = {n: _items(stages, heldout, n) for n in range(cfg.rounds + 1)}
     ledger = Ledger(folder.ledger)
@@ -104,7 +104,7 @@ def read_run(root: Path) -> Run:
 
 def _items(stages: LocalStages, heldout: pa.Table, round_id: int) -> pa.Table:
     """The round's evaluation; runs of before its column `idm_mean_logprob` get it here."""
-    items = pq.read_table(stages.folder.round(round_id) / "items.parquet")
+    items = pq.read_table(stages.folder.items(round_id))
     if "idm_mean_logprob" in items.column_names:
         return items
     finished = stages.finished(round_id)

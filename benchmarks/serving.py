@@ -40,7 +40,7 @@ from dynamics.core.domain import load_domain
 from dynamics.inference.load import load_pair
 from dynamics.inference.sampling import SamplingParams
 from dynamics.serving.images import to_base64
-from dynamics.serving.model_registry import models_of, promoted_rounds
+from dynamics.serving.model_registry import promoted_rounds
 from dynamics.serving.model_worker import Draw, RoundEngine
 from dynamics.serving.schemas import PredictReply, PredictRequest
 from dynamics.storage.run_folder import RunFolder
@@ -75,7 +75,7 @@ class Bench:
         own = self.folder.config()
         self.base = with_overrides(own, [f"serve.port={port}", *overrides])
         self.round_id, report = list(promoted_rounds(self.folder).items())[-1]
-        models = models_of(self.base, self.folder, report)
+        models = self.folder.models(report, self.base.base_path())
         tokens = self.base.label.max_action_tokens
         self.engine = RoundEngine(self.round_id, *load_pair(models, self.base.model), tokens)
         scenes = load_domain(self.base).examples(self.folder.data)

@@ -173,9 +173,12 @@ def _absolute(path: Path) -> Path:
 
 def _all_done(cfg: LoopConfig, folder: RunFolder) -> bool:
     """Whether the loop has nothing to do: its last round is done, or still blocked."""
-    path = folder.root / "done.json"
     reports = folder.reports(cfg.rounds)
-    if not path.exists() or not reports or read_json(path)["rounds"] < reports[-1].round_id:
+    if (
+        not folder.done.exists()
+        or not reports
+        or read_json(folder.done)["rounds"] < reports[-1].round_id
+    ):
         return False
     last = reports[-1]
     if last.promoted:
@@ -197,10 +200,9 @@ def _run_loop(
         check_address(cfg.serve)  # now, not after the last round
     make: type[LocalStages] = RayStages if with_ray else LocalStages
     stages = make(cfg, folder.root, MlflowTracker(cfg, folder, view.line), view)
-    done = folder.root / "done.json"
-    done.unlink(missing_ok=True)  # of fewer rounds, or of a round that was blocked
+    folder.done.unlink(missing_ok=True)  # of fewer rounds, or of a round that was blocked
     reports = run_rounds(cfg, stages)
-    write_json(done, {"rounds": reports[-1].round_id})
+    write_json(folder.done, {"rounds": reports[-1].round_id})
     return stages
 
 
@@ -211,9 +213,9 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
     reports = folder.reports(cfg.rounds)
     seconds = {r.round_id: sum(folder.timings(r.round_id).values()) for r in reports}
     view.console.print(round_table(reports, seconds))
-    database = f"sqlite:///{folder.root / 'mlflow.db'}"
+    database = f"sqlite:///{folder.mlflow}"
     mlflow = runtime.command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")
-    view.line(f"report:    {folder.root / 'report.html'}  (open it in a browser)")
+    view.line(f"report:    {folder.page}  (open it in a browser)")
     view.line(f"MLflow:    {cfg.track.uri or mlflow}")
     if not cfg.track.uri:
         view.line("           then http://127.0.0.1:5000")

@@ -29,7 +29,7 @@ class MlflowTracker:
     def __init__(self, cfg: LoopConfig, folder: RunFolder, warn: Callable[[str], None]) -> None:
         self.cfg = cfg
         self.folder = folder
-        self.uri = cfg.track.uri or f"sqlite:///{folder.root / 'mlflow.db'}"
+        self.uri = cfg.track.uri or f"sqlite:///{folder.mlflow}"
         self._warn = warn
         self._path = folder.root / "tracking.json"
         self._connected: MlflowClient | None = None
@@ -69,8 +69,7 @@ class MlflowTracker:
         )
         client.log_batch(run, list(self._training_curves(report.round_id, now)))
         client.log_batch(parent, metrics)  # over the step axis: one curve through the rounds
-        for name in ("timings.json", "grid.png"):
-            path = self.folder.round(report.round_id) / name
+        for path in (self.folder.timings_path(step), self.folder.grid(step)):
             if path.exists():
                 client.log_artifact(run, str(path))
         self._log_promotion(report)
@@ -83,7 +82,7 @@ class MlflowTracker:
         """What a later command may change: the verdict, and the report that holds it."""
         client, run = self._client(), self._child(report.round_id)
         client.set_tag(run, "promotion", promotion(report))
-        client.log_artifact(run, str(self.folder.round(report.round_id) / "report.json"))
+        client.log_artifact(run, str(self.folder.report_path(report.round_id)))
         state = self._state()
         state["promotion"][str(report.round_id)] = promotion(report)
         write_json(self._path, state)

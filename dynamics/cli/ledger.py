@@ -15,7 +15,7 @@ def ledger_verify(run: Run) -> None:
     folder = open_run(run)
     folder.config()
     store = Ledger(folder.ledger)
-    problems = store.verify(folder.data / "pool.parquet")
+    problems = store.verify(folder.pool)
     for problem in problems:
         console.print(problem, markup=False)
     if problems:

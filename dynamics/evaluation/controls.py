@@ -27,7 +27,14 @@ from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.heldout import evaluate_items, items_schema
 from dynamics.inference.load import load_pair, model_ref
-from dynamics.storage.run_folder import TrainingLog, write_json
+from dynamics.storage.run_folder import (
+    ITEMS,
+    REPORT,
+    TRAINING_SET,
+    RunFolder,
+    TrainingLog,
+    write_json,
+)
 from dynamics.storage.tables import read_table, write_table
 from dynamics.training.batches import FitJob
 from dynamics.training.fit import WorkerContext, fit_adapter
@@ -73,33 +80,34 @@ def run_controls(
     Raises:
         UserError: the run has no truth for its pool (real video), or the round is not finished.
     """
-    items_path = run_dir / "rounds" / f"round-{round_id:02d}" / "items.parquet"
+    run = RunFolder(run_dir)
+    items_path = run.items(round_id)
     if cfg.pool.parts or data.truth is None:
         raise UserError("controls need the pool's true actions, which real video does not have")
     if not items_path.is_file():
         raise UserError(f"{items_path} does not exist; finish round {round_id} first")
-    folder = run_dir / "controls" / f"round-{round_id:02d}"
+    folder = run.controls(round_id)
     schema = items_schema(cfg.evaluate.best_of)
     items = {"round": read_table(items_path, schema)}
     truth = read_table(data.truth, TRUTH_SCHEMA)
     grown = _training_sets(data, truth)
     jobs: list[FitJob] = []
     for arm in get_args(Arm):
-        write_table(folder / arm / "grown.parquet", grown[arm], TRANSITION_SCHEMA)
+        write_table(folder / arm / TRAINING_SET, grown[arm], TRANSITION_SCHEMA)
         jobs += [_fit_job(cfg, arm, task, round_id, folder / arm) for task in get_args(Task)]
     if missing := [job for job in jobs if not job.out.exists()]:
         run_fits(missing, progress)
     for arm in get_args(Arm):
         out = folder / arm
-        if not (out / "items.parquet").is_file():
+        if not (out / ITEMS).is_file():
             progress(0, 0, f"evaluate {arm}")
             models = model_ref(cfg.base_path(), out / "idm", out / "fdp")
             evaluated = _evaluate(cfg, models, data, truth, round_id)
-            write_table(out / "items.parquet", evaluated, schema)
-        items[arm] = read_table(out / "items.parquet", schema)
+            write_table(out / ITEMS, evaluated, schema)
+        items[arm] = read_table(out / ITEMS, schema)
     steps = control_steps(cfg.train.of("fdp"), round_id)
     report = compare(items, round_id, steps, num_pool=_num_true(grown["true_labels"]))
-    write_json(folder / "report.json", report.to_json())
+    write_json(folder / REPORT, report.to_json())
     return report
 
 
@@ -141,7 +149,7 @@ def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, round_id: int, out: Path) ->
         family=cfg.model.family,
         base=cfg.base_path(),
         device=cfg.model.device,
-        transitions=out / "grown.parquet",
+        transitions=out / TRAINING_SET,
         steps=control_steps(cfg.train.of(task), round_id),
         train=cfg.train,
         seed=derive_seed(cfg.seed, "control", arm, task),

@@ -7,6 +7,7 @@ from dynamics.core.domain import Domain
 from dynamics.core.records import Estimate
 from dynamics.evaluation.intervals import known
 from dynamics.evaluation.metrics import estimate_of
+from dynamics.storage.ledger import is_accepted
 
 
 def label_accuracy(
@@ -24,10 +25,7 @@ def label_accuracy(
         truth: TRUTH_SCHEMA, or None for real video.
         domain: knows what an action leads to.
     """
-    accepted = dict(
-        zip(decisions["label_id"].to_pylist(), decisions["accepted"].to_pylist(), strict=True)
-    )
-    kept = np.array([accepted[label] for label in labels["label_id"].to_pylist()], dtype=bool)
+    kept = is_accepted(labels, decisions)
     columns = {"label/kept_fraction": kept.astype(np.float64)}
     if truth is not None:
         right = right_labels(labels, truth, domain)

@@ -35,7 +35,9 @@ def _copy(origin: ExportedRound, task: Task, out: Path) -> None:
     Raises:
         UserError: no adapter, or not the one that the round's report names.
     """
-    source = inside(origin.run.root, origin.report.models[task], "report.json")
+    source = inside(
+        origin.run.root, origin.report.models[task], origin.run.report_path(origin.round_id).name
+    )
     if not source.is_dir():
         raise UserError(f"{source} does not exist; the round's adapters were removed")
     if is_checkpoint(source):

@@ -123,10 +123,10 @@ def _kinds(report: RoundReport) -> list[tuple[str, Estimate]]:
 def _data_digests(origin: ExportedRound) -> dict[str, str]:
     """sha256 of the tables that are still in the run folder."""
     tables = {
-        "training set": origin.run.round(origin.round_id) / "grown.parquet",
-        "labelled seed": origin.run.data / "seed.parquet",
-        "unlabelled pool": origin.run.data / "pool.parquet",
-        "held-out pairs": origin.run.data / "heldout.parquet",
+        "training set": origin.run.training_set(origin.round_id),
+        "labelled seed": origin.run.labelled,
+        "unlabelled pool": origin.run.pool,
+        "held-out pairs": origin.run.heldout,
     }
     return {name: dataset_ref(path).digest for name, path in tables.items() if path.is_file()}
 

@@ -207,17 +207,15 @@ def accepted_labels(run: RunFolder, round_id: int | None) -> AcceptedLabels:
     origin = finished_round(run, round_id, first=1)
     ledger = Ledger(run.ledger)
     manifest = ledger.manifest(origin.round_id)
-    pool = dataset_ref(run.data / "pool.parquet")
+    pool = dataset_ref(run.pool)
     if pool.digest != manifest.parents["pool"]:
         raise UserError(
             f"{pool.path} is not the pool that round {origin.round_id} labelled; restore it"
         )
-    decisions = ledger.decisions(origin.round_id)
-    accepted = decisions.filter(decisions["accepted"])
+    accepted = ledger.accepted(origin.round_id)
     if not accepted.num_rows:
         raise UserError(f"round {origin.round_id} accepted no label; name another with --round")
-    labels = _rows_of(ledger.labels(origin.round_id), "label_id", accepted["label_id"])
-    pairs = _rows_of(read_table(pool, PAIR_SCHEMA, _PAIR_COLUMNS), "pair_id", labels["pair_id"])
+    pairs = _rows_of(read_table(pool, PAIR_SCHEMA, _PAIR_COLUMNS), "pair_id", accepted["pair_id"])
     score_name = origin.cfg.filter.score
     rows = [
         {
@@ -227,11 +225,8 @@ def accepted_labels(run: RunFolder, round_id: int | None) -> AcceptedLabels:
             "logprob": float(np.sum(label["token_logprobs"], dtype=np.float64)),
             "num_tokens": len(label["token_logprobs"]),
             "score_name": score_name,
-            "score": decision["score"],
         }
-        for pair, label, decision in zip(
-            pairs.to_pylist(), labels.to_pylist(), accepted.to_pylist(), strict=True
-        )
+        for pair, label in zip(pairs.to_pylist(), accepted.to_pylist(), strict=True)
     ]
     rows.sort(key=lambda row: (row["clip_path"], row["frame0"], row["label_id"]))
     images = load_image_tokenizer(origin.cfg.model.family, origin.cfg.base_path())

@@ -59,7 +59,7 @@ def finished_round(run: RunFolder, round_id: int | None, *, first: int) -> Expor
         report = run.report(round_id)
         if report is None:
             raise UserError(f"{run.root} has not finished round {round_id}; name one that it has")
-    recorded = read_json(run.root / "run.json")["base_digest"]
+    recorded = read_json(run.record)["base_digest"]
     if identity(cfg)["base_digest"] != recorded:
         raise UserError(
             f"the checkpoint {cfg.base_path()} is missing or not the one that {run.root} was made "

@@ -49,12 +49,11 @@ def prepared(folder: RunFolder) -> DataRefs:
     Raises:
         UserError: a table is missing or damaged.
     """
-    truth = folder.data / "truth.parquet"
     return DataRefs(
-        seed=dataset_ref(folder.data / "seed.parquet"),
-        pool=dataset_ref(folder.data / "pool.parquet"),
-        heldout=dataset_ref(folder.data / "heldout.parquet"),
-        truth=dataset_ref(truth) if truth.exists() else None,
+        seed=dataset_ref(folder.labelled),
+        pool=dataset_ref(folder.pool),
+        heldout=dataset_ref(folder.heldout),
+        truth=dataset_ref(folder.truth) if folder.truth.exists() else None,
     )
 
 
@@ -63,17 +62,17 @@ class _Source:
         self, cfg: LoopConfig, folder: RunFolder, images: ImageTokenizer, progress: Progress
     ) -> None:
         self._cfg = cfg
-        self._data = folder.data
+        self._folder = folder
         self._images = images
         self._progress = progress
 
     def labelled(self, split: Split, num_pairs: int) -> DatasetRef:
         """Filmed pairs with their true sentence (TRANSITION_SCHEMA)."""
-        out = self._data / f"{split}.parquet"
+        out = self._folder.table(split)
         if out.exists():
             return dataset_ref(out)
         pairs = self._filmed(split, num_pairs)
-        truth = load_simulator(self._cfg).truth(pairs, self._data / split)
+        truth = load_simulator(self._cfg).truth(pairs, self._folder.data / split)
         rows = pc.index_in(pairs["pair_id"], value_set=truth["pair_id"].combine_chunks())
         known = pairs.filter(pc.is_valid(rows))
         labelled = known.append_column("action", truth["action"].take(pc.drop_null(rows)))
@@ -83,16 +82,16 @@ class _Source:
 
     def real(self) -> dict[str, DatasetRef]:
         """Seed and held-out pairs of a real data set (TRANSITION_SCHEMA)."""
-        if (done := built(self._data)) is not None:
+        if (done := built(self._folder)) is not None:
             return done
         fits = sentence_limit(self._cfg, self._images)
-        refs, counted = build_labelled(self._cfg, self._data, self._images, fits, self._progress)
+        refs, counted = build_labelled(self._cfg, self._folder, self._images, fits, self._progress)
         self._count(counted)
         return refs
 
     def pool(self) -> DatasetRef:
         """The unlabelled pairs (PAIR_SCHEMA), filmed or from the user's folders."""
-        out = self._data / "pool.parquet"
+        out = self._folder.pool
         if out.exists():
             return dataset_ref(out)
         cfg = self._cfg.pool
@@ -111,7 +110,7 @@ class _Source:
         tables = []
         for part in cfg.parts:
             split = f"pool/{part.name}"
-            path = self._data / f"{split}.parquet"
+            path = self._folder.table(split)
             ref = (
                 dataset_ref(path)
                 if path.exists()
@@ -131,22 +130,22 @@ class _Source:
 
     def truth(self, pool: DatasetRef, heldout: DatasetRef) -> DatasetRef:
         """Of the held-out pairs, and of the pool when it was filmed (TRUTH_SCHEMA)."""
-        out = self._data / "truth.parquet"
+        out = self._folder.truth
         if out.exists():
             return dataset_ref(out)
         pairs: dict[Split, pa.Table] = {"heldout": read_table(heldout, TRANSITION_SCHEMA)}
         if not self._cfg.pool.parts:
             pairs["pool"] = read_table(pool, PAIR_SCHEMA)
         simulator = load_simulator(self._cfg)
-        parts = [simulator.truth(rows, self._data / split) for split, rows in pairs.items()]
+        parts = [simulator.truth(rows, self._folder.data / split) for split, rows in pairs.items()]
         return write_table(out, pa.concat_tables(parts), TRUTH_SCHEMA)
 
     def _filmed(self, split: Split, num_pairs: int) -> pa.Table:
         """Film a split and read it back like any other video (PAIR_SCHEMA)."""
-        folder, simulator = self._data / split, load_simulator(self._cfg)
+        folder, simulator = self._folder.data / split, load_simulator(self._cfg)
         simulator.film(split, num_pairs, folder, self._progress)
         clips, keyframes = PoolPart(path=folder / "clips"), simulator.keyframes(split)
-        ref = self._ingest(split, clips, folder / "pairs.parquet", keyframes, None)
+        ref = self._ingest(split, clips, self._folder.table(f"{split}/pairs"), keyframes, None)
         return read_table(ref, PAIR_SCHEMA)
 
     def _ingest(
@@ -173,7 +172,7 @@ class _Source:
 
     def _count(self, counted: dict[str, Any]) -> None:
         """Add to what the run's ingest.json says."""
-        path = self._data / "ingest.json"
+        path = self._folder.ingest
         write_json(path, (read_json(path) if path.exists() else {}) | counted)
 
 

@@ -50,7 +50,7 @@ from dynamics.pipeline.prepare import prepare
 from dynamics.pipeline.tracking import NoTracker, Tracker
 from dynamics.report.grid import write_grid
 from dynamics.report.page import write_page
-from dynamics.storage.ledger import Ledger, Manifest, coverage
+from dynamics.storage.ledger import Ledger, coverage
 from dynamics.storage.run_folder import RunFolder, TrainingLog, read_json, write_json
 from dynamics.storage.shards import Shard, cut, read_shard
 from dynamics.storage.tables import codes_matrix, dataset_ref, read_table, write_table
@@ -98,15 +98,7 @@ class LocalStages:
         report = found.accepting(self.cfg.guards.accept)
         if report != found:
             self.commit(report)
-        folder = self.folder.root
-        models = ModelRef(
-            base=self.cfg.base_path(),
-            idm=folder / report.models["idm"],
-            fdp=folder / report.models["fdp"],
-            idm_digest=report.models["idm_digest"],
-            fdp_digest=report.models["fdp_digest"],
-        )
-        return models, report
+        return self.folder.models(report, self.cfg.base_path()), report
 
     def label(self, pool: DatasetRef, models: ModelRef, round_id: int) -> DatasetRef:
         """Write an action sentence with log-probabilities for every pair (LABEL_SCHEMA).
@@ -119,7 +111,7 @@ class LocalStages:
             shards = unlabelled(pool, attempted, self.cfg.label.shard_rows)
             if shards:
                 self._label_shards(pool, shards, models, round_id)
-            out = self.folder.round(round_id) / "labels.parquet"
+            out = self.folder.labels(round_id)
             labels = self.ledger.merge(round_id, models.idm_digest, out)
             self._check_coverage(pool, labels, round_id)
             return labels
@@ -127,45 +119,39 @@ class LocalStages:
     def select(self, labels: DatasetRef, round_id: int) -> DatasetRef:
         """Decide on every label, commit labels and decisions to the ledger (DECISION_SCHEMA)."""
         with self.folder.timed(round_id, "select"):
-            if round_id in self.ledger.rounds():
-                return self._decisions(self.ledger.manifest(round_id))
-            table = read_table(labels, LABEL_SCHEMA)
-            parents = {
-                "pool": dataset_ref(self.folder.data / "pool.parquet").digest,
-                "config": self.cfg.digest(),
-                "idm": _only(table, "idm_digest"),
-                "prompt_version": _only(table, "prompt_version"),
-            }
-            decisions = decide(table, self.cfg.filter)
-            return self._decisions(self.ledger.commit(round_id, labels, decisions, parents))
+            if round_id not in self.ledger.rounds():
+                table = read_table(labels, LABEL_SCHEMA)
+                parents = {
+                    "pool": dataset_ref(self.folder.pool).digest,
+                    "config": self.cfg.digest(),
+                    "idm": _only(table, "idm_digest"),
+                    "prompt_version": _only(table, "prompt_version"),
+                }
+                self.ledger.commit(round_id, labels, decide(table, self.cfg.filter), parents)
+            return self.ledger.decisions_ref(round_id)
 
     def grow(self, data: DataRefs, decisions: DatasetRef | None, round_id: int) -> DatasetRef:
         """Seed plus accepted labels as one training set (TRANSITION_SCHEMA)."""
-        out = self.folder.round(round_id) / "grown.parquet"
+        out = self.folder.training_set(round_id)
         if out.exists():
             return dataset_ref(out)
-        seed = read_table(data.seed, TRANSITION_SCHEMA)
-        if decisions is None:
-            return write_table(out, seed, TRANSITION_SCHEMA)
-        grown = grow(
-            seed,
-            read_table(data.pool, PAIR_SCHEMA),
-            self.ledger.labels(round_id),
-            read_table(decisions, DECISION_SCHEMA),
-        )
-        return write_table(out, grown, TRANSITION_SCHEMA)
+        rows = read_table(data.seed, TRANSITION_SCHEMA)
+        if decisions is not None:
+            pool = read_table(data.pool, PAIR_SCHEMA)
+            rows = grow(rows, pool, self.ledger.accepted(round_id))
+        return write_table(out, rows, TRANSITION_SCHEMA)
 
     def train(self, grown: DatasetRef, previous: ModelRef | None, round_id: int) -> ModelRef:
         """Fit the round's IDM and FDP adapters, side by side."""
         jobs = self._fit_jobs(grown, previous, round_id)
-        summary = self.folder.round(round_id) / "train" / "summary.json"
+        summary = self.folder.fit_summary(round_id)
         if not summary.exists():
             with self.folder.timed(round_id, "train"):
                 results = self._fit(jobs, round_id)
             losses = {f"{task}_loss": result.loss for task, result in results.items()}
             steps = {f"{task}_steps": float(result.steps) for task, result in results.items()}
             write_json(summary, losses | steps)
-            shutil.rmtree(self._checkpoints(round_id), ignore_errors=True)
+            shutil.rmtree(self.folder.checkpoints(round_id), ignore_errors=True)
         return model_ref(self.cfg.base_path(), jobs["idm"].out, jobs["fdp"].out)
 
     def evaluate(
@@ -175,7 +161,7 @@ class LocalStages:
         with self.folder.timed(round_id, "evaluate"):
             items = self._items(data, models, round_id)
             heldout = read_table(data.heldout, TRANSITION_SCHEMA)
-            write_grid(self.folder.round(round_id) / "grid.png", items, heldout, self.images)
+            write_grid(self.folder.grid(round_id), items, heldout, self.images)
         metrics = summarise(items)
         reasons: dict[str, int] = {}
         if decisions is not None:
@@ -192,7 +178,7 @@ class LocalStages:
             reasons=reasons,
             metrics=metrics,
             models=self._portable(models),
-            train=read_json(self.folder.round(round_id) / "train" / "summary.json"),
+            train=read_json(self.folder.fit_summary(round_id)),
         )
 
     def guard(
@@ -207,7 +193,7 @@ class LocalStages:
 
     def commit(self, report: RoundReport) -> None:
         """Write the report, the round's last write, and track it."""
-        write_json(self.folder.round(report.round_id) / "report.json", report.to_json())
+        write_json(self.folder.report_path(report.round_id), report.to_json())
         self.tracker.log_round(report)
 
     def serve(self, models: ModelRef, round_id: int) -> None:
@@ -239,8 +225,9 @@ class LocalStages:
 
     def example(self) -> tuple[np.ndarray, str]:
         """The first held-out pair as uint8 frame [H, W, 3] and action sentence."""
-        path = self.folder.data / "heldout.parquet"
-        first = read_table(path, TRANSITION_SCHEMA, ["source_codes", "action"]).slice(0, 1)
+        first = read_table(
+            self.folder.heldout, TRANSITION_SCHEMA, ["source_codes", "action"]
+        ).slice(0, 1)
         frame = self.images.decode(codes_matrix(first, "source_codes"))[0]
         return frame, first["action"][0].as_py()
 
@@ -308,14 +295,6 @@ class LocalStages:
             "as one folder? the same command makes the missing ones again"
         )
 
-    def _decisions(self, manifest: Manifest) -> DatasetRef:
-        shard = manifest.decisions
-        path = self.folder.ledger / "shards" / f"{shard.sha256}.parquet"
-        return DatasetRef(path=path, num_rows=shard.num_rows, digest=shard.sha256)
-
-    def _checkpoints(self, round_id: int) -> Path:
-        return self.folder.round(round_id) / "train" / "checkpoints"
-
     def _fit_jobs(
         self, grown: DatasetRef, previous: ModelRef | None, round_id: int
     ) -> dict[Task, FitJob]:
@@ -336,8 +315,8 @@ class LocalStages:
                 train=train,
                 seed=derive_seed(self.cfg.seed, round_id, task),
                 init_from=getattr(start, task) if start else None,
-                out=self.folder.round(round_id) / task,
-                checkpoint_dir=self._checkpoints(round_id) / task,
+                out=self.folder.adapter(round_id, task),
+                checkpoint_dir=self.folder.checkpoints(round_id) / task,
             )
             for task in get_args(Task)
         }
@@ -345,10 +324,10 @@ class LocalStages:
     def _items(self, data: DataRefs, models: ModelRef, round_id: int) -> pa.Table:
         """The round's evaluation table; each part is written once, also over kills."""
         schema = items_schema(self.cfg.evaluate.best_of)
-        out = self.folder.round(round_id) / "items.parquet"
+        out = self.folder.items(round_id)
         if out.exists():
             return read_table(out, schema)
-        parts = self.folder.round(round_id) / "items"
+        parts = self.folder.item_parts(round_id)
         shards = cut(data.heldout.num_rows, self.cfg.evaluate.batch_size)
         if missing := _unwritten(parts, shards):
             self._evaluate_shards(data, missing, models, parts, round_id)
@@ -366,21 +345,20 @@ class LocalStages:
     ) -> GuardEvidence:
         schema = items_schema(self.cfg.evaluate.best_of)
         seed = read_table(data.seed, TRANSITION_SCHEMA, ["action"])
-        first = self.folder.round(0) / "items.parquet"
         return GuardEvidence(
-            items=read_table(self.folder.round(round_id) / "items.parquet", schema),
+            items=read_table(self.folder.items(round_id), schema),
             heldout=read_table(data.heldout, TRANSITION_SCHEMA),
             seed_actions=seed["action"].to_pylist(),
             leakage=self._leakage(data),
             labels=self.ledger.labels(round_id) if decisions else None,
             decisions=read_table(decisions, DECISION_SCHEMA) if decisions else None,
-            first_items=read_table(first, schema) if round_id else None,
+            first_items=read_table(self.folder.items(0), schema) if round_id else None,
             domain=load_domain(self.cfg),
         )
 
     def _leakage(self, data: DataRefs) -> Leakage:
         """Of this pool and these held-out pairs; looked for once a run."""
-        path = self.folder.data / "leakage.json"
+        path = self.folder.leakage
         tables = {"pool": data.pool.digest, "heldout": data.heldout.digest}
         if path.exists() and (known := read_json(path))["tables"] == tables:
             return Leakage(**known["found"])

@@ -23,6 +23,7 @@ from dynamics.evaluation.intervals import Floats
 from dynamics.evaluation.label_quality import right_labels
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.report.pictures import Picture, picture
+from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import codes_matrix, score_column, score_names
 
 Rows = NDArray[np.intp]
@@ -120,7 +121,7 @@ def label_examples(
     tables: LabelTables, images: ImageTokenizer, num_examples: int = 6
 ) -> LabelsView:
     """At most ``num_examples`` taken and as many refused labels, spread evenly over their ranks."""
-    accepted = tables.decisions["accepted"].to_numpy()
+    accepted = is_accepted(tables.labels, tables.decisions)
     score = tables.decisions["score"].to_numpy()
     taken, refused = (_by_score(score, np.flatnonzero(rows)) for rows in (accepted, ~accepted))
     return LabelsView(
@@ -142,7 +143,7 @@ def calibration(tables: LabelTables, round_id: int) -> CalibrationView | None:
         return None
     right = right[usable]
     confidence = np.exp(np.minimum(scores["mean_logprob"][usable], 0))
-    kept = tables.decisions["accepted"].to_numpy()[usable]
+    kept = is_accepted(labels, tables.decisions)[usable]
     views = [_score_view(name, values[usable], right) for name, values in scores.items()]
     return CalibrationView(
         round_id=round_id,

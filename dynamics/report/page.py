@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -47,7 +46,7 @@ from dynamics.report.lead import lead
 from dynamics.report.scenes import SceneView, scenes
 from dynamics.storage.files import write_bytes
 from dynamics.storage.ledger import Ledger
-from dynamics.storage.run_folder import RunFolder, read_json, read_record
+from dynamics.storage.run_folder import REPORT, RunFolder, read_json, read_record
 from dynamics.storage.tables import read_table
 
 _KIND_PREFIX = "eval/fdp_success_"
@@ -97,9 +96,8 @@ def write_page(run: RunFolder, images: ImageTokenizer | None = None) -> Path:
     Raises:
         UserError: no run lies there, or one of its files is damaged.
     """
-    path = run.root / "report.html"
-    write_bytes(path, render(collect(run, images)).encode())
-    return path
+    write_bytes(run.page, render(collect(run, images)).encode())
+    return run.page
 
 
 def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
@@ -118,8 +116,8 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         for report in reports
     ]
     # The newest round with controls: more rounds may have been asked for since.
-    found = sorted((run.root / "controls").glob("round-*/report.json"))
-    ingest = run.data / "ingest.json"
+    stored = [run.controls(one.round_id) / REPORT for one in reports]
+    found = [path for path in stored if path.exists()]
     return RunView(
         name=cfg.name,
         digest=cfg.digest(),
@@ -127,7 +125,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         config=cfg.model_dump(mode="json", exclude={"run_dir", "track"}),
         rounds=rounds,
         controls=read_record(found[-1], ControlReport.from_json) if found else None,
-        ingest=read_json(ingest) if ingest.is_file() else {},
+        ingest=read_json(run.ingest) if run.ingest.is_file() else {},
         scenes=_scenes(run, cfg, reports, images) if images else (),
         calibration=worth,
         claims=[(path.stem, path.read_bytes()) for path in sorted(run.root.glob("claims/*.png"))],
@@ -146,11 +144,11 @@ def _load_images(cfg: LoopConfig) -> ImageTokenizer | None:
 def _scenes(
     run: RunFolder, cfg: LoopConfig, reports: Sequence[RoundReport], images: ImageTokenizer
 ) -> list[SceneView]:
-    paths = {one.round_id: run.round(one.round_id) / "items.parquet" for one in reports}
+    paths = {one.round_id: run.items(one.round_id) for one in reports}
     stored = {round_id: path for round_id, path in paths.items() if path.exists()}
     if not stored:
         return []
-    heldout = read_table(run.data / "heldout.parquet", TRANSITION_SCHEMA)
+    heldout = read_table(run.heldout, TRANSITION_SCHEMA)
     schema = items_schema(cfg.evaluate.best_of)
     rows = {
         round_id: grid_rows(read_table(path, schema), heldout, images)
@@ -171,9 +169,8 @@ def _labels(
     if not committed:
         return {}, None
     columns = ["pair_id", "source_codes", "target_codes"]
-    pool = read_table(run.data / "pool.parquet", PAIR_SCHEMA, columns)
-    path = run.data / "truth.parquet"
-    truth: pa.Table | None = read_table(path, TRUTH_SCHEMA) if path.exists() else None
+    pool = read_table(run.pool, PAIR_SCHEMA, columns)
+    truth = read_table(run.truth, TRUTH_SCHEMA) if run.truth.exists() else None
     examples, worth = {}, None
     for round_id in committed:
         tables = LabelTables(

@@ -10,7 +10,7 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import ModelRef, RoundReport
 from dynamics.models.checkpoint import adapter_digest
-from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.run_folder import REPORT, RunFolder
 
 Loaded = TypeVar("Loaded")
 
@@ -22,7 +22,7 @@ def promoted_rounds(folder: RunFolder) -> dict[int, RoundReport]:
     """Reports of the rounds that may be served, by round, the oldest first."""
     numbers = sorted(
         int(path.parent.name.removeprefix("round-"))
-        for path in folder.root.glob("rounds/round-*/report.json")
+        for path in folder.root.glob(f"rounds/round-*/{REPORT}")
     )
     reports = {number: folder.report(number) for number in numbers}
     return {
@@ -30,17 +30,6 @@ def promoted_rounds(folder: RunFolder) -> dict[int, RoundReport]:
         for number, report in reports.items()
         if report is not None and report.promoted
     }
-
-
-def models_of(cfg: LoopConfig, folder: RunFolder, report: RoundReport) -> ModelRef:
-    """The adapters that a report names, at their place in this folder."""
-    return ModelRef(
-        base=cfg.base_path(),
-        idm=folder.root / report.models["idm"],
-        fdp=folder.root / report.models["fdp"],
-        idm_digest=report.models["idm_digest"],
-        fdp_digest=report.models["fdp_digest"],
-    )
 
 
 def check_bytes(models: ModelRef) -> None:
@@ -108,7 +97,7 @@ class Shelf(Generic[Loaded]):
         if number not in reports:
             known = ", ".join(map(str, reports)) or "none"
             raise UserError(f"round {number} is not served; rounds: {known}")
-        models = models_of(self._cfg, self.folder, reports[number])
+        models = self.folder.models(reports[number], self._cfg.base_path())
         check_bytes(models)
         loaded = self._load(number, models)
         with self._lock:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from dynamics.core.config import Strict
@@ -206,6 +207,21 @@ class Ledger:
         """
         return self._read_shard(self.manifest(round_id).decisions, DECISION_SCHEMA)
 
+    def decisions_ref(self, round_id: int) -> DatasetRef:
+        """Where the decisions of a committed round lie (DECISION_SCHEMA)."""
+        shard = self.manifest(round_id).decisions
+        path = self._shard_path(shard.sha256)
+        return DatasetRef(path=path, num_rows=shard.num_rows, digest=shard.sha256)
+
+    def accepted(self, round_id: int) -> pa.Table:
+        """The accepted labels of a committed round, sorted by label_id.
+
+        LABEL_SCHEMA with the ``score`` that they were accepted for.
+        """
+        labels, decisions = self.labels(round_id), self.decisions(round_id)
+        scored = labels.append_column("score", decisions["score"])
+        return scored.filter(pa.array(is_accepted(labels, decisions)))
+
     def verify(self, pool: Path | None = None) -> list[str]:
         """Read every file and compare it with its digest; one line per problem, naming the file.
 
@@ -294,6 +310,24 @@ class Ledger:
                 f"round {manifest.round_id} is already committed with other content in {path}; "
                 "committed rounds never change: use another run_dir"
             )
+
+
+def is_accepted(labels: pa.Table, decisions: pa.Table) -> NDArray[np.bool_]:
+    """Which labels are accepted, bool [B].
+
+    Args:
+        labels: LABEL_SCHEMA, any order; a label may occur more than once.
+        decisions: DECISION_SCHEMA over these labels, any order.
+
+    Raises:
+        ValueError: a label without a decision.
+    """
+    ids = decisions["label_id"].combine_chunks()
+    rows = pc.index_in(labels["label_id"], value_set=ids)
+    if rows.null_count:
+        raise ValueError(f"{rows.null_count} labels have no decision")
+    verdicts: NDArray[np.bool_] = decisions["accepted"].take(rows).to_numpy()
+    return verdicts
 
 
 def coverage(pairs: pa.ChunkedArray, labelled: pa.ChunkedArray) -> tuple[int, int]:

@@ -19,10 +19,13 @@ from typing import Any, TypeVar
 from dynamics.core.config import LoopConfig, decides
 from dynamics.core.config_file import validate
 from dynamics.core.errors import UserError
-from dynamics.core.records import RoundReport
+from dynamics.core.records import ModelRef, RoundReport
 from dynamics.storage.files import checkpoint_digest, write_bytes
 
 Record = TypeVar("Record")
+
+TRAINING_SET, ITEMS, REPORT = "grown.parquet", "items.parquet", "report.json"
+"""Files of a round, and of a control beside it."""
 
 
 class RunFolderInUseError(UserError):
@@ -49,13 +52,121 @@ class RunFolder:
         """Pseudo-labels and decisions of all rounds."""
         return self.root / "ledger"
 
+    def table(self, name: str) -> Path:
+        """A table of pairs by its name, e.g. ``pool``, or ``pool/clips`` of one of its folders."""
+        return self.data / f"{name}.parquet"
+
+    @property
+    def labelled(self) -> Path:
+        """The labelled set (TRANSITION_SCHEMA)."""
+        return self.table("seed")
+
+    @property
+    def pool(self) -> Path:
+        """The unlabelled pairs (PAIR_SCHEMA)."""
+        return self.table("pool")
+
+    @property
+    def heldout(self) -> Path:
+        """The held-out pairs (TRANSITION_SCHEMA)."""
+        return self.table("heldout")
+
+    @property
+    def truth(self) -> Path:
+        """What the tabletop really did (TRUTH_SCHEMA); absent on real video."""
+        return self.table("truth")
+
+    @property
+    def ingest(self) -> Path:
+        """What was counted while the tables were made."""
+        return self.data / "ingest.json"
+
+    @property
+    def leakage(self) -> Path:
+        """Held-out pairs that the pool holds, as counted once for these tables."""
+        return self.data / "leakage.json"
+
+    @property
+    def record(self) -> Path:
+        """The config and the digests that the run was started with."""
+        return self.root / "run.json"
+
+    @property
+    def done(self) -> Path:
+        """The marker of a command that ended, with its last round."""
+        return self.root / "done.json"
+
+    @property
+    def page(self) -> Path:
+        """The report page."""
+        return self.root / "report.html"
+
+    @property
+    def mlflow(self) -> Path:
+        """MLflow's default database."""
+        return self.root / "mlflow.db"
+
     def round(self, round_id: int) -> Path:
         """Folder of one round."""
         return self.root / "rounds" / f"round-{round_id:02d}"
 
+    def labels(self, round_id: int) -> Path:
+        """The round's labels before they are decided on (LABEL_SCHEMA)."""
+        return self.round(round_id) / "labels.parquet"
+
+    def training_set(self, round_id: int) -> Path:
+        """The labelled set and the accepted labels (TRANSITION_SCHEMA)."""
+        return self.round(round_id) / TRAINING_SET
+
+    def adapter(self, round_id: int, task: str) -> Path:
+        """The fitted adapter of ``task`` ("idm" or "fdp")."""
+        return self.round(round_id) / task
+
+    def fit_summary(self, round_id: int) -> Path:
+        """Losses and steps of the round's fits; the last write of the training."""
+        return self.round(round_id) / "train" / "summary.json"
+
+    def checkpoints(self, round_id: int) -> Path:
+        """What unfinished fits resume from."""
+        return self.round(round_id) / "train" / "checkpoints"
+
+    def items(self, round_id: int) -> Path:
+        """The evaluation, a row per held-out pair (`evaluation.heldout.items_schema`)."""
+        return self.round(round_id) / ITEMS
+
+    def item_parts(self, round_id: int) -> Path:
+        """Folder of the parts of an unfinished evaluation."""
+        return self.round(round_id) / "items"
+
+    def grid(self, round_id: int) -> Path:
+        """The picture of sample frames."""
+        return self.round(round_id) / "grid.png"
+
+    def report_path(self, round_id: int) -> Path:
+        """The report, the round's last write."""
+        return self.round(round_id) / REPORT
+
+    def timings_path(self, round_id: int) -> Path:
+        """Wall seconds per stage."""
+        return self.round(round_id) / "timings.json"
+
+    def controls(self, round_id: int) -> Path:
+        """Folder of the two models that the round is held against."""
+        return self.root / "controls" / f"round-{round_id:02d}"
+
+    def models(self, report: RoundReport, base: Path) -> ModelRef:
+        """The adapters that a report names, at their place in this folder."""
+        return ModelRef(
+            base=base,
+            idm=self.root / report.models["idm"],
+            fdp=self.root / report.models["fdp"],
+            idm_digest=report.models["idm_digest"],
+            fdp_digest=report.models["fdp_digest"],
+        )
+
     def report(self, round_id: int) -> RoundReport | None:
         """The round's report, None while the round is not finished."""
-        path = self.round(round_id) / "report.json"
+        path = self.report_path(round_id)
         return read_record(path, RoundReport.from_json) if path.exists() else None
 
     def reports(self, rounds: int) -> list[RoundReport]:
@@ -65,7 +176,7 @@ class RunFolder:
 
     def timings(self, round_id: int) -> dict[str, float]:
         """Wall seconds per stage. Kept out of report.json, which must not depend on the clock."""
-        path = self.round(round_id) / "timings.json"
+        path = self.timings_path(round_id)
         return read_json(path) if path.exists() else {}
 
     @contextmanager
@@ -75,7 +186,7 @@ class RunFolder:
         yield
         timings = self.timings(round_id)
         timings[stage] = round(timings.get(stage, 0.0) + time.monotonic() - start, 3)
-        write_json(self.round(round_id) / "timings.json", timings)
+        write_json(self.timings_path(round_id), timings)
 
     def fit_log(self, round_id: int, task: str) -> "TrainingLog":
         """Where the round's fit of ``task`` ("idm" or "fdp") writes its loss curve."""
@@ -91,7 +202,7 @@ class RunFolder:
         Raises:
             UserError: no run lies here.
         """
-        path = self.root / "run.json"
+        path = self.record
         if not path.exists():
             raise UserError(f"{self.root} holds no run (no run.json); name a run folder")
         return validate(read_json(path)["config"], where=str(path))

@@ -25,6 +25,7 @@ from dynamics.labelling.filter import StratifiedTopKRule, TopFractionRule, decid
 from dynamics.labelling.labeller import Labeller
 from dynamics.labelling.training_set import grow
 from dynamics.models.chameleon import load_network
+from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import read_table, write_table
 from dynamics.studies.experiments import KEPT_FRACTION
 from dynamics.studies.study import (
@@ -73,7 +74,7 @@ def score_labels(study: Study, arm: str, folder: Path) -> None:
     both = zip(with_fdp["scores"].to_pylist(), sampled["scores"].to_pylist(), strict=True)
     scores = [sorted((dict(by_fdp) | dict(by_idm)).items()) for by_fdp, by_idm in both]
     labels = sampled.set_column(place, field, pa.array(scores, field.type))
-    write_table(folder / "labels.parquet", labels, LABEL_SCHEMA)
+    write_table(study.scored_labels, labels, LABEL_SCHEMA)
 
 
 def filter_labels(study: Study, arm: str, folder: Path) -> None:
@@ -81,7 +82,7 @@ def filter_labels(study: Study, arm: str, folder: Path) -> None:
     seed = labelled_set(study)
     rows = seed if arm == "nothing" else _filtered(study, arm, seed)
     cfg = study.cfg
-    init = study.run.round(0) / "fdp" if cfg.train.init == "previous" else None
+    init = study.run.adapter(0, "fdp") if cfg.train.init == "previous" else None
     _fit_and_measure(
         study,
         folder,
@@ -96,9 +97,10 @@ def filter_labels(study: Study, arm: str, folder: Path) -> None:
 def _filtered(study: Study, arm: str, seed: pa.Table) -> pa.Table:
     if arm == "true_labels":
         return pa.concat_tables([seed, true_pool(study)])
-    labels = read_table(study.unit("scores") / "labels.parquet", LABEL_SCHEMA)
+    labels = read_table(study.scored_labels, LABEL_SCHEMA)
     pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
-    return grow(seed, pool, labels, decisions_of(arm, labels, study.domain))
+    accepted = is_accepted(labels, decisions_of(arm, labels, study.domain))
+    return grow(seed, pool, labels.filter(pa.array(accepted)))
 
 
 def decisions_of(arm: str, labels: pa.Table, domain: Domain) -> pa.Table:

@@ -18,7 +18,7 @@ from dynamics.evaluation.calibration import (
 )
 from dynamics.evaluation.label_quality import right_labels
 from dynamics.labelling.confidence import SCORES
-from dynamics.storage.ledger import Ledger
+from dynamics.storage.ledger import Ledger, is_accepted
 from dynamics.storage.tables import read_table, score_column
 from dynamics.studies.experiments import FILTER_ARMS, KEPT_FRACTION
 from dynamics.studies.fits import decisions_of
@@ -44,12 +44,10 @@ class _Greedy:
 
     def right_of_kept(self, arm: str) -> NDArray[np.float64]:
         """Rightness of what a filter keeps."""
+        by_id = pc.sort_indices(self.labels["label_id"]).to_numpy()  # the order of decisions
         decisions = decisions_of(arm, self.labels, self.domain)
-        kept = pc.index_in(
-            decisions.filter(decisions["accepted"])["label_id"],
-            value_set=self.labels["label_id"].combine_chunks(),
-        )
-        right: NDArray[np.float64] = self.right[kept.to_numpy()]
+        accepted = is_accepted(self.labels.take(by_id), decisions)
+        right: NDArray[np.float64] = self.right[by_id][accepted]
         return right
 
 
@@ -75,9 +73,7 @@ def tables(arms: Arms) -> dict[str, Table]:
 
 
 def _greedy(arms: Arms) -> list[_Greedy]:
-    tables = [
-        read_table(study.unit("scores") / "labels.parquet", LABEL_SCHEMA) for study in arms.studies
-    ]
+    tables = [read_table(study.scored_labels, LABEL_SCHEMA) for study in arms.studies]
     return [
         _Greedy(table, _right(study, table), study.domain)
         for study, table in zip(arms.studies, tables, strict=True)
@@ -91,18 +87,9 @@ def _labels(arms: Arms) -> Table:
         for study in arms.studies:
             ledger = Ledger(study.run.ledger)
             labels = ledger.labels(round_id)
-            decisions = ledger.decisions(round_id)
-            accepted = dict(
-                zip(
-                    decisions["label_id"].to_pylist(),
-                    decisions["accepted"].to_pylist(),
-                    strict=True,
-                )
-            )
-            taken = np.array([accepted[one] for one in labels["label_id"].to_pylist()])
             right = _right(study, labels)
             known.append(right)
-            kept.append(right[taken])
+            kept.append(right[is_accepted(labels, ledger.decisions(round_id))])
         name = f"round {round_id}"
         cells = {"right, all": mean(known, f"labels {name}")}
         if all(map(len, kept)):
@@ -118,7 +105,7 @@ def _labels(arms: Arms) -> Table:
 
 def _right(study: Study, labels: pa.Table) -> NDArray[np.float64]:
     """1 where a label is right; labels of pairs without a truth are wrong: they have no action."""
-    truth = read_table(study.run.data / "truth.parquet", TRUTH_SCHEMA)
+    truth = read_table(study.run.truth, TRUTH_SCHEMA)
     verdicts = right_labels(labels, truth, study.domain)
     return np.array([verdict is True for verdict in verdicts], dtype=np.float64)
 

@@ -39,10 +39,10 @@ class Arms:
         """A column of a round's evaluation table; None until every seed has it."""
         if not self.has("loop"):
             return None
-        tables = []
-        for study in self.studies:
-            path = study.run.round(round_id) / "items.parquet"
-            tables.append(read_table(path, items_schema(study.cfg.evaluate.best_of)))
+        tables = [
+            read_table(study.run.items(round_id), items_schema(study.cfg.evaluate.best_of))
+            for study in self.studies
+        ]
         return [_column(table, column) for table in tables]
 
     def labelled(self, size: int, task: Task, column: str = "success") -> Strata | None:

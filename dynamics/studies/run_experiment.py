@@ -29,7 +29,7 @@ def run_unit(study: Study, unit: Unit) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     KINDS[unit.kind](study, unit.arm, folder)
-    write_json(folder / "done.json", {"unit": unit.name})
+    write_json(study.done(unit.name), {"unit": unit.name})
 
 
 def _data(study: Study, arm: str, folder: Path) -> None:

@@ -62,12 +62,21 @@ class Study:
 
     def is_done(self, name: str) -> bool:
         """Whether a unit was finished, by this process or an earlier one."""
-        return (self.unit(name) / "done.json").is_file()
+        return self.done(name).is_file()
+
+    def done(self, name: str) -> Path:
+        """A unit's last write."""
+        return self.unit(name) / "done.json"
+
+    @property
+    def scored_labels(self) -> Path:
+        """Round 1's greedy labels with every score (LABEL_SCHEMA), of the unit "scores"."""
+        return self.unit("scores") / "labels.parquet"
 
     def models(self, round_id: int) -> ModelRef:
         """The adapters of a finished round."""
-        folder = self.run.round(round_id)
-        return model_ref(self.cfg.base_path(), folder / "idm", folder / "fdp")
+        idm, fdp = (self.run.adapter(round_id, task) for task in ("idm", "fdp"))
+        return model_ref(self.cfg.base_path(), idm, fdp)
 
 
 def study_of(cfg: LoopConfig, plan: StudyPlan, folder: Path, seed: int) -> Study:

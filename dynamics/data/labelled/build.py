@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from dynamics.core.config import LoopConfig
@@ -16,6 +15,7 @@ from dynamics.data.labelled.read import Rows, read_rows
 from dynamics.data.labelled.split import capped, drawn, split
 from dynamics.data.video.sandbox import DecodePool
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import dataset_ref, write_table
 
 _NUM_WORKERS = 2
@@ -25,7 +25,7 @@ _EXAMPLES = 20
 
 def build_labelled(
     cfg: LoopConfig,
-    data: Path,
+    folder: RunFolder,
     images: ImageTokenizer,
     fits: Callable[[str], bool],
     progress: Progress,
@@ -37,7 +37,7 @@ def build_labelled(
 
     Args:
         cfg: with ``labelled.dataset``.
-        data: folder to write to.
+        folder: of the run; the tables go among its data.
         images: tokenizes the frames.
         fits: whether an action sentence fits the model's prompts.
         progress: told what is read.
@@ -65,11 +65,11 @@ def build_labelled(
         "seed": _counted(found, seed_pairs, seed),
         "heldout": _counted(held or found, heldout_pairs, heldout),
     }
-    return _written(data, {"heldout": heldout, "seed": seed}, counted), counted
+    return _written(folder, {"heldout": heldout, "seed": seed}, counted), counted
 
 
 def _written(
-    data: Path, parts: dict[str, Rows], counted: dict[str, dict[str, Any]]
+    folder: RunFolder, parts: dict[str, Rows], counted: dict[str, dict[str, Any]]
 ) -> dict[str, DatasetRef]:
     for name, rows in parts.items():
         if not rows.table.num_rows:
@@ -78,14 +78,14 @@ def _written(
                 f"{counted[name]['rejects']}; see labelled.path and labelled.heldout_fraction"
             )
     return {
-        name: write_table(data / f"{name}.parquet", rows.table, TRANSITION_SCHEMA)
+        name: write_table(folder.table(name), rows.table, TRANSITION_SCHEMA)
         for name, rows in parts.items()
     }
 
 
-def built(data: Path) -> dict[str, DatasetRef] | None:
+def built(folder: RunFolder) -> dict[str, DatasetRef] | None:
     """What `build_labelled` wrote, None unless both are there."""
-    paths = {name: data / f"{name}.parquet" for name in ("seed", "heldout")}
+    paths = {name: folder.table(name) for name in ("seed", "heldout")}
     if not all(path.exists() for path in paths.values()):
         return None
     return {name: dataset_ref(path) for name, path in paths.items()}

@@ -63,8 +63,9 @@ def contestant(name: str, *, round_id: int | None, family: str, device: Device) 
     if name == COPY:
         return Contestant(name=COPY, model=None, adapters=None, verifier=verifier, digest=COPY)
     folder = default.base_path() if name == TINY else Path(name)
-    if (folder / "run.json").is_file():
-        return _of_run(RunFolder(folder.resolve()), name, round_id, device)
+    run = RunFolder(folder.resolve())
+    if run.record.is_file():
+        return _of_run(run, name, round_id, device)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"--model {name} is no run folder (run.json) and no checkpoint folder (config.json); "

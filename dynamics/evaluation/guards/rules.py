@@ -20,6 +20,7 @@ from dynamics.core.records import GuardResult
 from dynamics.core.seeds import numpy_rng
 from dynamics.evaluation.calibration import expected_calibration_error
 from dynamics.evaluation.guards.leakage import Leakage
+from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import codes_matrix
 
 MIN_LABELS = 200
@@ -117,14 +118,12 @@ def type_skew(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | Non
         return None
     if evidence.labels.num_rows < MIN_LABELS:
         return None
-    ids, verdicts = (evidence.decisions[name].to_pylist() for name in ("label_id", "accepted"))
-    accepted = {label for label, verdict in zip(ids, verdicts, strict=True) if verdict}
-    if not accepted:
+    accepted = is_accepted(evidence.labels, evidence.decisions)
+    if not accepted.any():
         return None
     kinds = _kinds(evidence.labels["action"].to_pylist(), evidence.domain)
-    labels = evidence.labels["label_id"].to_pylist()
     before = _mix(kinds)
-    after = _mix([kind for kind, label in zip(kinds, labels, strict=True) if label in accepted])
+    after = _mix([kind for kind, kept in zip(kinds, accepted, strict=True) if kept])
     change = {kind: after.get(kind, 0.0) - share for kind, share in before.items()}
     value = sum(abs(points) for points in change.values()) / 2
     most = max(change, key=lambda kind: abs(change[kind]))

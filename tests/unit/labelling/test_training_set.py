@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA
+from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA
 from dynamics.labelling.training_set import grow
 from dynamics.storage.tables import to_parquet
 
@@ -51,23 +51,9 @@ def make_labels(names: str) -> pa.Table:
     return pa.Table.from_pylist(rows, LABEL_SCHEMA)
 
 
-def make_decisions(names: str, accepted: str) -> pa.Table:
-    rows = [
-        {
-            "label_id": f"label-{name}",
-            "pair_id": name,
-            "accepted": name in accepted,
-            "score": -1.0,
-            "reason": "accepted" if name in accepted else "below_threshold",
-        }
-        for name in names
-    ]
-    return pa.Table.from_pylist(rows, DECISION_SCHEMA)
-
-
 def test_seed_comes_first_then_accepted_pairs_sorted() -> None:
     seed = make_seed("zy")
-    grown = grow(seed, make_pool("dbca"), make_labels("cdab"), make_decisions("abcd", "dab"))
+    grown = grow(seed, make_pool("dbca"), make_labels("dab"))
     assert grown.slice(0, 2).equals(seed)
     assert grown["pair_id"].to_pylist() == ["z", "y", "a", "b", "d"]
     assert grown["action"].to_pylist()[2:] == ["guess a", "guess b", "guess d"]
@@ -76,27 +62,24 @@ def test_seed_comes_first_then_accepted_pairs_sorted() -> None:
     assert grown.schema.equals(TRANSITION_SCHEMA)
 
 
-def test_order_of_pool_labels_and_decisions_does_not_change_a_byte() -> None:
-    one = grow(make_seed("z"), make_pool("abc"), make_labels("abc"), make_decisions("abc", "ac"))
-    two = grow(make_seed("z"), make_pool("cab"), make_labels("bca"), make_decisions("cba", "ac"))
+def test_order_of_pool_and_labels_does_not_change_a_byte() -> None:
+    one = grow(make_seed("z"), make_pool("abc"), make_labels("ac"))
+    two = grow(make_seed("z"), make_pool("cab"), make_labels("ca"))
     assert to_parquet(one, TRANSITION_SCHEMA) == to_parquet(two, TRANSITION_SCHEMA)
 
 
 def test_nothing_accepted_leaves_the_seed() -> None:
     seed = make_seed("zy")
-    assert grow(seed, make_pool("ab"), make_labels("ab"), make_decisions("ab", "")).equals(seed)
-    nothing = grow(seed, make_pool(""), make_labels(""), make_decisions("", ""))
+    assert grow(seed, make_pool("ab"), make_labels("")).equals(seed)
+    nothing = grow(seed, make_pool(""), make_labels(""))
     assert nothing.equals(seed)
 
 
-def test_an_accepted_label_without_its_pair_or_row_is_an_error() -> None:
-    with pytest.raises(ValueError, match="have no row with their pair_id"):
-        grow(make_seed("z"), make_pool("a"), make_labels("ab"), make_decisions("ab", "b"))
-    with pytest.raises(ValueError, match="have no row with their label_id"):
-        grow(make_seed("z"), make_pool("ab"), make_labels("a"), make_decisions("ab", "b"))
+def test_an_accepted_label_without_its_pair_is_an_error() -> None:
+    with pytest.raises(ValueError, match="have no pair in the pool"):
+        grow(make_seed("z"), make_pool("a"), make_labels("ab"))
 
 
 def test_a_pair_is_grown_once() -> None:
-    twice = pa.concat_tables([make_decisions("a", "a"), make_decisions("a", "a")])
     with pytest.raises(ValueError, match="two accepted labels"):
-        grow(make_seed("z"), make_pool("a"), make_labels("a"), twice)
+        grow(make_seed("z"), make_pool("a"), make_labels("aa"))

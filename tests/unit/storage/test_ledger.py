@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dynamics.core.config import FilterConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA
+from dynamics.labelling.filter import TopFractionRule, decide
 from dynamics.storage import ledger as store
-from dynamics.storage.ledger import Ledger, Manifest
+from dynamics.storage.ledger import Ledger, Manifest, is_accepted
 from dynamics.storage.tables import read_table
 from tests.unit.storage.rows import IDM, decide_all, make_labels, parents
 
@@ -44,6 +46,30 @@ def test_committed_rows_come_back_sorted(tmp_path: Path) -> None:
     assert sum(manifest.reasons.values()) == 50
     assert manifest.parents == parents()
     assert ledger.verify() == []
+
+
+def test_accepted_labels_carry_the_score_that_they_were_accepted_for(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.write_attempt(1, make_labels(50))
+    merged = ledger.merge(1, IDM, tmp_path / "labels.parquet")
+    half = FilterConfig(rule=TopFractionRule(fraction=0.5))
+    ledger.commit(1, merged, decide(read_table(merged, LABEL_SCHEMA), half), parents())
+    accepted, decisions = ledger.accepted(1), ledger.decisions(1)
+    kept = decisions.filter(decisions["accepted"])
+    assert kept.num_rows == 25
+    for name in ("label_id", "score"):
+        assert accepted[name].equals(kept[name])
+    assert accepted["action"].equals(ledger.labels(1).filter(decisions["accepted"])["action"])
+
+
+def test_labels_and_decisions_are_joined_in_any_order() -> None:
+    labels = make_labels(20)
+    decisions = decide_all(labels)
+    shuffled = decisions.take(np.random.default_rng(0).permutation(20))
+    names = labels.filter(pa.array(is_accepted(labels, shuffled)))["label_id"].to_pylist()
+    assert sorted(names) == decisions.filter(decisions["accepted"])["label_id"].to_pylist()
+    with pytest.raises(ValueError, match="5 labels have no decision"):
+        is_accepted(labels.sort_by("label_id"), decisions.slice(5))
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 4])

@@ -12,6 +12,7 @@ from dynamics.data.labelled.build import build_labelled
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.pipeline.prepare import sentence_limit
+from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import read_table
 from tests.made_data import picture, write_aurora, write_epic, write_parquet
 
@@ -31,7 +32,9 @@ def config(path: Path, dataset: str = "aurora", seed: int = 0, **labelled: objec
 
 def build(cfg: LoopConfig, out: Path, images: ImageTokenizer, fits=lambda action: True):
     said: list[str] = []
-    refs, counted = build_labelled(cfg, out, images, fits, lambda *call: said.append(call[2]))
+    refs, counted = build_labelled(
+        cfg, RunFolder(out), images, fits, lambda *call: said.append(call[2])
+    )
     tables = {name: read_table(ref, TRANSITION_SCHEMA) for name, ref in refs.items()}
     return tables, counted, said
 
@@ -54,9 +57,9 @@ def test_equal_seeds_give_equal_bytes_and_others_hold_out_others(images, tmp_pat
         build(cfg, tmp_path / name, images)
     other, _, _ = build(config(tmp_path / "set", seed=1), tmp_path / "c", images)
     for split in ("seed", "heldout"):
-        path = f"{split}.parquet"
-        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
-    first = read_table(tmp_path / "a" / "heldout.parquet", TRANSITION_SCHEMA)
+        one, two = (RunFolder(tmp_path / name).table(split) for name in ("a", "b"))
+        assert one.read_bytes() == two.read_bytes()
+    first = read_table(RunFolder(tmp_path / "a").heldout, TRANSITION_SCHEMA)
     assert set(first["pair_id"].to_pylist()) != set(other["heldout"]["pair_id"].to_pylist())
 
 
