@@ -10,6 +10,7 @@ Exit status: 0 done, 2 bad input or environment (one line on stderr), 3 the run 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,8 +96,11 @@ def _run(parsed: argparse.Namespace) -> int:
         return 0
     if parsed.serve and parsed.no_ray:
         raise UserError("--serve needs Ray Serve; leave out --no-ray")
+    from dynamics.data.moved import check_moved
+
     folder = RunFolder(cfg.run_dir)
-    with ProgressView() as view, folder.claimed(cfg):
+    moved = partial(check_moved, folder.data)
+    with ProgressView() as view, folder.claimed(cfg, moved):
         view.line(f"run folder {folder.root}")
         stages: LocalStages | None = None
         if not _all_done(cfg, folder):

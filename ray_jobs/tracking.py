@@ -5,10 +5,11 @@ runs. A dead tracking server costs a warning, never the loop: what could not be 
 by the next round, or by the same command again.
 """
 
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ class MlflowTracker:
         self.uri = cfg.track.uri or f"sqlite:///{folder.mlflow}"
         self._warn = warn
         self._path = folder.root / "tracking.json"
+        self._artifacts = (folder.root / "mlartifacts").as_uri()
         self._connected: MlflowClient | None = None
 
     def log_round(self, report: RoundReport) -> None:
@@ -128,7 +130,7 @@ class MlflowTracker:
         if found is not None:
             return str(found.experiment_id)
         # With the default database the artifacts lie beside it; a server knows its own place.
-        place = None if self.cfg.track.uri else (self.folder.root / "mlartifacts").as_uri()
+        place = None if self.cfg.track.uri else self._artifacts
         return str(client.create_experiment(name, artifact_location=place))
 
     def _log_params(self, client: "MlflowClient", run: str) -> None:
@@ -140,21 +142,42 @@ class MlflowTracker:
             client.log_batch(run, params=params[start : start + _MAX_PARAMS_A_CALL])
 
     def _tags(self) -> dict[str, str]:
-        return {"config_digest": self.cfg.digest(), "git_revision": git_revision()}
+        return {"config_digest": self.folder.digest, "git_revision": git_revision()}
 
     def _client(self) -> "MlflowClient":
         if self._connected is None:
             from mlflow import MlflowClient
 
             self._connected = MlflowClient(tracking_uri=self.uri)
+            if not self.cfg.track.uri:
+                self._follow_move(self._connected)
         return self._connected
+
+    def _follow_move(self, client: "MlflowClient") -> None:
+        """Put the run folder's place into its own database, which names artifacts absolutely."""
+        found = client.get_experiment_by_name(self.cfg.track.experiment)
+        if found is None or found.artifact_location == self._artifacts:
+            return
+        places = (found.artifact_location, self._artifacts)
+        with closing(sqlite3.connect(self.folder.root / "mlflow.db")) as database, database:
+            database.execute(
+                "UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)",
+                places,
+            )
+            database.execute("UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?)", places)
 
     def _state(self) -> dict[str, Any]:
         if self._path.exists():
             state = read_json(self._path)
-            if state["uri"] == self.uri:
+            if state["uri"] == self.cfg.track.uri:
                 return state
-        return {"uri": self.uri, "parent": None, "rounds": {}, "promotion": {}, "logged": []}
+        return {
+            "uri": self.cfg.track.uri,
+            "parent": None,
+            "rounds": {},
+            "promotion": {},
+            "logged": [],
+        }
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:

@@ -2,13 +2,17 @@
 
 ``load("configs/tabletop.yaml", ["pool.path=clips", "rounds=1"])`` reads a YAML file, applies
 dotted overrides and validates. An unknown key is a `UserError` that names the nearest key.
+
+A key decides what a run results in, and a run that continues refuses another value of it, unless
+its annotation carries a `Mark`: ``num_actors: Annotated[int, Mark.FREE]``.
 """
 
 import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -56,11 +60,12 @@ def on_this_machine(value: Any) -> Any:
 LocalPath = Annotated[Path, BeforeValidator(on_this_machine)]
 """The type of every path in the config."""
 
-NOT_DECIDING = frozenset(
-    {"run_dir", "rounds", "cluster", "serve", "track", "name", "guards.accept"}
-)
-"""Keys and whole sections that say where a run runs and what follows it, not what its rounds
-result in."""
+
+class Mark(Enum):
+    """What a key means to a run that continues; on a section it holds for all keys within."""
+
+    FREE = "may change: where and how fast a run goes on, how far, and what follows it"
+    CONTENT = "a path: it may change to one where files of equal content lie"
 
 
 class Strict(BaseModel):
@@ -117,7 +122,7 @@ class KeyframeConfig(Strict):
 class PoolPart(Strict):
     """One more folder of unlabelled video."""
 
-    path: LocalPath
+    path: Annotated[LocalPath, Mark.CONTENT]
     source: SourceName = "folder"
     num_pairs: int | None = Field(default=None, ge=1)
     """The most pairs to take from it; none = pool.num_pairs."""
@@ -131,7 +136,7 @@ class PoolPart(Strict):
 class PoolConfig(Strict):
     """Unlabelled video."""
 
-    path: LocalPath | None = None
+    path: Annotated[LocalPath | None, Mark.CONTENT] = None
     """Folder of videos (mp4, avi, webm, mkv; tar for webdataset); none = filmed."""
     source: SourceName = "folder"
     """Layout of the folder, and where a clip's class stands (`dynamics.data.video.sources`)."""
@@ -140,9 +145,9 @@ class PoolConfig(Strict):
     num_pairs: int = Field(default=12_000, ge=1)
     """Pairs to film, or the most to take from each folder."""
     keyframes: KeyframeConfig = KeyframeConfig()
-    decode_timeout_s: float = Field(default=60.0, gt=0)
-    decode_memory_mb: int = Field(default=2048, ge=256)
-    max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
+    decode_timeout_s: Annotated[float, Mark.FREE] = Field(default=60.0, gt=0)
+    decode_memory_mb: Annotated[int, Mark.FREE] = Field(default=2048, ge=256)
+    max_bad_fraction: Annotated[float, Mark.FREE] = Field(default=0.5, ge=0, le=1)
     """More unreadable clips than this stop the run instead of shrinking the pool silently."""
 
     @property
@@ -175,9 +180,9 @@ class LabelledConfig(Strict):
 
     dataset: DatasetName | None = None
     """What lies at ``path`` (`dynamics.data.labelled`); none = filmed."""
-    path: LocalPath | None = None
+    path: Annotated[LocalPath | None, Mark.CONTENT] = None
     """Folder of the data set, or one of its manifests."""
-    heldout_path: LocalPath | None = None
+    heldout_path: Annotated[LocalPath | None, Mark.CONTENT] = None
     """The same for the held-out set, e.g. a validation split; none = a share of ``path``."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs that is held out, whole videos or pictures at a time."""
@@ -217,10 +222,10 @@ class ModelConfig(Strict):
     """The unified VLM."""
 
     family: FamilyName = "chameleon"
-    base: LocalPath = Path("dynamics/assets/tiny-4x4")
+    base: Annotated[LocalPath, Mark.CONTENT] = Path("dynamics/assets/tiny-4x4")
     """Checkpoint folder (Hugging Face layout); relative paths count from the repository."""
-    device: Device = "cpu"
-    merge_adapters: bool = True
+    device: Annotated[Device, Mark.FREE] = "cpu"
+    merge_adapters: Annotated[bool, Mark.FREE] = True
     """Label, verify and generate with each adapter merged into a base of its own: 1.6 times faster
     on a CPU. False keeps both adapters on one base, half the memory, for large models."""
     decoder: DecoderName = "dynamic_cache"
@@ -230,10 +235,10 @@ class ModelConfig(Strict):
 class LabelConfig(Strict):
     """The IDM actor pool."""
 
-    batch_size: int = Field(default=256, ge=1)
-    num_actors: int = Field(default=2, ge=1)
-    num_gpus_per_actor: float = Field(default=0.0, ge=0)
-    shard_rows: int = Field(default=2048, ge=1)
+    batch_size: Annotated[int, Mark.FREE] = Field(default=256, ge=1)
+    num_actors: Annotated[int, Mark.FREE] = Field(default=2, ge=1)
+    num_gpus_per_actor: Annotated[float, Mark.FREE] = Field(default=0.0, ge=0)
+    shard_rows: Annotated[int, Mark.FREE] = Field(default=2048, ge=1)
     """Rows per durable shard: a kill loses at most one shard per actor."""
     max_action_tokens: int = Field(default=12, ge=2)
     agreement_samples: int = Field(default=4, ge=2)
@@ -301,13 +306,13 @@ class TrainConfig(Strict):
     which wants a lower learning rate."""
     objective: ObjectiveName = "nll"
     """What a step descends; nll = cross-entropy of the answer's tokens."""
-    strategy: Literal["ddp", "fsdp2", "deepspeed_zero2"] = "ddp"
+    strategy: Annotated[Literal["ddp", "fsdp2", "deepspeed_zero2"], Mark.FREE] = "ddp"
     """How the workers of a task share it: a copy of the model each, weights and optimizer state
     split layer by layer (`fully_shard`), or gradients and optimizer state split (an extra)."""
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: Annotated[int, Mark.FREE] = Field(default=1, ge=1)
     """Ray Train workers per adapter. IDM and FDP already use one core each, so two workers per
     adapter pay only with more than two cores."""
-    num_gpus_per_worker: float = Field(default=0.0, ge=0)
+    num_gpus_per_worker: Annotated[float, Mark.FREE] = Field(default=0.0, ge=0)
     seed_steps: int = Field(default=500, ge=1)
     """Steps of round 0, on the labelled seed alone."""
     round_steps: int = Field(default=600, ge=1)
@@ -316,13 +321,13 @@ class TrainConfig(Strict):
     """Where a round's adapters start: from the base, or from the previous round's adapters."""
     batch_size: int = Field(default=48, ge=1)
     """Rows of a step, over all workers of the task."""
-    micro_batch_rows: int | None = Field(default=None, ge=1)
+    micro_batch_rows: Annotated[int | None, Mark.FREE] = Field(default=None, ge=1)
     """Most rows that a worker sends through the model at a time, their gradients added up: less
     memory, the same step. None = all of its rows at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: matrix products in bfloat16 (autocast) and frozen weights kept in it; what is
     trained and its optimizer state stay float32."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Mark.FREE] = False
     """Keep only each layer's input and compute the rest again for the gradients: for LoRA half as
     much compute again, for a tenth of the activations."""
     seed_fraction: float = Field(default=0.25, ge=0, le=1)
@@ -333,7 +338,7 @@ class TrainConfig(Strict):
     recognition_weight: float = Field(default=0.0, ge=0, le=1)
     """Share of the FDP loss that is weighted by the paper's recognition weights (normalised to
     mean 1 per frame); the rest is uniform. 1 = the paper's loss."""
-    checkpoint_every: int = Field(default=200, ge=1)
+    checkpoint_every: Annotated[int, Mark.FREE] = Field(default=200, ge=1)
     """Steps between checkpoints that a killed training resumes from."""
     lora: LoraConfig = LoraConfig()
     idm: TaskTraining = TaskTraining()
@@ -365,8 +370,8 @@ class EvaluateConfig(Strict):
     num_best_of_items: int = Field(default=400, ge=1)
     """Held-out pairs used for the best-of-N curve (the first ones)."""
     temperature: float = Field(default=1.0, gt=0)
-    batch_size: int = Field(default=250, ge=1)
-    num_actors: int = Field(default=2, ge=1)
+    batch_size: Annotated[int, Mark.FREE] = Field(default=250, ge=1)
+    num_actors: Annotated[int, Mark.FREE] = Field(default=2, ge=1)
 
 
 class GuardConfig(Strict):
@@ -398,7 +403,7 @@ class GuardConfig(Strict):
     """Held-out pairs that look like a pair of the pool: by chance 1 to 5 of the default's 1,000
     show a scene and an action that its pool shows, too. Of clips that the pool holds byte for byte
     none is allowed, whatever stands here."""
-    accept: tuple[GuardName, ...] = ()
+    accept: Annotated[tuple[GuardName, ...], Mark.FREE] = ()
     """Guards whose verdict is overridden, and recorded (``--accept-guard``)."""
 
 
@@ -463,10 +468,10 @@ class ClusterConfig(Strict):
 class LoopConfig(Strict):
     """Everything that a run is made from."""
 
-    name: str = Field(default="tabletop", pattern=r"^[A-Za-z0-9._-]+$")
+    name: Annotated[str, Mark.FREE] = Field(default="tabletop", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(default=0, ge=0)
-    rounds: int = Field(default=3, ge=1)
-    run_dir: LocalPath = Path("runs/tabletop")
+    rounds: Annotated[int, Mark.FREE] = Field(default=3, ge=1)
+    run_dir: Annotated[LocalPath, Mark.FREE] = Path("runs/tabletop")
     domain: DomainName | None = None
     """What is known about sentences and frames (`dynamics.core.domain`); none = tabletop where the
     labelled set is filmed, else open_video."""
@@ -479,9 +484,9 @@ class LoopConfig(Strict):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     guards: GuardConfig = GuardConfig()
-    serve: ServeConfig = ServeConfig()
-    track: TrackConfig = TrackConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    serve: Annotated[ServeConfig, Mark.FREE] = ServeConfig()
+    track: Annotated[TrackConfig, Mark.FREE] = TrackConfig()
+    cluster: Annotated[ClusterConfig, Mark.FREE] = ClusterConfig()
 
     @model_validator(mode="after")
     def _candidates_are_judged(self) -> "LoopConfig":
@@ -508,29 +513,38 @@ class LoopConfig(Strict):
             self.model.base if self.model.base.is_absolute() else REPOSITORY_ROOT / self.model.base
         )
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides a run's results, by dotted key; of a path only whether one is given."""
+        return dict(_deciding(self, ""))
+
+    def chosen(self) -> dict[str, Any]:
+        """The deciding keys that differ from this version's defaults."""
+        defaults = LoopConfig().deciding()
+        return {
+            key: value
+            for key, value in self.deciding().items()
+            if key not in defaults or value != defaults[key]
+        }
+
     def digest(self) -> str:
-        """sha256 over what decides a run's results.
+        """sha256 over `chosen`: names what decides a run's results, with this version's defaults.
 
-        Left out (`NOT_DECIDING`): where it runs (`run_dir`, cluster, serving, tracking), `rounds`
-        and accepted guards, so that asking for more rounds, or accepting a blocked one, continues
-        a run instead of refusing it.
+        A run keeps the digest of its start (`RunFolder.digest`).
         """
-        payload = self.model_dump(mode="json", exclude=_tree(NOT_DECIDING))
-        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.chosen(), sort_keys=True).encode()).hexdigest()
 
 
-def decides(key: str) -> bool:
-    """Whether a dotted key is part of the digest."""
-    return not any(key == name or key.startswith(f"{name}.") for name in NOT_DECIDING)
-
-
-def _tree(keys: Iterable[str]) -> dict[str, Any]:
-    """Dotted keys as the nested dict, True at its leaves, that pydantic takes."""
-    tree: dict[str, Any] = {}
-    for key in keys:
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = True
-    return tree
+def _deciding(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, field in type(section).model_fields.items():
+        key, value = f"{prefix}{name}", getattr(section, name)
+        if Mark.FREE in field.metadata:
+            continue
+        if Mark.CONTENT in field.metadata:
+            yield key, None if value is None else "given"
+        elif isinstance(value, BaseModel):
+            yield from _deciding(value, f"{key}.")
+        elif isinstance(value, tuple) and any(isinstance(part, BaseModel) for part in value):
+            for number, part in enumerate(value):
+                yield from _deciding(part, f"{key}.{number}.")
+        else:
+            yield key, value

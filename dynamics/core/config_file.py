@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
@@ -47,10 +47,12 @@ def with_overrides(cfg: LoopConfig, overrides: Sequence[str]) -> LoopConfig:
     return validate(tree, where="overrides")
 
 
-def validate(tree: dict[str, Any], *, where: str) -> LoopConfig:
-    """Validate a plain dict; ``where`` is named in errors."""
+def validate(
+    tree: dict[str, Any], *, where: str, unknown: Literal["forbid", "ignore"] = "forbid"
+) -> LoopConfig:
+    """Validate a plain dict; ``where`` is named in errors, ``unknown`` keys are one by default."""
     try:
-        return LoopConfig.model_validate(tree)
+        return LoopConfig.model_validate(tree, extra=unknown)
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(error)}") from error
 

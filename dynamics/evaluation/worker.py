@@ -36,4 +36,4 @@ class Evaluator:
 
 def part_path(parts: Path, shard: Shard) -> Path:
     """Where a shard's evaluation lies until all are there."""
-    return parts / f"{shard.start:08d}.parquet"
+    return parts / f"{shard.start:08d}-{shard.stop:08d}.parquet"

@@ -7,7 +7,7 @@ from typing import Any
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import RoundReport
-from dynamics.storage.run_folder import RunFolder, identity, read_json
+from dynamics.storage.run_folder import RunFolder, base_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +17,6 @@ class ExportedRound:
     run: RunFolder
     cfg: LoopConfig
     report: RoundReport
-    base_digest: str
-    """sha256 over the base checkpoint's files."""
 
     @property
     def round_id(self) -> int:
@@ -32,9 +30,9 @@ class ExportedRound:
             "seed": self.cfg.seed,
             "round": self.round_id,
             "promoted": self.report.promoted,
-            "config_digest": self.cfg.digest(),
+            "config_digest": self.run.digest,
             "base": self.cfg.base_path().name,
-            "base_digest": self.base_digest,
+            "base_digest": self.run.base_digest,
         }
 
 
@@ -59,13 +57,12 @@ def finished_round(run: RunFolder, round_id: int | None, *, first: int) -> Expor
         report = run.report(round_id)
         if report is None:
             raise UserError(f"{run.root} has not finished round {round_id}; name one that it has")
-    recorded = read_json(run.record)["base_digest"]
-    if identity(cfg)["base_digest"] != recorded:
+    if base_digest(cfg) != run.base_digest:
         raise UserError(
             f"the checkpoint {cfg.base_path()} is missing or not the one that {run.root} was made "
             "with; restore it, frames and digests depend on it"
         )
-    return ExportedRound(run=run, cfg=cfg, report=report, base_digest=recorded)
+    return ExportedRound(run=run, cfg=cfg, report=report)
 
 
 def inside(root: Path, name: str, what: str) -> Path:

@@ -123,7 +123,7 @@ class LocalStages:
                 table = read_table(labels, LABEL_SCHEMA)
                 parents = {
                     "pool": dataset_ref(self.folder.pool).digest,
-                    "config": self.cfg.digest(),
+                    "config": self.folder.digest,
                     "idm": _only(table, "idm_digest"),
                     "prompt_version": _only(table, "prompt_version"),
                 }
@@ -376,7 +376,7 @@ class LocalStages:
             task: Path(fields[task]).relative_to(self.folder.root).as_posix()
             for task in get_args(Task)
         }
-        return fields | adapters | {"base": self.cfg.model.base.as_posix()}
+        return fields | adapters | {"base": self.cfg.model.base.name}
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
     found = [path for path in stored if path.exists()]
     return RunView(
         name=cfg.name,
-        digest=cfg.digest(),
+        digest=run.digest,
         # A tracking URI may carry a password, and the page is made to be passed on.
         config=cfg.model_dump(mode="json", exclude={"run_dir", "track"}),
         rounds=rounds,

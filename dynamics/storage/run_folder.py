@@ -1,6 +1,6 @@
 """The run folder: who may write into it, where each round lies, how long its stages took.
 
-run.json               the resolved config, its digest and the base checkpoint's: others are refused
+run.json               the identity: digests of the config and the base at the start, the config
 data/  ledger/         pairs and pseudo-labels
 rounds/round-00/       what a round made; report.json is its last write
 mlflow.db  mlartifacts/  tracking.json  report.html
@@ -16,11 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dynamics.core.config import LoopConfig, decides
+from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import validate
 from dynamics.core.errors import UserError
 from dynamics.core.records import ModelRef, RoundReport
 from dynamics.storage.files import checkpoint_digest, write_bytes
+
+FORMAT = 1
+"""Version of run.json and study.json."""
+
+Moved = Callable[[LoopConfig, LoopConfig], None]
+"""Called as ``moved(stored, now)``; raises UserError when a path of ``now`` that differs from the
+stored one leads to other files than those that the tables were made from."""
 
 Record = TypeVar("Record")
 
@@ -197,55 +204,55 @@ class RunFolder:
         return self.fit_log(round_id, task).lines()
 
     def config(self) -> LoopConfig:
-        """The config that the run was started with.
+        """The config that the run was last continued with.
 
         Raises:
-            UserError: no run lies here.
+            UserError: no run lies here, or one of another version.
         """
-        path = self.record
-        if not path.exists():
-            raise UserError(f"{self.root} holds no run (no run.json); name a run folder")
-        return validate(read_json(path)["config"], where=str(path))
+        return _stored(self._identity())[1]
+
+    @property
+    def digest(self) -> str:
+        """The config's digest at the start: names the run for the rest of its life."""
+        return str(_stored(self._identity())[0]["digest"])
+
+    @property
+    def base_digest(self) -> str:
+        """The base checkpoint's digest at the start."""
+        return str(_stored(self._identity())[0]["base_digest"])
 
     @contextmanager
-    def claimed(self, cfg: LoopConfig) -> Iterator[None]:
+    def claimed(self, cfg: LoopConfig, moved: Moved | None = None) -> Iterator[None]:
         """Hold the folder for ``cfg`` while the body runs.
+
+        Args:
+            cfg: starts the run, or continues it.
+            moved: as `continued`.
 
         Raises:
             RunFolderInUseError: another process holds it.
             UserError: the folder belongs to another config, or holds something else.
         """
-        self._refuse_other_config(cfg)
+        path = self.root / "run.json"
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"run_dir {self.root} is a file; choose another run_dir")
         self.root.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and any(found.name != ".lock" for found in self.root.iterdir()):
+            raise UserError(f"{self.root} is not empty and holds no run; choose another run_dir")
         # The kernel drops the lock with the process, also after kill -9: nothing to clean up.
         descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             _lock(descriptor, self.root)
-            self._refuse_other_config(cfg)
-            path = self.root / "run.json"
-            payload = {**identity(cfg), "config": cfg.model_dump(mode="json")}
-            if not path.exists() or read_json(path) != payload:
-                write_json(path, payload)
+            write_json(path, continued(path, cfg, moved))
             yield
         finally:
             os.close(descriptor)
 
-    def _refuse_other_config(self, cfg: LoopConfig) -> None:
+    def _identity(self) -> Path:
         path = self.root / "run.json"
-        if path.exists():
-            found, wanted = read_json(path), identity(cfg)
-            if found["digest"] != wanted["digest"]:
-                raise UserError(_explain(self.root, found["config"], cfg))
-            if found.get("base_digest") != wanted["base_digest"]:
-                raise UserError(
-                    f"run folder {self.root} was made with another base checkpoint than "
-                    f"{cfg.model.base} holds now; choose another run_dir, restore the checkpoint, "
-                    "or delete the folder"
-                )
-        elif self.root.is_dir() and any(p.name != ".lock" for p in self.root.iterdir()):
-            raise UserError(f"{self.root} is not empty and holds no run; choose another run_dir")
-        elif self.root.exists() and not self.root.is_dir():
-            raise UserError(f"run_dir {self.root} is a file; choose another run_dir")
+        if not path.exists():
+            raise UserError(f"{self.root} holds no run (no run.json); name a run folder")
+        return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,28 +292,67 @@ def _lock(descriptor: int, root: Path) -> None:
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
 
 
-def _explain(root: Path, found: dict[str, Any], cfg: LoopConfig) -> str:
-    """Name the first keys that differ, old and new value."""
-    old, new = flatten(found), flatten(cfg.model_dump(mode="json"))
-    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key) and decides(key))
-    shown = ", ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys[:3])
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    why = shown + more or "it was made by another version of the configuration"
-    return (
-        f"run folder {root} belongs to another config ({why}); choose another run_dir, "
-        "restore the old values, or delete the folder"
-    )
+def continued(path: Path, cfg: LoopConfig, moved: Moved | None = None) -> dict[str, Any]:
+    """What a run's run.json, or a study's study.json, holds once ``cfg`` goes on there.
 
+    ``format``, ``digest`` and ``base_digest`` are those of the start, ``chosen`` is what its digest
+    covers; ``config`` is the newest one, with every key resolved.
 
-def identity(cfg: LoopConfig) -> dict[str, str]:
-    """What work must share to be continued: the deciding settings, and the base's bytes.
+    Args:
+        path: the file; it may be missing.
+        cfg: another value of a key that decides results is refused. Keys that the stored config
+            does not have count as their defaults.
+        moved: compares the files below paths that are given in both configs and differ. The base
+            checkpoint is compared here, by its bytes.
 
-    The config names the base by its path only. A base that is not there has an empty digest: what
-    loads it says so better.
+    Raises:
+        UserError: the folder belongs to another config, base checkpoint or version.
     """
+    config, found_base = cfg.model_dump(mode="json"), base_digest(cfg)
+    if not path.exists():
+        start = {"format": FORMAT, "digest": cfg.digest(), "chosen": cfg.chosen()}
+        return {**start, "base_digest": found_base, "config": config}
+    found, stored = _stored(path)
+    old, new = stored.deciding(), cfg.deciding()
+    if keys := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
+        shown = ", ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys[:3])
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise UserError(
+            f"{path.parent} belongs to another config ({shown}{more}); choose another folder, "
+            "restore the old values, or delete the folder"
+        )
+    if found["base_digest"] != found_base:
+        raise UserError(
+            f"{path.parent} was made with another base checkpoint than {cfg.model.base} holds now; "
+            "choose another folder, restore the checkpoint, or delete the folder"
+        )
+    if moved is not None:
+        moved(stored, cfg)
+    return {**found, "config": config}
+
+
+def _stored(path: Path) -> tuple[dict[str, Any], LoopConfig]:
+    """The file and its config, without keys at their defaults that this version does not have."""
+    found = read_json(path)
+    if found.get("format") != FORMAT:
+        raise UserError(
+            f"{path} was written by {'another' if 'format' in found else 'an older'} version of "
+            "dynamics; continue it with that version, or choose another folder"
+        )
+    cfg = validate(found["config"], where=str(path), unknown="ignore")
+    known = {*cfg.deciding(), *flatten(cfg.model_dump(mode="json"))}
+    if gone := [f"{key}={value}" for key, value in found["chosen"].items() if key not in known]:
+        raise UserError(
+            f"{path} has settings that this version of dynamics does not know "
+            f"({', '.join(gone[:3])}); continue it with its version, or choose another folder"
+        )
+    return found, cfg
+
+
+def base_digest(cfg: LoopConfig) -> str:
+    """sha256 of the base checkpoint; empty for a missing one, since its loader says so better."""
     base = cfg.base_path()
-    digest = checkpoint_digest(base) if base.is_dir() else ""
-    return {"digest": cfg.digest(), "base_digest": digest}
+    return checkpoint_digest(base) if base.is_dir() else ""
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

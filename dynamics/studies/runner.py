@@ -11,7 +11,7 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.storage.files import write_bytes
-from dynamics.storage.run_folder import identity, read_json, read_record, write_json
+from dynamics.storage.run_folder import continued, read_json, read_record, write_json
 from dynamics.studies.experiments import StudyPlan, Unit, ready, units
 from dynamics.studies.markdown import to_markdown
 from dynamics.studies.plots import write_figures
@@ -65,11 +65,11 @@ def publish(folder: Path, docs: Path) -> Path:
 
 def _refuse_other_study(cfg: LoopConfig, folder: Path) -> None:
     """Units of different settings must not meet in one table."""
-    payload = {**identity(cfg.model_copy(update={"seed": 0})), "rounds": cfg.rounds}
     path = folder / "study.json"
-    if path.exists() and read_json(path) != payload:
+    payload = continued(path, cfg.model_copy(update={"seed": 0}))
+    if path.exists() and (rounds := read_json(path)["config"]["rounds"]) != cfg.rounds:
         raise UserError(
-            f"{folder} holds a study of another config or base checkpoint; name another folder "
+            f"{folder} holds a study of {rounds} rounds, not {cfg.rounds}; name another folder "
             "with --out, or delete it"
         )
     write_json(path, payload)

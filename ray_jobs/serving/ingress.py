@@ -62,7 +62,8 @@ def build(cfg: LoopConfig, run_dir: Path, round_id: int) -> Application:
     """
     options = cfg.serve
     run = str(run_dir)
-    made_from = json.dumps([run, cfg.digest(), options.model_dump(mode="json")])
+    sections = [section.model_dump(mode="json") for section in (cfg.model, options)]
+    made_from = json.dumps([run, cfg.digest(), *sections])
     version = hashlib.sha256(made_from.encode()).hexdigest()[:16]
     rounds: dict[str, Any] = {"user_config": {"round": round_id}}
     models = []

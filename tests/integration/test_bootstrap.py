@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
-from dynamics.storage.run_folder import RunFolder, write_json
+from dynamics.storage.run_folder import RunFolder
 from tests.runs import LocalRun, descendants, results
 from tests.serving import copy_of
 
@@ -219,10 +219,8 @@ def test_a_run_folder_of_another_config_is_refused(
     small: LoopConfig, local_run: LocalRun, tmp_path: Path
 ) -> None:
     command = [*arguments(small, tmp_path / "run"), "--no-ray"]
-    (tmp_path / "run").mkdir()
-    other = small.model_copy(update={"seed": 7})
-    payload = {"digest": other.digest(), "config": other.model_dump(mode="json")}
-    write_json(tmp_path / "run" / "run.json", payload)
+    with RunFolder(tmp_path / "run").claimed(small.model_copy(update={"seed": 7})):
+        pass
     done = run(command)
     assert done.returncode == 2
     assert "seed was 7, now 0" in done.stderr

@@ -19,6 +19,12 @@ if TYPE_CHECKING:  # slow to import
 CFG = LoopConfig(name="tracked")
 
 
+def claimed(root: Path) -> RunFolder:
+    folder = RunFolder(root)
+    with folder.claimed(CFG):
+        return folder
+
+
 def report(round_id: int) -> RoundReport:
     success = Estimate(value=0.5 + 0.1 * round_id, low=0.4, high=0.8, num_items=10)
     return RoundReport(
@@ -49,7 +55,7 @@ def finished_round(folder: RunFolder, round_id: int) -> RoundReport:
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Two rounds and a resumed driver that logs a third and repeats all."""
-    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    folder = claimed(tmp_path_factory.mktemp("run"))
     warnings: list[str] = []
     reports = [finished_round(folder, round_id) for round_id in range(3)]
     first = MlflowTracker(CFG, folder, warnings.append)
@@ -138,6 +144,28 @@ def test_a_round_is_tagged_blocked_until_its_guard_is_accepted(
     assert warnings == []
 
 
+def test_a_moved_run_goes_on_in_its_own_database(tmp_path: Path) -> None:
+    folder = claimed(tmp_path / "here")
+    warnings: list[str] = []
+    MlflowTracker(CFG, folder, warnings.append).log_round(finished_round(folder, 0))
+    moved = RunFolder((tmp_path / "here").rename(tmp_path / "there"))
+    page = moved.root / "report.html"
+    page.write_text("<html></html>")
+    reports = [finished_round(moved, round_id) for round_id in range(2)]
+    MlflowTracker(CFG, moved, warnings.append).log_run(reports, [page])
+    assert warnings == []
+    assert not folder.root.exists()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{moved.root / 'mlflow.db'}")
+    (parent,) = runs_of_kind(client, "bootstrap")
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+        "config.json",
+        "report.html",
+    }
+    assert len(runs_of_kind(client, "round")) == 2
+
+
 def test_a_dead_server_costs_a_warning_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +173,7 @@ def test_a_dead_server_costs_a_warning_and_nothing_else(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    folder = RunFolder(tmp_path)
+    folder = claimed(tmp_path)
     dead = CFG.model_copy(update={"track": TrackConfig(uri=f"http://127.0.0.1:{port}")})
     warnings: list[str] = []
     done = finished_round(folder, 0)

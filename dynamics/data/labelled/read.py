@@ -182,8 +182,24 @@ def _read_stills(
     if isinstance(ends, Rejected):
         return ends.reason
     digests = [hashlib.sha256(payload).hexdigest() for payload in (before, after)]
-    both = hashlib.sha256("\x1f".join(digests).encode()).hexdigest()
-    return _Read(pair=pair, ends=ends, clip_sha256=both, digests=frozenset(digests))
+    return _Read(pair=pair, ends=ends, clip_sha256=_both(digests), digests=frozenset(digests))
+
+
+def clip_sha256(frames: Stills | Segment) -> str:
+    """The digest of a pair's files, as the tables have it.
+
+    Raises:
+        OSError: the video cannot be read.
+        Refused: a picture cannot be read.
+    """
+    if isinstance(frames, Segment):
+        return sha256_file(frames.path)
+    pictures = (frames.before, frames.after)
+    return _both([hashlib.sha256(picture.read()).hexdigest() for picture in pictures])
+
+
+def _both(digests: Sequence[str]) -> str:
+    return hashlib.sha256("\x1f".join(digests).encode()).hexdigest()
 
 
 def _labelled_id(read: _Read) -> str:

@@ -1,13 +1,14 @@
 """Configuration: strict keys, teaching errors, a digest over what decides results."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, Mark
 from dynamics.core.config_file import load
 from dynamics.core.errors import UserError
 from dynamics.labelling.filter import StratifiedTopKRule, ThresholdRule
@@ -122,6 +123,42 @@ def test_values_are_frozen():
         LoopConfig().rounds = 5  # type: ignore[misc]
 
 
+FREE = {
+    *("name", "rounds", "run_dir", "serve", "track", "cluster", "guards.accept"),
+    *("pool.decode_timeout_s", "pool.decode_memory_mb", "pool.max_bad_fraction"),
+    *("model.device", "model.merge_adapters"),
+    *("label.batch_size", "label.num_actors", "label.num_gpus_per_actor", "label.shard_rows"),
+    *("train.strategy", "train.num_workers", "train.num_gpus_per_worker"),
+    *("train.micro_batch_rows", "train.gradient_checkpointing", "train.checkpoint_every"),
+    *("evaluate.batch_size", "evaluate.num_actors"),
+}
+CONTENT = {"pool.path", "pool.more.path", "labelled.path", "labelled.heldout_path", "model.base"}
+"""Reviewed: a new key decides results until it is marked, and marked ones stand here."""
+
+
+def keys(model: type[BaseModel] = LoopConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their mark; a section that has one stands for its keys."""
+    for name, field in model.model_fields.items():
+        mark = next((found for found in field.metadata if isinstance(found, Mark)), None)
+        inner = sections(field.annotation)
+        if inner and mark is None:
+            yield from keys(inner[0], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", mark
+
+
+def test_the_keys_that_do_not_decide_results_are_the_reviewed_ones():
+    assert {key for key, mark in keys() if mark is Mark.FREE} == FREE
+    assert {key for key, mark in keys() if mark is Mark.CONTENT} == CONTENT
+
+
+def test_every_other_key_decides_results():
+    cfg = LoopConfig(pool={"path": "a/ucf", "more": [{"path": "b/k700"}]})
+    found = {key.replace(".more.0.", ".more.") for key in cfg.deciding()}
+    of_rule = {f"filter.rule.{name}" for name, _ in cfg.filter.rule}
+    assert found == {key for key, _ in keys()} - FREE | of_rule
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -131,6 +168,9 @@ def test_values_are_frozen():
         "cluster.num_cpus=4",
         "track.uri=x",
         "guards.accept=[leakage]",
+        "label.num_actors=1",
+        "model={device: cuda, base: elsewhere/tiny-4x4}",
+        "train={strategy: fsdp2, num_workers: 2}",
     ],
 )
 def test_the_digest_ignores_where_and_how_long_it_runs(config_file, override):
@@ -139,10 +179,25 @@ def test_the_digest_ignores_where_and_how_long_it_runs(config_file, override):
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "world.grid=4", "train.learning_rate=0.1", "guards.max_copy_rate=0.1"],
+    [
+        "seed=1",
+        "world.grid=4",
+        "train.learning_rate=0.1",
+        "train.fdp.batch_size=2",
+        "guards.max_copy_rate=0.1",
+        "filter.rule={kind: threshold, threshold: 0}",
+        "labelled.num_heldout=7",
+        "pool.path=clips",
+    ],
 )
 def test_the_digest_changes_with_what_decides_results(config_file, override):
     assert load(config_file, [override]).digest() != load(config_file).digest()
+
+
+def test_the_digest_covers_what_differs_from_the_defaults(config_file):
+    cfg = load(config_file, ["train.lora.r=8", "label.num_actors=1", "seed=0"])
+    assert cfg.chosen() == {"world.grid": 3, "train.lora.r": 8}
+    assert load(config_file, ["seed=0"]).digest() == load(config_file).digest()
 
 
 def test_the_resolved_config_reads_back_equal(config_file, tmp_path):

@@ -154,7 +154,7 @@ def test_a_round_whose_evaluation_is_on_another_node_is_refused_and_resumes_to_e
     small: LoopConfig, local_run: LocalRun, tmp_path: Path, come_back: bool
 ) -> None:
     parts = tmp_path / "rounds" / "round-00" / "items"
-    first = parts / "00000000.parquet"
+    first = parts / "00000000-00000006.parquet"
     message = f"6 of 12 held-out pairs have no evaluation in {first}; do all nodes see {tmp_path}"
     with pytest.raises(UserError, match=re.escape(message)):
         run_blind(small, tmp_path, BlindToParts)

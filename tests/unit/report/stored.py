@@ -97,7 +97,8 @@ def report(round_id: int, labels: pa.Table | None = None) -> RoundReport:
 def store_run(root: Path, labels: pa.Table, with_best_of: int = 20) -> RunFolder:
     """Rounds 0 and 1; round 1 labelled the pool."""
     run = RunFolder(root)
-    write_json(root / "run.json", {"digest": CFG.digest(), "config": CFG.model_dump(mode="json")})
+    with run.claimed(CFG):
+        pass
     write_table(run.data / "heldout.parquet", HELDOUT, TRANSITION_SCHEMA)
     write_table(run.data / "pool.parquet", POOL.select(PAIR_SCHEMA.names), PAIR_SCHEMA)
     truth = pa.concat_tables([TRUTH, POOL_TRUTH])

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -32,11 +33,10 @@ from dynamics.report.page import write_page
 from dynamics.report.pictures import picture
 from dynamics.report.table import round_table
 from dynamics.storage.files import write_bytes
-from dynamics.storage.run_folder import RunFolder, write_json
+from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.tables import write_table
 from tests.fakes import CellTokenizer
 from tests.unit.report.stored import (
-    CFG,
     HELDOUT,
     NONSENSE,
     POOL,
@@ -228,9 +228,13 @@ def test_pictures_have_a_text_for_those_who_do_not_see_them(run: RunFolder):
     assert page.count("<svg viewBox") == page.count('role="img" aria-label="')
 
 
+def configured(run: RunFolder, sections: dict[str, Any]) -> None:
+    stored = read_json(run.root / "run.json")
+    write_json(run.root / "run.json", stored | {"config": stored["config"] | sections})
+
+
 def test_frames_are_left_out_where_the_base_is_missing(run: RunFolder):
-    config = CFG.model_dump(mode="json") | {"model": {"base": str(run.root / "gone")}}
-    write_json(run.root / "run.json", {"digest": "", "config": config})
+    configured(run, {"model": {"base": str(run.root / "gone")}})
     outline = Outline(write_page(run).read_text())
     assert "img" not in outline.tags
     assert "Scenes and example labels are left out" in outline.text
@@ -289,8 +293,7 @@ def test_page_does_not_name_this_machine(run: RunFolder):
 
 
 def test_page_does_not_pass_on_a_password_in_the_tracking_uri(run: RunFolder):
-    config = CFG.model_dump(mode="json") | {"track": {"uri": "https://me:hunter2@mlflow.test"}}
-    write_json(run.root / "run.json", {"digest": CFG.digest(), "config": config})
+    configured(run, {"track": {"uri": "https://me:hunter2@mlflow.test"}})
     assert "hunter2" not in page_of(run)
 
 

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from dynamics.storage.run_folder import (
     RunFolderInUseError,
     TrainingLog,
     flatten,
+    read_json,
     write_json,
 )
 
@@ -43,13 +45,108 @@ def test_a_base_whose_bytes_changed_is_refused(tmp_path: Path) -> None:
         folder.claimed(cfg).__enter__()
 
 
-def test_more_rounds_another_port_and_an_accepted_guard_continue_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"rounds": 9, "serve": {"port": 8001}, "guards": {"accept": ["copy_rate"]}},
+        {"label": {"num_actors": 1, "batch_size": 8}, "evaluate": {"batch_size": 8}},
+        {"model": {"device": "cuda", "merge_adapters": False}},
+        {"train": {"num_workers": 3, "strategy": "fsdp2", "micro_batch_rows": 4}},
+        {"pool": {"decode_timeout_s": 600.0, "max_bad_fraction": 0.9}},
+    ],
+)
+def test_a_run_continues_elsewhere_with_its_digest_and_the_new_settings(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
     folder = RunFolder(tmp_path / "run")
+    with folder.claimed(LoopConfig(seed=3)):
+        digest = folder.digest
+    continued = LoopConfig(seed=3, **other)
+    with folder.claimed(continued):
+        assert folder.config() == continued
+    assert folder.digest == digest == LoopConfig(seed=3).digest()
+
+
+def test_a_run_continues_with_its_base_and_its_own_folder_at_another_path(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    with RunFolder(tmp_path / "run").claimed(LoopConfig(model={"base": base})):
+        pass
+    cfg = LoopConfig(model={"base": base.rename(tmp_path / "moved")})
+    moved = RunFolder((tmp_path / "run").rename(tmp_path / "elsewhere"))
+    with moved.claimed(cfg):
+        assert moved.config() == cfg
+
+
+def by_another_version(folder: RunFolder, **changes: Any) -> None:
+    """The folder as a version with other keys or defaults would have left it."""
     with folder.claimed(CFG):
         pass
-    more = LoopConfig(rounds=9, serve={"port": 8001}, guards={"accept": ["copy_rate"]})
-    with folder.claimed(more):
-        assert folder.config() == more
+    stored = read_json(folder.root / "run.json")
+    for section, keys in changes.items():
+        stored["config"][section] |= keys
+        stored["config"][section] = {
+            key: value for key, value in stored["config"][section].items() if value is not GONE
+        }
+    write_json(folder.root / "run.json", stored)
+
+
+GONE = object()
+
+
+def test_a_key_that_is_new_counts_as_its_default(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    by_another_version(folder, train={"weight_decay": GONE}, filter={"rule": GONE})
+    digest = folder.digest
+    with pytest.raises(UserError, match=r"\(train.weight_decay was 0.0, now 0.5\)"):
+        folder.claimed(LoopConfig(train={"weight_decay": 0.5})).__enter__()
+    with folder.claimed(CFG):
+        assert folder.digest == digest
+    assert read_json(tmp_path / "run.json")["config"] == CFG.model_dump(mode="json")
+
+
+def test_a_key_that_is_gone_is_refused_unless_it_was_at_its_default(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    by_another_version(folder, train={"momentum": 0.9})
+    assert folder.config() == CFG
+    with folder.claimed(CFG):
+        pass
+    stored = read_json(tmp_path / "run.json")
+    write_json(tmp_path / "run.json", stored | {"chosen": {"train.momentum": 0.5}})
+    for refused in (folder.config, folder.claimed(CFG).__enter__):
+        with pytest.raises(UserError, match=r"does not know \(train.momentum=0.5\)"):
+            refused()
+
+
+def test_a_default_that_changed_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    by_another_version(folder, train={"batch_size": 32})
+    with pytest.raises(UserError, match=r"\(train.batch_size was 32, now 48\)"):
+        folder.claimed(CFG).__enter__()
+    with folder.claimed(LoopConfig(train={"batch_size": 32})):
+        pass
+
+
+@pytest.mark.parametrize(("format_", "said"), [(None, "an older version"), (99, "another version")])
+def test_a_folder_of_another_format_is_refused_in_one_line(
+    tmp_path: Path, format_: int | None, said: str
+) -> None:
+    payload = {"digest": "0" * 64, "config": CFG.model_dump(mode="json")}
+    write_json(tmp_path / "run.json", payload | ({"format": format_} if format_ else {}))
+    folder = RunFolder(tmp_path)
+    for refused in (folder.config, folder.claimed(CFG).__enter__):
+        with pytest.raises(UserError, match=said):
+            refused()
+
+
+def test_only_paths_that_are_given_may_change(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.claimed(CFG):
+        pass
+    filmed = LoopConfig(pool={"path": tmp_path})
+    with pytest.raises(UserError, match=r"\(pool.path was None, now 'given'\)"):
+        folder.claimed(filmed).__enter__()
 
 
 def test_a_report_from_before_a_field_was_added_is_read(tmp_path: Path) -> None:

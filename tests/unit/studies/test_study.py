@@ -108,9 +108,14 @@ def test_published_results_match_their_json(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_study_of_another_config_is_refused(folder: Path, tiny: LoopConfig) -> None:
-    other = tiny.model_copy(update={"rounds": 2})
-    with pytest.raises(UserError, match="another config or base checkpoint; name another folder"):
-        run_study(other, PLAN, folder, num_workers=1, progress=silent)
+    larger = tiny.labelled.model_copy(update={"num_heldout": 7})
+    for other, message in (
+        ({"labelled": larger}, r"another config \(labelled.num_heldout was \d+, now 7\)"),
+        ({"rounds": 2}, "holds a study of 1 rounds, not 2; name another folder"),
+    ):
+        cfg = tiny.model_copy(update=other)
+        with pytest.raises(UserError, match=message):
+            run_study(cfg, PLAN, folder, num_workers=1, progress=silent)
 
 
 def test_a_unit_waits_for_what_it_reads() -> None:

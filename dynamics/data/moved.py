@@ -1,0 +1,95 @@
+"""Whether the files at another path are those that a run's tables were made from."""
+
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from dynamics.core.config import LoopConfig, PoolPart
+from dynamics.core.errors import UserError
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
+from dynamics.data.labelled import DATASETS
+from dynamics.data.labelled.listing import Segment, Stills
+from dynamics.data.labelled.paths import Refused
+from dynamics.data.labelled.read import clip_sha256
+from dynamics.data.video.sources import SOURCES
+from dynamics.data.video.unpack import Unpacked
+from dynamics.storage.files import sha256_file
+from dynamics.storage.tables import read_table
+
+
+def check_moved(data: Path, stored: LoopConfig, cfg: LoopConfig) -> None:
+    """Compare the clips that the tables name with the files below paths that changed.
+
+    Files that no table names, and paths that no table was made from yet, are not looked at.
+
+    Args:
+        data: the run's folder of tables.
+        stored: the run's config.
+        cfg: of equally many pool folders and the same data set, at the same or other paths.
+
+    Raises:
+        UserError: names the first file that is missing or has other bytes.
+    """
+    for old, new in zip(stored.pool.parts, cfg.pool.parts, strict=True):
+        table = data / (f"pool/{old.name}.parquet" if cfg.pool.more else "pool.parquet")
+        if old.path != new.path and table.exists():
+            if cfg.pool.more and old.name != new.name:
+                raise _other(old.path, new.path, "clips are told apart by the folder's name")
+            _check_videos(table, old, new)
+    before, after = stored.labelled, cfg.labelled
+    splits = {"seed": (before.path, after.path)}
+    splits["heldout"] = (before.heldout_path or before.path, after.heldout_path or after.path)
+    for split, (path, now) in splits.items():
+        table = data / f"{split}.parquet"
+        if cfg.labelled.dataset and path and now and path != now and table.exists():
+            _check_labelled(table, cfg.labelled.dataset, path, now)
+
+
+def _check_videos(table: Path, old: PoolPart, new: PoolPart) -> None:
+    clips = {clip.name: clip for clip in SOURCES[new.source](new.path).clips}
+    with Unpacked(table.parent / ".moved") as unpacked:
+        for name, sha256 in _rows(table, PAIR_SCHEMA, "clip_path", "clip_sha256"):
+            if name not in clips:
+                raise _other(old.path, new.path, f"{name} is missing")
+            if sha256_file(unpacked.path(clips[name])) != sha256:
+                raise _other(old.path, new.path, f"{name} differs")
+            unpacked.drop(clips[name])
+
+
+def _check_labelled(table: Path, dataset: str, old: Path, new: Path) -> None:
+    found: dict[tuple[str, str], list[Stills | Segment]] = defaultdict(list)
+    for pair in DATASETS[dataset](new).pairs:
+        found[pair.name, pair.action].append(pair.frames)
+    digest = cache(_readable_sha256)
+    for name, action, sha256 in _rows(
+        table, TRANSITION_SCHEMA, "clip_path", "action", "clip_sha256"
+    ):
+        if not (frames := found.get((name, action))):
+            raise _other(old, new, f"{name} ({action}) is missing")
+        # A long video has many segments and is read once.
+        files = [Segment(one.path) if isinstance(one, Segment) else one for one in frames]
+        if all(digest(one) != sha256 for one in files):
+            raise _other(old, new, f"{name} ({action}) differs")
+
+
+def _readable_sha256(frames: Stills | Segment) -> str:
+    """Empty where a file cannot be read."""
+    try:
+        return clip_sha256(frames)
+    except (OSError, Refused):
+        return ""
+
+
+def _rows(table: Path, schema: pa.Schema, *columns: str) -> list[tuple[str, ...]]:
+    """The distinct values of the columns, sorted."""
+    rows = read_table(table, schema, columns)
+    return sorted(set(zip(*(rows[name].to_pylist() for name in columns), strict=True)))
+
+
+def _other(old: Path, new: Path, what: str) -> UserError:
+    return UserError(
+        f"{new} does not hold what the run was made from, which lay in {old}: {what}; "
+        "restore it, or choose another run_dir"
+    )
