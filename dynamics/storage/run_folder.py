@@ -209,17 +209,17 @@ class RunFolder:
         Raises:
             UserError: no run lies here, or one of another version.
         """
-        return _stored(self._identity())[1]
+        return _stored(self._run_json())[1]
 
     @property
     def digest(self) -> str:
         """The config's digest at the start: names the run for the rest of its life."""
-        return str(_stored(self._identity())[0]["digest"])
+        return str(_stored(self._run_json())[0]["digest"])
 
     @property
     def base_digest(self) -> str:
         """The base checkpoint's digest at the start."""
-        return str(_stored(self._identity())[0]["base_digest"])
+        return str(_stored(self._run_json())[0]["base_digest"])
 
     @contextmanager
     def claimed(self, cfg: LoopConfig, moved: Moved | None = None) -> Iterator[None]:
@@ -248,7 +248,7 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def _identity(self) -> Path:
+    def _run_json(self) -> Path:
         path = self.root / "run.json"
         if not path.exists():
             raise UserError(f"{self.root} holds no run (no run.json); name a run folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,10 +145,19 @@ def test_a_round_is_tagged_blocked_until_its_guard_is_accepted(
     assert warnings == []
 
 
+def log_first_round(root: Path) -> None:
+    folder = claimed(root)
+    MlflowTracker(CFG, folder, print).log_round(finished_round(folder, 0))
+
+
 def test_a_moved_run_goes_on_in_its_own_database(tmp_path: Path) -> None:
-    folder = claimed(tmp_path / "here")
+    folder = RunFolder(tmp_path / "here")
+    # A process of its own, as in life: MLflow remembers where a run's artifacts lie.
+    context = multiprocessing.get_context("spawn")
+    first = context.Process(target=log_first_round, args=(folder.root,))
+    first.start()
+    first.join()
     warnings: list[str] = []
-    MlflowTracker(CFG, folder, warnings.append).log_round(finished_round(folder, 0))
     moved = RunFolder((tmp_path / "here").rename(tmp_path / "there"))
     page = moved.root / "report.html"
     page.write_text("<html></html>")

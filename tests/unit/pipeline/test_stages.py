@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from dynamics.core.config import KeyframeConfig, LabelledConfig, LoopConfig, PoolConfig, PoolPart
+from dynamics.core.config_file import with_overrides
 from dynamics.core.errors import UserError
 from dynamics.core.records import (
     LABEL_SCHEMA,
@@ -69,6 +71,7 @@ def test_reports_hold_no_path_of_this_machine(local_run: LocalRun) -> None:
     ]
     assert models["idm"] == "rounds/round-01/idm"
     assert models["fdp"] == "rounds/round-01/fdp"
+    assert "/" not in models["base"]
 
 
 def test_a_finished_run_is_not_done_again(small: LoopConfig, local_run: LocalRun) -> None:
@@ -95,6 +98,33 @@ def test_a_stopped_run_resumes_to_equal_bytes(
     assert results(tmp_path) != results(folder)
     run_local(small, tmp_path)
     assert results(tmp_path) == results(folder)
+
+
+def stop_in_evaluation(done: int, total: int, what: str) -> None:
+    if what == "evaluate, round 0":
+        raise Stop
+
+
+def test_a_run_that_moved_goes_on_from_its_files_with_other_sizes_and_base(
+    small: LoopConfig, local_run: LocalRun, tmp_path: Path
+) -> None:
+    with pytest.raises(Stop):
+        run_local(small, tmp_path / "here", progress=stop_in_evaluation)
+    base = shutil.copytree(small.base_path(), tmp_path / small.model.base.name)
+    moved = RunFolder((tmp_path / "here").rename(tmp_path / "there"))
+    sizes = [f"model.base={base}", "evaluate.batch_size=8", "label={batch_size: 8, shard_rows: 8}"]
+    run_local(with_overrides(small, sizes), moved.root)
+    assert moved.digest == RunFolder(local_run.folder).digest
+    assert Ledger(moved.ledger).manifest(1).parents["config"] == moved.digest
+    whole, found = results(local_run.folder), results(moved.root)
+    assert found.keys() == whole.keys()
+    assert found["rounds/round-01/grown.parquet"] == whole["rounds/round-01/grown.parquet"]
+    # Batches of another size round the last bit of a likelihood differently.
+    columns = [
+        pq.read_table(root / "rounds" / "round-00" / "items.parquet", columns=["pair_id"])
+        for root in (local_run.folder, moved.root)
+    ]
+    assert columns[0] == columns[1]
 
 
 class BlindStages(LocalStages):
