@@ -99,7 +99,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from dynamics.data.moved import check_moved
 
     folder = RunFolder(cfg.run_dir)
-    moved = partial(check_moved, folder.data)
+    moved = partial(check_moved, folder)
     with ProgressView() as view, folder.claimed(cfg, moved):
         view.line(f"run folder {folder.root}")
         stages: LocalStages | None = None

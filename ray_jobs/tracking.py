@@ -159,7 +159,7 @@ class MlflowTracker:
         if found is None or found.artifact_location == self._artifacts:
             return
         places = (found.artifact_location, self._artifacts)
-        with closing(sqlite3.connect(self.folder.root / "mlflow.db")) as database, database:
+        with closing(sqlite3.connect(self.folder.mlflow)) as database, database:
             database.execute(
                 "UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)",
                 places,

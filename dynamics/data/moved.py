@@ -16,16 +16,17 @@ from dynamics.data.labelled.read import clip_sha256
 from dynamics.data.video.sources import SOURCES
 from dynamics.data.video.unpack import Unpacked
 from dynamics.storage.files import sha256_file
+from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import read_table
 
 
-def check_moved(data: Path, stored: LoopConfig, cfg: LoopConfig) -> None:
+def check_moved(folder: RunFolder, stored: LoopConfig, cfg: LoopConfig) -> None:
     """Compare the clips that the tables name with the files below paths that changed.
 
     Files that no table names, and paths that no table was made from yet, are not looked at.
 
     Args:
-        data: the run's folder of tables.
+        folder: the run.
         stored: the run's config.
         cfg: of equally many pool folders and the same data set, at the same or other paths.
 
@@ -33,16 +34,17 @@ def check_moved(data: Path, stored: LoopConfig, cfg: LoopConfig) -> None:
         UserError: names the first file that is missing or has other bytes.
     """
     for old, new in zip(stored.pool.parts, cfg.pool.parts, strict=True):
-        table = data / (f"pool/{old.name}.parquet" if cfg.pool.more else "pool.parquet")
+        table = folder.table(f"pool/{old.name}") if cfg.pool.more else folder.pool
         if old.path != new.path and table.exists():
             if cfg.pool.more and old.name != new.name:
                 raise _other(old.path, new.path, "clips are told apart by the folder's name")
             _check_videos(table, old, new)
     before, after = stored.labelled, cfg.labelled
-    splits = {"seed": (before.path, after.path)}
-    splits["heldout"] = (before.heldout_path or before.path, after.heldout_path or after.path)
-    for split, (path, now) in splits.items():
-        table = data / f"{split}.parquet"
+    heldout = (before.heldout_path or before.path, after.heldout_path or after.path)
+    for table, (path, now) in (
+        (folder.labelled, (before.path, after.path)),
+        (folder.heldout, heldout),
+    ):
         if cfg.labelled.dataset and path and now and path != now and table.exists():
             _check_labelled(table, cfg.labelled.dataset, path, now)
 

@@ -95,7 +95,7 @@ class RunFolder:
 
     @property
     def record(self) -> Path:
-        """The config and the digests that the run was started with."""
+        """The digests that the run was started with, and its newest config."""
         return self.root / "run.json"
 
     @property
@@ -209,17 +209,17 @@ class RunFolder:
         Raises:
             UserError: no run lies here, or one of another version.
         """
-        return _stored(self._run_json())[1]
+        return _stored(self.record)[1]
 
     @property
     def digest(self) -> str:
         """The config's digest at the start: names the run for the rest of its life."""
-        return str(_stored(self._run_json())[0]["digest"])
+        return str(_stored(self.record)[0]["digest"])
 
     @property
     def base_digest(self) -> str:
         """The base checkpoint's digest at the start."""
-        return str(_stored(self._run_json())[0]["base_digest"])
+        return str(_stored(self.record)[0]["base_digest"])
 
     @contextmanager
     def claimed(self, cfg: LoopConfig, moved: Moved | None = None) -> Iterator[None]:
@@ -233,26 +233,19 @@ class RunFolder:
             RunFolderInUseError: another process holds it.
             UserError: the folder belongs to another config, or holds something else.
         """
-        path = self.root / "run.json"
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"run_dir {self.root} is a file; choose another run_dir")
         self.root.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(found.name != ".lock" for found in self.root.iterdir()):
+        if not self.record.exists() and any(found.name != ".lock" for found in self.root.iterdir()):
             raise UserError(f"{self.root} is not empty and holds no run; choose another run_dir")
         # The kernel drops the lock with the process, also after kill -9: nothing to clean up.
         descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             _lock(descriptor, self.root)
-            write_json(path, continued(path, cfg, moved))
+            write_json(self.record, continued(self.record, cfg, moved))
             yield
         finally:
             os.close(descriptor)
-
-    def _run_json(self) -> Path:
-        path = self.root / "run.json"
-        if not path.exists():
-            raise UserError(f"{self.root} holds no run (no run.json); name a run folder")
-        return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +326,8 @@ def continued(path: Path, cfg: LoopConfig, moved: Moved | None = None) -> dict[s
 
 def _stored(path: Path) -> tuple[dict[str, Any], LoopConfig]:
     """The file and its config, without keys at their defaults that this version does not have."""
+    if not path.exists():
+        raise UserError(f"{path.parent} holds no run (no {path.name}); name a run folder")
     found = read_json(path)
     if found.get("format") != FORMAT:
         raise UserError(

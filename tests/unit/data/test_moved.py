@@ -48,7 +48,7 @@ def ingested(table: Path, root: Path) -> None:
 
 
 def claim(run: RunFolder, cfg: LoopConfig) -> None:
-    with run.claimed(cfg, partial(check_moved, run.data)):
+    with run.claimed(cfg, partial(check_moved, run)):
         pass
 
 
