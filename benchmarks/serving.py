@@ -1,4 +1,4 @@
-"""How the service behaves beside its own engine, under load, beyond it, and when replicas die.
+"""How the service behaves beside its own worker, under load, beyond it, and when replicas die.
 
     python benchmarks/serving.py RUN                          all sections, ~6 minutes
     python benchmarks/serving.py RUN --sections overhead throughput --repeats 5
@@ -41,7 +41,7 @@ from dynamics.inference.load import load_pair
 from dynamics.inference.sampling import SamplingParams
 from dynamics.serving.images import to_base64
 from dynamics.serving.model_registry import promoted_rounds
-from dynamics.serving.model_worker import Draw, RoundEngine
+from dynamics.serving.model_worker import InferenceRequest, ModelWorker
 from dynamics.serving.schemas import PredictReply, PredictRequest
 from dynamics.storage.run_folder import RunFolder
 from ray_jobs import runtime
@@ -68,7 +68,7 @@ class Measure:
 
 
 class Bench:
-    """A run, its engine in this process, and the service beside it."""
+    """A run, its worker in this process, and the service beside it."""
 
     def __init__(self, run: Path, port: int, overrides: Sequence[str]) -> None:
         self.folder = RunFolder(run.resolve())
@@ -77,7 +77,7 @@ class Bench:
         self.round_id, report = list(promoted_rounds(self.folder).items())[-1]
         models = self.folder.models(report, self.base.base_path())
         tokens = self.base.label.max_action_tokens
-        self.engine = RoundEngine(self.round_id, *load_pair(models, self.base.model), tokens)
+        self.worker = ModelWorker(self.round_id, *load_pair(models, self.base.model), tokens)
         scenes = load_domain(self.base).examples(self.folder.data)
         self.requests = [
             PredictRequest(image=to_base64(scene.frame), action=scene.actions[0], n=N, seed=seed)
@@ -99,17 +99,17 @@ class Bench:
         return Client("127.0.0.1", self.cfg.serve.port)
 
     def draw(self, requests: Sequence[PredictRequest]) -> list[np.ndarray]:
-        """What the engine makes of requests, frames and all, without the service."""
-        return self.engine.draw([self._draw(r) for r in requests], SAMPLING)
+        """What the worker makes of requests, frames and all, without the service."""
+        return self.worker.predict([self._draw(r) for r in requests], SAMPLING)
 
-    def _draw(self, request: PredictRequest) -> Draw:
+    def _draw(self, request: PredictRequest) -> InferenceRequest:
         frame = np.array(Image.open(io.BytesIO(base64.b64decode(request.image))))
-        return Draw(
-            source=lambda: self.engine.encode(frame),
+        return InferenceRequest(
+            source=lambda: self.worker.encode(frame),
             action=request.action,
             seeds=lambda: [request.seed],
             verifier=self.cfg.serve.verifier,
-            finish=lambda prediction: self.engine.decode(prediction.best[0]),
+            finish=lambda prediction: self.worker.decode(prediction.best[0]),
         )
 
     def say(self, *line: Any) -> None:
@@ -125,7 +125,7 @@ class Bench:
 
 
 def overhead(bench: Bench, options: argparse.Namespace) -> None:
-    """One client, one request at a time: HTTP against the engine in this process."""
+    """One client, one request at a time: HTTP against the worker in this process."""
     for name, layout in LAYOUTS.items():
         bench.deploy(layout)
         load_for(bench, 20, 3)
@@ -133,7 +133,7 @@ def overhead(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def overhead_of(bench: Bench, name: str, repeats: int) -> None:
-    """In the layout that is up: pairs of one request each, engine first."""
+    """In the layout that is up: pairs of one request each, worker first."""
     client = bench.client
 
     async def ask(body: bytes) -> tuple[int, bytes]:
@@ -151,7 +151,7 @@ def overhead_of(bench: Bench, name: str, repeats: int) -> None:
         told = PredictReply.model_validate_json(reply)
         shown = np.array(Image.open(io.BytesIO(base64.b64decode(told.image))))
         assert status == 200
-        assert np.array_equal(shown, frame), "another image than the engine's"
+        assert np.array_equal(shown, frame), "another image than the worker's"
         engine_ms.append(1e3 * (middle - start))
         http_ms.append(1e3 * (end - middle))
     client.close()
@@ -162,7 +162,7 @@ def overhead_of(bench: Bench, name: str, repeats: int) -> None:
     allowed = 10 + 0.02 * own
     bench.say(
         "overhead",
-        f"{name}: engine alone, best of {N}, median (min)",
+        f"{name}: worker alone, best of {N}, median (min)",
         f"{own:.1f} ({min(engine_ms):.1f}) ms",
     )
     bench.say(
@@ -180,7 +180,7 @@ def overhead_of(bench: Bench, name: str, repeats: int) -> None:
 
 
 def engine_rate(bench: Bench, seconds: float) -> float:
-    """Requests a second of the engine alone, in batches of 16."""
+    """Requests a second of the worker alone, in batches of 16."""
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         done += len(bench.draw([bench.requests[(done + i) % 48] for i in range(16)]))
@@ -210,7 +210,7 @@ def goodput(outcomes: Sequence[Outcome], seconds: float) -> float:
 
 
 def throughput(bench: Bench, options: argparse.Namespace) -> float:
-    """16 clients that offer a tenth more than the engine can do; returns the service's capacity."""
+    """16 clients that offer a tenth more than the worker can do; returns the service's capacity."""
     best = 0.0
     for name, layout in (
         ("one process", ONE_PROCESS),
@@ -225,16 +225,16 @@ def throughput(bench: Bench, options: argparse.Namespace) -> float:
             again = engine_rate(bench, 6)
             ratios.append(served / statistics.mean([own, again]))
             rates.append((statistics.mean([own, again]), served))
-        engine, served = (statistics.median(column) for column in zip(*rates, strict=True))
+        worker, served = (statistics.median(column) for column in zip(*rates, strict=True))
         share = statistics.median(ratios)
         bench.say(
             "throughput",
-            f"{name}: engine alone / served, requests a second",
-            f"{engine:.1f} / {served:.1f}",
+            f"{name}: worker alone / served, requests a second",
+            f"{worker:.1f} / {served:.1f}",
         )
         bench.say(
             "throughput",
-            f"{name}: share of the engine's images, median (range)",
+            f"{name}: share of the worker's images, median (range)",
             f"{share:.1%} ({min(ratios):.1%} to {max(ratios):.1%})",
             ">= 90%",
             share >= 0.9,

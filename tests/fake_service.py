@@ -83,7 +83,7 @@ def draw(scene: Scene, text: str, sampling: api.Sampling, step: int) -> tuple[Sc
         "chosen": chosen,
         "scores": scores,
         "candidates": [png(one) for one in drawn] if sampling.candidates else None,
-        "agrees": drawn[chosen] == truth,
+        "matches_ground_truth": drawn[chosen] == truth,
     }
     return drawn[chosen], fields
 
@@ -119,14 +119,16 @@ def rollout(request: api.RolloutRequest, step_s: float) -> Iterator[bytes]:
         total += max(fields["scores"])
         frames.append(fields["image"])
         should_be = apply(should_be, parse(text)) or should_be
-        fields["agrees"] = scene == should_be
+        fields["matches_ground_truth"] = scene == should_be
         yield event(
             "step",
             api.RolloutStepMessage(
                 index=index, action=text, total=total, num_prefixes=request.beam, **fields
             ),
         )
-    yield event("end", api.RolloutEnd(frames=frames, total=total, agrees=scene == should_be))
+    yield event(
+        "end", api.RolloutEnd(frames=frames, total=total, matches_ground_truth=scene == should_be)
+    )
 
 
 def add_refusals(app: FastAPI, behaviour: Behaviour) -> None:
@@ -140,7 +142,7 @@ def add_refusals(app: FastAPI, behaviour: Behaviour) -> None:
         return JSONResponse({"detail": f"{problem['loc'][-1]}: {problem['msg']}"}, 422)
 
     @app.middleware("http")
-    async def gate(request: Request, call_next) -> Response:
+    async def check(request: Request, call_next) -> Response:
         path = request.url.path
         behaviour.seen.append(path)
         if path.startswith("/v1/"):

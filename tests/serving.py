@@ -14,8 +14,8 @@ from PIL import Image
 from dynamics.core.config import LoopConfig
 from dynamics.core.records import ModelRef
 from dynamics.inference.load import load_pair
-from dynamics.serving.model_registry import Shelf
-from dynamics.serving.model_worker import RoundEngine
+from dynamics.serving.model_registry import ModelRegistry
+from dynamics.serving.model_worker import ModelWorker
 from dynamics.serving.service import RoundService
 from dynamics.storage.run_folder import RunFolder
 
@@ -39,10 +39,10 @@ def picture(text: str) -> Image.Image:
 def local_service(cfg: LoopConfig, folder: Path) -> RoundService:
     """The service of a run in this process, no round promoted yet."""
 
-    def load(round_id: int, models: ModelRef) -> RoundEngine:
-        return RoundEngine(round_id, *load_pair(models, cfg.model), cfg.label.max_action_tokens)
+    def load(round_id: int, models: ModelRef) -> ModelWorker:
+        return ModelWorker(round_id, *load_pair(models, cfg.model), cfg.label.max_action_tokens)
 
-    return RoundService(cfg, Shelf(cfg, RunFolder(folder), load))
+    return RoundService(cfg, ModelRegistry(cfg, RunFolder(folder), load))
 
 
 def copy_of(run: Path, target: Path) -> Path:

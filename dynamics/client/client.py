@@ -69,7 +69,7 @@ class Chosen:
     """One a candidate, higher is better, in nats."""
     candidates: tuple[Image.Image, ...] | None
     """All N, where they were asked for."""
-    agrees: bool | None
+    matches_ground_truth: bool | None
     """Whether the domain's rules give exactly this frame; none = not known."""
 
 
@@ -105,7 +105,7 @@ class End:
     frames: tuple[Image.Image, ...]
     """One an action."""
     total: float
-    agrees: bool | None
+    matches_ground_truth: bool | None
     """Whether the last frame is where the actions lead; none = not known."""
 
 
@@ -157,7 +157,9 @@ class Rollout(Iterator[Step]):
             raise self._broken(f"holds an unknown event {event.name!r}")
         end = _parse(api.RolloutEnd, event.data, self._where)
         frames = tuple(decode_image(frame) for frame in end.frames)
-        self.end = End(frames=frames, total=end.total, agrees=end.agrees)
+        self.end = End(
+            frames=frames, total=end.total, matches_ground_truth=end.matches_ground_truth
+        )
         self.close()
         raise StopIteration
 
@@ -477,7 +479,7 @@ def _chosen(message: api.Choice) -> dict[str, Any]:
         "chosen": message.chosen,
         "scores": tuple(message.scores),
         "candidates": candidates and tuple(decode_image(one) for one in candidates),
-        "agrees": message.agrees,
+        "matches_ground_truth": message.matches_ground_truth,
     }
 
 

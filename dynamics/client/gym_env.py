@@ -62,10 +62,10 @@ class RolloutEnv(gymnasium.Env[Frame, str]):
     ``reset(seed=s)`` equal actions lead to equal frames, as long as the served models are the same.
 
     ``info`` holds, after a reset too: ``action``, ``scores`` (float64 [N], empty where nothing was
-    drawn), ``chosen`` (-1 then), ``agrees`` (whether the domain's rules give this frame; none =
-    not known), ``round``, ``refused`` (the service's reason, or none), ``num_refused`` (since the
-    reset), ``actions`` (sentences that make sense on the scene that the episode began with) and
-    ``frame`` (the observation, for rewards that look at it).
+    drawn), ``chosen`` (-1 then), ``matches_ground_truth`` (whether the domain's rules
+    give this frame; none = not known), ``round``, ``refused`` (the service's reason, or none),
+    ``num_refused`` (since the reset), ``actions`` (sentences that make sense on the scene that the
+    episode began with) and ``frame`` (the observation, for rewards that look at it).
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 2}  # type: ignore[misc]  # gymnasium has it as an instance's
@@ -169,7 +169,7 @@ class RolloutEnv(gymnasium.Env[Frame, str]):
                 action,
                 scores=np.array(drawn.scores, dtype=np.float64),
                 chosen=drawn.chosen,
-                agrees=drawn.agrees,
+                matches_ground_truth=drawn.matches_ground_truth,
             )
         self._num_steps += 1
         truncated = self._num_steps >= self._max_steps
@@ -191,7 +191,7 @@ class RolloutEnv(gymnasium.Env[Frame, str]):
         *,
         scores: NDArray[np.float64] | None = None,
         chosen: int = -1,
-        agrees: bool | None = None,
+        matches_ground_truth: bool | None = None,
         refused: str | None = None,
     ) -> dict[str, Any]:
         assert self._frame is not None
@@ -199,7 +199,7 @@ class RolloutEnv(gymnasium.Env[Frame, str]):
             "action": action,
             "scores": np.zeros(0) if scores is None else scores,
             "chosen": chosen,
-            "agrees": agrees,
+            "matches_ground_truth": matches_ground_truth,
             "round": self.round,
             "refused": refused,
             "num_refused": self._num_refused,

@@ -1,43 +1,43 @@
-"""What the HTTP layer asks of what lies behind it, be it in this process or in others."""
+"""Protocol between the HTTP layer and the service, in the same process or another one."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from dynamics.serving.http.responses import Answer, Event
+from dynamics.serving.http.responses import Event, ServiceResponse
 
 
 @dataclass(slots=True, kw_only=True)
 class ServiceStatus:
-    """How the service is, for readiness and metrics."""
+    """State of the service, for readiness and metrics."""
 
     promoted: int | None
     refused: str | None
-    """Why the round that was to be promoted last was not."""
+    """Why the last promotion failed, if it did."""
     waiting: int
     batch_sizes: dict[int, int]
-    """Batches that went through the model, by their number of draws."""
+    """Histogram: batch size, in requests, to number of batches."""
     batch_seconds: float
-    """Wall time of all of them, added up."""
+    """Wall time of all batches, added up, in seconds."""
 
 
 class Backend(Protocol):
-    """What the HTTP layer needs; bodies are JSON of the messages in `dynamics.serving.schemas`."""
+    """The service behind the HTTP layer; bodies are JSON of `dynamics.serving.schemas`."""
 
-    async def predict(self, body: bytes, timeout_s: float) -> Answer:
+    async def predict(self, body: bytes, timeout_s: float) -> ServiceResponse:
         """The next frame."""
 
     def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event]:
         """Events as they are made."""
 
-    async def label(self, body: bytes, timeout_s: float) -> Answer:
+    async def label(self, body: bytes, timeout_s: float) -> ServiceResponse:
         """The action between two frames."""
 
-    async def models(self) -> Answer:
+    async def models(self) -> ServiceResponse:
         """Rounds and limits."""
 
-    async def scenes(self) -> Answer:
-        """Scenes at hand."""
+    async def scenes(self) -> ServiceResponse:
+        """Examples to begin with."""
 
     async def status(self) -> ServiceStatus:
-        """Readiness and figures."""
+        """State, for readiness and metrics."""

@@ -51,7 +51,7 @@ class Batcher:
         self._num_running = 0
         self._workers: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
         self.sizes: Counter[int] = Counter()
-        """How many batches there were of every number of items."""
+        """Histogram: batch size to number of batches."""
         self.seconds = 0.0
         """Wall time of all batches, added up."""
 

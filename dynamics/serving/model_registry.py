@@ -1,4 +1,4 @@
-"""Which rounds of a run can be asked, and the few of them that are in memory."""
+"""Registry of a run's promoted rounds: which can be asked, and which are in memory."""
 
 import threading
 from collections import OrderedDict
@@ -15,7 +15,7 @@ from dynamics.storage.run_folder import REPORT, RunFolder
 Loaded = TypeVar("Loaded")
 
 IN_MEMORY = 2
-"""Rounds: the promoted one, and the last other one that was asked."""
+"""Number of rounds in memory: the promoted one, and the last other one that was asked."""
 
 
 def promoted_rounds(folder: RunFolder) -> dict[int, RoundReport]:
@@ -48,11 +48,11 @@ def _shown(path: Path) -> str:
 
 
 class NotReadyError(UserError):
-    """No round answers yet: status 503."""
+    """No round is promoted yet: status 503."""
 
 
-class Shelf(Generic[Loaded]):
-    """Rounds that are loaded when they are asked for; the promoted one and one more are kept.
+class ModelRegistry(Generic[Loaded]):
+    """Promoted rounds, loaded on first use; the promoted one and one more stay in memory.
 
     Two callers must not load at the same time; everything else may be called from any thread.
     """
@@ -72,7 +72,7 @@ class Shelf(Generic[Loaded]):
         """Rounds that can be asked."""
         return promoted_rounds(self.folder)
 
-    def at_hand(self, round_id: int | None) -> Loaded | None:
+    def cached(self, round_id: int | None) -> Loaded | None:
         """The round (none = the promoted one) when it is in memory."""
         number = self.promoted if round_id is None else round_id
         with self._lock:
@@ -88,7 +88,7 @@ class Shelf(Generic[Loaded]):
             NotReadyError: no round is named, and none has been promoted yet.
             UserError: no such round is promoted, or its checkpoint is bad.
         """
-        if (found := self.at_hand(round_id)) is not None:
+        if (found := self.cached(round_id)) is not None:
             return found
         number = self.promoted if round_id is None else round_id
         if number is None:

@@ -1,6 +1,6 @@
 """The IDM and FDP of one round, for whole batches of requests.
 
-K prefixes a draw, N candidates a prefix, L codes a frame.
+K prefixes a request, N candidates a prefix, L codes a frame.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,8 +39,8 @@ class Inverse(ActionScorer, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
-    """Candidates that somebody waits for. The callables run in the engine's thread."""
+class InferenceRequest:
+    """A best-of-N prediction to be made in a batch. Its callables run in the worker's thread."""
 
     source: Callable[[], Codes]
     """Gives codes [K, L]."""
@@ -49,18 +49,18 @@ class Draw:
     """Gives K seeds."""
     verifier: VerifierName
     finish: Callable[[Prediction], Any]
-    """Makes the answer from a prediction of K sources."""
+    """Makes the result from a prediction of K sources."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two frames whose action somebody wants to know, uint8 [H, W, 3] each."""
+    """Two frames whose action is asked for, uint8 [H, W, 3] each."""
 
     before: np.ndarray
     after: np.ndarray
 
 
-class RoundEngine:
+class ModelWorker:
     """One round's models. Not safe to call from two threads, except where the IDM is elsewhere.
 
     Args:
@@ -101,26 +101,32 @@ class RoundEngine:
         frame: np.ndarray = self.images.decode(codes_L[None])[0]
         return frame
 
-    def draw(self, draws: Sequence[Draw], sampling: SamplingParams) -> list[Any | Exception]:
-        """Best of N for draws that share their sampling; one answer or exception each."""
-        sources = [draw.source() for draw in draws]
+    def predict(
+        self, requests: Sequence[InferenceRequest], sampling: SamplingParams
+    ) -> list[Any | Exception]:
+        """Best of N for requests that share their sampling; one result or exception each."""
+        sources = [request.source() for request in requests]
         source_BL = np.concatenate(sources)
         actions = [
-            draw.action for draw, rows in zip(draws, sources, strict=True) for _ in range(len(rows))
+            request.action
+            for request, rows in zip(requests, sources, strict=True)
+            for _ in range(len(rows))
         ]
-        seeds = [seed for draw in draws for seed in draw.seeds()]
+        seeds = [seed for request in requests for seed in request.seeds()]
         candidates = self._generate(source_BL, actions, sampling, seeds)
         evidence = gather_evidence(source_BL, actions, candidates, self.inverse)
-        answers: list[Any | Exception] = []
+        results: list[Any | Exception] = []
         start = 0
-        for draw, rows in zip(draws, sources, strict=True):
+        for request, rows in zip(requests, sources, strict=True):
             part = slice(start, start + len(rows))
             start += len(rows)
             try:
-                answers.append(draw.finish(_predict(part, draw.verifier, candidates, evidence)))
+                results.append(
+                    request.finish(_best_of(part, request.verifier, candidates, evidence))
+                )
             except Exception as error:  # of one request: no reason to fail the others
-                answers.append(error)
-        return answers
+                results.append(error)
+        return results
 
     def label(self, pairs: Sequence[Pair]) -> list[Caption]:
         """What the IDM sees between two frames."""
@@ -131,7 +137,7 @@ class RoundEngine:
         return captions[: len(pairs)]
 
     def probe(self) -> None:
-        """Draw and judge something: a damaged or diverged adapter must not answer anybody.
+        """Draw and score something: a damaged or diverged adapter must not answer anybody.
 
         Raises:
             UserError: a probability or a code is not what it must be.
@@ -170,7 +176,7 @@ def _at_least(count: int, rows_BL: Codes) -> Codes:
     return np.concatenate([rows_BL, np.repeat(rows_BL[-1:], missing, axis=0)])
 
 
-def _predict(
+def _best_of(
     part: slice, verifier: VerifierName, candidates: Candidates, evidence: Evidence
 ) -> Prediction:
     own = Candidates(candidates.codes[part], candidates.logprobs[part])

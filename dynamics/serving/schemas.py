@@ -28,177 +28,209 @@ ActionText = Annotated[
 
 
 class Message(BaseModel):
-    """An unknown field is an error: a misspelt option must not be ignored."""
+    """Base of all messages. An unknown field is an error, so that no misspelt option is ignored."""
 
     # The sentences under the fields are their description in the service's own documentation.
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Sampling(Message):
-    """How candidates are drawn and judged; shared by predictions and roll-outs."""
+    """Options of best-of-N sampling, shared by predictions and roll-outs."""
 
     n: int | None = Field(default=None, ge=1, le=MAX_SAMPLES)
-    """Candidates a step; none = the server's own number."""
+    """Number of candidate frames a step. Default: ``num_samples`` of ``/v1/models``."""
     temperature: float = Field(default=1.0, gt=0, le=4)
-    """Low repeats the likeliest frame, high varies more."""
+    """Sampling temperature: near 0 the likeliest frame, higher values more variety."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """The same seed gives the same frames, alone or among other requests."""
+    """Random seed. Equal requests with equal seeds get equal frames, whatever else runs."""
     verifier: VerifierName | None = None
-    """None = the server's own."""
+    """Name of the score that chooses among the candidates. Default: ``verifier`` of
+    ``/v1/models``."""
     round: int | None = Field(default=None, ge=0)
-    """Which round answers; none = the one that is promoted."""
+    """Number of the training round whose models answer. Default: the promoted one."""
     candidates: bool = False
-    """Also send every candidate's picture."""
+    """Whether the reply also holds the picture of every candidate."""
 
 
 class PredictRequest(Sampling):
-    """One action on one picture."""
+    """A picture and an action, whose next frame is asked for."""
 
     image: EncodedImage
-    """Cropped or padded to a square and scaled by the model's own rule."""
+    """The picture before the action. It is cropped or padded to a square and scaled, as the model
+    needs it."""
     action: ActionText
-    """A sentence, e.g. ``push the red ring left``."""
+    """The action as a sentence, e.g. ``push the red ring left``."""
 
 
 class RolloutRequest(Sampling):
-    """Several actions in a row on one picture."""
+    """A picture and several actions, to be carried out one after the other."""
 
     image: EncodedImage
+    """The picture before the first action."""
     actions: list[ActionText] = Field(min_length=1, max_length=MAX_STEPS)
-    """Sentences, carried out one after the other."""
+    """The actions as sentences, in order."""
     beam: int = Field(default=1, ge=1, le=MAX_BEAM)
-    """Prefixes that are kept over the steps; 1 goes on from each step's favourite."""
+    """Beam width: how many sequences of frames are kept after each step. 1 keeps the best one."""
 
 
 class LabelRequest(Message):
-    """Two pictures, one before and one after an action."""
+    """Two pictures, between which an action is asked for."""
 
     before: EncodedImage
+    """The picture before the action."""
     after: EncodedImage
+    """The picture after the action."""
     round: int | None = Field(default=None, ge=0)
+    """Number of the training round whose IDM answers. Default: the promoted one."""
 
 
 class Provenance(Message):
-    """Which models gave the answer."""
+    """The models that gave a reply."""
 
     round: int
+    """Number of their training round."""
     idm: str
-    """sha256 of base and IDM adapter."""
+    """sha256 over the base checkpoint and the IDM adapter."""
     fdp: str
-    """sha256 of base and FDP adapter."""
+    """sha256 over the base checkpoint and the FDP adapter."""
 
 
 class Choice(Message):
-    """A frame that was chosen among N."""
+    """The best of N candidate frames."""
 
     image: str
-    """Base64 PNG at the model's size."""
+    """The chosen frame: base64 of a PNG, as large as the model draws it."""
     chosen: int
-    """Index of the frame among the candidates."""
+    """Index of the chosen frame among the candidates, from 0."""
     scores: list[float]
-    """The verifier's, one a candidate, higher is better."""
+    """Verifier score of each candidate, in nats; the highest one is chosen."""
     candidates: list[str] | None = None
-    """Base64 PNG each, where they were asked for."""
-    agrees: bool | None = None
-    """Whether the domain's rules give exactly this frame; none = not known."""
+    """All candidate frames as base64 PNG, if the request asked for them."""
+    matches_ground_truth: bool | None = None
+    """Whether the frame shows what the domain's rules give. Null: the rules do not know."""
 
 
 class PredictReply(Choice, Provenance):
-    """The next frame."""
+    """The next frame after one action."""
 
     source: str
-    """The given picture as the model saw it, base64 PNG."""
+    """The picture of the request as the model saw it: base64 of a PNG."""
 
 
 class RolloutStart(Provenance):
     """First event of a roll-out, named ``start``."""
 
     source: str
+    """The picture of the request as the model saw it: base64 of a PNG."""
     num_steps: int
+    """Number of actions."""
 
 
 class RolloutStepMessage(Choice):
-    """One event a step, named ``step``: the prefix that is best so far, and what it chose among."""
+    """Event after each action, named ``step``: the last frame of the best sequence so far."""
 
     index: int
-    """0-based."""
+    """Number of the step, from 0."""
     action: str
+    """The action of this step."""
     total: float
-    """Scores summed along the prefix."""
+    """Sum of the scores along the best sequence, in nats."""
     num_prefixes: int
-    """Prefixes that the beam holds after this step."""
+    """Number of sequences that the beam keeps after this step."""
 
 
 class RolloutEnd(Message):
-    """Last event, named ``end``: the prefix that is best after the last step.
+    """Last event, named ``end``: the best sequence after the last action.
 
-    With a beam its frames may differ from those that the steps showed.
+    If ``beam`` is above 1, its frames may differ from those of the ``step`` events.
     """
 
     frames: list[str]
-    """Base64 PNG, one an action."""
+    """One frame an action: base64 of a PNG each."""
     total: float
-    agrees: bool | None = None
-    """Whether the last frame is where the actions lead; none = not known."""
+    """Sum of the scores along the sequence, in nats."""
+    matches_ground_truth: bool | None = None
+    """Whether the last frame shows where the actions lead. Null: the domain's rules do not know."""
 
 
 class ErrorReply(Message):
-    """What every refusal holds; also the event ``error``, after which a roll-out ends."""
+    """An error: the body of a reply with status 4xx or 5xx, or the event that ends a roll-out.
+
+    The event is named ``error``.
+    """
 
     detail: str
-    """One line: what is wrong, and the way out."""
+    """What is wrong and what to do, in one line."""
 
 
 class LabelReply(Message):
-    """The action that the IDM sees between two pictures."""
+    """The action between two pictures, by the IDM."""
 
     action: str
-    """Empty when the model found no end to its sentence."""
+    """The action as a sentence. Empty if the model did not end its sentence in time."""
     logprob: float
-    """Sum over the tokens."""
+    """Log-probability of the sentence: the sum of ``token_logprobs``, in nats."""
     token_logprobs: list[float]
+    """Log-probability of each token of the sentence, in nats."""
     round: int
+    """Number of the training round of the IDM."""
     idm: str
+    """sha256 over the base checkpoint and the IDM adapter."""
 
 
 class RoundInfo(Message):
-    """A round that can be asked."""
+    """A training round whose models can be asked."""
 
     round: int
+    """Number of the round, from 0."""
     idm: str
+    """sha256 over the base checkpoint and the IDM adapter."""
     fdp: str
+    """sha256 over the base checkpoint and the FDP adapter."""
     promoted: bool
-    """Answers when no round is named."""
+    """Whether this round answers requests that name none."""
 
 
 class ModelsReply(Message):
-    """What this service can do."""
+    """Models, defaults and limits of this service."""
 
     name: str
-    """The run's."""
+    """Name of the run that is served."""
     family: str
+    """Model family, e.g. ``chameleon``."""
     frame_px: int
+    """Side of the square frames, in pixels."""
     rounds: list[RoundInfo]
+    """The rounds that can be asked, the oldest first."""
     verifiers: list[VerifierName]
+    """Names of the scores that can choose among candidates."""
     verifier: VerifierName
-    """Where a request names none."""
+    """Verifier for best-of-N when the request names none."""
     num_samples: int
-    """Where a request names none."""
+    """Number of candidates when the request names none."""
     max_samples: int = MAX_SAMPLES
+    """Largest ``n``."""
     max_steps: int = MAX_STEPS
+    """Most actions of a roll-out."""
     max_beam: int = MAX_BEAM
+    """Largest ``beam``."""
     max_action_chars: int = MAX_ACTION_CHARS
+    """Longest action, in characters."""
 
 
 class Scene(Message):
-    """A picture to begin with, and actions that make sense on it."""
+    """An example: a picture to begin with, and actions that make sense on it."""
 
     name: str
+    """Title of the example."""
     image: str
+    """The picture: base64 of a PNG."""
     actions: list[str]
+    """Actions that can be carried out one after the other."""
 
 
 class ScenesReply(Message):
-    """Scenes at hand; empty where the service knows no world."""
+    """Examples to begin with."""
 
     scenes: list[Scene]
+    """Empty if the run's domain has none."""

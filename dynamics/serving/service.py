@@ -1,7 +1,7 @@
 """The service behind the HTTP layer: messages in, messages out, one run's rounds in between.
 
-Everything that a client can do wrong comes back as an `Answer` with a status and one line; what is
-raised from here is a fault of ours.
+Every mistake of a client becomes a `ServiceResponse` with a status and one line; an exception that
+is raised from here is a fault of the service.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.verifiers import VERIFIERS
 from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.batching import Batcher
-from dynamics.serving.http.responses import Answer, Event, one_line, parse, refused
+from dynamics.serving.http.responses import Event, ServiceResponse, one_line, parse, to_response
 from dynamics.serving.images import to_base64, to_frame
-from dynamics.serving.model_registry import Shelf
-from dynamics.serving.model_worker import Draw, Pair, RoundEngine
+from dynamics.serving.model_registry import ModelRegistry
+from dynamics.serving.model_worker import InferenceRequest, ModelWorker, Pair
 from dynamics.serving.schemas import (
     LabelReply,
     LabelRequest,
@@ -36,7 +36,7 @@ from dynamics.serving.schemas import (
     Scene,
     ScenesReply,
 )
-from dynamics.serving.sessions import RolloutCourse, SingleCourse
+from dynamics.serving.sessions import PredictSession, RolloutSession
 
 _log = logging.getLogger(__name__)
 
@@ -46,18 +46,20 @@ class RoundService:
 
     Args:
         cfg: The run's config, with the serving section in force.
-        shelf: The run's rounds.
+        registry: The run's rounds.
         num_threads: Batches at a time; more than one only where the IDM is in another process.
     """
 
-    def __init__(self, cfg: LoopConfig, shelf: Shelf[RoundEngine], num_threads: int = 1) -> None:
+    def __init__(
+        self, cfg: LoopConfig, registry: ModelRegistry[ModelWorker], num_threads: int = 1
+    ) -> None:
         self._cfg = cfg
-        self._shelf = shelf
+        self._registry = registry
         self._batcher = Batcher(self._run, max_rows=cfg.serve.batch_rows, num_threads=num_threads)
         self._loading = asyncio.Lock()
         self._refused: str | None = None
         self._domain = load_domain(cfg)
-        self._scenes: Answer | None = None
+        self._scenes: ServiceResponse | None = None
 
     async def promote(self, round_id: int) -> bool:
         """Load a round, try it, and let it answer from now on; requests go on meanwhile.
@@ -67,13 +69,13 @@ class RoundService:
         """
         self._refused = None
         candidates = [round_id]
-        if self._shelf.promoted is None:
-            known = await asyncio.to_thread(self._shelf.known)
+        if self._registry.promoted is None:
+            known = await asyncio.to_thread(self._registry.known)
             candidates += [number for number in sorted(known, reverse=True) if number < round_id]
         for number in candidates:
             error = await self.prepare(number)
             if error is None:
-                self._shelf.promote(number)
+                self._registry.promote(number)
                 break
             _log.error("round %d is refused: %s", number, error)
             self._refused = self._refused or f"round {number} is refused: {error}"
@@ -83,112 +85,114 @@ class RoundService:
         """Load a round and try it, beside the one that answers; what is wrong with it, if it is."""
         try:
             async with self._loading:
-                engine = await asyncio.to_thread(self._shelf.get, round_id)
+                worker = await asyncio.to_thread(self._registry.get, round_id)
                 # In the batches' thread: the round may be the one that answers already.
-                await self._batcher.submit(("probe", engine), None, rows=1, deadline=math.inf)
+                await self._batcher.submit(("probe", worker), None, rows=1, deadline=math.inf)
         except Exception as error:
-            self._shelf.drop(round_id)
+            self._registry.drop(round_id)
             if not isinstance(error, UserError):
                 _log.exception("round %d cannot be loaded", round_id)
             return one_line(error)
         return None
 
-    async def predict(self, body: bytes, timeout_s: float) -> Answer:
+    async def predict(self, body: bytes, timeout_s: float) -> ServiceResponse:
         """`PredictRequest` to `PredictReply`."""
 
-        async def answer() -> Message:
+        async def reply() -> Message:
             request = parse(PredictRequest, body)
-            engine = await self._engine(request.round)
-            engine.check_action(request.action)
-            frame = await to_frame(request.image, engine.images)
-            course = SingleCourse(
-                engine, self._domain, frame, request, [request.action], self._verifier(request)
+            worker = await self._worker(request.round)
+            worker.check_action(request.action)
+            frame = await to_frame(request.image, worker.images)
+            session = PredictSession(
+                worker, self._domain, frame, request, [request.action], self._verifier(request)
             )
-            draw = course.draw(request)
-            reply: PredictReply = await self._draw(engine, request, draw, 1, deadline)
-            return reply
+            inference = session.request(request.action)
+            made: PredictReply = await self._predict(worker, request, inference, 1, deadline)
+            return made
 
         deadline = time.monotonic() + timeout_s
-        return await _answered(answer)
+        return await _respond(reply)
 
-    async def label(self, body: bytes, timeout_s: float) -> Answer:
+    async def label(self, body: bytes, timeout_s: float) -> ServiceResponse:
         """`LabelRequest` to `LabelReply`."""
 
-        async def answer() -> Message:
+        async def reply() -> Message:
             request = parse(LabelRequest, body)
-            engine = await self._engine(request.round)
+            worker = await self._worker(request.round)
             pair = Pair(
-                await to_frame(request.before, engine.images),
-                await to_frame(request.after, engine.images),
+                await to_frame(request.before, worker.images),
+                await to_frame(request.after, worker.images),
             )
             caption: Caption = await self._batcher.submit(
-                ("label", engine), pair, rows=1, deadline=deadline
+                ("label", worker), pair, rows=1, deadline=deadline
             )
             return LabelReply(
                 action=caption.action,
                 logprob=float(sum(caption.token_logprobs)),
                 token_logprobs=list(caption.token_logprobs),
-                round=engine.round_id,
-                idm=engine.inverse.digest,
+                round=worker.round_id,
+                idm=worker.inverse.digest,
             )
 
         deadline = time.monotonic() + timeout_s
-        return await _answered(answer)
+        return await _respond(reply)
 
     async def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event]:
         """`RolloutRequest` to its events; a fault is the last event, named ``error``."""
         deadline = time.monotonic() + timeout_s
         try:
             request = parse(RolloutRequest, body)
-            engine = await self._engine(request.round)
+            worker = await self._worker(request.round)
             for action in request.actions:
-                engine.check_action(action)
-            frame = await to_frame(request.image, engine.images)
-            course = RolloutCourse(engine, self._domain, frame, request, self._verifier(request))
-            yield Event("start", course.start().model_dump_json())
+                worker.check_action(action)
+            frame = await to_frame(request.image, worker.images)
+            session = RolloutSession(worker, self._domain, frame, request, self._verifier(request))
+            yield Event("start", session.start().model_dump_json())
             for action in request.actions:
-                draw = course.draw(action)
-                step = await self._draw(engine, request, draw, course.num_sources, deadline)
+                inference = session.request(action)
+                step = await self._predict(
+                    worker, request, inference, session.num_sources, deadline
+                )
                 yield Event("step", step.model_dump_json())
-            assert course.end is not None  # the last step has set it
-            yield Event("end", course.end.model_dump_json())
+            assert session.end is not None  # the last step has set it
+            yield Event("end", session.end.model_dump_json())
         except Exception as error:
-            refusal = refused(error)
-            yield Event("error", refusal.body, refusal.status)
+            response = to_response(error)
+            yield Event("error", response.body, response.status)
 
-    async def models(self) -> Answer:
+    async def models(self) -> ServiceResponse:
         """`ModelsReply`."""
 
-        async def answer() -> Message:
-            engine = await self._engine(None)
-            reports = await asyncio.to_thread(self._shelf.known)
+        async def reply() -> Message:
+            worker = await self._worker(None)
+            reports = await asyncio.to_thread(self._registry.known)
             rounds = [
                 RoundInfo(
                     round=number,
                     idm=report.models["idm_digest"],
                     fdp=report.models["fdp_digest"],
-                    promoted=number == self._shelf.promoted,
+                    promoted=number == self._registry.promoted,
                 )
                 for number, report in reports.items()
             ]
             return ModelsReply(
                 name=self._cfg.name,
                 family=self._cfg.model.family,
-                frame_px=engine.images.frame_px,
+                frame_px=worker.images.frame_px,
                 rounds=rounds,
                 verifiers=list(VERIFIERS),
                 verifier=self._cfg.serve.verifier,
                 num_samples=self._cfg.serve.num_samples,
             )
 
-        return await _answered(answer)
+        return await _respond(reply)
 
-    async def scenes(self) -> Answer:
+    async def scenes(self) -> ServiceResponse:
         """`ScenesReply`: made once, empty where the domain has no examples."""
 
-        async def answer() -> Message:
-            await self._engine(None)
-            found = await asyncio.to_thread(self._domain.examples, self._shelf.folder.data)
+        async def reply() -> Message:
+            await self._worker(None)
+            found = await asyncio.to_thread(self._domain.examples, self._registry.folder.data)
             scenes = [
                 Scene(name=one.name, image=to_base64(one.frame), actions=one.actions)
                 for one in found
@@ -196,7 +200,7 @@ class RoundService:
             return ScenesReply(scenes=scenes)
 
         if self._scenes is None:
-            made = await _answered(answer)
+            made = await _respond(reply)
             if made.status != 200:
                 return made
             self._scenes = made
@@ -205,7 +209,7 @@ class RoundService:
     async def status(self) -> ServiceStatus:
         """Readiness and figures."""
         return ServiceStatus(
-            promoted=self._shelf.promoted,
+            promoted=self._registry.promoted,
             refused=self._refused,
             waiting=self._batcher.depth,
             batch_sizes=dict(self._batcher.sizes),
@@ -214,42 +218,47 @@ class RoundService:
 
     # Details.
 
-    async def _engine(self, round_id: int | None) -> RoundEngine:
-        found = self._shelf.at_hand(round_id)
+    async def _worker(self, round_id: int | None) -> ModelWorker:
+        found = self._registry.cached(round_id)
         if found is not None:
             return found
         async with self._loading:
-            return await asyncio.to_thread(self._shelf.get, round_id)
+            return await asyncio.to_thread(self._registry.get, round_id)
 
     def _verifier(self, request: Sampling) -> VerifierName:
         return request.verifier or self._cfg.serve.verifier
 
-    async def _draw(
-        self, engine: RoundEngine, request: Sampling, draw: Draw, sources: int, deadline: float
+    async def _predict(
+        self,
+        worker: ModelWorker,
+        request: Sampling,
+        inference: InferenceRequest,
+        sources: int,
+        deadline: float,
     ) -> Any:
         num_samples = request.n or self._cfg.serve.num_samples
         sampling = SamplingParams(num_samples=num_samples, temperature=request.temperature)
         return await self._batcher.submit(
-            ("draw", engine, sampling), draw, rows=sources * num_samples, deadline=deadline
+            ("predict", worker, sampling), inference, rows=sources * num_samples, deadline=deadline
         )
 
     @staticmethod
     def _run(key: tuple[Any, ...], items: Any) -> list[Any]:
         """A batch, in the batcher's thread."""
-        task, engine, *sampling = key
+        task, worker, *sampling = key
         if task == "label":
-            captions: list[Any] = engine.label(items)
+            captions: list[Any] = worker.label(items)
             return captions
         if task == "probe":
-            engine.probe()
+            worker.probe()
             return [None] * len(items)
-        drawn: list[Any] = engine.draw(items, *sampling)
-        return drawn
+        results: list[Any] = worker.predict(items, *sampling)
+        return results
 
 
-async def _answered(make: Callable[[], Awaitable[Message]]) -> Answer:
+async def _respond(make: Callable[[], Awaitable[Message]]) -> ServiceResponse:
     try:
         message = await make()
     except Exception as error:
-        return refused(error)
-    return Answer(200, message.model_dump_json())
+        return to_response(error)
+    return ServiceResponse(200, message.model_dump_json())

@@ -1,4 +1,4 @@
-"""From drawn candidates to the messages that show them."""
+"""Sessions: one client request from its frame, over inference requests, to its messages."""
 
 from typing import Any
 
@@ -9,10 +9,9 @@ from dynamics.core.domain import Domain
 from dynamics.inference.best_of_n import Prediction
 from dynamics.inference.rollout import Beam, RolloutStep, collect
 from dynamics.serving.images import to_base64
-from dynamics.serving.model_worker import Draw, RoundEngine
+from dynamics.serving.model_worker import InferenceRequest, ModelWorker
 from dynamics.serving.schemas import (
     PredictReply,
-    PredictRequest,
     RolloutEnd,
     RolloutRequest,
     RolloutStart,
@@ -21,37 +20,37 @@ from dynamics.serving.schemas import (
 )
 
 
-def provenance(engine: RoundEngine) -> dict[str, Any]:
+def provenance(worker: ModelWorker) -> dict[str, Any]:
     """Fields of `Provenance`."""
     return {
-        "round": engine.round_id,
-        "idm": engine.inverse.digest,
-        "fdp": engine.forward.digest,
+        "round": worker.round_id,
+        "idm": worker.inverse.digest,
+        "fdp": worker.forward.digest,
     }
 
 
-class _Course:
-    """A picture on its way through one or more actions.
+class _Session:
+    """State of a client request: a frame and one or more actions.
 
     Args:
-        engine: The round that answers.
+        worker: Models of the round that is asked.
         domain: What is known about where actions lead.
         frame: uint8 [H, W, 3], the picture as the model sees it.
         request: How candidates are drawn.
         actions: One a step.
-        verifier: Who chooses.
+        verifier: Name of the verifier that chooses.
     """
 
     def __init__(
         self,
-        engine: RoundEngine,
+        worker: ModelWorker,
         domain: Domain,
         frame: np.ndarray,
         request: Sampling,
         actions: list[str],
         verifier: VerifierName,
     ) -> None:
-        self._engine = engine
+        self._worker = worker
         self._domain = domain
         self._frame = frame
         self._request = request
@@ -63,19 +62,19 @@ class _Course:
     ) -> dict[str, Any]:
         """Fields of `Choice`: candidate ``chosen`` of source ``row``."""
         codes_NL = prediction.candidates.codes[row]
-        frame = self._engine.decode(codes_NL[chosen])
+        frame = self._worker.decode(codes_NL[chosen])
         pictures = None
         if self._request.candidates:
-            pictures = [to_base64(self._engine.decode(codes_L)) for codes_L in codes_NL]
+            pictures = [to_base64(self._worker.decode(codes_L)) for codes_L in codes_NL]
         return {
             "image": to_base64(frame),
             "chosen": chosen,
             "scores": prediction.scores[row].tolist(),
             "candidates": pictures,
-            "agrees": self._agrees(frame, expected),
+            "matches_ground_truth": self._matches_ground_truth(frame, expected),
         }
 
-    def _agrees(self, frame: np.ndarray, expected: str | None) -> bool | None:
+    def _matches_ground_truth(self, frame: np.ndarray, expected: str | None) -> bool | None:
         return None if expected is None else self._domain.states(frame[None])[0] == expected
 
 
@@ -93,25 +92,25 @@ def expected_states(domain: Domain, frame_HW3: np.ndarray, actions: list[str]) -
     return states
 
 
-class SingleCourse(_Course):
+class PredictSession(_Session):
     """One action: `PredictRequest` to `PredictReply`."""
 
-    def draw(self, request: PredictRequest) -> Draw:
-        """What to wait for."""
-        return Draw(
-            source=lambda: self._engine.encode(self._frame),
-            action=request.action,
-            seeds=lambda: [request.seed],
+    def request(self, action: str) -> InferenceRequest:
+        """The inference request of the only step."""
+        return InferenceRequest(
+            source=lambda: self._worker.encode(self._frame),
+            action=action,
+            seeds=lambda: [self._request.seed],
             verifier=self._verifier,
             finish=self._finish,
         )
 
     def _finish(self, prediction: Prediction) -> PredictReply:
         choice = self._choice(prediction, 0, int(prediction.chosen[0]), self._expected[0])
-        return PredictReply(**choice, **provenance(self._engine), source=to_base64(self._frame))
+        return PredictReply(**choice, **provenance(self._worker), source=to_base64(self._frame))
 
 
-class RolloutCourse(_Course):
+class RolloutSession(_Session):
     """Several actions: `RolloutRequest` to its messages, a step at a time."""
 
     end: RolloutEnd | None = None
@@ -119,13 +118,13 @@ class RolloutCourse(_Course):
 
     def __init__(
         self,
-        engine: RoundEngine,
+        worker: ModelWorker,
         domain: Domain,
         frame: np.ndarray,
         request: RolloutRequest,
         verifier: VerifierName,
     ) -> None:
-        super().__init__(engine, domain, frame, request, request.actions, verifier)
+        super().__init__(worker, domain, frame, request, request.actions, verifier)
         self._rollout = request
         self._steps: list[RolloutStep] = []
         self._beam: Beam | None = None
@@ -133,7 +132,7 @@ class RolloutCourse(_Course):
     def start(self) -> RolloutStart:
         """The first message."""
         return RolloutStart(
-            **provenance(self._engine),
+            **provenance(self._worker),
             source=to_base64(self._frame),
             num_steps=len(self._rollout.actions),
         )
@@ -143,9 +142,9 @@ class RolloutCourse(_Course):
         """Prefixes that the next step draws from."""
         return 1 if self._beam is None else len(self._beam.frames)
 
-    def draw(self, action: str) -> Draw:
-        """The next step."""
-        return Draw(
+    def request(self, action: str) -> InferenceRequest:
+        """The inference request of the next step."""
+        return InferenceRequest(
             source=lambda: self._started().frames,
             action=action,
             seeds=lambda: self._started().seeds(),
@@ -154,9 +153,9 @@ class RolloutCourse(_Course):
         )
 
     def _started(self) -> Beam:
-        # In the engine's thread: large image tokenizers take their time.
+        # In the worker's thread: large image tokenizers take their time.
         if self._beam is None:
-            source_L = self._engine.encode(self._frame)[0]
+            source_L = self._worker.encode(self._frame)[0]
             self._source_L = source_L
             self._beam = Beam(source_L, seed=self._rollout.seed, width=self._rollout.beam)
         return self._beam
@@ -179,9 +178,9 @@ class RolloutCourse(_Course):
 
     def _ended(self) -> RolloutEnd:
         codes = collect(self._source_L, self._steps).frames[1:]
-        frames = [self._engine.decode(codes_L) for codes_L in codes]
+        frames = [self._worker.decode(codes_L) for codes_L in codes]
         return RolloutEnd(
             frames=[to_base64(frame) for frame in frames],
             total=float(self._steps[-1].totals[0]),
-            agrees=self._agrees(frames[-1], self._expected[-1]),
+            matches_ground_truth=self._matches_ground_truth(frames[-1], self._expected[-1]),
         )

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from dynamics.core.config import ServeConfig
 from dynamics.serving.backend import ServiceStatus
-from dynamics.serving.http.responses import Answer, Event, refusal
+from dynamics.serving.http.responses import Event, ServiceResponse, error_response
 from ray_jobs.serving.generator import ATTEMPTS
 
 _CALLS = 2
@@ -41,19 +41,19 @@ class Carrier:
         self._call = call
         self._most = most
         self._free = calls
-        self._waiting: deque[tuple[bytes, float, asyncio.Future[Answer]]] = deque()
+        self._waiting: deque[tuple[bytes, float, asyncio.Future[ServiceResponse]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 
-    async def ask(self, body: bytes, timeout_s: float) -> Answer:
+    async def ask(self, body: bytes, timeout_s: float) -> ServiceResponse:
         """One prediction; cancelling it before it is sent takes it out."""
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[ServiceResponse] = asyncio.get_running_loop().create_future()
         self._waiting.append((body, time.monotonic() + timeout_s, future))
         self._send()
         return await future
 
     def _send(self) -> None:
         while self._free and self._waiting:
-            batch: list[tuple[bytes, float, asyncio.Future[Answer]]] = []
+            batch: list[tuple[bytes, float, asyncio.Future[ServiceResponse]]] = []
             while self._waiting and len(batch) < self._most:
                 if not (waiting := self._waiting.popleft())[2].done():
                     batch.append(waiting)
@@ -63,7 +63,9 @@ class Carrier:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _deliver(self, batch: list[tuple[bytes, float, asyncio.Future[Answer]]]) -> None:
+    async def _deliver(
+        self, batch: list[tuple[bytes, float, asyncio.Future[ServiceResponse]]]
+    ) -> None:
         def call() -> Awaitable[list[tuple[int, str]]]:
             now = time.monotonic()
             return self._call([(body, deadline - now) for body, deadline, _ in batch])
@@ -79,7 +81,7 @@ class Carrier:
                 batch, answers or [_dead()] * len(batch), strict=True
             ):
                 if not future.done():
-                    future.set_result(Answer(*answer))
+                    future.set_result(ServiceResponse(*answer))
         finally:
             self._free += 1
             self._send()
@@ -100,19 +102,19 @@ class RemoteBackend:
         )
         self._streams: Any = generator.options(stream=True)  # calls give iterators then
 
-    async def predict(self, body: bytes, timeout_s: float) -> Answer:
+    async def predict(self, body: bytes, timeout_s: float) -> ServiceResponse:
         """The next frame."""
         return await self._carrier.ask(body, timeout_s)
 
-    async def label(self, body: bytes, timeout_s: float) -> Answer:
+    async def label(self, body: bytes, timeout_s: float) -> ServiceResponse:
         """The action between two frames."""
         return await self._ask(lambda: self._generator.label.remote(body, timeout_s))
 
-    async def models(self) -> Answer:
+    async def models(self) -> ServiceResponse:
         """Rounds and limits."""
         return await self._ask(lambda: self._generator.models.remote())
 
-    async def scenes(self) -> Answer:
+    async def scenes(self) -> ServiceResponse:
         """Scenes at hand."""
         return await self._ask(lambda: self._generator.scenes.remote())
 
@@ -152,9 +154,9 @@ class RemoteBackend:
         )
 
     @staticmethod
-    async def _ask(call: Callable[[], Awaitable[Any]]) -> Answer:
+    async def _ask(call: Callable[[], Awaitable[Any]]) -> ServiceResponse:
         answer = await survive(call)
-        return _dead() if answer is None else Answer(*answer)
+        return _dead() if answer is None else ServiceResponse(*answer)
 
 
 async def survive(call: Callable[[], Awaitable[Any]]) -> Any:
@@ -172,5 +174,5 @@ def _of_round(body: bytes, start: str) -> bytes:
     return json.dumps(json.loads(body) | {"round": json.loads(start)["round"]}).encode()
 
 
-def _dead() -> Answer:
-    return refusal(503, "the replicas that were to answer died; ask again later")
+def _dead() -> ServiceResponse:
+    return error_response(503, "the replicas that were to answer died; ask again later")

@@ -21,8 +21,8 @@ from dynamics.core.records import ModelRef
 from dynamics.inference.idm import Caption, InverseDynamics
 from dynamics.inference.load import load_fdp, load_idm, load_pair
 from dynamics.serving.backend import ServiceStatus
-from dynamics.serving.model_registry import Shelf
-from dynamics.serving.model_worker import Inverse, RoundEngine
+from dynamics.serving.model_registry import ModelRegistry
+from dynamics.serving.model_worker import Inverse, ModelWorker
 from dynamics.serving.service import RoundService
 from dynamics.storage.run_folder import RunFolder
 
@@ -44,19 +44,19 @@ class Generator:
     def __init__(
         self, cfg: LoopConfig, run_dir: str, verifier: DeploymentHandle[Any] | None = None
     ) -> None:
-        def load(round_id: int, models: ModelRef) -> RoundEngine:
+        def load(round_id: int, models: ModelRef) -> ModelWorker:
             inverse: Inverse
             if verifier is None:
                 inverse, forward = load_pair(models, cfg.model)
             else:
                 inverse = RemoteInverse(verifier, round_id, models.idm_digest)
                 forward = load_fdp(models, cfg.model)
-            return RoundEngine(round_id, inverse, forward, cfg.label.max_action_tokens)
+            return ModelWorker(round_id, inverse, forward, cfg.label.max_action_tokens)
 
         self._cfg = cfg
-        shelf = Shelf(cfg, RunFolder(Path(run_dir)), load)
+        registry = ModelRegistry(cfg, RunFolder(Path(run_dir)), load)
         # While the verifier scores one batch elsewhere, the next one is drawn here.
-        self.service = RoundService(cfg, shelf, num_threads=1 if verifier is None else 2)
+        self.service = RoundService(cfg, registry, num_threads=1 if verifier is None else 2)
 
     async def reconfigure(self, user_config: dict[str, int]) -> None:
         """Promote ``user_config["round"]``, or keep what answers."""
@@ -105,18 +105,18 @@ class Verifier:
         def load(round_id: int, models: ModelRef) -> InverseDynamics:
             return load_idm(models, cfg.model)
 
-        self._shelf = Shelf(cfg, RunFolder(Path(run_dir)), load)
+        self._registry = ModelRegistry(cfg, RunFolder(Path(run_dir)), load)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="idm")
 
     async def reconfigure(self, user_config: dict[str, int]) -> None:
         """Have ``user_config["round"]`` at hand; whether it is good the generator finds out."""
         round_id = user_config["round"]
         try:
-            await self._in_thread(self._shelf.get, round_id)
+            await self._in_thread(self._registry.get, round_id)
         except Exception:
             _log.exception("round %d cannot be loaded", round_id)
         else:
-            self._shelf.promote(round_id)
+            self._registry.promote(round_id)
 
     async def action_logprobs(
         self, round_id: int, source_BL: np.ndarray, target_BL: np.ndarray, actions: list[str]
@@ -124,7 +124,7 @@ class Verifier:
         """As `InverseDynamics.action_logprobs`, of a round."""
 
         def score() -> np.ndarray:
-            return self._shelf.get(round_id).action_logprobs(source_BL, target_BL, actions)
+            return self._registry.get(round_id).action_logprobs(source_BL, target_BL, actions)
 
         scores: np.ndarray = await self._in_thread(score)
         return scores
@@ -135,7 +135,7 @@ class Verifier:
         """As `InverseDynamics.label`, of a round."""
 
         def caption() -> list[Caption]:
-            idm = self._shelf.get(round_id)
+            idm = self._registry.get(round_id)
             return idm.label(source_BL, target_BL, max_action_tokens=max_action_tokens)
 
         captions: list[Caption] = await self._in_thread(caption)

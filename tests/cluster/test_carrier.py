@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from dynamics.serving.http.responses import Answer
+from dynamics.serving.http.responses import ServiceResponse
 
 Requests = Sequence[tuple[bytes, float]]
 
@@ -28,8 +28,10 @@ class Generator:
         return [(200, body.decode()) for body, _ in requests]
 
 
-def carried(generator: Generator, count: int, most: int = 4, calls: int = 1) -> list[Answer]:
-    async def main() -> list[Answer]:
+def carried(
+    generator: Generator, count: int, most: int = 4, calls: int = 1
+) -> list[ServiceResponse]:
+    async def main() -> list[ServiceResponse]:
         from ray_jobs.serving.backend import Carrier
 
         carrier = Carrier(generator, most=most, calls=calls)

@@ -51,7 +51,7 @@ def test_the_client_speaks_the_services_language(client, small):
     reply = client.predict(scene.image, scene.actions[0], n=4, seed=5, candidates=True)
     assert reply.source.tobytes() == scene.image.tobytes()
     assert len(reply.candidates) == len(reply.scores) == 4
-    assert reply.agrees in (True, False)
+    assert reply.matches_ground_truth in (True, False)
     assert client.label(reply.source, reply.image).logprob <= 0
     again = client.predict(scene.image, scene.actions[0], n=4, seed=5)
     assert (again.image.tobytes(), again.scores) == (reply.image.tobytes(), reply.scores)
@@ -149,7 +149,7 @@ def test_the_api_page_lists_what_can_be_asked(browser, url):
         page.click("nav a:has-text('API')")
         page.wait_for_selector("h2:has-text('/v1/rollouts')")
         fields = page.locator("section:has(h2:has-text('/v1/predict')) th").all_inner_texts()
-        assert {"image", "action", "temperature", "scores", "agrees"} <= set(fields)
+        assert {"image", "action", "temperature", "scores", "matches_ground_truth"} <= set(fields)
         assert page.locator("section:has(h2:has-text('/v1/rollouts')) h3").all_inner_texts() == [
             "Request",
             "Event start",

@@ -123,8 +123,8 @@ def test_labels_models_scenes_and_figures_are_there(url: str, cfg: LoopConfig) -
     assert [(r["round"], r["promoted"]) for r in models["rounds"]] == [(0, True), (1, False)]
     scenes = httpx.get(f"{url}/v1/scenes").json()["scenes"]
     reply = ask(url, image=scenes[0]["image"], action=scenes[0]["actions"][0])
-    assert reply.json()["agrees"] in (True, False)
-    assert ask(url).json()["agrees"] is None  # a black picture is no tabletop
+    assert reply.json()["matches_ground_truth"] in (True, False)
+    assert ask(url).json()["matches_ground_truth"] is None  # a black picture is no tabletop
     told = figures(url)
     assert told["dynamics_round"] == 0
     assert told['dynamics_requests_total{route="/v1/predict",status="200"}'] >= 2

@@ -370,7 +370,7 @@ def test_the_frames_of_the_best_path_replace_those_of_the_favourites(browser, ur
     fields = {"image": favourite, "chosen": 0, "scores": [-1.0], "total": -1.0}
     step = api.RolloutStepMessage(index=0, action="push", num_prefixes=2, **fields)
     start = api.RolloutStart(source=first, num_steps=1, **provenance(None))
-    end = api.RolloutEnd(frames=[best], total=-0.5, agrees=False)
+    end = api.RolloutEnd(frames=[best], total=-0.5, matches_ground_truth=False)
     behaviour.raw["/v1/rollouts"] = event("start", start) + event("step", step) + event("end", end)
     with opened(browser, url, "#action=push&beam=2") as page:
         run(page, num_steps=1)

@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from dynamics.core.config import ServeConfig
 from dynamics.serving.backend import Backend
 from dynamics.serving.http.metrics import CONTENT_TYPE, HttpMetrics
-from dynamics.serving.http.middleware import Gate, Refused, sse
+from dynamics.serving.http.middleware import Refused, ServiceMiddleware, sse
 from dynamics.serving.http.request_body import read
-from dynamics.serving.http.responses import Answer, Event, refusal
+from dynamics.serving.http.responses import Event, ServiceResponse, error_response
 from dynamics.serving.schemas import (
     ErrorReply,
     LabelReply,
@@ -74,7 +74,8 @@ def make_app(backend: Backend, options: ServeConfig, page: Path, key: str | None
     )
     metrics = HttpMetrics()
     replicas = options.ingress_replicas or options.max_replicas or options.num_replicas
-    app.add_middleware(Gate, key=key, metrics=metrics, places=options.max_queued * replicas)
+    max_open = options.max_queued * replicas
+    app.add_middleware(ServiceMiddleware, key=key, metrics=metrics, max_open=max_open)
     app.add_exception_handler(HTTPException, _http_error)
     _Posts(app, backend, options)
     _add_reads(app, backend, metrics)
@@ -83,7 +84,7 @@ def make_app(backend: Backend, options: ServeConfig, page: Path, key: str | None
 
 
 class _Posts:
-    """The routes that cost something, behind one bound on how many are open."""
+    """The routes that need a model, with one limit on how many requests are open."""
 
     def __init__(self, app: FastAPI, backend: Backend, options: ServeConfig) -> None:
         self._backend = backend
@@ -136,7 +137,7 @@ class _Posts:
         return _EventStream(self, body)
 
     async def events(self, body: bytes) -> AsyncGenerator[Event]:
-        """Events of a roll-out; that it took too long is the last one."""
+        """Events of a roll-out; the last one is an error if it took too long."""
         deadline = asyncio.get_running_loop().time() + self._time
         async with aclosing(self._backend.rollout(body, self._time)) as events:
             while True:
@@ -157,23 +158,25 @@ class _Posts:
     def _time(self) -> float:
         return self._options.deadline_s
 
-    async def _in_time(self, answer: Awaitable[Answer]) -> Answer:
-        """The answer, or the refusal that it took too long."""
+    async def _in_time(self, response: Awaitable[ServiceResponse]) -> ServiceResponse:
+        """The response, or the error that it took too long."""
         try:
             async with asyncio.timeout(self._time):
-                return await answer
+                return await response
         except TimeoutError:
             return self._late()
 
-    def _late(self) -> Answer:
-        return refusal(503, f"no answer within {self._time:g} s; ask again later, or for less")
+    def _late(self) -> ServiceResponse:
+        return error_response(
+            503, f"no answer within {self._time:g} s; ask again later, or for less"
+        )
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """One of the places, while the body runs.
+        """Count a request as open while the body runs.
 
         Raises:
-            Refused: there is none left.
+            Refused: as many are open as may be.
         """
         if self._open >= self._options.max_queued:
             raise Refused(503, "too many requests are waiting; ask again later", RETRY_AFTER_S)
@@ -185,7 +188,7 @@ class _Posts:
 
 
 class _EventStream(Response):
-    """A roll-out as server-sent events, or the refusal that it would begin with as a plain reply.
+    """A roll-out as server-sent events, or, if it begins with an error, a plain error response.
 
     Starlette's own streaming response leaves the iterator open when the client leaves.
     """
@@ -196,12 +199,12 @@ class _EventStream(Response):
         self._body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hold a place while the client reads."""
+        """Stay open while the client reads."""
         with self._posts.admitted():
             async with aclosing(self._posts.events(self._body)) as events:
                 first = await anext(events)
                 if first.name == "error":
-                    await _respond(Answer(first.status, first.body))(scope, receive, send)
+                    await _respond(ServiceResponse(first.status, first.body))(scope, receive, send)
                     return
                 await send({"type": "http.response.start", "status": 200, "headers": _SSE_HEADERS})
                 await _send_event(send, first)
@@ -210,7 +213,7 @@ class _EventStream(Response):
                         await _send_event(send, event)
                 except Exception:
                     _log.exception("a roll-out failed")
-                    fault = refusal(500, "internal error, see the log")
+                    fault = error_response(500, "internal error, see the log")
                     await _send_event(send, Event("error", fault.body))
                 await send({"type": "http.response.body", "body": b""})
 
@@ -241,7 +244,7 @@ def _add_reads(app: FastAPI, backend: Backend, metrics: HttpMetrics) -> None:
         """Whether a round answers, and which."""
         status = await backend.status()
         if status.promoted is None:
-            return _respond(refusal(503, status.refused or "no round is loaded yet"))
+            return _respond(error_response(503, status.refused or "no round is loaded yet"))
         ready = {"status": "ready", "round": status.promoted, "refused": status.refused}
         return Response(json.dumps(ready), media_type=_JSON)
 
@@ -261,16 +264,16 @@ def _add_page(app: FastAPI, page: Path) -> None:
         serve_file(_PAGE_PATHS.get(name, f"/{name}"), name)
 
 
-def _respond(answer: Answer) -> Response:
-    headers = {"retry-after": str(RETRY_AFTER_S)} if answer.status == 503 else None
-    return Response(answer.body, answer.status, headers, media_type=_JSON)
+def _respond(response: ServiceResponse) -> Response:
+    headers = {"retry-after": str(RETRY_AFTER_S)} if response.status == 503 else None
+    return Response(response.body, response.status, headers, media_type=_JSON)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
     """Unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    answer = refusal(error.status_code, str(error.detail))
-    return Response(answer.body, error.status_code, error.headers, media_type=_JSON)
+    body = error_response(error.status_code, str(error.detail)).body
+    return Response(body, error.status_code, error.headers, media_type=_JSON)
 
 
 def _body(kind: type[Message], files: tuple[str, ...]) -> dict[str, Any]:

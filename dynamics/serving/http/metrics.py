@@ -62,7 +62,7 @@ class _ServiceFigures(Collector):
     def collect(self) -> Iterable[Metric]:
         """Queue, round and batch sizes, as they are now."""
         yield GaugeMetricFamily(
-            "dynamics_waiting", "Draws that wait for the model.", value=self._status.waiting
+            "dynamics_waiting", "Requests that wait for the model.", value=self._status.waiting
         )
         if self._status.promoted is not None:
             yield GaugeMetricFamily(
@@ -81,7 +81,7 @@ class _ServiceFigures(Collector):
         buckets.append(("+Inf", float(sum(sizes.values()))))
         yield HistogramMetricFamily(
             "dynamics_batch_size",
-            "Draws that went through the model together.",
+            "Requests that went through the model together.",
             buckets=buckets,
             sum_value=sum(size * n for size, n in sizes.items()),
         )

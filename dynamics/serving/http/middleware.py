@@ -1,6 +1,7 @@
-"""What every request passes before a route sees it, and every reply after: one ASGI middleware.
+"""ASGI middleware around the whole application: every request and reply passes through it.
 
-Keys, hosts, body limits, security headers, counting, and the last resort for faults of ours.
+It checks the API key, the host and the body's size, adds security headers, counts requests, and
+turns an unexpected exception into status 500.
 """
 
 import hmac
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dynamics.serving.http.metrics import HttpMetrics
-from dynamics.serving.http.proxy_limit import PLACES
+from dynamics.serving.http.proxy_limit import MAX_OPEN
 from dynamics.serving.schemas import MAX_BODY_BYTES, ErrorReply
 
 _log = logging.getLogger(__name__)
@@ -45,24 +46,26 @@ class BodyTooLargeError(Exception):
     """The body is longer than the limit: raised to whoever reads it."""
 
 
-class Gate:
+class ServiceMiddleware:
     """ASGI middleware around the whole application.
 
     Args:
-        app: What is behind the gate.
-        key: Clients must present it; none = only loopback addresses are served.
+        app: The application.
+        key: API key that clients must present; none = only loopback addresses are served.
         metrics: Counts requests.
-        places: POSTs that may be open at a time before all HTTP replicas, for the `Door`.
+        max_open: Most POSTs that may be open at a time over all HTTP replicas, for `ProxyLimit`.
     """
 
-    def __init__(self, app: ASGIApp, *, key: str | None, metrics: HttpMetrics, places: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, key: str | None, metrics: HttpMetrics, max_open: int
+    ) -> None:
         self._app = app
         self._key = key
         self._metrics = metrics
-        self._headers = (*SECURITY_HEADERS, (PLACES, str(places).encode()))
+        self._headers = (*SECURITY_HEADERS, (MAX_OPEN, str(max_open).encode()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it here."""
+        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

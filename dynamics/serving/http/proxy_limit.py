@@ -1,4 +1,4 @@
-"""The bound on open requests where it costs least: in Serve's proxy.
+"""Limit on open requests in Serve's proxy, where refusing one costs least.
 
 Handing a request on costs the proxy and an HTTP replica about 4 ms each, refusing it here a tenth
 of that. Under ten times the load that is possible, requests that are only refused further inside
@@ -8,20 +8,20 @@ would take the whole machine.
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dynamics.serving.http.responses import refusal
+from dynamics.serving.http.responses import error_response
 
-PLACES = b"x-places"
-"""Header by which the service says how many POSTs may be open at a time; it stays inside."""
+MAX_OPEN = b"x-max-open"
+"""Response header: most POSTs that may be open at a time. The proxy removes it."""
 
 
-class Door:
-    """ASGI middleware of the proxy: refuses POSTs beyond the number that the service last said."""
+class ProxyLimit:
+    """ASGI middleware of the proxy: refuses POSTs beyond the limit that the service last sent."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._places: int | None = None
+        self._max_open: int | None = None
         self._open = 0
-        body = refusal(503, "too many requests are waiting; ask again later").body.encode()
+        body = error_response(503, "too many requests are waiting; ask again later").body.encode()
         self._body: Message = {"type": "http.response.body", "body": body}
         self._start: Message = {
             "type": "http.response.start",
@@ -35,11 +35,11 @@ class Door:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on and listen for the number of places."""
+        """Refuse a request, or pass it on and read the limit in its response."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        if self._places is not None and self._open >= self._places:
+        if self._max_open is not None and self._open >= self._max_open:
             await send(self._start)
             await send(self._body)
             return
@@ -58,9 +58,9 @@ class Door:
         async def heard(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = dict(message["headers"])
-                if (places := headers.pop(PLACES, None)) is not None:
-                    self._places = int(places)
-                    kept = [pair for pair in message["headers"] if pair[0] != PLACES]
+                if (max_open := headers.pop(MAX_OPEN, None)) is not None:
+                    self._max_open = int(max_open)
+                    kept = [pair for pair in message["headers"] if pair[0] != MAX_OPEN]
                     message = {**message, "headers": kept}
             await send(message)
 
@@ -71,5 +71,5 @@ class Door:
 
 
 def middlewares() -> list[Middleware]:
-    """For Serve, which calls it by its import path when a proxy starts."""
-    return [Middleware(Door)]
+    """The proxy's middlewares; Serve calls this by its import path when a proxy starts."""
+    return [Middleware(ProxyLimit)]

@@ -1,4 +1,4 @@
-"""What a client is told: statuses, bodies, and which fault is whose."""
+"""Responses: status and JSON body, and the status that each exception becomes."""
 
 from typing import NamedTuple, TypeVar
 
@@ -13,8 +13,8 @@ from dynamics.serving.schemas import ErrorReply, Message
 Request = TypeVar("Request", bound=Message)
 
 
-class Answer(NamedTuple):
-    """An HTTP status and a JSON body, ready to be sent."""
+class ServiceResponse(NamedTuple):
+    """An HTTP status and a JSON body."""
 
     status: int
     body: str
@@ -37,24 +37,24 @@ def parse(kind: type[Request], body: bytes) -> Request:
     return kind.model_validate_json(body)
 
 
-def refused(error: Exception) -> Answer:
-    """What a client is told; raised again when it is nobody's fault but ours."""
+def to_response(error: Exception) -> ServiceResponse:
+    """The error response for an exception; raises it again when it is a fault of the service."""
     if isinstance(error, ValidationError):
-        return refusal(422, explain(error))
+        return error_response(422, explain(error))
     if isinstance(error, ExpiredError):
-        return refusal(503, "no answer within the time limit; ask again later, or for less")
+        return error_response(503, "no answer within the time limit; ask again later, or for less")
     if isinstance(error, NotReadyError):
-        return refusal(503, one_line(error))
+        return error_response(503, one_line(error))
     if isinstance(error, PictureError) and error.reason == "too_large":
-        return refusal(413, one_line(error))
+        return error_response(413, one_line(error))
     if isinstance(error, UserError):
-        return refusal(422, one_line(error))
+        return error_response(422, one_line(error))
     raise error
 
 
-def refusal(status: int, detail: str) -> Answer:
-    """An answer that says no."""
-    return Answer(status, ErrorReply(detail=detail).model_dump_json())
+def error_response(status: int, detail: str) -> ServiceResponse:
+    """A response with an `ErrorReply`."""
+    return ServiceResponse(status, ErrorReply(detail=detail).model_dump_json())
 
 
 def explain(error: ValidationError) -> str:

@@ -81,7 +81,7 @@ async function show() {
   const refusals = el(
     "p",
     { className: "hint" },
-    "Every refusal is JSON with one line, detail: 401 without the right key (Authorization: Bearer KEY), 413 too large, 422 not as it must be, 503 busy, with Retry-After.",
+    "Every error is JSON with one line, detail: 401 without the right key (Authorization: Bearer KEY), 413 too large, 422 invalid, 503 busy, with Retry-After.",
   );
   $("routes").replaceChildren(refusals, ...routes);
 }

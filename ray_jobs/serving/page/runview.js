@@ -7,9 +7,9 @@ const NARROWEST_NATS = 5; // bars of a step span at least this, so that small di
 const RULES = "the domain's rules, followed from the first picture, lead to";
 
 /** ✓ or ✗ with words, or nothing where nobody knows; `before` is the verdict on the step before. */
-function mark(agrees, before = true) {
-  if (agrees === null || agrees === undefined) return null;
-  if (agrees) return el("span", { className: "mark right", title: `${RULES} this` }, "✓ right");
+function mark(matches, before = true) {
+  if (matches === null || matches === undefined) return null;
+  if (matches) return el("span", { className: "mark right", title: `${RULES} this` }, "✓ right");
   const text = before === false ? "✗ still wrong" : "✗ wrong";
   return el("span", { className: "mark wrong", title: `${RULES} something else` }, text);
 }
@@ -48,7 +48,7 @@ export class RunView {
       this.steps.lastElementChild.remove();
     this.add(message.image, `${message.index + 1}`);
     this.steps.append(this.stepItem(message));
-    this.verdicts.push(message.agrees ?? null);
+    this.verdicts.push(message.matches_ground_truth ?? null);
     if (message.index + 1 < this.actions.length) this.wait(message.index + 1);
     return this.spoken(message);
   }
@@ -69,11 +69,11 @@ export class RunView {
 
   conclude(message, changed) {
     const parts = [];
-    const known = mark(message.agrees);
+    const known = mark(message.matches_ground_truth);
     if (known) {
       parts.push(
         known,
-        message.agrees
+        message.matches_ground_truth
           ? " The last frame is where the actions lead."
           : " The last frame is not where the actions lead.",
       );
@@ -129,7 +129,7 @@ export class RunView {
     const score = message.scores[message.chosen];
     const paths = message.num_prefixes > 1 ? ` · ${message.num_prefixes} paths in the race` : "";
     const facts = el("p", { className: "facts" });
-    const known = mark(message.agrees, this.verdicts.at(-1));
+    const known = mark(message.matches_ground_truth, this.verdicts.at(-1));
     if (known) facts.append(known, " · ");
     facts.append(`score\u00a0${number(score)} · total\u00a0${number(message.total)}${paths}`);
     return el(
@@ -166,12 +166,8 @@ export class RunView {
   }
 
   spoken(message) {
-    const agrees =
-      message.agrees === null || message.agrees === undefined
-        ? ""
-        : message.agrees
-          ? ", right"
-          : ", wrong";
-    return `Step ${message.index + 1} of ${this.actions.length}, ${message.action}: candidate ${message.chosen + 1} of ${message.scores.length} chosen, score ${number(message.scores[message.chosen])}${agrees}.`;
+    const matches = message.matches_ground_truth ?? null;
+    const known = matches === null ? "" : matches ? ", right" : ", wrong";
+    return `Step ${message.index + 1} of ${this.actions.length}, ${message.action}: candidate ${message.chosen + 1} of ${message.scores.length} chosen, score ${number(message.scores[message.chosen])}${known}.`;
   }
 }

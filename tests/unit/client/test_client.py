@@ -41,7 +41,7 @@ def test_a_prediction_has_the_frame_and_what_it_was_chosen_from(client):
     assert len(reply.scores) == len(reply.candidates) == 5
     assert reply.scores[reply.chosen] == max(reply.scores)
     assert reply.candidates[reply.chosen].tobytes() == reply.image.tobytes()
-    assert (reply.round, reply.agrees) == (2, True)
+    assert (reply.round, reply.matches_ground_truth) == (2, True)
     assert client.predict(scene.image, scene.actions[0]).candidates is None
 
 

@@ -54,7 +54,7 @@ def test_an_episode_shows_what_was_drawn_and_ends_by_its_length(env):
         assert (reward, terminated, truncated) == (0.0, False, count == 3)
         assert info["scores"].shape == (2,)
         assert info["scores"].argmax() == info["chosen"]
-        assert info["agrees"] in (True, False)
+        assert info["matches_ground_truth"] in (True, False)
         np.testing.assert_array_equal(env.render(), frame)
 
 

@@ -80,13 +80,13 @@ def test_the_answer_is_the_engines_own(small: LoopConfig, local_run: LocalRun) -
     async def main() -> None:
         await service.promote(1)
         told = PredictReply.model_validate_json((await service.predict(body(n=8), TIME_S)).body)
-        engine = service._shelf.get(None)
-        side = engine.images.frame_px
+        worker = service._registry.get(None)
+        side = worker.images.frame_px
         own = best_of_n(
-            engine.encode(np.zeros((side, side, 3), np.uint8)),
+            worker.encode(np.zeros((side, side, 3), np.uint8)),
             ["push the red ring left"],
-            engine.inverse,
-            engine.forward,
+            worker.inverse,
+            worker.forward,
             SamplingParams(num_samples=8, temperature=1.0),
             verifier=small.serve.verifier,
             seeds=[0],
@@ -155,7 +155,7 @@ def test_other_rounds_are_loaded_on_demand_and_two_stay_in_memory(
         for number in (0, 1, 2, 0):
             assert (await predict(service, round=number))["round"] == number
             assert (await predict(service))["round"] == 3
-            assert set(service._shelf._loaded) == {3, number}
+            assert set(service._registry._loaded) == {3, number}
         assert (await predict(service, round=4))["detail"] == (
             "round 4 is not served; rounds: 0, 1, 2, 3"
         )
@@ -173,7 +173,7 @@ def test_strings_of_special_tokens_stay_text(
 
     async def main() -> None:
         await service.promote(1)
-        tokens = service._shelf.get(None).forward.tokens
+        tokens = service._registry.get(None).forward.tokens
         assert not set(tokens.text_ids(text)) & (
             tokens.special_ids | set(tokens.image_ids.tolist())
         )

@@ -14,7 +14,7 @@ from dynamics.core.errors import UserError
 from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.http.app import make_app
 from dynamics.serving.http.auth import read_key
-from dynamics.serving.http.responses import Answer, Event
+from dynamics.serving.http.responses import Event, ServiceResponse
 from dynamics.serving.schemas import MAX_BODY_BYTES
 from tests.serving import events, png
 
@@ -33,7 +33,7 @@ class FakeBackend:
         self.bodies: list[bytes] = []
         self.promoted: int | None = 3
 
-    async def predict(self, body: bytes, timeout_s: float) -> Answer:
+    async def predict(self, body: bytes, timeout_s: float) -> ServiceResponse:
         self.bodies.append(body)
         self.open += 1
         try:
@@ -42,7 +42,7 @@ class FakeBackend:
             self.open -= 1
         if self.fault:
             raise self.fault
-        return Answer(200, '{"round": 3}')
+        return ServiceResponse(200, '{"round": 3}')
 
     label = predict
 
@@ -57,8 +57,8 @@ class FakeBackend:
         finally:
             self.open -= 1
 
-    async def models(self) -> Answer:
-        return Answer(200, "{}")
+    async def models(self) -> ServiceResponse:
+        return ServiceResponse(200, "{}")
 
     scenes = models
 

@@ -5,11 +5,11 @@ import httpx
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from dynamics.serving.http.proxy_limit import PLACES, Door, middlewares
+from dynamics.serving.http.proxy_limit import MAX_OPEN, ProxyLimit, middlewares
 
 
 class App:
-    """Answers after a while, with two places; counts what reaches it."""
+    """Answers after a while, two requests at a time; counts what reaches it."""
 
     def __init__(self) -> None:
         self.reached = 0
@@ -19,17 +19,17 @@ class App:
         while (await receive()).get("more_body"):
             pass
         await asyncio.sleep(0.05)
-        await JSONResponse({}, 200, {PLACES.decode(): "2"})(scope, receive, send)
+        await JSONResponse({}, 200, {MAX_OPEN.decode(): "2"})(scope, receive, send)
 
 
-def test_beyond_the_places_that_the_service_named_nothing_reaches_it() -> None:
+def test_beyond_the_limit_that_the_service_named_nothing_reaches_it() -> None:
     app = App()
 
     async def main() -> None:
-        transport = httpx.ASGITransport(Door(app))
+        transport = httpx.ASGITransport(ProxyLimit(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asker:
             first = await asker.post("/v1/predict")
-            assert PLACES.decode() not in first.headers
+            assert MAX_OPEN.decode() not in first.headers
             reached = app.reached
             asked = [asker.post("/v1/predict") for _ in range(6)]
             *replies, health = await asyncio.gather(*asked, asker.get("/healthz"))
@@ -50,7 +50,7 @@ def test_who_sends_slowly_keeps_nobody_out() -> None:
         yield b"}"
 
     async def main() -> None:
-        transport = httpx.ASGITransport(Door(App()))
+        transport = httpx.ASGITransport(ProxyLimit(App()))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asker:
             await asker.post("/v1/predict")
             slowly = [asyncio.create_task(asker.post("/", content=slow())) for _ in range(2)]
@@ -62,4 +62,4 @@ def test_who_sends_slowly_keeps_nobody_out() -> None:
 
 
 def test_serve_finds_it_by_the_path_that_the_runtime_names() -> None:
-    assert [middleware.cls for middleware in middlewares()] == [Door]
+    assert [middleware.cls for middleware in middlewares()] == [ProxyLimit]
