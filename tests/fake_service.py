@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from dynamics.core.config import REPOSITORY_ROOT, WorldConfig
 from dynamics.core.images import PictureError, read_picture
 from dynamics.core.seeds import numpy_rng
+from dynamics.inference.verifiers import descriptions
 from dynamics.serving import schemas as api
 from dynamics.serving.images import from_base64, to_base64
 from dynamics.tabletop.language import parse, say
@@ -176,7 +177,7 @@ def build(behaviour: Behaviour) -> FastAPI:
             family="chameleon",
             frame_px=WORLD.frame_px,
             rounds=rounds,
-            verifiers=["idm", "idm_contrast", "noisy_channel"],
+            verifiers=descriptions(),
             verifier="noisy_channel",
             num_samples=8,
         )

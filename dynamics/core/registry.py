@@ -7,8 +7,10 @@ the service, and is measured.
 """
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import isfunction
 from typing import Any
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
@@ -30,6 +32,12 @@ def entries(registry: str) -> dict[str, Any]:
 def names(registry: str) -> tuple[str, ...]:
     """The registered names, in the order of the dict."""
     return tuple(entries(registry))
+
+
+def described(registered: Mapping[str, Any]) -> dict[str, str]:
+    """The first line of every registered function's docstring."""
+    functions = {name: entry for name, entry in registered.items() if isfunction(entry)}
+    return {name: (entry.__doc__ or "").partition("\n")[0] for name, entry in functions.items()}
 
 
 def unknown_name(name: object, known: tuple[str, ...]) -> str:
@@ -54,8 +62,10 @@ class NameIn:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """An enum of the names, for the service's description."""
-        return {**handler(schema), "enum": list(names(self.registry))}
+        """An enum of the names with what they stand for, for the service's description."""
+        found = {**handler(schema), "enum": list(names(self.registry))}
+        lines = [f"`{name}`: {line}" for name, line in described(entries(self.registry)).items()]
+        return {**found, "description": "\n\n".join(lines)} if lines else found
 
     def _check(self, name: str) -> str:
         if name not in entries(self.registry):

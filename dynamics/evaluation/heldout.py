@@ -5,31 +5,28 @@ its pair, the models and the seed, not on the rows around it, so the table can b
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dynamics.core.config import LoopConfig, VerifierName
+from dynamics.core.config import LoopConfig
 from dynamics.core.domain import Domain, load_domain, same_action
 from dynamics.core.seeds import derive_seed
+from dynamics.evaluation.candidates import (
+    LabelledPairs,
+    best_of_columns,
+    candidates_table,
+    labelled_pairs,
+    scores_of,
+)
+from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_prefix, choosers
 from dynamics.evaluation.state_reader import StateReader
-from dynamics.inference.best_of_n import gather_evidence
-from dynamics.inference.decoder import Candidates
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.inference.sampling import GREEDY, SamplingParams
-from dynamics.inference.verifiers import VERIFIERS, Codes, choose
-from dynamics.storage.tables import codes_matrix
-
-HEADLINE_VERIFIER: VerifierName = "noisy_channel"
-"""Behind ``best_of_N``. Fixed, so that the serving options, which the run's digest leaves out,
-change no measurement."""
-
-PAPER_VERIFIER: VerifierName = "idm"
-"""Behind ``idm_best_of_N``: the paper's verifier, measured next to ours."""
+from dynamics.inference.verifiers import choose
 
 Columns = dict[str, list[Any]]
 
@@ -37,10 +34,10 @@ Columns = dict[str, list[Any]]
 def items_schema(best_of: Sequence[int]) -> pa.Schema:
     """Columns of the evaluation table for the N of ``cfg.evaluate.best_of``.
 
-    Success columns are null where the truth is unknown; the best-of ones also where best of N
-    was not evaluated.
+    Success columns are null where the truth is unknown; the best-of ones, one per N and verifier,
+    also where best of N was not evaluated.
     """
-    curves = ("best_of", "idm_best_of", "oracle_best_of")
+    curves = [best_of_prefix(chooser) for chooser in choosers()]
     return pa.schema(
         [
             pa.field("pair_id", pa.string(), nullable=False),
@@ -60,21 +57,6 @@ def items_schema(best_of: Sequence[int]) -> pa.Schema:
             *(pa.field(f"{curve}_{n}", pa.bool_()) for curve in curves for n in best_of),
         ]
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pairs:
-    """A batch of B held-out pairs with what is known about them."""
-
-    pair_ids: list[str]
-    actions: list[str]
-    source: Codes
-    """[B, L]"""
-    target: Codes
-    """[B, L]"""
-    source_states: list[str | None]
-    target_states: list[str | None]
-    seeds: list[int]
 
 
 def evaluate_items(
@@ -112,9 +94,10 @@ def evaluate_items(
     reader = StateReader(fdp.images, domain)
     parts, order = [schema.empty_table()], [np.zeros(0, dtype=np.intp)]
     for rows, best_of in _batches(flags, cfg):
-        pairs = _pairs(heldout.take(rows), states, cfg.seed, round_id)
+        pairs = labelled_pairs(heldout.take(rows), states)
+        seeds = [derive_seed(cfg.seed, round_id, pair) for pair in pairs.pair_ids]
         columns = _judge_idm(pairs, idm, cfg, domain)
-        columns |= _judge_fdp(pairs, idm, fdp, reader, cfg, best_of)
+        columns |= _judge_fdp(pairs, seeds, idm, fdp, reader, cfg, best_of)
         nothing = [None] * len(rows)
         parts.append(
             pa.table({name: columns.get(name, nothing) for name in schema.names}, schema=schema)
@@ -140,21 +123,9 @@ def _states(truth: pa.Table | None) -> dict[str, tuple[str, str]]:
     return {pair: (source, target) for pair, source, target in zip(*columns, strict=True)}
 
 
-def _pairs(part: pa.Table, states: dict[str, tuple[str, str]], seed: int, round_id: int) -> _Pairs:
-    pair_ids = part["pair_id"].to_pylist()
-    known = [states.get(pair, (None, None)) for pair in pair_ids]
-    return _Pairs(
-        pair_ids=pair_ids,
-        actions=part["action"].to_pylist(),
-        source=codes_matrix(part, "source_codes"),
-        target=codes_matrix(part, "target_codes"),
-        source_states=[source for source, _ in known],
-        target_states=[target for _, target in known],
-        seeds=[derive_seed(seed, round_id, pair) for pair in pair_ids],
-    )
-
-
-def _judge_idm(pairs: _Pairs, idm: InverseDynamics, cfg: LoopConfig, domain: Domain) -> Columns:
+def _judge_idm(
+    pairs: LabelledPairs, idm: InverseDynamics, cfg: LoopConfig, domain: Domain
+) -> Columns:
     captions = idm.label(pairs.source, pairs.target, max_action_tokens=cfg.label.max_action_tokens)
     said = [caption.action for caption in captions]
     states = zip(said, pairs.source_states, pairs.target_states, strict=True)
@@ -173,7 +144,8 @@ def _judge_idm(pairs: _Pairs, idm: InverseDynamics, cfg: LoopConfig, domain: Dom
 
 
 def _judge_fdp(
-    pairs: _Pairs,
+    pairs: LabelledPairs,
+    seeds: Sequence[int],
     idm: InverseDynamics,
     fdp: ForwardDynamics,
     reader: StateReader,
@@ -186,7 +158,7 @@ def _judge_fdp(
     sampling = SamplingParams(
         num_samples=max(best_of, default=1), temperature=cfg.evaluate.temperature
     )
-    drawn = fdp.generate(pairs.source, pairs.actions, sampling, seeds=pairs.seeds)
+    drawn = fdp.generate(pairs.source, pairs.actions, sampling, seeds=seeds)
     columns: Columns = {
         "greedy_codes": list(greedy_BL),
         "fdp_greedy_success": reader.shows(greedy_BL, pairs.target_states),
@@ -194,34 +166,9 @@ def _judge_fdp(
         "tokenizer_ceiling": reader.shows(pairs.target, pairs.target_states),
         "fdp_sample_success": reader.shows(drawn.codes[:, 0], pairs.target_states),
     }
-    return columns | _best_of_columns(pairs, drawn, idm, reader, best_of) if best_of else columns
-
-
-def _best_of_columns(
-    pairs: _Pairs,
-    drawn: Candidates,
-    idm: InverseDynamics,
-    reader: StateReader,
-    best_of: tuple[int, ...],
-) -> Columns:
-    evidence = gather_evidence(pairs.source, pairs.actions, drawn, idm)
-    # Read at once: 250 sources with 8 candidates each are one call to the decoder.
-    num_sources, num_samples, length = drawn.codes.shape
-    states = [state for state in pairs.target_states for _ in range(num_samples)]
-    flat = reader.shows(drawn.codes.reshape(-1, length), states)
-    right_BN = [flat[row * num_samples : (row + 1) * num_samples] for row in range(num_sources)]
-    columns: Columns = {}
-    for curve, verifier in (("best_of", HEADLINE_VERIFIER), ("idm_best_of", PAPER_VERIFIER)):
-        scores_BN = VERIFIERS[verifier](evidence)
-        for n in best_of:
-            chosen_B = choose(scores_BN[:, :n])
-            columns[f"{curve}_{n}"] = [
-                right_N[chosen] for right_N, chosen in zip(right_BN, chosen_B, strict=True)
-            ]
-    for n in best_of:
-        columns[f"oracle_best_of_{n}"] = [
-            None if right_N[0] is None else any(right_N[:n]) for right_N in right_BN
-        ]
-    best_B = choose(VERIFIERS[HEADLINE_VERIFIER](evidence))
-    columns["best_codes"] = list(drawn.codes[np.arange(len(best_B)), best_B])
-    return columns
+    if not best_of:
+        return columns
+    candidates = candidates_table(pairs, drawn, sampling.temperature, idm, reader)
+    best_B = choose(scores_of(candidates)[HEADLINE_VERIFIER])
+    best_codes = list(drawn.codes[np.arange(len(best_B)), best_B])
+    return columns | best_of_columns(candidates, best_of) | {"best_codes": best_codes}

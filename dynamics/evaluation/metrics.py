@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dynamics.core.config import VerifierName
 from dynamics.core.records import Estimate
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.intervals import bootstrap_mean, known
+from dynamics.inference.verifiers import VERIFIERS, label_of
 
 METRIC_OF_COLUMN = {
     "fdp_greedy_success": "eval/fdp_success",
@@ -23,11 +25,25 @@ METRIC_OF_COLUMN = {
 }
 """Column of the items table to metric; best-of columns keep their name under ``eval/``."""
 
-CURVES = ("best_of", "idm_best_of", "oracle_best_of")
-"""Prefixes of the best-of-N columns and metrics: by IDM + FDP likelihood, by IDM likelihood (the
-paper's verifier), by the oracle (what a perfect verifier would reach)."""
+HEADLINE_VERIFIER: VerifierName = "noisy_channel"
+"""Behind ``best_of_N``. Fixed, so that the serving options, which the run's digest leaves out,
+change no measurement."""
 
-_CURVE_COLUMN = re.compile(rf"(?:{'|'.join(CURVES)})_\d+")
+ORACLE = "oracle"
+"""Chooses a right candidate where there is one: what a perfect verifier would reach."""
+
+_CURVE_COLUMN = re.compile(r"(?:\w+_)?best_of_\d+")
+
+
+def best_of_prefix(chooser: str) -> str:
+    """Prefix of the best-of-N columns and metrics of a verifier or the oracle."""
+    return "best_of" if chooser == HEADLINE_VERIFIER else f"{chooser}_best_of"
+
+
+def choosers() -> dict[str, str]:
+    """Who chooses among N candidates, to a label: the headline, other verifiers, the oracle."""
+    first = dict.fromkeys((HEADLINE_VERIFIER, *VERIFIERS))
+    return {name: label_of(name) for name in first} | {ORACLE: ORACLE}
 
 
 def summarise(items: pa.Table) -> dict[str, Estimate]:

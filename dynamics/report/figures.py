@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dynamics.core.records import Estimate, RoundReport
-from dynamics.evaluation.metrics import best_of_sizes
+from dynamics.evaluation.metrics import best_of_prefix, best_of_sizes, choosers
 from dynamics.report.charts import (
     PERCENT,
     Axis,
@@ -24,11 +24,6 @@ from dynamics.report.labels import CalibrationView
 STAGES = ("prepare", "label", "select", "grow", "train", "evaluate", "guard", "serve")
 """In the order of the loop."""
 
-_CURVE_NAMES = {
-    "best_of": "by IDM + FDP",
-    "idm_best_of": "by IDM",
-    "oracle_best_of": "by the oracle",
-}
 _POINTS = 80
 """Of a risk-coverage curve: more than its width in the eye's resolution needs."""
 _LEAST_COVERAGE = 0.02
@@ -68,14 +63,14 @@ def best_of_chart(round_id: int, metrics: dict[str, Estimate]) -> Markup:
     series = [
         Series(
             name=name,
-            style=f"s{number}",
+            style=f"s{1 + number % 5} p{1 + number % 5}",
             points=[
-                _point(places[size], metrics[f"eval/{curve}_{size}"], f"{name}, N = {size}")
+                _point(places[size], metrics[metric], f"{name}, N = {size}")
                 for size in sizes
-                if f"eval/{curve}_{size}" in metrics
+                if (metric := f"eval/{best_of_prefix(chooser)}_{size}") in metrics
             ],
         )
-        for number, (curve, name) in enumerate(_CURVE_NAMES.items(), start=1)
+        for number, (chooser, name) in enumerate(choosers().items())
     ]
     if greedy := metrics.get("eval/best_of_greedy"):
         ends = sorted({0.0, float(len(sizes) - 1)})

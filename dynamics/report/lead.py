@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from dynamics.core.records import Estimate, RoundReport
-from dynamics.evaluation.metrics import best_of_sizes
+from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_sizes
+from dynamics.inference.verifiers import label_of
 
 
 def lead(reports: Sequence[RoundReport]) -> list[str]:
@@ -52,8 +53,9 @@ def _best_of(last: RoundReport) -> str:
     oracle = last.metrics.get(f"eval/oracle_best_of_{sizes[-1]}")
     limit = "" if oracle is None else f"; a perfect verifier would reach {_rate(oracle)}"
     return (
-        f"On {best.num_items:,} of the held-out pairs, the best of {sizes[-1]} samples by IDM and "
-        f"FDP likelihood is right for {_rate(best)}, greedy decoding for {_rate(greedy)}{limit}."
+        f"On {best.num_items:,} of the held-out pairs, the best of {sizes[-1]} samples by "
+        f"{label_of(HEADLINE_VERIFIER)} is right for {_rate(best)}, greedy decoding for "
+        f"{_rate(greedy)}{limit}."
     )
 
 

@@ -20,7 +20,8 @@ from dynamics.core.images import data_uri
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
 from dynamics.evaluation.comparison import ControlReport
 from dynamics.evaluation.heldout import items_schema
-from dynamics.evaluation.metrics import best_of_sizes
+from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_sizes
+from dynamics.inference.verifiers import descriptions, label_of
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.report.figures import (
@@ -212,6 +213,8 @@ def render(view: RunView) -> str:
         rounds_chart=rounds_chart(reports),
         labels_chart=labels_chart(reports),
         best_of_charts=_best_of_charts(reports),
+        headline=label_of(HEADLINE_VERIFIER),
+        verifiers=[line.removesuffix(".") for line in descriptions().values()],
         loss_charts=_loss_charts(view.rounds),
         reliability_chart=reliability_chart(view.calibration) if view.calibration else None,
         risk_coverage_chart=risk_coverage_chart(view.calibration) if view.calibration else None,

@@ -202,9 +202,9 @@ class ModelsReply(Message):
     """Side of the square frames, in pixels."""
     rounds: list[RoundInfo]
     """The rounds that can be asked, the oldest first."""
-    verifiers: list[VerifierName]
-    """Names of the scores that can choose among candidates."""
-    verifier: VerifierName
+    verifiers: dict[str, str]
+    """Scores that can choose among candidates: name to label and description."""
+    verifier: str
     """Verifier for best-of-N when the request names none."""
     num_samples: int
     """Number of candidates when the request names none."""

@@ -16,7 +16,7 @@ from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
 from dynamics.inference.idm import Caption
 from dynamics.inference.sampling import SamplingParams
-from dynamics.inference.verifiers import VERIFIERS
+from dynamics.inference.verifiers import descriptions
 from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.batching import Batcher
 from dynamics.serving.http.responses import Event, ServiceResponse, one_line, parse, to_response
@@ -180,7 +180,7 @@ class RoundService:
                 family=self._cfg.model.family,
                 frame_px=worker.images.frame_px,
                 rounds=rounds,
-                verifiers=list(VERIFIERS),
+                verifiers=descriptions(),
                 verifier=self._cfg.serve.verifier,
                 num_samples=self._cfg.serve.num_samples,
             )

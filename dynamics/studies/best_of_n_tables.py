@@ -10,53 +10,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamics.evaluation.heldout import HEADLINE_VERIFIER
+from dynamics.evaluation.candidates import CANDIDATE_SCHEMA, evidence_of, scores_of
+from dynamics.evaluation.metrics import HEADLINE_VERIFIER, ORACLE
+from dynamics.inference.verifiers import VERIFIERS, label_of, weighted
 from dynamics.storage.run_folder import read_json
 from dynamics.storage.tables import read_table
-from dynamics.studies.candidates import VERIFIED_SCHEMA
+from dynamics.studies.candidates import CANDIDATES_FILE
 from dynamics.studies.results import Number, Row, Strata, Table, difference, mean, share_of_gap
 from dynamics.studies.study import Study
 
-# B scenes, N candidates each.
-Scores = NDArray[np.float64]
-
-COLUMNS = {
-    "idm": "IDM (the paper's)",
-    "fdp": "FDP likelihood",
-    "noisy_channel": "IDM + FDP",
-    "calibrated": "IDM, weighted, + FDP",
+# B scenes, N candidates each, G groups of candidates.
+CALIBRATED = "calibrated"
+COLUMNS = {name: label_of(name) for name in VERIFIERS if name != "idm_contrast"} | {
+    CALIBRATED: "IDM, weighted, + FDP"
 }
 """What can choose. IDM contrast is left out: the term that it subtracts is the same for all
 candidates of a scene, so it picks what the IDM picks."""
 
-ORACLE, RANDOM, GREEDY = "oracle", "random", "greedy"
+RANDOM, GREEDY = "random", "greedy"
 
 
 class Verified:
     """One seed's candidates of a round at one temperature."""
 
     def __init__(self, study: Study, round_id: int, temperature: float) -> None:
-        table = read_table(study.unit(f"verify/{round_id}") / "verified.parquet", VERIFIED_SCHEMA)
-        rows = table.filter(np.array(table["temperature"].to_pylist()) == temperature)
-        rows = rows.sort_by("pair_id")
-        self.right_BN = np.array(rows["right"].to_pylist(), dtype=bool)
-        self.copy_BN = np.array(rows["copy"].to_pylist(), dtype=bool)
-        self.greedy_B = np.array(rows["greedy_right"].to_pylist(), dtype=np.float64)
-        self._action_BN: Scores = np.array(rows["action_logprob"].to_pylist())
-        self._frame_BN: Scores = np.array(rows["frame_logprob"].to_pylist())
-        self._weight = float(read_json(study.unit("calibrate") / "weight.json")["weight"])
-
-    def scores(self, verifier: str) -> Scores:
-        """[B, N], higher is better."""
-        weight = {"idm": None, "fdp": 0.0, "noisy_channel": 1.0, "calibrated": self._weight}
-        of_action = weight[verifier]
-        if of_action is None:
-            return self._action_BN
-        return self._frame_BN + of_action * self._action_BN
+        path = study.unit(f"verify/{round_id}") / CANDIDATES_FILE
+        table = read_table(path, CANDIDATE_SCHEMA).sort_by("pair_id")
+        drawn_at = np.array(table["temperature"].to_pylist())
+        rows, greedy = table.filter(drawn_at == temperature), table.filter(drawn_at == 0)
+        self.right_BN = np.array(rows["correct"].to_pylist(), dtype=bool)
+        self.copy_BN = np.array(rows["copied"].to_pylist(), dtype=bool)
+        self.greedy_B = np.array(greedy["correct"].to_pylist(), dtype=np.float64)[:, 0]
+        weight = float(read_json(study.unit("calibrate") / "weight.json")["weight"])
+        self._scores = scores_of(rows) | {CALIBRATED: weighted(weight)(evidence_of(rows))}
 
     def chosen(self, verifier: str, n: int, what_BN: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Share of the groups of ``n`` whose chosen candidate has a property, [B]."""
-        picked_BG1 = _groups(self.scores(verifier), n).argmax(-1)[..., None]
+        picked_BG1 = _groups(self._scores[verifier], n).argmax(-1)[..., None]
         of_picked_BG1 = np.take_along_axis(_groups(what_BN, n), picked_BG1, -1)
         share_B: NDArray[np.float64] = of_picked_BG1[..., 0].mean(-1)
         return share_B

@@ -8,51 +8,38 @@ import pyarrow as pa
 
 from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.core.seeds import derive_seed
+from dynamics.evaluation.candidates import (
+    CANDIDATE_SCHEMA,
+    LabelledPairs,
+    candidates_table,
+    evidence_of,
+    labelled_pairs,
+)
 from dynamics.evaluation.state_reader import StateReader
-from dynamics.inference.best_of_n import gather_evidence
 from dynamics.inference.load import load_pair
 from dynamics.inference.sampling import GREEDY, SamplingParams
+from dynamics.inference.verifiers import choose, weighted
 from dynamics.models import load_image_tokenizer
 from dynamics.storage.run_folder import write_json
 from dynamics.storage.tables import codes_matrix, read_table, write_table
 from dynamics.studies.study import ENDS, Study, data_refs, labelled_set, true_states
 
-VERIFIED_SCHEMA = pa.schema(
-    [
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("temperature", pa.float64(), nullable=False),
-        pa.field("greedy_right", pa.bool_(), nullable=False),
-        pa.field("right", pa.list_(pa.bool_()), nullable=False),  # [N]
-        pa.field("copy", pa.list_(pa.bool_()), nullable=False),  # [N]
-        pa.field("action_logprob", pa.list_(pa.float64()), nullable=False),  # [N], IDM
-        pa.field("copy_logprob", pa.float64(), nullable=False),  # IDM, of the unchanged frame
-        pa.field("frame_logprob", pa.list_(pa.float64()), nullable=False),  # [N], FDP
-    ]
-)
-"""N candidates a scene with what every verifier needs; any N up to it is a subset."""
-
+CANDIDATES_FILE = "candidates.parquet"
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Of the IDM's log-likelihood beside the FDP's, tried when a weight is fitted."""
-
 
 NUM_CALIBRATION_PAIRS = 600
 
 
 def verify(study: Study, arm: str, folder: Path) -> None:
     """Candidates of a round's FDP on held-out scenes, with both models' likelihoods."""
-    round_id = int(arm)
     heldout = read_table(data_refs(study).heldout, TRANSITION_SCHEMA)
-    heldout = heldout.slice(0, study.plan.num_verified)
-    states = true_states(study)
-    targets = [states[pair] for pair in heldout["pair_id"].to_pylist()]
-    table = pa.concat_tables(
-        [
-            _candidates(study, round_id, heldout, targets, max(study.plan.best_of), temperature)
-            for temperature in study.plan.temperatures
-        ]
-    )
-    write_table(folder / "verified.parquet", table, VERIFIED_SCHEMA)
+    pairs = labelled_pairs(heldout.slice(0, study.plan.num_verified), true_states(study))
+    most = max(study.plan.best_of)
+    drawn = [SamplingParams(num_samples=most, temperature=t) for t in study.plan.temperatures]
+    table = _candidates(study, int(arm), pairs, [GREEDY, *drawn])
+    write_table(folder / CANDIDATES_FILE, table, CANDIDATE_SCHEMA)
 
 
 def calibrate(study: Study, arm: str, folder: Path) -> None:
@@ -64,16 +51,14 @@ def calibrate(study: Study, arm: str, folder: Path) -> None:
     seed = labelled_set(study).slice(0, NUM_CALIBRATION_PAIRS)
     images = load_image_tokenizer(study.cfg.model.family, study.cfg.base_path())
     reader = StateReader(images, study.domain)
-    sources, targets = (reader.read(codes_matrix(seed, f"{end}_codes")) for end in ENDS)
-    states = list(zip(sources, targets, strict=True))
-    verified = _candidates(study, study.cfg.rounds, seed, states, 8, 1.0)
-    right_BN, action_BN, frame_BN = (
-        np.array(verified[name].to_pylist())
-        for name in ("right", "action_logprob", "frame_logprob")
-    )
-    rows = np.arange(len(right_BN))
+    states = zip(*(reader.read(codes_matrix(seed, f"{end}_codes")) for end in ENDS), strict=True)
+    pairs = labelled_pairs(seed, dict(zip(seed["pair_id"].to_pylist(), states, strict=True)))
+    sampling = SamplingParams(num_samples=8, temperature=1.0)
+    candidates = _candidates(study, study.cfg.rounds, pairs, [sampling])
+    correct_BN, evidence = np.array(candidates["correct"].to_pylist()), evidence_of(candidates)
+    rows = np.arange(len(correct_BN))
     success = {
-        weight: float(right_BN[rows, (frame_BN + weight * action_BN).argmax(1)].mean())
+        weight: float(correct_BN[rows, choose(weighted(weight)(evidence))].mean())
         for weight in WEIGHTS
     }
     best = max(success.values())
@@ -84,41 +69,17 @@ def calibrate(study: Study, arm: str, folder: Path) -> None:
 
 
 def _candidates(
-    study: Study,
-    round_id: int,
-    pairs: pa.Table,
-    states: Sequence[tuple[str | None, str | None]],
-    num_samples: int,
-    temperature: float,
+    study: Study, round_id: int, pairs: LabelledPairs, samplings: Sequence[SamplingParams]
 ) -> pa.Table:
-    """VERIFIED_SCHEMA: candidates of a round's models on TRANSITION_SCHEMA rows."""
+    """CANDIDATE_SCHEMA: candidates of a round's models, drawn in several ways."""
     cfg = study.cfg
     idm, fdp = load_pair(study.models(round_id), cfg.model)
     reader = StateReader(fdp.images, study.domain)
-    pair_ids, actions = pairs["pair_id"].to_pylist(), pairs["action"].to_pylist()
-    source_BL = codes_matrix(pairs, "source_codes")
-    greedy = fdp.generate(source_BL, actions, GREEDY)
-    seeds = [derive_seed(cfg.seed, "verify", round_id, str(temperature), p) for p in pair_ids]
-    sampling = SamplingParams(num_samples=num_samples, temperature=temperature)
-    drawn = fdp.generate(source_BL, actions, sampling, seeds=seeds)
-    evidence = gather_evidence(source_BL, actions, drawn, idm)
-    flat = reader.read(drawn.codes.reshape(-1, drawn.codes.shape[-1]))
-    shown = [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]
-    columns = {
-        "pair_id": pair_ids,
-        "temperature": [temperature] * len(pair_ids),
-        "greedy_right": [
-            state == target
-            for state, (_, target) in zip(reader.read(greedy.codes[:, 0]), states, strict=True)
-        ],
-        "right": [
-            [s == target for s in row] for row, (_, target) in zip(shown, states, strict=True)
-        ],
-        "copy": [
-            [s == source for s in row] for row, (source, _) in zip(shown, states, strict=True)
-        ],
-        "action_logprob": evidence.action.tolist(),
-        "copy_logprob": evidence.action_of_copy.tolist(),
-        "frame_logprob": evidence.frame.tolist(),
-    }
-    return pa.table(columns, schema=VERIFIED_SCHEMA)
+    tables = []
+    for sampling in samplings:
+        temperature = sampling.temperature
+        parts = (cfg.seed, "verify", round_id, str(temperature))
+        seeds = [derive_seed(*parts, pair) for pair in pairs.pair_ids]
+        drawn = fdp.generate(pairs.source, pairs.actions, sampling, seeds=seeds)
+        tables.append(candidates_table(pairs, drawn, temperature, idm, reader))
+    return pa.concat_tables(tables)

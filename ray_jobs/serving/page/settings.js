@@ -3,31 +3,22 @@
 import { $ } from "./dom.js";
 
 const NUMBERS = ["n", "beam", "temperature", "seed"];
-const VERIFIERS = {
-  noisy_channel: [
-    "IDM + FDP",
-    "How well the action can be read back from the frame, and how likely the frame itself was. Best on average.",
-  ],
-  idm: [
-    "IDM alone",
-    "Only how well the action can be read back. The paper's own; it overlooks what the action does not touch.",
-  ],
-  idm_contrast: [
-    "IDM against a copy",
-    "How much better the action can be read back than from an unchanged picture. Above 0 is better than doing nothing.",
-  ],
-};
+/** Name of every verifier to its label and its description. */
+let verifiers = {};
 
 /** Fill the choices from ModelsReply. */
 export function offer(models) {
   $("n").max = models.max_samples;
   $("beam").max = models.max_beam;
   $("n").defaultValue = $("n").value = models.num_samples;
+  verifiers = Object.fromEntries(
+    Object.entries(models.verifiers).map(([name, line]) => [name, line.split(": ", 2)]),
+  );
   $("verifier").replaceChildren(
-    ...models.verifiers.map(
-      (name) =>
+    ...Object.entries(verifiers).map(
+      ([name, [label]]) =>
         new Option(
-          `${VERIFIERS[name]?.[0] ?? name} (${name})`,
+          `${label} (${name})`,
           name,
           name === models.verifier,
           name === models.verifier,
@@ -72,7 +63,7 @@ export function problem() {
 
 /** Explain the verifier, and say in the closed options what stands in them. */
 export function describe() {
-  $("verifier-hint").textContent = VERIFIERS[$("verifier").value]?.[1] ?? "";
+  $("verifier-hint").textContent = verifiers[$("verifier").value]?.[1] ?? "";
   const parts = [`${$("n").value} candidates`, `seed ${$("seed").value}`];
   if ($("beam").value !== "1") parts.splice(1, 0, `beam ${$("beam").value}`);
   $("options-summary").textContent = parts.join(" · ");

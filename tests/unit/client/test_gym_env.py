@@ -105,7 +105,7 @@ def test_an_episode_may_begin_with_any_picture(env, tmp_path):
     [
         ({"n": 17}, "draws 1 to 16"),
         ({"temperature": 0}, "temperature=0"),
-        ({"verifier": "oracle"}, "the service has idm, idm_contrast, noisy_channel"),
+        ({"verifier": "oracle"}, "the service has idm, idm_contrast, fdp, noisy_channel"),
         ({"round": 7}, "the service has 0, 1, 2"),
         ({"max_steps": 0}, "at least one step"),
     ],

@@ -6,6 +6,8 @@ import pytest
 
 from dynamics.core.config import EvaluateConfig, LoopConfig
 from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.evaluation.metrics import best_of_prefix, summarise
+from dynamics.inference.verifiers import VERIFIERS
 from dynamics.storage.tables import codes_matrix
 from tests.fakes import WORLD, CellTokenizer, ScriptedFDP, ScriptedIDM, filmed
 
@@ -65,8 +67,17 @@ def test_no_verifier_beats_the_oracle_and_the_oracle_never_falls_with_n():
     assert (oracle[1] <= oracle[2]).all()
     assert (oracle[2] <= oracle[8]).all()
     for n in (1, 2, 8):
-        for curve in ("best_of", "idm_best_of"):
-            assert (np.array(items[f"{curve}_{n}"].to_pylist()) <= oracle[n]).all()
+        for verifier in VERIFIERS:
+            curve = np.array(items[f"{best_of_prefix(verifier)}_{n}"].to_pylist())
+            assert (curve <= oracle[n]).all()
+
+
+def test_a_verifier_that_is_registered_is_measured(monkeypatch):
+    monkeypatch.setitem(VERIFIERS, "pessimist", lambda evidence: -evidence.action)
+    items = _evaluate(with_best_of=60)
+    assert items.schema.field("pessimist_best_of_8").nullable
+    assert sum(items["pessimist_best_of_8"].to_pylist()) < sum(items["best_of_8"].to_pylist())
+    assert "eval/pessimist_best_of_8" in summarise(items)
 
 
 def test_best_of_covers_the_asked_rows_only():

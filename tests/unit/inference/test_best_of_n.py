@@ -1,10 +1,19 @@
 import numpy as np
 import pytest
 
+from dynamics.core.config import ServeConfig
 from dynamics.inference.best_of_n import best_of_n, gather_evidence
 from dynamics.inference.decoder import Candidates
 from dynamics.inference.sampling import SamplingParams
-from dynamics.inference.verifiers import VERIFIERS, Evidence, choose
+from dynamics.inference.verifiers import (
+    VERIFIERS,
+    Evidence,
+    choose,
+    descriptions,
+    label_of,
+    weighted,
+)
+from dynamics.serving.schemas import PredictRequest
 from dynamics.storage.tables import codes_matrix
 from tests.fakes import ScriptedFDP, ScriptedIDM, filmed
 
@@ -30,8 +39,28 @@ def _best_of(num_samples: int, verifier: str = "noisy_channel", num_pairs: int =
     return prediction, (prediction.best == codes_matrix(pairs, "target_codes")).all(axis=1)
 
 
-def test_every_verifier_is_configurable():
-    assert set(VERIFIERS) == set(VERIFIER_NAMES)
+@pytest.mark.parametrize("verifier", VERIFIER_NAMES)
+def test_every_verifier_is_configurable_and_described(verifier: str):
+    assert ServeConfig(verifier=verifier).verifier == verifier
+    label, _, description = descriptions()[verifier].partition(": ")
+    assert label == label_of(verifier)
+    assert description.endswith(".")
+
+
+def test_the_service_describes_every_verifier_that_it_takes():
+    offered = PredictRequest.model_json_schema()["properties"]["verifier"]["anyOf"][0]
+    assert offered["enum"] == list(VERIFIERS)
+    assert all(line in offered["description"] for line in descriptions().values())
+
+
+def test_the_weighted_sum_of_one_is_the_noisy_channel():
+    evidence = Evidence(
+        action=np.array([[-1.5, -0.3]]),
+        action_of_copy=np.array([-6.0]),
+        frame=np.array([[-9.1, -2.7]]),
+    )
+    assert (weighted(1.0)(evidence) == VERIFIERS["noisy_channel"](evidence)).all()
+    assert (weighted(0.0)(evidence) == VERIFIERS["fdp"](evidence)).all()
 
 
 @pytest.mark.parametrize("verifier", VERIFIER_NAMES)
@@ -41,8 +70,8 @@ def test_every_verifier_returns_one_finite_score_per_candidate(verifier: str):
     assert np.isfinite(prediction.scores).all()
 
 
-@pytest.mark.parametrize("verifier", VERIFIER_NAMES)
-def test_verifiers_do_not_reward_a_copy_over_the_right_frame(verifier: str):
+@pytest.mark.parametrize("verifier", sorted(set(VERIFIERS) - {"fdp"}))
+def test_verifiers_that_ask_the_idm_do_not_reward_a_copy_over_the_right_frame(verifier: str):
     right, copy = -0.5, -6.0
     evidence = Evidence(
         action=np.array([[copy, right]]),

@@ -7,36 +7,40 @@ import pyarrow as pa
 import pytest
 
 from dynamics.core.config import LoopConfig
+from dynamics.evaluation.candidates import CANDIDATE_SCHEMA
 from dynamics.storage.run_folder import write_json
 from dynamics.storage.tables import write_table
 from dynamics.studies.best_of_n_tables import COLUMNS, Verified, checks, tables
-from dynamics.studies.candidates import VERIFIED_SCHEMA
+from dynamics.studies.candidates import CANDIDATES_FILE
 from dynamics.studies.experiments import StudyPlan
 from dynamics.studies.study import Study, study_of
 
 PLAN = StudyPlan(seeds=(1,), best_of=(1, 2, 8, 16), temperatures=(1.0,), num_verified=40)
 
 
+def drawn(correct: np.ndarray, temperature: float) -> pa.Table:
+    rows = {
+        "pair_id": [f"{row:04d}" for row in range(len(correct))],
+        "temperature": [temperature] * len(correct),
+        "correct": correct.tolist(),
+        "copied": (~correct).tolist(),
+        "idm_logprob": (correct - 1.0).tolist(),
+        "idm_copy_logprob": [-1.0] * len(correct),
+        "fdp_logprob": (-3.0 * correct).tolist(),
+    }
+    return pa.table(rows, schema=CANDIDATE_SCHEMA)
+
+
 @pytest.fixture
 def study(small: LoopConfig, tmp_path: Path) -> Study:
     """The IDM likes right candidates, the FDP likes wrong ones three times as much."""
     rng = np.random.default_rng(0)
-    right = rng.random((40, 16)) < 0.4
-    rows = {
-        "pair_id": [f"{row:04d}" for row in range(40)],
-        "temperature": [1.0] * 40,
-        "greedy_right": [row % 2 == 0 for row in range(40)],
-        "right": right.tolist(),
-        "copy": (~right).tolist(),
-        "action_logprob": (right - 1.0).tolist(),
-        "copy_logprob": [-1.0] * 40,
-        "frame_logprob": (-3.0 * right).tolist(),
-    }
+    greedy = np.arange(40)[:, None] % 2 == 0
+    table = pa.concat_tables([drawn(greedy, 0.0), drawn(rng.random((40, 16)) < 0.4, 1.0)])
     study = study_of(small, PLAN, tmp_path, 1)
     for round_id in (0, small.rounds):
         folder = study.unit(f"verify/{round_id}")
-        table = pa.table(rows, schema=VERIFIED_SCHEMA)
-        write_table(folder / "verified.parquet", table, VERIFIED_SCHEMA)
+        write_table(folder / CANDIDATES_FILE, table, CANDIDATE_SCHEMA)
         write_json(folder / "done.json", {})
     write_json(study.unit("calibrate") / "weight.json", {"weight": 8.0})
     write_json(study.unit("calibrate") / "done.json", {})
