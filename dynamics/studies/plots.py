@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynamics.evaluation.metrics import ORACLE
 from dynamics.storage.files import write_bytes
 from dynamics.studies import best_of_n_tables as verification
 from dynamics.studies.results import Number, Results, Table
@@ -113,7 +114,7 @@ def _best_of(table: Table) -> Any:
     axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
     for column, colour in zip(verification.COLUMNS.values(), _COLOURS, strict=False):
         _line(axes, sizes, [row.cells[column] for row in table.rows], column, colour)
-    for column, style in ((verification.ORACLE, "--"), (verification.GREEDY, ":")):
+    for column, style in ((ORACLE, "--"), (verification.GREEDY, ":")):
         values = [100 * row.cells[column].value for row in table.rows]
         axes.plot(sizes, values, style, color="#444444", linewidth=1.2, label=column)
     return _finished(figure, axes)

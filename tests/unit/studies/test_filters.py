@@ -2,6 +2,8 @@
 
 import pyarrow as pa
 
+from dynamics.core.config import LoopConfig
+from dynamics.core.domain import load_domain
 from dynamics.core.records import LABEL_SCHEMA
 from dynamics.studies.fits import decisions_of
 from tests.unit.storage.rows import make_labels
@@ -16,7 +18,7 @@ def labels(actions: list[str]) -> pa.Table:
 
 
 def kept(arm: str, table: pa.Table) -> list[str]:
-    decisions = decisions_of(arm, table)
+    decisions = decisions_of(arm, table, load_domain(LoopConfig()))
     accepted = set(decisions.filter(decisions["accepted"])["label_id"].to_pylist())
     rows = table.to_pylist()
     return [row["action"].split()[0] for row in rows if row["label_id"] in accepted]
