@@ -392,7 +392,7 @@ class GuardConfig(Strict):
     max_common_share: float = Field(default=0.1, ge=0, le=1)
     """Share of the labels that have the most common meaning; about 0.01 in healthy rounds."""
     max_type_skew: float = Field(default=0.35, ge=0, le=1)
-    """Total variation distance between the kept labels' mix of action types and that of all
+    """Total variation distance between the accepted labels' mix of action types and that of all
     labels; at most the share that is dropped, so the default filter cannot reach the limit. The
     better half by the IDM's own likelihood has up to 0.27 in round 1, half of the types dropped
     0.5."""

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -82,6 +82,9 @@ Example: ``00cad3c5..., 1ef22bc9..., "", 3, 95ef44fc..., tiny-1, {"max_action_to
 -0.394, "mean_logprob": -0.100, "min_logprob": -0.582, "noisy_channel": -0.992, "sum_logprob":
 -0.598}``.
 """
+
+ScoreScale = Literal["log_probability", "probability"]
+"""How a score is read as the probability that its label is correct."""
 
 DECISION_SCHEMA = pa.schema(
     [

@@ -1,7 +1,7 @@
 """How far a label's confidence can be trusted, and what ranking labels by a score is worth.
 
 N labels: ``confidence_N`` within 0 .. 1, ``score_N`` any finite numbers where higher is more
-trusted, ``right_N`` 0 or 1. Equal values are never told apart: no result depends on the order of
+trusted, ``correct_N`` 0 or 1. Equal values are never told apart: no result depends on the order of
 the rows.
 """
 
@@ -25,12 +25,12 @@ class ReliabilityBin:
 
     confidence: float
     """Mean over the bin."""
-    right: Estimate
-    """Share that is right; its ``num_items`` is the size of the bin."""
+    correct: Estimate
+    """Share that is correct; its ``num_items`` is the size of the bin."""
 
 
 def reliability_curve(
-    confidence_N: ArrayLike, right_N: ArrayLike, num_bins: int = 10
+    confidence_N: ArrayLike, correct_N: ArrayLike, num_bins: int = 10
 ) -> list[ReliabilityBin]:
     """Bins of equally many labels, by ascending confidence; calibrated = both means are equal.
 
@@ -40,20 +40,22 @@ def reliability_curve(
         ValueError: no label, lengths that differ, a confidence outside 0 .. 1, an outcome other
             than 0 and 1, or no bin.
     """
-    confidence, right = _confidences(confidence_N, right_N)
+    confidence, correct = _confidences(confidence_N, correct_N)
     return [
         ReliabilityBin(
             confidence=float(confidence[rows].mean()),
-            right=bootstrap_mean(right[rows], seed=derive_seed("bootstrap", "reliability", number)),
+            correct=bootstrap_mean(
+                correct[rows], seed=derive_seed("bootstrap", "reliability", number)
+            ),
         )
         for number, rows in enumerate(_equal_count_bins(confidence, num_bins))
     ]
 
 
 def expected_calibration_error(
-    confidence_N: ArrayLike, right_N: ArrayLike, num_bins: int = 10
+    confidence_N: ArrayLike, correct_N: ArrayLike, num_bins: int = 10
 ) -> Estimate:
-    """ECE = sum over bins of ``n_b / N * |share right in b - mean confidence in b|``.
+    """ECE = sum over bins of ``n_b / N * |share correct in b - mean confidence in b|``.
 
     The bins are those of `reliability_curve` (Guo et al., arXiv 1706.04599, have bins of equal
     width; of equal count, none is nearly empty). The interval resamples labels with the bins fixed.
@@ -62,19 +64,20 @@ def expected_calibration_error(
     Raises:
         ValueError: as `reliability_curve`.
     """
-    confidence, right = _confidences(confidence_N, right_N)
+    confidence, correct = _confidences(confidence_N, correct_N)
     bins = _equal_count_bins(confidence, num_bins)
-    gaps_NB = np.zeros((len(right), len(bins)))
+    gaps_NB = np.zeros((len(correct), len(bins)))
     for number, rows in enumerate(bins):
-        gaps_NB[rows, number] = right[rows] - np.round(confidence[rows], _DECIMALS)
+        gaps_NB[rows, number] = correct[rows] - np.round(confidence[rows], _DECIMALS)
     estimate = bootstrap_statistic(
         gaps_NB, lambda means_RB: np.abs(means_RB).sum(axis=1), derive_seed("bootstrap", "ece")
     )
-    exact = sum(abs(float((right[rows] - confidence[rows]).sum())) for rows in bins) / len(right)
-    return Estimate(value=exact, low=estimate.low, high=estimate.high, num_items=len(right))
+    total = sum(abs(float((correct[rows] - confidence[rows]).sum())) for rows in bins)
+    exact = total / len(correct)
+    return Estimate(value=exact, low=estimate.low, high=estimate.high, num_items=len(correct))
 
 
-def risk_coverage(score_N: ArrayLike, right_N: ArrayLike) -> tuple[Floats, Floats]:
+def risk_coverage(score_N: ArrayLike, correct_N: ArrayLike) -> tuple[Floats, Floats]:
     """Error rate of the k labels of the highest score, for every k.
 
     Returns ``coverage`` [N], k / N ascending to 1, and ``risk`` [N], the share of the k that is
@@ -84,14 +87,14 @@ def risk_coverage(score_N: ArrayLike, right_N: ArrayLike) -> tuple[Floats, Float
         ValueError: no label, lengths that differ, a score that is not finite, or an outcome other
             than 0 and 1.
     """
-    score, right = _scores(score_N, right_N)
+    score, correct = _scores(score_N, correct_N)
     _, group_N, size_G = np.unique(-score, return_inverse=True, return_counts=True)
-    wrong_G = np.bincount(group_N, weights=1 - right) / size_G
-    taken_N = np.arange(1, len(score) + 1)
-    return taken_N / len(score), np.cumsum(np.repeat(wrong_G, size_G)) / taken_N
+    wrong_G = np.bincount(group_N, weights=1 - correct) / size_G
+    rank_N = np.arange(1, len(score) + 1)
+    return rank_N / len(score), np.cumsum(np.repeat(wrong_G, size_G)) / rank_N
 
 
-def area_under_risk_coverage(score_N: ArrayLike, right_N: ArrayLike) -> float:
+def area_under_risk_coverage(score_N: ArrayLike, correct_N: ArrayLike) -> float:
     """AURC: the mean risk over all coverages k / N (Geifman et al., arXiv 1805.08206).
 
     The error rate of all labels is what a score without information gets; less is better.
@@ -99,27 +102,27 @@ def area_under_risk_coverage(score_N: ArrayLike, right_N: ArrayLike) -> float:
     Raises:
         ValueError: as `risk_coverage`.
     """
-    return float(risk_coverage(score_N, right_N)[1].mean())
+    return float(risk_coverage(score_N, correct_N)[1].mean())
 
 
-def auroc(score_N: ArrayLike, right_N: ArrayLike) -> float:
-    """P(score of a right label > score of a wrong one) + P(equal) / 2; 0.5 is no information.
+def auroc(score_N: ArrayLike, correct_N: ArrayLike) -> float:
+    """P(score of a correct label > score of a wrong one) + P(equal) / 2; 0.5 is no information.
 
     The Mann-Whitney statistic: with mean ranks in ties,
-    ``(sum of the right ones' ranks - n_r (n_r + 1) / 2) / (n_r * n_w)``.
+    ``(sum of the correct ones' ranks - n_r (n_r + 1) / 2) / (n_r * n_w)``.
 
     Raises:
-        ValueError: as `risk_coverage`, or all labels are right, or all are wrong.
+        ValueError: as `risk_coverage`, or all labels are correct, or all are wrong.
     """
-    score, right = _scores(score_N, right_N)
-    num_right = right.sum()
-    num_wrong = len(right) - num_right
-    if not num_right or not num_wrong:
-        raise ValueError(f"AUROC needs right and wrong labels; all {len(right)} are the same")
+    score, correct = _scores(score_N, correct_N)
+    num_correct = correct.sum()
+    num_wrong = len(correct) - num_correct
+    if not num_correct or not num_wrong:
+        raise ValueError(f"AUROC needs correct and wrong labels; all {len(correct)} are the same")
     _, group_N, size_G = np.unique(score, return_inverse=True, return_counts=True)
     rank_G = np.cumsum(size_G) - (size_G - 1) / 2
-    surplus = rank_G[group_N] @ right - num_right * (num_right + 1) / 2
-    return float(surplus / (num_right * num_wrong))
+    surplus = rank_G[group_N] @ correct - num_correct * (num_correct + 1) / 2
+    return float(surplus / (num_correct * num_wrong))
 
 
 def _equal_count_bins(confidence: Floats, num_bins: int) -> list[NDArray[np.intp]]:
@@ -133,22 +136,22 @@ def _equal_count_bins(confidence: Floats, num_bins: int) -> list[NDArray[np.intp
     return np.split(order, whole[:-1])
 
 
-def _confidences(confidence_N: ArrayLike, right_N: ArrayLike) -> tuple[Floats, Floats]:
-    confidence, right = _scores(confidence_N, right_N)
+def _confidences(confidence_N: ArrayLike, correct_N: ArrayLike) -> tuple[Floats, Floats]:
+    confidence, correct = _scores(confidence_N, correct_N)
     if confidence.min() < 0 or confidence.max() > 1:
         raise ValueError("confidences must lie within 0 .. 1")
-    return confidence, right
+    return confidence, correct
 
 
-def _scores(score_N: ArrayLike, right_N: ArrayLike) -> tuple[Floats, Floats]:
+def _scores(score_N: ArrayLike, correct_N: ArrayLike) -> tuple[Floats, Floats]:
     score = np.asarray(score_N, dtype=np.float64)
-    right = np.asarray(right_N, dtype=np.float64)
-    if score.ndim != 1 or score.shape != right.shape:
-        raise ValueError(f"needs one outcome per label, got shapes {score.shape}, {right.shape}")
+    correct = np.asarray(correct_N, dtype=np.float64)
+    if score.ndim != 1 or score.shape != correct.shape:
+        raise ValueError(f"needs one outcome per label, got shapes {score.shape}, {correct.shape}")
     if not len(score):
         raise ValueError("needs at least one label")
     if not np.isfinite(score).all():
         raise ValueError("scores must be finite; leave out labels that have none")
-    if not np.isin(right, (0, 1)).all():
+    if not np.isin(correct, (0, 1)).all():
         raise ValueError("outcomes must be 0 or 1; leave out labels whose truth is unknown")
-    return score, right
+    return score, correct

@@ -1,13 +1,61 @@
-"""How good pseudo-labels are, measured against the truth."""
+"""How good pseudo-labels are, measured against the truth; how far their confidence can be trusted.
+
+B labels, N of them with a known truth and every score.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from dynamics.core.config import ScoreName
 from dynamics.core.domain import Domain
-from dynamics.core.records import Estimate
-from dynamics.evaluation.intervals import known
+from dynamics.core.records import Estimate, ScoreScale
+from dynamics.evaluation.intervals import Floats, known
 from dynamics.evaluation.metrics import estimate_of
 from dynamics.storage.ledger import is_accepted
+from dynamics.storage.tables import score_column, score_names
+
+CONFIDENCE: ScoreName = "mean_logprob"
+"""The score behind "the confidence" of a label in the report and the guards: the likelihood per
+token, of the likelihoods the best calibrated one (docs/RESULTS.md), measured on every sentence."""
+
+
+def confidence(score_N: Floats, scale: ScoreScale = "log_probability") -> Floats:
+    """A score as the probability that its label is correct, float64 [N]; NaN stays NaN.
+
+    ``scale`` is that of the score's entry in SCORES; its default is that of `CONFIDENCE`.
+    """
+    return np.clip(np.exp(score_N) if scale == "log_probability" else score_N, 0, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredLabels:
+    """The labels on which scores are compared: those with a known truth and every score."""
+
+    rows: NDArray[np.bool_]
+    """Which N of the B labels these are, [B]."""
+    correct: Floats
+    """1 or 0, [N]."""
+    scores: dict[str, Floats]
+    """By name, [N]; those that were measured."""
+    verdicts: Floats
+    """Correctness of all labels, [B]; NaN where the truth is unknown."""
+
+
+def scored_labels(labels: pa.Table, truth: pa.Table, domain: Domain) -> ScoredLabels:
+    """What is known about the labels (LABEL_SCHEMA) whose pairs are in ``truth``."""
+    # None becomes NaN.
+    correct_B = np.array(correct_labels(labels, truth, domain), dtype=np.float64)
+    scores = {name: score_column(labels, name) for name in sorted(score_names(labels))}
+    rows_B = np.logical_and.reduce([np.isfinite(x) for x in (correct_B, *scores.values())])
+    return ScoredLabels(
+        rows=rows_B,
+        correct=correct_B[rows_B],
+        scores={name: score_B[rows_B] for name, score_B in scores.items()},
+        verdicts=correct_B,
+    )
 
 
 def label_accuracy(
@@ -15,9 +63,9 @@ def label_accuracy(
 ) -> dict[str, Estimate]:
     """Quality of a round's pseudo-labels, before and after the filter.
 
-    ``label/kept_fraction`` always; with the truth also ``label/accuracy`` over all labels and
-    ``label/accuracy_kept`` over the accepted ones. A label is right when carrying it out on the
-    true source state gives the true target state. Pairs that the truth leaves out are not counted.
+    ``label/accepted_fraction`` always; with the truth also ``label/accuracy`` over all labels and
+    ``label/accuracy_accepted`` over the accepted ones. A label is correct when carrying it out on
+    the true source state gives the true target state. Pairs that the truth leaves out do not count.
 
     Args:
         labels: LABEL_SCHEMA.
@@ -25,16 +73,16 @@ def label_accuracy(
         truth: TRUTH_SCHEMA, or None for real video.
         domain: knows what an action leads to.
     """
-    kept = is_accepted(labels, decisions)
-    columns = {"label/kept_fraction": kept.astype(np.float64)}
+    accepted = is_accepted(labels, decisions)
+    columns = {"label/accepted_fraction": accepted.astype(np.float64)}
     if truth is not None:
-        right = right_labels(labels, truth, domain)
-        columns["label/accuracy"] = known(right)
-        columns["label/accuracy_kept"] = known(np.array(right, dtype=object)[kept])
+        correct = correct_labels(labels, truth, domain)
+        columns["label/accuracy"] = known(correct)
+        columns["label/accuracy_accepted"] = known(np.array(correct, dtype=object)[accepted])
     return {name: estimate_of(name, values) for name, values in columns.items() if len(values)}
 
 
-def right_labels(labels: pa.Table, truth: pa.Table, domain: Domain) -> list[bool | None]:
+def correct_labels(labels: pa.Table, truth: pa.Table, domain: Domain) -> list[bool | None]:
     """Per label (LABEL_SCHEMA), whether its action has the true effect; None without truth."""
     names = ("pair_id", "source_state", "target_state")
     states = {

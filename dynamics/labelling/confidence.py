@@ -13,6 +13,7 @@ import numpy as np
 
 from dynamics.core.config import ScoreName
 from dynamics.core.domain import normalised_text
+from dynamics.core.records import ScoreScale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +34,13 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score and the evidence that it needs beyond the token log-probs, which costs model time."""
+    """How sure a label is, as one number."""
 
     measure: Callable[[Evidence], float]
     needs: Literal["samples", "fdp_loglik"] | None = None
+    """Evidence beyond the token log-probs, which costs model time."""
+    scale: ScoreScale | None = None
+    """How to read it as a probability of being correct; None = it only ranks."""
 
     def __call__(self, evidence: Evidence) -> float:
         """The score; NaN without tokens, since an empty caption must not win."""
@@ -88,10 +92,10 @@ def noisy_channel(evidence: Evidence) -> float:
 
 
 SCORES: dict[ScoreName, Score] = {
-    "mean_logprob": Score(mean_logprob),
-    "sum_logprob": Score(sum_logprob),
-    "min_logprob": Score(min_logprob),
-    "agreement": Score(agreement, needs="samples"),
+    "mean_logprob": Score(mean_logprob, scale="log_probability"),
+    "sum_logprob": Score(sum_logprob, scale="log_probability"),
+    "min_logprob": Score(min_logprob, scale="log_probability"),
+    "agreement": Score(agreement, needs="samples", scale="probability"),
     "fdp_likelihood": Score(fdp_likelihood, needs="fdp_loglik"),
     "noisy_channel": Score(noisy_channel, needs="fdp_loglik"),
 }

@@ -49,13 +49,13 @@ def decide(labels: pa.Table, cfg: FilterConfig) -> pa.Table:
     scores = score_column(labels, cfg.score).astype(np.float32)
     finite = np.isfinite(scores)
     eligible = ~empty & finite
-    kept = cfg.rule.accepted(labels, scores, eligible)
+    accepted = cfg.rule.accepted(labels, scores, eligible)
     reasons = np.select(
-        [empty, ~finite, kept],
+        [empty, ~finite, accepted],
         ["empty_action", "non_finite_score", "accepted"],
         default=cfg.rule.reason,
     )
-    columns = [labels["label_id"], labels["pair_id"], pa.array(kept), pa.array(scores)]
+    columns = [labels["label_id"], labels["pair_id"], pa.array(accepted), pa.array(scores)]
     return pa.table(
         [*columns, pa.array(reasons.tolist(), pa.string())], names=DECISION_SCHEMA.names
     ).cast(DECISION_SCHEMA)
@@ -147,7 +147,7 @@ def _round_robin(best_first: list[int], classes: list[str]) -> list[int]:
     return [best_first[place] for place in np.argsort(passes, kind="stable")]
 
 
-def _best(order: list[int], num_kept: int, num_rows: int) -> Mask:
-    kept = np.zeros(num_rows, dtype=bool)
-    kept[order[:num_kept]] = True
-    return kept
+def _best(order: list[int], num_accepted: int, num_rows: int) -> Mask:
+    accepted = np.zeros(num_rows, dtype=bool)
+    accepted[order[:num_accepted]] = True
+    return accepted

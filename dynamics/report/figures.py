@@ -43,16 +43,16 @@ def rounds_chart(reports: Sequence[RoundReport]) -> Markup:
 
 
 def labels_chart(reports: Sequence[RoundReport]) -> Markup | None:
-    """Share of right labels over the rounds; None where no truth says which are right."""
+    """Share of correct labels over the rounds; None where no truth says which are correct."""
     lines = [
-        ("kept labels", "label/accuracy_kept", "s1"),
+        ("accepted labels", "label/accuracy_accepted", "s1"),
         ("all labels", "label/accuracy", "s2"),
     ]
     series = [_over_rounds(reports, *line) for line in lines]
     bounds = [bound for one in series for point in one.points for bound in (point.low, point.high)]
     if not bounds:
         return None
-    return _rounds_chart("Share of right labels by round", series, percent_axis(bounds))
+    return _rounds_chart("Share of correct labels by round", series, percent_axis(bounds))
 
 
 def best_of_chart(round_id: int, metrics: dict[str, Estimate]) -> Markup:
@@ -110,9 +110,9 @@ def loss_chart(task: str, curves: Mapping[int, Sequence[dict[str, float]]]) -> M
 
 
 def reliability_chart(view: CalibrationView) -> Markup:
-    """Share of right labels against confidence; the dashed diagonal is perfect calibration."""
+    """Share of correct labels against confidence; the dashed diagonal is perfect calibration."""
     points = [
-        _point(one.confidence, one.right, f"confidence {one.confidence:.2f}") for one in view.bins
+        _point(one.confidence, one.correct, f"confidence {one.confidence:.2f}") for one in view.bins
     ]
     axis = percent_axis([*(p.x for p in points), *(p.low for p in points), 1.0])
     diagonal = [Point(x=x, y=x, low=0, high=0, note="") for x in (axis.low, axis.high)]
@@ -120,12 +120,12 @@ def reliability_chart(view: CalibrationView) -> Markup:
         Series(name="calibrated", points=diagonal, style="s4 dashed", dots=False),
         Series(name=f"labels, round {view.round_id}", points=points, style="s1"),
     ]
-    title = f"Share of right labels by confidence in round {view.round_id}"
+    title = f"Share of correct labels by confidence in round {view.round_id}"
     return line_chart(title, series, axis, axis, x_title="confidence", width=520)
 
 
 def risk_coverage_chart(view: CalibrationView) -> Markup:
-    """Share of wrong labels among the kept ones, had each score decided how many are kept."""
+    """Share of wrong labels among the accepted ones, had each score set their number."""
     series = [
         Series(
             name=score.name,
@@ -137,12 +137,12 @@ def risk_coverage_chart(view: CalibrationView) -> Markup:
         for number, score in reversed(list(enumerate(view.scores, start=1)))
     ]
     y_axis = percent_axis([0.0, *(point.y for one in series for point in one.points)])
-    if np.isfinite(view.kept_risk):
-        note = f"kept {view.kept:.0%}: {view.kept_risk:.1%} wrong"
-        point = Point(x=view.kept, y=view.kept_risk, low=0, high=0, note=note)
+    if np.isfinite(view.accepted_risk):
+        note = f"accepted {view.accepted:.0%}: {view.accepted_risk:.1%} wrong"
+        point = Point(x=view.accepted, y=view.accepted_risk, low=0, high=0, note=note)
         series.append(Series(name="", points=[point], style="here"))
-    title = f"Error rate of the kept labels by kept share in round {view.round_id}"
-    return line_chart(title, series, PERCENT, y_axis, x_title="kept share", width=520)
+    title = f"Error rate of the accepted labels by accepted share in round {view.round_id}"
+    return line_chart(title, series, PERCENT, y_axis, x_title="accepted share", width=520)
 
 
 def time_chart(seconds: Mapping[int, Mapping[str, float]]) -> Markup:

@@ -1,4 +1,4 @@
-"""Labels that the filter took and refused, and what their confidence says about their worth."""
+"""Labels that the filter accepted and rejected, and what their confidence is worth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +20,16 @@ from dynamics.evaluation.calibration import (
     risk_coverage,
 )
 from dynamics.evaluation.intervals import Floats
-from dynamics.evaluation.label_quality import right_labels
+from dynamics.evaluation.label_quality import (
+    CONFIDENCE,
+    confidence,
+    correct_labels,
+    scored_labels,
+)
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.report.pictures import Picture, picture
 from dynamics.storage.ledger import is_accepted
-from dynamics.storage.tables import codes_matrix, score_column, score_names
+from dynamics.storage.tables import codes_matrix, score_column
 
 Rows = NDArray[np.intp]
 
@@ -60,12 +65,12 @@ class LabelExample:
     reason: str
     true_action: str | None
     """None where the truth is unknown."""
-    right: bool | None
+    correct: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelExamples:
-    """Labels of one round, taken or refused."""
+    """Labels of one round, accepted or rejected."""
 
     total: int
     """How many there are; the examples are spread over them."""
@@ -76,13 +81,13 @@ class LabelExamples:
 class LabelsView:
     """What the page shows of a round's labels."""
 
-    taken: LabelExamples
-    refused: LabelExamples
+    accepted: LabelExamples
+    rejected: LabelExamples
 
     @property
     def has_truth(self) -> bool:
         """Whether the truth of any example is known."""
-        shown = (*self.taken.examples, *self.refused.examples)
+        shown = (*self.accepted.examples, *self.rejected.examples)
         return any(one.true_action is not None for one in shown)
 
 
@@ -93,10 +98,10 @@ class ScoreView:
     name: str
     coverage: Floats
     risk: Floats
-    """Error rate of the labels kept at each coverage; see `risk_coverage`."""
+    """Error rate of the labels accepted at each coverage; see `risk_coverage`."""
     area: float
     auroc: float | None
-    """None when all labels are right, or all wrong."""
+    """None when all labels are correct, or all wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,59 +116,55 @@ class CalibrationView:
     bins: Sequence[ReliabilityBin]
     scores: Sequence[ScoreView]
     """Those that were measured, the best ranking first."""
-    kept: float
-    """Share that the filter took."""
-    kept_risk: float
-    """Share of these that is wrong; NaN when it took none."""
+    accepted: float
+    """Share that the filter accepted."""
+    accepted_risk: float
+    """Share of these that is wrong; NaN when it accepted none."""
 
 
 def label_examples(
     tables: LabelTables, images: ImageTokenizer, num_examples: int = 6
 ) -> LabelsView:
-    """At most ``num_examples`` taken and as many refused labels, spread evenly over their ranks."""
-    accepted = is_accepted(tables.labels, tables.decisions)
+    """At most ``num_examples`` accepted and as many rejected labels, spread over their ranks."""
+    verdict = is_accepted(tables.labels, tables.decisions)
     score = tables.decisions["score"].to_numpy()
-    taken, refused = (_by_score(score, np.flatnonzero(rows)) for rows in (accepted, ~accepted))
+    accepted, rejected = (_by_score(score, np.flatnonzero(rows)) for rows in (verdict, ~verdict))
     return LabelsView(
-        taken=_examples(tables, taken, images, num_examples),
-        refused=_examples(tables, refused, images, num_examples),
+        accepted=_examples(tables, accepted, images, num_examples),
+        rejected=_examples(tables, rejected, images, num_examples),
     )
 
 
 def calibration(tables: LabelTables, round_id: int) -> CalibrationView | None:
     """Calibration and ranking of a round's labels; None when none has both score and truth."""
-    labels = tables.labels
     if tables.truth is None:
         return None
-    verdicts = right_labels(labels, tables.truth, tables.domain)
-    right = np.array(verdicts, dtype=np.float64)  # None becomes NaN
-    scores = {name: score_column(labels, name) for name in sorted(score_names(labels))}
-    usable = np.logical_and.reduce([np.isfinite(values) for values in (right, *scores.values())])
-    if not usable.any():
+    scored = scored_labels(tables.labels, tables.truth, tables.domain)
+    correct = scored.correct
+    if not len(correct):
         return None
-    right = right[usable]
-    confidence = np.exp(np.minimum(scores["mean_logprob"][usable], 0))
-    kept = is_accepted(labels, tables.decisions)[usable]
-    views = [_score_view(name, values[usable], right) for name, values in scores.items()]
+    sure = confidence(scored.scores[CONFIDENCE])
+    accepted = is_accepted(tables.labels, tables.decisions)[scored.rows]
+    views = [_score_view(name, score, correct) for name, score in scored.scores.items()]
     return CalibrationView(
         round_id=round_id,
-        num_labels=len(right),
-        error=expected_calibration_error(confidence, right),
-        bins=reliability_curve(confidence, right),
+        num_labels=len(correct),
+        error=expected_calibration_error(sure, correct),
+        bins=reliability_curve(sure, correct),
         scores=sorted(views, key=lambda view: view.area),
-        kept=float(kept.mean()),
-        kept_risk=float(1 - right[kept].mean()) if kept.any() else float("nan"),
+        accepted=float(accepted.mean()),
+        accepted_risk=float(1 - correct[accepted].mean()) if accepted.any() else float("nan"),
     )
 
 
-def _score_view(name: str, score: Floats, right: Floats) -> ScoreView:
-    coverage, risk = risk_coverage(score, right)
+def _score_view(name: str, score: Floats, correct: Floats) -> ScoreView:
+    coverage, risk = risk_coverage(score, correct)
     return ScoreView(
         name=name,
         coverage=coverage,
         risk=risk,
-        area=area_under_risk_coverage(score, right),
-        auroc=auroc(score, right) if 0 < right.mean() < 1 else None,
+        area=area_under_risk_coverage(score, correct),
+        auroc=auroc(score, correct) if 0 < correct.mean() < 1 else None,
     )
 
 
@@ -185,17 +186,17 @@ def _examples(
         column: images.decode(codes_matrix(tables.pool.take(where), column))
         for column in ("source_codes", "target_codes")
     }
-    true_actions, right = _truth_of(labels, tables)
+    true_actions, correct = _truth_of(labels, tables)
     columns: dict[str, list[Any]] = {
         "rank": (places + 1).tolist(),
         "before": [picture(frame) for frame in frames["source_codes"]],
         "after": [picture(frame) for frame in frames["target_codes"]],
         "action": labels["action"].to_pylist(),
         "score": decisions["score"].to_pylist(),
-        "confidence": np.exp(score_column(labels, "mean_logprob")).tolist(),
+        "confidence": confidence(score_column(labels, CONFIDENCE)).tolist(),
         "reason": decisions["reason"].to_pylist(),
         "true_action": true_actions,
-        "right": right,
+        "correct": correct,
     }
     rows = zip(*columns.values(), strict=True)
     return LabelExamples(
@@ -209,4 +210,4 @@ def _truth_of(labels: pa.Table, tables: LabelTables) -> tuple[list[str | None], 
     if (truth := tables.truth) is None:
         return [None] * labels.num_rows, [None] * labels.num_rows
     where = pc.index_in(labels["pair_id"], value_set=truth["pair_id"].combine_chunks())
-    return truth["action"].take(where).to_pylist(), right_labels(labels, truth, tables.domain)
+    return truth["action"].take(where).to_pylist(), correct_labels(labels, truth, tables.domain)

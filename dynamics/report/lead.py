@@ -35,13 +35,13 @@ def _labels(last: RoundReport) -> str:
         return ""
     written = (
         f"In round {last.round_id} the IDM labelled {last.num_labelled:,} pairs of the pool "
-        f"and the filter kept {last.num_accepted:,}"
+        f"and the filter accepted {last.num_accepted:,}"
     )
-    found, kept = (last.metrics.get(f"label/accuracy{part}") for part in ("", "_kept"))
+    found, accepted = (last.metrics.get(f"label/accuracy{part}") for part in ("", "_accepted"))
     if found is None:
-        return f"{written}; how many of these labels are right is not known."
-    of_kept = "" if kept is None else f", of the kept ones {_rate(kept)}"
-    return f"{written}: of all labels {_rate(found)} are right{of_kept}."
+        return f"{written}; how many of these labels are correct is not known."
+    of_accepted = "" if accepted is None else f", of the accepted ones {_rate(accepted)}"
+    return f"{written}: of all labels {_rate(found)} are correct{of_accepted}."
 
 
 def _best_of(last: RoundReport) -> str:

@@ -14,7 +14,7 @@ MISSING = "-"
 
 
 def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) -> Table:
-    """Labelled, kept, accuracies, success and time per round; fits 80 columns.
+    """Labels, accepted ones, accuracies, success and time per round; fits 80 columns.
 
     Rates are percent, with the 95 % bootstrap interval over pairs below. Below the number of a
     round stands whether a guard blocks it, or was overridden.
@@ -27,7 +27,7 @@ def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) ->
     best_of = f"best_of_{sizes[-1]}" if sizes else "best_of"
     rates = {
         "label acc.": "label/accuracy",
-        "of kept": "label/accuracy_kept",
+        "of accepted": "label/accuracy_accepted",
         "FDP success": "eval/fdp_success",
         "copy rate": "eval/copy_rate",
         "IDM acc.": "eval/idm_accuracy",
@@ -40,7 +40,7 @@ def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) ->
         show_edge=False,
         caption="percent; below: 95 % interval over pairs",
     )
-    for heading in ("round", "labelled", "kept", *rates, "seconds"):
+    for heading in ("round", "labels", "accepted", *rates, "time s"):
         # Narrow headings wrap, so that ten columns fit an ordinary terminal.
         table.add_column(heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
     for report in reports:

@@ -1,4 +1,4 @@
-"""Claim (b), the labels: how right they are, how well a score tells, and what a filter buys."""
+"""Claim (b), the labels: how correct they are, how well a score tells, and what a filter buys."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +16,16 @@ from dynamics.evaluation.calibration import (
     reliability_curve,
     risk_coverage,
 )
-from dynamics.evaluation.label_quality import right_labels
+from dynamics.evaluation.intervals import Floats, known
+from dynamics.evaluation.label_quality import (
+    ScoredLabels,
+    confidence,
+    correct_labels,
+    scored_labels,
+)
 from dynamics.labelling.confidence import SCORES
 from dynamics.storage.ledger import Ledger, is_accepted
-from dynamics.storage.tables import read_table, score_column
+from dynamics.storage.tables import read_table
 from dynamics.studies.experiments import FILTER_ARMS, KEPT_FRACTION
 from dynamics.studies.fits import decisions_of
 from dynamics.studies.outcomes import Arms
@@ -33,26 +39,20 @@ class _Greedy:
 
     labels: pa.Table
     """LABEL_SCHEMA."""
-    right: NDArray[np.float64]
+    scored: ScoredLabels
     domain: Domain
 
-    def scored(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Score and rightness of the labels that have the score."""
-        score = score_column(self.labels, name)
-        ended = np.isfinite(score)
-        return score[ended], self.right[ended]
-
-    def right_of_kept(self, arm: str) -> NDArray[np.float64]:
-        """Rightness of what a filter keeps."""
+    def accepted(self, arm: str) -> Floats:
+        """Correctness of what a filter accepts, where the truth is known."""
         by_id = pc.sort_indices(self.labels["label_id"]).to_numpy()  # the order of decisions
         decisions = decisions_of(arm, self.labels, self.domain)
         accepted = is_accepted(self.labels.take(by_id), decisions)
-        right: NDArray[np.float64] = self.right[by_id][accepted]
-        return right
+        correct: Floats = self.scored.verdicts[by_id][accepted]
+        return correct[np.isfinite(correct)]
 
 
-Scored = dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]
-"""By score: one (score, right) a seed."""
+Scored = dict[str, list[tuple[Floats, Floats]]]
+"""By score: one (score or confidence, correct) a seed."""
 
 COVERAGES = tuple(range(10, 101, 10))
 """Percent of the labels, the most trusted first."""
@@ -61,9 +61,7 @@ COVERAGES = tuple(range(10, 101, 10))
 def tables(arms: Arms) -> dict[str, Table]:
     """What the loop's labels were worth, and the scores and filters held against each other."""
     greedy = _greedy(arms) if arms.has("scores") else []
-    scored: Scored = {}
-    if greedy:
-        scored = {name: [one.scored(name) for one in greedy] for name in SCORES}
+    scored = _scored(greedy)
     return {
         "labels": _labels(arms),
         "filters": _filters(arms, greedy, scored),
@@ -75,7 +73,7 @@ def tables(arms: Arms) -> dict[str, Table]:
 def _greedy(arms: Arms) -> list[_Greedy]:
     tables = [read_table(study.scored_labels, LABEL_SCHEMA) for study in arms.studies]
     return [
-        _Greedy(table, _right(study, table), study.domain)
+        _Greedy(table, scored_labels(table, _truth(study), study.domain), study.domain)
         for study, table in zip(arms.studies, tables, strict=True)
     ]
 
@@ -83,31 +81,30 @@ def _greedy(arms: Arms) -> list[_Greedy]:
 def _labels(arms: Arms) -> Table:
     rows: list[Row] = []
     for round_id in range(1, arms.rounds + 1) if arms.has("loop") else ():
-        known, kept = [], []
+        everything, accepted = [], []
         for study in arms.studies:
             ledger = Ledger(study.run.ledger)
             labels = ledger.labels(round_id)
-            right = _right(study, labels)
-            known.append(right)
-            kept.append(right[is_accepted(labels, ledger.decisions(round_id))])
+            verdicts = correct_labels(labels, _truth(study), study.domain)
+            rows_B = is_accepted(labels, ledger.decisions(round_id))
+            everything.append(known(verdicts))
+            accepted.append(known(np.array(verdicts, dtype=object)[rows_B]))
         name = f"round {round_id}"
-        cells = {"right, all": mean(known, f"labels {name}")}
-        if all(map(len, kept)):
-            cells["right, kept"] = mean(kept, f"kept labels {name}")
+        cells = {"correct, all": mean(everything, f"labels {name}")}
+        if all(map(len, accepted)):
+            # The name seeds the interval that is published.
+            cells["correct, accepted"] = mean(accepted, f"kept labels {name}")
         rows.append(Row(name=name, cells=cells))
     return Table(
         title="(b) The labels of every round",
-        note="Right: carried out in the simulator the sentence leads to the next state.",
-        columns=("right, all", "right, kept"),
+        note="Correct: carried out in the simulator the sentence leads to the next state.",
+        columns=("correct, all", "correct, accepted"),
         rows=tuple(rows),
     )
 
 
-def _right(study: Study, labels: pa.Table) -> NDArray[np.float64]:
-    """1 where a label is right; labels of pairs without a truth are wrong: they have no action."""
-    truth = read_table(study.run.truth, TRUTH_SCHEMA)
-    verdicts = right_labels(labels, truth, study.domain)
-    return np.array([verdict is True for verdict in verdicts], dtype=np.float64)
+def _truth(study: Study) -> pa.Table:
+    return read_table(study.run.truth, TRUTH_SCHEMA)
 
 
 def _filters(arms: Arms, greedy: Sequence[_Greedy], scored: Scored) -> Table:
@@ -126,39 +123,39 @@ def _filters(arms: Arms, greedy: Sequence[_Greedy], scored: Scored) -> Table:
         note="The IDM's greedy labels of the pool, scored and cut offline; then one FDP each, "
         f"from round 0's, the same steps. A score keeps its best {KEPT_FRACTION:.0%}. ECE: how "
         "far exp(mean log-prob), exp(sum log-prob), exp(min log-prob) or the share of agreeing "
-        "samples is from the share that is right.",
-        columns=("FDP, greedy", "more than all labels", "labels right", "AUROC", "ECE"),
+        "samples is from the share that is correct.",
+        columns=("FDP, greedy", "more than all labels", "labels correct", "AUROC", "ECE"),
         rows=tuple(rows),
     )
 
 
 def _precision(arm: str, greedy: Sequence[_Greedy]) -> dict[str, Number]:
-    """How many of the labels that an arm keeps are right."""
+    """How many of the labels that an arm accepts are correct."""
     if arm in ("nothing", "true_labels"):
         return {}
-    kept = [one.right_of_kept(arm) for one in greedy]
-    return {"labels right": mean(kept, f"precision {arm}")} if all(map(len, kept)) else {}
+    accepted = [one.accepted(arm) for one in greedy]
+    if not all(map(len, accepted)):
+        return {}
+    return {"labels correct": mean(accepted, f"precision {arm}")}
 
 
 def _trust(arm: str, scored: Scored) -> dict[str, Number]:
     """How a score ranks and how it is calibrated."""
     of_seeds = scored.get(arm, [])
     cells = {}
-    if of_seeds and all({*right.tolist()} == {0.0, 1.0} for _, right in of_seeds):
-        cells["AUROC"] = _by_seed([auroc(score, right) for score, right in of_seeds])
-    if of_seeds and arm in CONFIDENCES and all(len(right) for _, right in of_seeds):
-        confident = [(_confidence(arm, score), right) for score, right in of_seeds]
-        errors = [expected_calibration_error(score, right).value for score, right in confident]
-        cells["ECE"] = _by_seed(errors)
+    if of_seeds and all(0 < correct.mean() < 1 for _, correct in of_seeds):
+        cells["AUROC"] = _by_seed([auroc(score, correct) for score, correct in of_seeds])
+    if of_confidence := _confidences(scored).get(arm):
+        errors = [expected_calibration_error(sure, correct) for sure, correct in of_confidence]
+        cells["ECE"] = _by_seed([error.value for error in errors])
     return cells
 
 
 def _risk_coverage(scored: Scored) -> Table:
     rows = []
     curves = {
-        name: [risk_coverage(score, right) for score, right in of_seeds]
+        name: [risk_coverage(score, correct) for score, correct in of_seeds]
         for name, of_seeds in scored.items()
-        if all(len(right) for _, right in of_seeds)
     }
     for percent in COVERAGES if curves else ():
         cells = {
@@ -167,7 +164,7 @@ def _risk_coverage(scored: Scored) -> Table:
         }
         rows.append(Row(name=f"best {percent} %", cells=cells))
     return Table(
-        title="(b) How right the most trusted labels are",
+        title="(b) How correct the most trusted labels are",
         note="Round 1's greedy labels, the most trusted first by each score (1 - risk at a "
         "coverage). In brackets: the lowest and the highest seed.",
         columns=tuple(SCORES),
@@ -182,33 +179,43 @@ def _last(coverage: NDArray[np.float64], percent: int) -> int:
 
 def _reliability(scored: Scored) -> Table:
     rows = []
-    for name, of_seeds in scored.items():
-        if name not in CONFIDENCES or not all(len(right) for _, right in of_seeds):
-            continue
-        curves = [reliability_curve(_confidence(name, score), right) for score, right in of_seeds]
+    for name, of_seeds in _confidences(scored).items():
+        curves = [reliability_curve(sure, correct) for sure, correct in of_seeds]
         # Ties can leave a seed with fewer bins.
         for number, bins in enumerate(zip(*curves, strict=False), start=1):
             cells = {
                 "confidence": _by_seed([one.confidence for one in bins]),
-                "right": _by_seed([one.right.value for one in bins]),
+                "correct": _by_seed([one.correct.value for one in bins]),
             }
             rows.append(Row(name=f"{name}, bin {number}", cells=cells))
     return Table(
-        title="(b) Reliability: how sure, and how often right",
+        title="(b) Reliability: how sure, and how often correct",
         note="Round 1's greedy labels in ten bins of equal size.",
-        columns=("confidence", "right"),
+        columns=("confidence", "correct"),
         rows=tuple(rows),
         printed=False,
     )
 
 
-CONFIDENCES = ("mean_logprob", "sum_logprob", "min_logprob", "agreement")
-"""Scores that can be read as a probability of being right."""
+def _scored(greedy: Sequence[_Greedy]) -> Scored:
+    """The scores that every seed's labels have; none when a seed has no scored label."""
+    seeds = [one.scored for one in greedy]
+    if not seeds or not all(len(one.correct) for one in seeds):
+        return {}
+    return {
+        name: [(one.scores[name], one.correct) for one in seeds]
+        for name in SCORES
+        if all(name in one.scores for one in seeds)
+    }
 
 
-def _confidence(arm: str, score: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A score as a probability of being right."""
-    return np.clip(score if arm == "agreement" else np.exp(score), 0, 1)
+def _confidences(scored: Scored) -> Scored:
+    """Those of the scores that can be read as a probability of being correct, so read."""
+    return {
+        name: [(confidence(score, scale), correct) for score, correct in of_seeds]
+        for name, of_seeds in scored.items()
+        if (scale := SCORES[name].scale)
+    }
 
 
 def _by_seed(values: Sequence[float]) -> Number:

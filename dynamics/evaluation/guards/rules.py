@@ -20,6 +20,7 @@ from dynamics.core.records import GuardResult
 from dynamics.core.seeds import numpy_rng
 from dynamics.evaluation.calibration import expected_calibration_error
 from dynamics.evaluation.guards.leakage import Leakage
+from dynamics.evaluation.label_quality import confidence
 from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import codes_matrix
 
@@ -113,7 +114,7 @@ def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResul
 
 
 def type_skew(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
-    """Total variation distance between the kept labels' mix of action types and all labels'."""
+    """Total variation distance between the accepted labels' mix of action types and all labels'."""
     if evidence.labels is None or evidence.decisions is None:
         return None
     if evidence.labels.num_rows < MIN_LABELS:
@@ -132,8 +133,8 @@ def type_skew(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | Non
         value,
         limits.max_type_skew,
         value <= limits.max_type_skew,
-        f"distance of the kept labels' action types from all labels'; most for {most!r}, "
-        f"{100 * before[most]:.1f} % of all and {100 * after.get(most, 0.0):.1f} % of the kept",
+        f"distance of the accepted labels' action types from all labels'; most for {most!r}, "
+        f"{100 * before[most]:.1f} % of all and {100 * after.get(most, 0.0):.1f} % of the accepted",
         "another score or rule (filter.score, filter.rule)",
     )
 
@@ -141,7 +142,7 @@ def type_skew(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | Non
 def calibration_drift(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
     """Growth since round 0 of the calibration error of the IDM's confidence, held-out pairs.
 
-    The confidence in a sentence is the geometric mean of its tokens' probabilities.
+    The confidence in a sentence is the likelihood per token (`label_quality.CONFIDENCE`).
     """
     if evidence.first_items is None:
         return None
@@ -224,9 +225,10 @@ def _mix(values: Sequence[str]) -> dict[str, float]:
 
 
 def _calibration_error(items: pa.Table) -> float:
-    confidence_B = np.exp(items["idm_mean_logprob"].to_numpy().astype(np.float64))
-    exact, correct = (items[name].to_pylist() for name in ("idm_exact", "idm_correct"))
+    score_B = items["idm_mean_logprob"].to_numpy().astype(np.float64)
+    exact, by_state = (items[name].to_pylist() for name in ("idm_exact", "idm_correct"))
     # Without a known state the same action is the best that can be asked for.
-    right = [a if b is None else b for a, b in zip(exact, correct, strict=True)]
-    num_bins = max(1, min(10, len(right) // _PAIRS_A_BIN))
-    return expected_calibration_error(confidence_B, right, num_bins).value
+    correct = [a if b is None else b for a, b in zip(exact, by_state, strict=True)]
+    num_bins = max(1, min(10, len(correct) // _PAIRS_A_BIN))
+    confidence_B = confidence(score_B)
+    return expected_calibration_error(confidence_B, correct, num_bins).value

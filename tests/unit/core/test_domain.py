@@ -14,7 +14,7 @@ from dynamics.core.records import TRANSITION_SCHEMA, TRUTH_SCHEMA
 from dynamics.evaluation.guards.leakage import Leakage
 from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence
 from dynamics.evaluation.heldout import evaluate_items
-from dynamics.evaluation.label_quality import right_labels
+from dynamics.evaluation.label_quality import correct_labels
 from dynamics.inference.fdp import Candidates
 from dynamics.inference.idm import Caption
 from dynamics.labelling.labeller import Labeller
@@ -135,7 +135,7 @@ def test_a_third_domain_says_what_labels_mean(cfg: LoopConfig) -> None:
     labels = label(cfg)
     agreed = [score >= 1 for score in score_column(labels, "agreement")]
     assert agreed == [True, True, True, False] * (NUM_PAIRS // 4)  # "sing" means nothing
-    right = right_labels(labels, pairs()[1], load_domain(cfg))
+    right = correct_labels(labels, pairs()[1], load_domain(cfg))
     assert right == [True, True, True, False] * (NUM_PAIRS // 4)
 
 

@@ -39,23 +39,23 @@ def _calibrated(num_labels: int, shift: float = 0.0) -> tuple[np.ndarray, np.nda
 
 def test_bins_hold_equally_many_labels_and_ascend():
     bins = reliability_curve(*_calibrated(1000))
-    assert [one.right.num_items for one in bins] == [100] * 10
+    assert [one.correct.num_items for one in bins] == [100] * 10
     assert [one.confidence for one in bins] == sorted(one.confidence for one in bins)
 
 
 def test_intervals_of_a_calibrated_model_hold_its_confidence():
     bins = reliability_curve(*_calibrated(20_000))
-    assert sum(one.right.low <= one.confidence <= one.right.high for one in bins) >= 8
+    assert sum(one.correct.low <= one.confidence <= one.correct.high for one in bins) >= 8
 
 
 def test_equal_confidences_share_a_bin():
     bins = reliability_curve([0.9] * 50 + [0.2] * 8, [1] * 58)
-    assert [one.right.num_items for one in bins] == [8, 50]
+    assert [one.correct.num_items for one in bins] == [8, 50]
 
 
 def test_fewer_labels_than_bins_are_one_a_bin():
     bins = reliability_curve([0.3, 0.1, 0.2], [1, 0, 1])
-    assert [(one.confidence, one.right.value) for one in bins] == [(0.1, 0), (0.2, 1), (0.3, 1)]
+    assert [(one.confidence, one.correct.value) for one in bins] == [(0.1, 0), (0.2, 1), (0.3, 1)]
 
 
 def test_calibration_error_by_hand():
@@ -102,7 +102,7 @@ def test_a_constant_score_has_the_risk_of_all_labels():
 def test_auroc_is_the_share_of_pairs_in_the_right_order(labels: list[tuple[int, bool]]):
     score, right = _columns(labels)
     if right.all() or not right.any():
-        with pytest.raises(ValueError, match="right and wrong"):
+        with pytest.raises(ValueError, match="correct and wrong"):
             auroc(score, right)
         return
     above, below = score[right][:, None], score[~right][None]
@@ -118,7 +118,7 @@ def test_the_order_of_rows_does_not_matter(labels: list[tuple[int, bool]], rando
     assert expected_calibration_error(*here).value == pytest.approx(
         expected_calibration_error(*there).value
     )
-    sizes = [[one.right.num_items for one in reliability_curve(*both)] for both in (here, there)]
+    sizes = [[one.correct.num_items for one in reliability_curve(*both)] for both in (here, there)]
     assert sizes[0] == sizes[1]
 
 
@@ -127,7 +127,7 @@ def test_the_order_of_rows_does_not_matter(labels: list[tuple[int, bool]], rando
 def test_the_last_risk_is_the_error_rate_and_bins_hold_every_label(labels: list[tuple[int, bool]]):
     score, right = _columns(labels)
     assert risk_coverage(score, right)[1][-1] == pytest.approx(1 - right.mean())
-    assert sum(one.right.num_items for one in reliability_curve(score, right)) == len(labels)
+    assert sum(one.correct.num_items for one in reliability_curve(score, right)) == len(labels)
 
 
 @pytest.mark.parametrize("measure", ALL)

@@ -4,9 +4,11 @@ import pytest
 
 from dynamics.core.config import EvaluateConfig, LoopConfig
 from dynamics.core.domain import load_domain
+from dynamics.core.records import LABEL_SCHEMA
 from dynamics.evaluation.heldout import evaluate_items
-from dynamics.evaluation.label_quality import label_accuracy
+from dynamics.evaluation.label_quality import CONFIDENCE, confidence, label_accuracy, scored_labels
 from dynamics.evaluation.metrics import best_of_sizes, summarise
+from dynamics.labelling.confidence import SCORES
 from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
 
 PAIRS, TRUTH = filmed(200)
@@ -92,8 +94,8 @@ def test_label_accuracy_before_and_after_the_filter():
     labels, decisions = _labels([True, True, False, False], [True, True, True, False])
     metrics = label_accuracy(labels, decisions, TRUTH, load_domain(CFG))
     assert metrics["label/accuracy"].value == 0.5
-    assert metrics["label/accuracy_kept"].value == pytest.approx(2 / 3)
-    assert metrics["label/kept_fraction"].value == 0.75
+    assert metrics["label/accuracy_accepted"].value == pytest.approx(2 / 3)
+    assert metrics["label/accepted_fraction"].value == 0.75
 
 
 def test_pairs_that_the_truth_leaves_out_do_not_count():
@@ -103,8 +105,27 @@ def test_pairs_that_the_truth_leaves_out_do_not_count():
     assert metrics["label/accuracy"].value == 0.0
 
 
-def test_real_video_has_no_label_accuracy_but_a_kept_fraction():
+def test_scores_are_compared_on_labels_with_a_truth_and_every_score():
+    labels, _ = _labels([True, False, True, True], [True] * 4)
+    scores = [{"a": -1.0, "b": 0.5}, {"a": -2.0, "b": 0.1}, {"a": -3.0}, {"a": -4.0, "b": 0.9}]
+    column = pa.array(scores, LABEL_SCHEMA.field("scores").type)
+    found = scored_labels(labels.append_column("scores", column), TRUTH.slice(1), load_domain(CFG))
+    assert found.rows.tolist() == [False, True, False, True]
+    assert found.correct.tolist() == [0, 1]
+    assert {name: len(values) for name, values in found.scores.items()} == {"a": 2, "b": 2}
+    assert np.array_equal(found.verdicts, [np.nan, 0, 1, 1], equal_nan=True)
+
+
+def test_a_confidence_is_a_probability_whatever_the_score():
+    assert SCORES[CONFIDENCE].scale == "log_probability"
+    assert confidence(np.log([0.25, 1.1])).tolist() == pytest.approx([0.25, 1])
+    assert confidence(np.array([0.75, 1.125]), "probability").tolist() == [0.75, 1]
+    assert np.isnan(confidence(np.array([np.nan]))).all()
+
+
+def test_real_video_has_no_label_accuracy_but_an_accepted_fraction():
     labels, decisions = _labels([True, False], [False, False])
-    assert set(label_accuracy(labels, decisions, None, load_domain(CFG))) == {"label/kept_fraction"}
-    kept_nothing = label_accuracy(labels, decisions, TRUTH, load_domain(CFG))
-    assert "label/accuracy_kept" not in kept_nothing
+    found = label_accuracy(labels, decisions, None, load_domain(CFG))
+    assert set(found) == {"label/accepted_fraction"}
+    accepted_nothing = label_accuracy(labels, decisions, TRUTH, load_domain(CFG))
+    assert "label/accuracy_accepted" not in accepted_nothing

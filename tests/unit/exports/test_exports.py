@@ -295,7 +295,7 @@ def test_a_dataset_card_has_a_header_and_the_numbers(
     assert "inverse-dynamics" in loaded["tags"]
     assert f"{len(truth)} pairs of video frames" in text
     assert run.config().digest() in text
-    assert "label/accuracy_kept" in text
+    assert "label/accuracy_accepted" in text
 
 
 def test_a_folder_with_content_is_left_alone(run: RunFolder, tmp_path: Path) -> None:

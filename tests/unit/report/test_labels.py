@@ -11,8 +11,8 @@ from tests.unit.report.stored import POOL, POOL_TRUTH, label_tables, pool_labels
 
 def test_examples_run_from_the_highest_score_to_the_lowest():
     shown = label_examples(label_tables(pool_labels()), CellTokenizer())
-    assert (shown.taken.total, shown.refused.total) == (42, 18)
-    for group in (shown.taken, shown.refused):
+    assert (shown.accepted.total, shown.rejected.total) == (42, 18)
+    for group in (shown.accepted, shown.rejected):
         ranks = [one.rank for one in group.examples]
         assert (len(ranks), ranks[0], ranks[-1]) == (6, 1, group.total)
         scores = [one.score for one in group.examples if np.isfinite(one.score)]
@@ -22,9 +22,9 @@ def test_examples_run_from_the_highest_score_to_the_lowest():
 def test_examples_show_their_own_pair_and_truth():
     shown = label_examples(label_tables(pool_labels()), CellTokenizer())
     actions = POOL["action"].to_pylist()
-    for one in shown.taken.examples:
+    for one in shown.accepted.examples:
         assert one.true_action in actions
-        assert one.right == (one.action == one.true_action)
+        assert one.correct == (one.action == one.true_action)
         assert one.confidence == pytest.approx(np.exp(one.score))
         assert one.before.uri != one.after.uri
 
@@ -32,15 +32,15 @@ def test_examples_show_their_own_pair_and_truth():
 def test_fewer_labels_than_examples_are_shown_once():
     labels = pool_labels().slice(0, 5)
     shown = label_examples(label_tables(labels), CellTokenizer())
-    assert [one.rank for one in shown.taken.examples] == [1, 2]
-    assert [one.rank for one in shown.refused.examples] == [1, 2, 3]
+    assert [one.rank for one in shown.accepted.examples] == [1, 2]
+    assert [one.rank for one in shown.rejected.examples] == [1, 2, 3]
 
 
 def test_a_round_that_took_nothing_has_no_taken_examples():
     labels = pool_labels(num_wrong=0, num_empty=60)
     shown = label_examples(label_tables(labels), CellTokenizer())
-    assert shown.taken.examples == ()
-    assert {one.reason for one in shown.refused.examples} == {"empty_action"}
+    assert shown.accepted.examples == ()
+    assert {one.reason for one in shown.rejected.examples} == {"empty_action"}
 
 
 def test_truth_that_is_not_known_is_none():
@@ -48,7 +48,7 @@ def test_truth_that_is_not_known_is_none():
     assert not shown.has_truth
     partly = label_examples(label_tables(pool_labels(), POOL_TRUTH.slice(0, 30)), CellTokenizer())
     assert partly.has_truth
-    assert None in {one.right for one in partly.taken.examples}
+    assert None in {one.correct for one in partly.accepted.examples}
 
 
 def test_calibration_counts_the_labels_with_a_score_and_a_truth():
@@ -58,8 +58,8 @@ def test_calibration_counts_the_labels_with_a_score_and_a_truth():
     assert [score.name for score in view.scores] == ["mean_logprob", "sum_logprob", "min_logprob"]
     assert [score.auroc for score in view.scores] == [1, 1, 0.5]
     assert view.scores[-1].area == pytest.approx(20 / 57)
-    assert view.kept == pytest.approx(42 / 57)
-    assert view.kept_risk == pytest.approx(5 / 42)
+    assert view.accepted == pytest.approx(42 / 57)
+    assert view.accepted_risk == pytest.approx(5 / 42)
 
 
 def test_calibration_needs_a_truth():
@@ -68,11 +68,11 @@ def test_calibration_needs_a_truth():
     assert calibration(label_tables(pool_labels(num_empty=60)), 1) is None
 
 
-def test_labels_that_are_all_right_have_no_auroc():
+def test_labels_that_are_all_correct_have_no_auroc():
     view = calibration(label_tables(pool_labels(num_wrong=0)), 1)
     assert view is not None
     assert {score.auroc for score in view.scores} == {None}
-    assert view.kept_risk == 0
+    assert view.accepted_risk == 0
 
 
 def test_the_lead_is_three_sentences_of_the_reports_numbers():
@@ -81,7 +81,7 @@ def test_the_lead_is_three_sentences_of_the_reports_numbers():
     metrics = report(1, labels).metrics
     assert success.startswith("After 1 round of training on the IDM's labels")
     assert f" {100 * metrics['eval/fdp_success'].value:.1f}\N{NO-BREAK SPACE}%" in success
-    assert "labelled 60 pairs of the pool and the filter kept 42" in quality
+    assert "labelled 60 pairs of the pool and the filter accepted 42" in quality
     assert f"of all labels {100 * metrics['label/accuracy'].value:.1f}" in quality
     assert "best of 4 samples" in best_of
 
@@ -96,6 +96,6 @@ def test_the_lead_says_only_what_was_measured():
 def test_the_lead_of_real_video_does_not_guess_how_good_the_labels_are():
     unknown = replace(report(1, pool_labels()), metrics={})
     assert lead([unknown]) == [
-        "In round 1 the IDM labelled 60 pairs of the pool and the filter kept 42; how many of "
-        "these labels are right is not known."
+        "In round 1 the IDM labelled 60 pairs of the pool and the filter accepted 42; how many of "
+        "these labels are correct is not known."
     ]

@@ -117,7 +117,7 @@ def test_page_shows_every_part_of_a_run(run: RunFolder):
         "The same held-out scenes in every round",
         "Best of N against greedy decoding",
         "FDP success by action",
-        "Labels that the filter took and refused",
+        "Labels that the filter accepted and rejected",
         "What the labels' confidence is worth",
         "Where the time went",
         "Training loss",
@@ -148,7 +148,7 @@ def test_page_stays_small_enough_to_mail(run: RunFolder):
 
 def test_numbers_on_the_page_are_the_reports(run: RunFolder):
     text = Outline(page_of(run)).text.replace("\N{NO-BREAK SPACE}", " ")
-    for name in ("eval/fdp_success", "label/accuracy_kept", "eval/best_of_4"):
+    for name in ("eval/fdp_success", "label/accuracy_accepted", "eval/best_of_4"):
         rate = report(1, pool_labels()).metrics[name]
         assert f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" in text
 
@@ -197,9 +197,9 @@ def test_a_run_without_best_of_shows_the_greedy_frames(tmp_path: Path):
 
 def test_labels_carry_their_reason_and_the_truth(run: RunFolder):
     rows = Outline(page_of(run)).rows("labels")
-    assert rows[1] == ["Taken: 6 of 42, highest score first"]
+    assert rows[1] == ["Accepted: 6 of 42, highest score first"]
     assert [row[-1] for row in rows[2:8]] == ["accepted"] * 6
-    assert rows[8] == ["Refused: 6 of 18, highest score first"]
+    assert rows[8] == ["Rejected: 6 of 18, highest score first"]
     refused = rows[9:]
     assert [row[-1] for row in refused] == ["outside top fraction"] * 5 + ["empty action"]
     assert [row[5] for row in refused] == ["✗ wrong"] * 6
@@ -363,7 +363,7 @@ def test_table_fits_an_ordinary_terminal_with_nothing_cut():
     big = report(1).to_json() | {"num_labelled": 12_000, "num_accepted": 12_000}
     text = _shown([report(0), RoundReport.from_json(big)], {0: 91.6})
     assert "…" not in text
-    for word in ("round", "labelled", "kept", "copy", "IDM", "FDP", "seconds", "12,000", "92"):
+    for word in ("round", "labels", "accepted", "copy", "IDM", "FDP", "time", "12,000", "92"):
         assert word in text
     assert f"{100 * report(1).metrics['eval/best_of_4'].value:.1f}" in text
 
