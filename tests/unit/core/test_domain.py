@@ -17,6 +17,7 @@ from dynamics.evaluation.heldout import evaluate_items
 from dynamics.evaluation.label_quality import correct_labels
 from dynamics.inference.fdp import Candidates
 from dynamics.inference.idm import Caption
+from dynamics.inference.sampling import SamplingParams
 from dynamics.labelling.labeller import Labeller
 from dynamics.storage.tables import score_column
 from dynamics.tabletop.domain import Tabletop
@@ -66,28 +67,24 @@ class LampIdm:
         return [Caption(said.get(lamp, f"switch {lamp}"), (-0.1,)) for lamp in lamps]
 
     def sample(
-        self, source_BL: np.ndarray, target_BL: np.ndarray, *, num_samples: int, **_: object
+        self, source_BL: np.ndarray, target_BL: np.ndarray, sampling: SamplingParams, **_: object
     ) -> list[list[Caption]]:
         lamps = (source_BL != target_BL).argmax(axis=1).tolist()
-        return [[Caption(f"switch {lamp}", (-0.1,))] * num_samples for lamp in lamps]
+        return [[Caption(f"switch {lamp}", (-0.1,))] * sampling.num_samples for lamp in lamps]
 
     def fits_prompt(self, action: str) -> bool:
         return True
 
 
-class LampModel:
-    images = LampPictures()
-
-
 class LampFdp:
     """Switches the lamp that a sentence names."""
 
-    model = LampModel()
+    images = LampPictures()
 
     def generate(
-        self, source_BL: np.ndarray, actions: list[str], *, num_samples: int, **_: object
+        self, source_BL: np.ndarray, actions: list[str], sampling: SamplingParams, **_: object
     ) -> Candidates:
-        codes = np.repeat(source_BL[:, None], num_samples, axis=1)
+        codes = np.repeat(source_BL[:, None], sampling.num_samples, axis=1)
         for row, action in enumerate(actions):
             codes[row, :, int(action[-1])] ^= 1
         return Candidates(codes=codes, logprobs=np.zeros(codes.shape[:2]))
