@@ -9,12 +9,13 @@ from dynamics.cli.shared import TABLETOP, console, local, named
 from dynamics.core.config import REPOSITORY_ROOT, KeyframeConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
+from dynamics.data.video.sources import VIDEO_SUFFIXES
+
+_SUFFIXES = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
 
 
 def ingest(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder of videos: mp4, avi, webm, mkv.", callback=local)
-    ],
+    folder: Annotated[Path, typer.Argument(help=f"Folder of videos: {_SUFFIXES}.", callback=local)],
     out: Annotated[Path, typer.Option(help="Parquet file to write.", callback=local)] = Path(
         "pairs.parquet"
     ),
