@@ -14,7 +14,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 """Formats whose readers do nothing but read (the one of EPS starts a program). JPEG includes the
 files of phones that hold several pictures (MPO)."""
 KINDS = "PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or PPM"
-MAX_PIXELS = 16_000_000
+MAX_PIXELS = 25_000_000
 """Larger pictures are refused by their header: ten kilobytes can claim gigabytes of pixels."""
 MIN_SIDE_PX = 16
 

@@ -4,7 +4,7 @@ import { Failure } from "./service.js";
 
 const TAKEN = ["image/png", "image/jpeg", "image/webp"];
 const MAX_BYTES = 4 * 2 ** 20;
-const MAX_SIDE = 4000; // 16 million pixels
+const MAX_SIDE = 5000; // 25 million pixels
 const SHRUNK_SIDE = 1024; // the model sees far fewer pixels
 
 /** Base64 of a picture file; one that is too large, or of another kind, is drawn anew as PNG. */

@@ -107,7 +107,7 @@ BAD = {
     "float TIFF": (encoded(Image.new("F", (32, 32)), "TIFF"), "pixel_format"),
     "LAB TIFF": (encoded(Image.new("LAB", (32, 32)), "TIFF"), "pixel_format"),
     "8 pixels wide": (encoded(Image.new("RGB", (8, 64))), "frame_size"),
-    "just too many pixels": (png_of(4001, 4000), "too_large"),
+    "just too many pixels": (png_of(5001, 5000), "too_large"),
     "bomb": (png_of(12_000, 12_000), "too_large"),
     "gigapixels": (png_of(30_000, 30_000), "too_large"),
     **{

@@ -41,7 +41,7 @@ def test_the_worker_reads_pictures_and_survives_hostile_ones():
             damaged[place] ^= 1 << int(rng.integers(8))
         assert isinstance(worker.pictures(good, bytes(damaged), 32), Ends | Rejected)
     assert worker.pictures(good, encoded(Image.new("1", (9000, 9000))), 32) == Rejected(
-        reason="too_large", detail="the picture has 9000x9000 pixels, more than 16,000,000"
+        reason="too_large", detail="the picture has 9000x9000 pixels, more than 25,000,000"
     )
     ends = worker.pictures(good, encoded(Image.fromarray(COLOURS[::-1])), 32)
     assert isinstance(ends, Ends)

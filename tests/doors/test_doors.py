@@ -1,0 +1,127 @@
+"""The doors of CONTRIBUTING: what its recipes register works, is measured, reported and offered."""
+
+import importlib
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.config_file import with_overrides
+from dynamics.core.errors import UserError
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
+from dynamics.evaluation.heldout import items_schema
+from dynamics.exports import export_run
+from dynamics.report.page import write_page
+from dynamics.serving.schemas import PredictRequest
+from dynamics.storage.ledger import Ledger
+from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.tables import read_table, score_names
+from tests.doors.recipes import recipes
+from tests.runs import results, run_local
+
+NAMES = {
+    "A model family, and an image tokenizer": "mirrored",
+    "A pool source": "prefixed",
+    "A labelled set": "tsv",
+    "A confidence score": "brevity",
+    "A filter rule": "above_median",
+    "A verifier": "half_idm",
+    "A guard": "silent_labels",
+    "A domain": "kitchen",
+    "An export": "sentences",
+    "An objective": "focal",
+    "A decoder": "row_by_row",
+}
+"""Door to the name that its recipe registers."""
+
+
+def help_of(command: str) -> str:
+    """What a fresh start of the command says; names are put into its help when it is imported."""
+    for name in [name for name in sys.modules if name.startswith("dynamics.cli")]:
+        del sys.modules[name]
+    app = importlib.import_module("dynamics.cli.main").app
+    return CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+
+
+def test_every_door_of_contributing_is_tried() -> None:
+    assert set(recipes()) == set(NAMES)
+    for title, blocks in recipes().items():
+        assert re.search(rf'^[A-Z]+\["{NAMES[title]}"\] = ', blocks[-1][1], re.MULTILINE), title
+
+
+def test_nothing_new_is_known_before(older_run: RunFolder, small: LoopConfig) -> None:
+    with pytest.raises(UserError, match="'brevity' is unknown"):
+        with_overrides(small, ["filter.score=brevity"])
+
+
+def test_a_new_score_ranks_the_labels_and_is_stored(filmed_run: RunFolder) -> None:
+    ledger = Ledger(filmed_run.ledger)
+    assert "brevity" in score_names(ledger.labels(1))
+    scores = set(ledger.decisions(1)["score"].to_pylist())
+    assert scores <= {-float(tokens) for tokens in range(20)}
+
+
+def test_a_new_rule_decides(filmed_run: RunFolder) -> None:
+    reasons = Ledger(filmed_run.ledger).manifest(1).reasons
+    assert "accepted" in reasons
+    assert set(reasons) <= {"accepted", "below_median", "empty_action"}
+
+
+def test_a_new_verifier_is_measured_reported_and_offered(filmed_run: RunFolder) -> None:
+    metrics = filmed_run.reports(1)[1].metrics
+    assert "eval/half_idm_best_of_2" in metrics
+    assert "half_idm" in write_page(filmed_run).read_text()
+    offered = PredictRequest.model_json_schema()
+    assert "half_idm" in str(offered)
+
+
+def test_a_new_guard_is_judged_and_can_be_accepted(
+    filmed_run: RunFolder, small: LoopConfig
+) -> None:
+    judged = {guard.name: guard.passed for guard in filmed_run.reports(1)[1].guards}
+    assert judged["silent_labels"]
+    assert "silent_labels" in write_page(filmed_run).read_text()
+    assert with_overrides(small, ["guards.accept=[silent_labels]"])
+
+
+def test_a_new_export_is_offered_and_written(filmed_run: RunFolder, tmp_path: Path) -> None:
+    assert "sentences" in help_of("export")
+    said = export_run(filmed_run, "sentences", tmp_path / "out", None, lambda *_: None)
+    accepted = filmed_run.reports(1)[1].num_accepted
+    assert said == f"{accepted} sentences of round 1"
+    assert len((tmp_path / "out" / "sentences.txt").read_text().splitlines()) == accepted
+
+
+def test_a_new_source_and_a_new_set_feed_a_run(real_run: RunFolder) -> None:
+    pool = read_table(real_run.data / "pool.parquet", PAIR_SCHEMA)
+    assert set(pool["clip_class"].to_pylist()) == {"pour", "cut"}
+    labelled = read_table(real_run.data / "seed.parquet", TRANSITION_SCHEMA)
+    assert set(labelled["action"].to_pylist()) == {"pour it", "cut it"}
+    assert "prefixed" in help_of("ingest")
+
+
+def test_a_new_family_and_tokenizer_run_every_stage(real_run: RunFolder) -> None:
+    assert [report.round_id for report in real_run.reports(1)] == [0, 1]
+
+
+def test_a_new_domain_is_measured(real_run: RunFolder) -> None:
+    measured = read_table(real_run.items(1), items_schema((1, 2)))
+    assert set(measured["action_kind"].to_pylist()) <= {"pour", "cut"}
+
+
+def test_an_older_run_goes_on_beside_new_names(
+    older_run: RunFolder, new_names: None, small: LoopConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(older_run.root, folder)
+    before = results(folder)
+    (folder / "rounds" / "round-01" / "report.json").unlink()
+    run_local(small, folder)
+    again = results(folder)
+    assert {name: again[name] for name in before if "report.json" not in name} == {
+        name: content for name, content in before.items() if "report.json" not in name
+    }
