@@ -46,7 +46,7 @@ test: lint type ## everything that must pass before a change lands
 # Half of the time each, on a core each: what runs in one process, and what starts Ray or commands.
 # One thread a process: the models in tests are tiny, and threads would only fight over the cores.
 test-core: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/contracts $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/contracts tests/doors $(ARGS)
 
 test-ray: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster tests/integration $(ARGS)
