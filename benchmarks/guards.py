@@ -35,7 +35,7 @@ from dynamics.evaluation.guards.leakage import count_leakage, leaked_pairs
 from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence, judge
 from dynamics.inference.load import load_idm
 from dynamics.models.image_tokenizer import ImageTokenizer
-from dynamics.pipeline.stages import LocalStages
+from dynamics.pipeline.stages import Stages
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import codes_matrix, read_table
@@ -72,7 +72,7 @@ def read_run(root: Path) -> Run:
     """Read a finished run folder."""
     folder = RunFolder(root.resolve())
     cfg = folder.config()
-    stages = LocalStages(cfg, folder.root)
+    stages = Stages(cfg, folder.root)
     pool = read_table(folder.pool, PAIR_SCHEMA)
     heldout = read_table(folder.heldout, TRANSITION_SCHEMA)
     seed = read_table(folder.labelled, TRANSITION_SCHEMA, ["action"])
@@ -102,7 +102,7 @@ def read_run(root: Path) -> Run:
     )
 
 
-def _items(stages: LocalStages, heldout: pa.Table, round_id: int) -> pa.Table:
+def _items(stages: Stages, heldout: pa.Table, round_id: int) -> pa.Table:
     """The round's evaluation; runs of before its column `idm_mean_logprob` get it here."""
     items = pq.read_table(stages.folder.items(round_id))
     if "idm_mean_logprob" in items.column_names:

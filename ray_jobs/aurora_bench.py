@@ -8,54 +8,29 @@ import json
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-
 from dynamics.core.config import ClusterConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
-from dynamics.evaluation.aurora_bench.benchmark import Benchmark, FanOut, Job, Worker
+from dynamics.evaluation.aurora_bench.benchmark import Job, RunJobs
 from dynamics.evaluation.aurora_bench.run import Request, run
-from dynamics.storage.shards import Shard
+from dynamics.storage.shards import MakeWorker
 from ray_jobs import runtime
 
 
-class BenchActor:
-    """A contestant's models; makes the parts that it is given."""
+def actor_pool(num_workers: int, *, num_gpus: float = 0) -> RunJobs:
+    """Runs jobs on that many actors; 0 takes one per CPU of the cluster."""
 
-    def __init__(self, benchmark: Benchmark) -> None:
-        self._worker = Worker(benchmark)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Jobs in, number of rows written out; durable when it returns."""
-        rows = zip(batch["kind"], batch["start"].tolist(), batch["stop"].tolist(), strict=True)
-        jobs = [Job(kind=kind, shard=Shard(start=start, stop=stop)) for kind, start, stop in rows]
-        return {"num_rows": np.array([self._worker.make(job) for job in jobs])}
-
-
-def actor_pool(num_workers: int, *, num_gpus: float = 0) -> FanOut:
-    """A fan-out over that many actors; 0 takes one per CPU of the cluster."""
-
-    def fan_out(benchmark: Benchmark, jobs: Sequence[Job], progress: Progress) -> None:
+    def run_jobs(
+        make_worker: MakeWorker[Job], jobs: Sequence[Job], what: str, progress: Progress
+    ) -> None:
         import ray
-        from ray.data import ActorPoolStrategy
 
-        from ray_jobs.label import report_rows
+        from ray_jobs.shards import run_shards_on_ray
 
         size = num_workers or int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-        rows = [
-            {"kind": job.kind, "start": job.shard.start, "stop": job.shard.stop} for job in jobs
-        ]
-        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            BenchActor,
-            fn_constructor_args=(benchmark,),
-            batch_size=1,
-            compute=ActorPoolStrategy(size=min(size, len(jobs))),
-            num_cpus=1,
-            num_gpus=num_gpus,
-        )
-        report_rows(made, [job.shard for job in jobs], "answer", progress)
+        run_shards_on_ray(make_worker, jobs, what, progress, num_actors=size, num_gpus=num_gpus)
 
-    return fan_out
+    return run_jobs
 
 
 def main(arguments: Sequence[str]) -> int:

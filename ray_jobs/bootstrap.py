@@ -27,7 +27,7 @@ from dynamics.storage.run_folder import RunFolder, RunFolderInUseError, read_jso
 from ray_jobs import runtime
 
 if TYPE_CHECKING:
-    from dynamics.pipeline.stages import LocalStages
+    from dynamics.pipeline.stages import Stages
 
 _EPILOG = """\
 examples:
@@ -102,9 +102,12 @@ def _run(parsed: argparse.Namespace) -> int:
     moved = partial(check_moved, folder)
     with ProgressView() as view, folder.claimed(cfg, moved):
         view.line(f"run folder {folder.root}")
-        stages: LocalStages | None = None
+        stages: Stages | None = None
         if not _all_done(cfg, folder):
-            stages = _run_loop(cfg, folder, view, with_ray=not parsed.no_ray)
+            if cfg.serve.enabled and not parsed.no_ray:
+                _check_address(cfg)  # now, not after the last round
+            stages = _stages(cfg, folder, view, with_ray=not parsed.no_ray)
+            _run_loop(cfg, folder, stages)
         elif folder.reports(cfg.rounds)[-1].promoted:
             view.line(f"all {cfg.rounds} rounds are done; nothing to do")
         last = folder.reports(cfg.rounds)[-1]
@@ -190,24 +193,33 @@ def _all_done(cfg: LoopConfig, folder: RunFolder) -> bool:
     return last == last.accepting(cfg.guards.accept)
 
 
-def _run_loop(
-    cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray: bool
-) -> "LocalStages":
-    """Every round, up to done.json; returns the stages, which can serve what came out."""
-    from dynamics.loop import run_rounds
-    from dynamics.pipeline.stages import LocalStages
-    from ray_jobs.executor import RayStages
-    from ray_jobs.serving.serve import check_address
+def _stages(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray: bool) -> "Stages":
+    """Everything that a run is composed of: where it runs, and who writes its rounds down."""
+    from dynamics.pipeline.executor import LocalExecutor
+    from dynamics.pipeline.stages import Stages
+    from dynamics.pipeline.tracking import Trackers
+    from dynamics.report.trackers import GridTracker, PageTracker
+    from ray_jobs.executor import RayExecutor
     from ray_jobs.tracking import MlflowTracker
 
-    if with_ray and cfg.serve.enabled and not runtime.joins_cluster():
-        check_address(cfg.serve)  # now, not after the last round
-    make: type[LocalStages] = RayStages if with_ray else LocalStages
-    stages = make(cfg, folder.root, MlflowTracker(cfg, folder, view.line), view)
+    return Stages(
+        cfg,
+        folder.root,
+        executor=RayExecutor(cfg, folder) if with_ray else LocalExecutor(cfg, folder),
+        trackers=Trackers(
+            [GridTracker(folder), PageTracker(folder), MlflowTracker(cfg, folder, view.line)]
+        ),
+        progress=view,
+    )
+
+
+def _run_loop(cfg: LoopConfig, folder: RunFolder, stages: "Stages") -> None:
+    """Every round, up to done.json."""
+    from dynamics.loop import run_rounds
+
     folder.done.unlink(missing_ok=True)  # of fewer rounds, or of a round that was blocked
     reports = run_rounds(cfg, stages)
     write_json(folder.done, {"rounds": reports[-1].round_id})
-    return stages
 
 
 def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
@@ -229,7 +241,7 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
         view.line(f"generator: {command}  (round {promoted[-1]})")
 
 
-def _serve_last(folder: RunFolder, stages: "LocalStages") -> None:
+def _serve_last(folder: RunFolder, stages: "Stages") -> None:
     """Serve the last promoted round, if there is one."""
     promoted = [report for report in folder.reports(stages.cfg.rounds) if report.promoted]
     if promoted and (found := stages.finished(promoted[-1].round_id)):
@@ -238,16 +250,23 @@ def _serve_last(folder: RunFolder, stages: "LocalStages") -> None:
 
 
 def _keep_serving(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
-    from ray_jobs.serving.serve import check_address, serve_run, undeploy, wait_for_interrupt
+    from ray_jobs.serving.serve import serve_run, undeploy, wait_for_interrupt
 
-    if not runtime.ray_is_up() and not runtime.joins_cluster():
-        check_address(cfg.serve)
+    _check_address(cfg)
     view(0, 0, "serve")
     where = serve_run(cfg, folder)
     view.clear()
     view.line(f"serving until Ctrl-C: {where}")
     wait_for_interrupt()
     undeploy(cfg)
+
+
+def _check_address(cfg: LoopConfig) -> None:
+    """Refuse a taken port, where the service will come up on this machine."""
+    from ray_jobs.serving.serve import check_address
+
+    if not runtime.ray_is_up() and not runtime.joins_cluster():
+        check_address(cfg.serve)
 
 
 def _as_yaml(cfg: LoopConfig) -> str:

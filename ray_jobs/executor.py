@@ -1,71 +1,78 @@
-"""RayStages: `LocalStages` with the four stages that a cluster takes part in."""
+"""RayExecutor: `dynamics.pipeline.executor.Executor` on Ray."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 
+from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
-from dynamics.core.records import DataRefs, DatasetRef, ModelRef
-from dynamics.pipeline.stages import LocalStages
-from dynamics.storage.shards import Shard
+from dynamics.core.progress import Progress
+from dynamics.core.records import ModelRef
+from dynamics.pipeline.executor import ShardStage
+from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.shards import MakeWorker, Shard
 from dynamics.training.batches import FitJob
 from dynamics.training.checkpoints import FitResult
 from dynamics.training.loss import Task
 from ray_jobs import runtime
 
 
-class RayStages(LocalStages):
+class RayExecutor:
     """Labels and evaluates on Ray Data, trains on Ray Train, serves on Ray Serve.
 
-    What is done already, where files lie and how results are put together stays in `LocalStages`.
-    Ray starts at the first stage that needs it; filming and ingest do not.
+    Ray starts at the first work that needs it; filming and ingest do not.
     """
 
-    def _label_shards(
-        self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
-    ) -> None:
-        with self._on_ray():
-            from ray_jobs.label import label_on_ray
+    def __init__(self, cfg: LoopConfig, folder: RunFolder) -> None:
+        self.cfg = cfg
+        self.folder = folder
 
-            label_on_ray(
-                self.cfg, pool, shards, models, self.folder.ledger, round_id, self.progress
+    def run_shards(
+        self,
+        stage: ShardStage,
+        round_id: int,
+        make_worker: MakeWorker[Shard],
+        shards: Sequence[Shard],
+        progress: Progress,
+    ) -> None:
+        """Run the shards on a pool of ``label.num_actors`` or ``evaluate.num_actors``."""
+        num_actors = {"label": self.cfg.label.num_actors, "evaluate": self.cfg.evaluate.num_actors}
+        with self._on_ray(progress):
+            from ray_jobs.shards import run_shards_on_ray
+
+            run_shards_on_ray(
+                make_worker,
+                shards,
+                f"{stage}, round {round_id}",
+                progress,
+                num_actors=num_actors[stage],
+                num_gpus=self.cfg.label.num_gpus_per_actor,
             )
 
-    def _fit(self, jobs: dict[Task, FitJob], round_id: int) -> dict[Task, FitResult]:
-        with self._on_ray():
+    def fit(
+        self, jobs: Mapping[Task, FitJob], round_id: int, progress: Progress
+    ) -> dict[Task, FitResult]:
+        """Fit the adapters side by side, each on ``train.num_workers``."""
+        with self._on_ray(progress):
             from ray_jobs.train import fit_on_ray
 
             logs = {task: self.folder.fit_log(round_id, task) for task in jobs}
-            return fit_on_ray(jobs, logs, round_id, self.progress)
+            return fit_on_ray(jobs, logs, round_id, progress)
 
-    def _evaluate_shards(
-        self,
-        data: DataRefs,
-        shards: Sequence[Shard],
-        models: ModelRef,
-        parts: Path,
-        round_id: int,
-    ) -> None:
-        with self._on_ray():
-            from ray_jobs.evaluate import evaluate_on_ray
-
-            evaluate_on_ray(self.cfg, data, shards, models, parts, round_id, self.progress)
-
-    def serve(self, models: ModelRef, round_id: int) -> None:
+    def serve(self, models: ModelRef, round_id: int, progress: Progress) -> None:
         """Deploy the round's generator and ask it for one held-out frame over HTTP.
 
         A service that does not come up is one line on stderr: the rounds are worth more.
         """
         from ray_jobs.serving.serve import serve_round
 
-        self.progress(0, 0, f"serve, round {round_id}")
+        progress(0, 0, f"serve, round {round_id}")
         try:
             serve_round(self.cfg, self.folder, round_id)
         except UserError as error:
             sys.stderr.write(f"{error}\n")
 
-    def _on_ray(self) -> AbstractContextManager[None]:
+    def _on_ray(self, progress: Progress) -> AbstractContextManager[None]:
         if not runtime.ray_is_up():
-            self.progress(0, 0, "start Ray")
+            progress(0, 0, "start Ray")
         return runtime.on_ray(self.cfg.cluster)

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
@@ -48,14 +47,14 @@ class MlflowTracker:
             elif state["promotion"][key] != promotion(report):
                 self._log_promotion(report)
 
-    def log_run(self, reports: Sequence[RoundReport], files: Sequence[Path]) -> None:
-        """Write rounds that an earlier failure left out, the run's files, and close the parent."""
+    def log_run(self, reports: Sequence[RoundReport]) -> None:
+        """Write rounds that an earlier failure left out, the page, and close the parent."""
         for report in reports:
             self.log_round(report)
         with self._surviving("the run"):
             client, parent = self._client(), self._parent()
-            for path in files:
-                client.log_artifact(parent, str(path))
+            if self.folder.page.exists():
+                client.log_artifact(parent, str(self.folder.page))
             client.set_terminated(parent)
 
     def _log_round(self, report: RoundReport) -> None:

@@ -7,8 +7,10 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import RoundReport
 from dynamics.loop import run_rounds
-from dynamics.pipeline.stages import LocalStages
-from dynamics.pipeline.tracking import Tracker
+from dynamics.pipeline.executor import Executor
+from dynamics.pipeline.stages import Stages
+from dynamics.pipeline.tracking import Tracker, Trackers
+from dynamics.report.trackers import GridTracker, PageTracker
 from dynamics.storage.run_folder import RunFolder
 
 
@@ -49,15 +51,19 @@ def run_local(
     folder: Path,
     tracker: Tracker | None = None,
     progress: Progress = silent,
+    executor: Executor | None = None,
 ) -> list[RoundReport]:
     """The loop in this process, in a run folder that it holds."""
-    with RunFolder(folder).claimed(cfg):
-        return run_rounds(cfg, LocalStages(cfg, folder, tracker, progress))
+    run = RunFolder(folder)
+    trackers = Trackers([GridTracker(run), PageTracker(run), *([tracker] if tracker else [])])
+    stages = Stages(cfg, folder, executor=executor, trackers=trackers, progress=progress)
+    with run.claimed(cfg):
+        return run_rounds(cfg, stages)
 
 
 @dataclass(frozen=True)
 class LocalRun:
-    """A finished run of LocalStages, shared by all tests, which only read it."""
+    """A finished run in one process, shared by all tests, which only read it."""
 
     folder: Path
     num_progress_calls: int

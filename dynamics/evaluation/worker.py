@@ -10,7 +10,7 @@ from dynamics.storage.shards import Shard, read_shard
 from dynamics.storage.tables import read_table, write_table
 
 
-class Evaluator:
+class EvaluationWorker:
     """Both adapters of a round on one base; writes evaluation parts."""
 
     def __init__(
@@ -23,7 +23,7 @@ class Evaluator:
         self._idm, self._fdp = load_pair(models, cfg.model)
         self._truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
 
-    def write_part(self, shard: Shard) -> int:
+    def run(self, shard: Shard) -> int:
         """Evaluate a shard of the held-out pairs; returns its rows, durably written."""
         pairs = read_shard(self._data.heldout, shard, TRANSITION_SCHEMA.names)
         with_best_of = max(0, self._cfg.evaluate.num_best_of_items - shard.start)

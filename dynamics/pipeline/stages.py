@@ -1,17 +1,15 @@
-"""LocalStages: every box of the loop wired once, in this process.
+"""Stages: every box of the loop, wired once; an executor runs what takes models.
 
-For tests, for a debugger and for one GPU without Ray. `ray_jobs.executor.RayStages` extends it and
-overrides only what a cluster takes part in, so that the two cannot drift apart.
+What is done already, where files lie and how results are put together is decided here, so that the
+executors cannot drift apart.
 """
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import get_args
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,43 +28,37 @@ from dynamics.core.records import (
     ModelRef,
     RoundReport,
 )
-from dynamics.core.seeds import derive_seed
-from dynamics.evaluation.guards.leakage import Leakage, find_leakage
-from dynamics.evaluation.guards.rules import GuardEvidence, judge
+from dynamics.evaluation.guards.rules import judge
 from dynamics.evaluation.heldout import items_schema
 from dynamics.evaluation.label_quality import label_accuracy
 from dynamics.evaluation.metrics import summarise
-from dynamics.evaluation.worker import Evaluator, part_path
-from dynamics.inference.best_of_n import Prediction, best_of_n
-from dynamics.inference.load import load_pair, model_ref
-from dynamics.inference.sampling import SamplingParams
+from dynamics.evaluation.worker import EvaluationWorker, part_path
+from dynamics.inference.load import model_ref
 from dynamics.labelling.filter import decide
 from dynamics.labelling.labeller import unlabelled
-from dynamics.labelling.load import load_labeller
 from dynamics.labelling.training_set import grow
+from dynamics.labelling.worker import LabelWorker
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.pipeline.evidence import guard_evidence
+from dynamics.pipeline.executor import Executor, LocalExecutor
+from dynamics.pipeline.fit_jobs import fit_jobs
 from dynamics.pipeline.prepare import prepare
-from dynamics.pipeline.tracking import NoTracker, Tracker
-from dynamics.report.grid import write_grid
-from dynamics.report.page import write_page
+from dynamics.pipeline.tracking import Tracker, Trackers
 from dynamics.storage.ledger import Ledger, coverage
-from dynamics.storage.run_folder import RunFolder, TrainingLog, read_json, write_json
-from dynamics.storage.shards import Shard, cut, read_shard
-from dynamics.storage.tables import codes_matrix, dataset_ref, read_table, write_table
-from dynamics.training.batches import FitJob
-from dynamics.training.checkpoints import FitResult
-from dynamics.training.fit import WorkerContext, fit_adapter
-from dynamics.training.loss import Task
+from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from dynamics.storage.shards import Shard, cut, num_rows
+from dynamics.storage.tables import dataset_ref, read_table, write_table
 
 
-class LocalStages:
-    """`dynamics.loop.Stages` in one process.
+class Stages:
+    """The stages of `dynamics.loop.Stages` over a run folder.
 
     Args:
         cfg: Everything that the run is made from.
         run_dir: Absolute; the caller holds it (`RunFolder.claimed`).
-        tracker: Told of finished rounds.
+        executor: Labels, fits, evaluates and serves; by default this process.
+        trackers: Told of finished rounds.
         progress: Told how far a stage is.
     """
 
@@ -74,13 +66,16 @@ class LocalStages:
         self,
         cfg: LoopConfig,
         run_dir: Path,
-        tracker: Tracker | None = None,
+        *,
+        executor: Executor | None = None,
+        trackers: Tracker | None = None,
         progress: Progress = silent,
     ) -> None:
         self.cfg = cfg
         self.folder = RunFolder(run_dir)
         self.ledger = Ledger(self.folder.ledger)
-        self.tracker = tracker or NoTracker()
+        self.executor = executor or LocalExecutor(cfg, self.folder)
+        self.trackers = trackers or Trackers()
         self.progress = progress
 
     def prepare(self) -> DataRefs:
@@ -110,7 +105,8 @@ class LocalStages:
             attempted = self.ledger.attempted(round_id, models.idm_digest)
             shards = unlabelled(pool, attempted, self.cfg.label.shard_rows)
             if shards:
-                self._label_shards(pool, shards, models, round_id)
+                make = partial(LabelWorker, self.cfg, pool, models, self.ledger, round_id)
+                self.executor.run_shards("label", round_id, make, shards, self.progress)
             out = self.folder.labels(round_id)
             labels = self.ledger.merge(round_id, models.idm_digest, out)
             self._check_coverage(pool, labels, round_id)
@@ -143,11 +139,11 @@ class LocalStages:
 
     def train(self, grown: DatasetRef, previous: ModelRef | None, round_id: int) -> ModelRef:
         """Fit the round's IDM and FDP adapters, side by side."""
-        jobs = self._fit_jobs(grown, previous, round_id)
+        jobs = fit_jobs(self.cfg, self.folder, grown, previous, round_id)
         summary = self.folder.fit_summary(round_id)
         if not summary.exists():
             with self.folder.timed(round_id, "train"):
-                results = self._fit(jobs, round_id)
+                results = self.executor.fit(jobs, round_id, self.progress)
             losses = {f"{task}_loss": result.loss for task, result in results.items()}
             steps = {f"{task}_steps": float(result.steps) for task, result in results.items()}
             write_json(summary, losses | steps)
@@ -160,8 +156,6 @@ class LocalStages:
         """Measure the round on the held-out pairs and its labels against the truth."""
         with self.folder.timed(round_id, "evaluate"):
             items = self._items(data, models, round_id)
-            heldout = read_table(data.heldout, TRANSITION_SCHEMA)
-            write_grid(self.folder.grid(round_id), items, heldout, self.images)
         metrics = summarise(items)
         reasons: dict[str, int] = {}
         if decisions is not None:
@@ -177,7 +171,7 @@ class LocalStages:
             num_accepted=reasons.get("accepted", 0),
             reasons=reasons,
             metrics=metrics,
-            models=self._portable(models),
+            models=self.folder.relative(models),
             train=read_json(self.folder.fit_summary(round_id)),
         )
 
@@ -188,91 +182,29 @@ class LocalStages:
         limits = self.cfg.guards
         with self.folder.timed(report.round_id, "guard"):
             self.progress(0, 0, f"guard, round {report.round_id}")
-            results = judge(self._evidence(data, decisions, report.round_id), limits)
+            evidence = guard_evidence(
+                self.cfg, self.folder, self.images, data, decisions, report.round_id
+            )
+            results = judge(evidence, limits)
         return replace(report, guards=results).accepting(limits.accept)
 
     def commit(self, report: RoundReport) -> None:
         """Write the report, the round's last write, and track it."""
         write_json(self.folder.report_path(report.round_id), report.to_json())
-        self.tracker.log_round(report)
+        self.trackers.log_round(report)
 
     def serve(self, models: ModelRef, round_id: int) -> None:
-        """Generate one held-out frame: what `RayStages` does over HTTP."""
-        self.progress(0, 1, f"generate, round {round_id}")
-        self.answer(models)
-        self.progress(1, 1, f"generate, round {round_id}")
+        """Have the round's generator draw one held-out frame; never ends the loop."""
+        self.executor.serve(models, round_id, self.progress)
 
     def finish(self, reports: list[RoundReport]) -> None:
         """Write the comparison of all rounds."""
-        self.tracker.log_run(reports, [write_page(self.folder)])
-
-    def answer(self, models: ModelRef) -> Prediction:
-        """Best of N for the first held-out pair."""
-        idm, fdp = load_pair(models, self.cfg.model)
-        frame, action = self.example()
-        return best_of_n(
-            self.images.encode(frame[None]),
-            [action],
-            idm,
-            fdp,
-            SamplingParams(
-                num_samples=self.cfg.serve.num_samples,
-                temperature=self.cfg.evaluate.temperature,
-            ),
-            verifier=self.cfg.serve.verifier,
-            seeds=[self.cfg.seed],
-        )
-
-    def example(self) -> tuple[np.ndarray, str]:
-        """The first held-out pair as uint8 frame [H, W, 3] and action sentence."""
-        first = read_table(
-            self.folder.heldout, TRANSITION_SCHEMA, ["source_codes", "action"]
-        ).slice(0, 1)
-        frame = self.images.decode(codes_matrix(first, "source_codes"))[0]
-        return frame, first["action"][0].as_py()
+        self.trackers.log_run(reports)
 
     @cached_property
     def images(self) -> ImageTokenizer:
         """The base's image tokenizer, without its language model."""
         return load_image_tokenizer(self.cfg.model.family, self.cfg.base_path())
-
-    # What RayStages overrides, besides `serve`.
-
-    def _label_shards(
-        self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
-    ) -> None:
-        labeller = load_labeller(self.cfg, models)
-        total, done = sum(shard.stop - shard.start for shard in shards), 0
-        for shard in shards:
-            pairs = read_shard(pool, shard)
-            self.ledger.write_attempt(round_id, labeller.label(pairs, round_id))
-            done += pairs.num_rows
-            self.progress(done, total, f"label, round {round_id}")
-
-    def _fit(self, jobs: dict[Task, FitJob], round_id: int) -> dict[Task, FitResult]:
-        results: dict[Task, FitResult] = {}
-        for task, job in jobs.items():
-            what = f"train {task.upper()}, round {round_id}"
-            self.progress(0, job.steps, what)
-            report = _Reporter(self.folder.fit_log(round_id, task), self.progress, what)
-            results[task] = fit_adapter(job, WorkerContext(report=report))
-        return results
-
-    def _evaluate_shards(
-        self,
-        data: DataRefs,
-        shards: Sequence[Shard],
-        models: ModelRef,
-        parts: Path,
-        round_id: int,
-    ) -> None:
-        evaluator = Evaluator(self.cfg, data, models, parts, round_id)
-        total, done = sum(shard.stop - shard.start for shard in shards), 0
-        for shard in shards:
-            done += evaluator.write_part(shard)
-            self.progress(done, total, f"evaluate, round {round_id}")
-
-    # Details of the stages.
 
     def _check_coverage(self, pool: DatasetRef, labels: DatasetRef, round_id: int) -> None:
         """Refuse merged labels that are not exactly one for each pair: a commit is for ever."""
@@ -295,32 +227,6 @@ class LocalStages:
             "as one folder? the same command makes the missing ones again"
         )
 
-    def _fit_jobs(
-        self, grown: DatasetRef, previous: ModelRef | None, round_id: int
-    ) -> dict[Task, FitJob]:
-        train = self.cfg.train
-        start = previous if train.init == "previous" else None
-        steps = {
-            task: train.of(task).round_steps if round_id else train.of(task).seed_steps
-            for task in get_args(Task)
-        }
-        return {
-            task: FitJob(
-                task=task,
-                family=self.cfg.model.family,
-                base=self.cfg.base_path(),
-                device=self.cfg.model.device,
-                transitions=grown.path,
-                steps=steps[task],
-                train=train,
-                seed=derive_seed(self.cfg.seed, round_id, task),
-                init_from=getattr(start, task) if start else None,
-                out=self.folder.adapter(round_id, task),
-                checkpoint_dir=self.folder.checkpoints(round_id) / task,
-            )
-            for task in get_args(Task)
-        }
-
     def _items(self, data: DataRefs, models: ModelRef, round_id: int) -> pa.Table:
         """The round's evaluation table; each part is written once, also over kills."""
         schema = items_schema(self.cfg.evaluate.best_of)
@@ -330,66 +236,15 @@ class LocalStages:
         parts = self.folder.item_parts(round_id)
         shards = cut(data.heldout.num_rows, self.cfg.evaluate.batch_size)
         if missing := _unwritten(parts, shards):
-            self._evaluate_shards(data, missing, models, parts, round_id)
+            make = partial(EvaluationWorker, self.cfg, data, models, parts, round_id)
+            self.executor.run_shards("evaluate", round_id, make, missing, self.progress)
         if lost := _unwritten(parts, shards):
-            rows = sum(shard.stop - shard.start for shard in lost)
             of = f"{data.heldout.num_rows:,} held-out pairs"
-            raise self._unseen(rows, of, "evaluation", part_path(parts, lost[0]))
+            raise self._unseen(num_rows(lost), of, "evaluation", part_path(parts, lost[0]))
         tables = [read_table(part_path(parts, shard), schema) for shard in shards]
         ref = write_table(out, pa.concat_tables(tables), schema)
         shutil.rmtree(parts)
         return read_table(ref, schema)
-
-    def _evidence(
-        self, data: DataRefs, decisions: DatasetRef | None, round_id: int
-    ) -> GuardEvidence:
-        schema = items_schema(self.cfg.evaluate.best_of)
-        seed = read_table(data.seed, TRANSITION_SCHEMA, ["action"])
-        return GuardEvidence(
-            items=read_table(self.folder.items(round_id), schema),
-            heldout=read_table(data.heldout, TRANSITION_SCHEMA),
-            seed_actions=seed["action"].to_pylist(),
-            leakage=self._leakage(data),
-            labels=self.ledger.labels(round_id) if decisions else None,
-            decisions=read_table(decisions, DECISION_SCHEMA) if decisions else None,
-            first_items=read_table(self.folder.items(0), schema) if round_id else None,
-            domain=load_domain(self.cfg),
-        )
-
-    def _leakage(self, data: DataRefs) -> Leakage:
-        """Of this pool and these held-out pairs; looked for once a run."""
-        path = self.folder.leakage
-        tables = {"pool": data.pool.digest, "heldout": data.heldout.digest}
-        if path.exists() and (known := read_json(path))["tables"] == tables:
-            return Leakage(**known["found"])
-        columns = ["clip_sha256", "source_codes", "target_codes"]
-        pool = read_table(data.pool, PAIR_SCHEMA, columns)
-        heldout = read_table(data.heldout, TRANSITION_SCHEMA, columns)
-        found = find_leakage(pool, heldout, self.images)
-        write_json(path, {"tables": tables, "found": asdict(found)})
-        return found
-
-    def _portable(self, models: ModelRef) -> dict[str, str]:
-        """Without this machine's paths, so that equal runs have equal reports."""
-        fields = {name: str(value) for name, value in asdict(models).items()}
-        adapters = {
-            task: Path(fields[task]).relative_to(self.folder.root).as_posix()
-            for task in get_args(Task)
-        }
-        return fields | adapters | {"base": self.cfg.model.base.name}
-
-
-@dataclass(frozen=True, slots=True)
-class _Reporter:
-    """What a fit in this process reports to."""
-
-    log: TrainingLog
-    progress: Progress
-    what: str
-
-    def __call__(self, step: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        self.log.append(step, metrics)
-        self.progress(step, int(metrics["steps"]), self.what)
 
 
 def _unwritten(parts: Path, shards: Sequence[Shard]) -> list[Shard]:

@@ -1,29 +1,34 @@
 """Trackers: where finished rounds are written down for people."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Protocol
 
-from dynamics.core.records import (
-    RoundReport,
-)
+from dynamics.core.records import RoundReport
 
 
 class Tracker(Protocol):
-    """Where finished rounds are written down for people, e.g. MLflow."""
+    """Where finished rounds are written down for people, e.g. MLflow or the report page."""
 
     def log_round(self, report: RoundReport) -> None:
         """Write a finished round; writing it again changes nothing."""
 
-    def log_run(self, reports: Sequence[RoundReport], files: Sequence[Path]) -> None:
-        """Write what is missing of the rounds, and the files of the whole run."""
+    def log_run(self, reports: Sequence[RoundReport]) -> None:
+        """Write what is missing of the rounds, and what concerns the whole run."""
 
 
-class NoTracker:
-    """Writes nothing."""
+@dataclass(frozen=True, slots=True)
+class Trackers:
+    """Several trackers as one, told in order: a later one finds what an earlier one wrote."""
+
+    trackers: Sequence[Tracker] = ()
 
     def log_round(self, report: RoundReport) -> None:
-        """Nothing to do."""
+        """Tell each of a finished round."""
+        for tracker in self.trackers:
+            tracker.log_round(report)
 
-    def log_run(self, reports: Sequence[RoundReport], files: Sequence[Path]) -> None:
-        """Nothing to do."""
+    def log_run(self, reports: Sequence[RoundReport]) -> None:
+        """Tell each that all rounds are finished."""
+        for tracker in self.trackers:
+            tracker.log_run(reports)

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,6 +170,14 @@ class RunFolder:
             idm_digest=report.models["idm_digest"],
             fdp_digest=report.models["fdp_digest"],
         )
+
+    def relative(self, models: ModelRef) -> dict[str, str]:
+        """Inverse of `models`: without this machine's paths, so that equal runs report the same."""
+        fields = {name: str(value) for name, value in asdict(models).items()}
+        adapters = {
+            task: Path(fields[task]).relative_to(self.root).as_posix() for task in ("idm", "fdp")
+        }
+        return fields | adapters | {"base": models.base.name}
 
     def report(self, round_id: int) -> RoundReport | None:
         """The round's report, None while the round is not finished."""

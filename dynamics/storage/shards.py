@@ -1,12 +1,14 @@
 """Shards: rows of a table cut by position, the unit of work and of resume."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynamics.core.progress import Progress
 from dynamics.core.records import DatasetRef
 
 _COLUMNS = ["pair_id", "clip_class", "source_codes", "target_codes"]
@@ -20,10 +22,42 @@ class Shard:
     stop: int
 
 
-def cut(num_rows: int, shard_rows: int) -> list[Shard]:
+AnyShard = TypeVar("AnyShard", bound=Shard)
+_Given = TypeVar("_Given", bound=Shard, contravariant=True)
+
+
+class ShardWorker(Protocol[_Given]):
+    """The work on shards: what it loads when it is made serves every shard that it gets."""
+
+    def run(self, shard: _Given) -> int:
+        """Do the work of a shard; returns its rows, durably written."""
+
+
+MakeWorker = Callable[[], ShardWorker[AnyShard]]
+"""Makes a worker in the process that shall run it; picklable, so without any model."""
+
+
+def run_shards(
+    make_worker: MakeWorker[AnyShard], shards: Sequence[AnyShard], what: str, progress: Progress
+) -> None:
+    """Run the shards one after the other in this process; all are durable when it returns."""
+    total, done = num_rows(shards), 0
+    progress(done, total, what)
+    worker = make_worker()
+    for shard in shards:
+        done += worker.run(shard)
+        progress(done, total, what)
+
+
+def num_rows(shards: Sequence[Shard]) -> int:
+    """Rows of all the shards together."""
+    return sum(shard.stop - shard.start for shard in shards)
+
+
+def cut(table_rows: int, shard_rows: int) -> list[Shard]:
     """All shards of a table; the last one may be shorter."""
-    starts = range(0, num_rows, shard_rows)
-    return [Shard(start=start, stop=min(start + shard_rows, num_rows)) for start in starts]
+    starts = range(0, table_rows, shard_rows)
+    return [Shard(start=start, stop=min(start + shard_rows, table_rows)) for start in starts]
 
 
 def read_shard(pool: DatasetRef, shard: Shard, columns: Sequence[str] = _COLUMNS) -> pa.Table:

@@ -13,7 +13,7 @@ from dynamics.core.progress import silent
 from dynamics.loop import run_rounds
 from dynamics.models import load_image_tokenizer
 from dynamics.pipeline.prepare import prepare
-from dynamics.pipeline.stages import LocalStages
+from dynamics.pipeline.stages import Stages
 from dynamics.storage.run_folder import write_json
 from dynamics.studies.candidates import calibrate, verify
 from dynamics.studies.experiments import Unit
@@ -41,7 +41,7 @@ def _data(study: Study, arm: str, folder: Path) -> None:
 
 def _loop(study: Study, arm: str, folder: Path) -> None:
     with study.run.claimed(study.cfg):
-        run_rounds(study.cfg, LocalStages(study.cfg, study.run.root))
+        run_rounds(study.cfg, Stages(study.cfg, study.run.root))
 
 
 KINDS: dict[str, Callable[[Study, str, Path], None]] = {

@@ -205,9 +205,9 @@ def serve_round(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    from dynamics.pipeline.stages import LocalStages
+    from dynamics.pipeline.executor import first_example
 
-    example = LocalStages(cfg, folder.root).example()
+    example = first_example(cfg, folder)
     try:
         with runtime.on_ray(cfg.cluster), _all_or_nothing():
             url = deploy(cfg, folder, round_id)

@@ -9,7 +9,7 @@ import pytest
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.config_file import load
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
-from dynamics.pipeline.stages import LocalStages
+from dynamics.pipeline.stages import Stages
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder, read_json
 from dynamics.storage.tables import read_table
@@ -119,7 +119,7 @@ def test_the_real_benchmark_is_a_held_out_set(
     cfg = load(CONFIG, overrides(small, tmp_path, real_bench))
     run = RunFolder(tmp_path / "run")
     with run.claimed(cfg):
-        LocalStages(cfg, run.root).prepare()
+        Stages(cfg, run.root).prepare()
     heldout = read_table(run.data / "heldout.parquet", TRANSITION_SCHEMA)
     subsets = {"magicbrush", "ag", "something", "whatsup", "kubric"}
     assert set(heldout["clip_class"].to_pylist()) == subsets

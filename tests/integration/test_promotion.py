@@ -20,7 +20,8 @@ from dynamics.inference.idm import InverseDynamics
 from dynamics.inference.load import load_pair
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
-from dynamics.pipeline.stages import LocalStages
+from dynamics.pipeline.executor import LocalExecutor
+from dynamics.pipeline.stages import Stages
 from dynamics.storage.run_folder import RunFolder, read_json
 from ray_jobs import bootstrap, runtime
 from ray_jobs.serving import serve
@@ -69,8 +70,8 @@ def served() -> Iterator[list[int]]:
     """Makes round 1 a copier's; filled with the rounds that the loop serves."""
     rounds: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynamics.pipeline.stages.load_pair", load_copier)
-        patch.setattr(LocalStages, "serve", lambda self, models, round_id: rounds.append(round_id))
+        patch.setattr("dynamics.evaluation.worker.load_pair", load_copier)
+        patch.setattr(LocalExecutor, "serve", lambda self, models, r, progress: rounds.append(r))
         patch.setattr(runtime, "stop_ray", lambda: None)  # the session's Ray is others'
         yield rounds
 
@@ -199,9 +200,9 @@ def test_leaks_are_looked_for_once_a_run(copy: RunFolder, monkeypatch: pytest.Mo
     found = read_json(copy.data / "leakage.json")["found"]
     assert (found["num_heldout"], found["by_digest"]) == (12, 0)
     monkeypatch.setattr(
-        "dynamics.pipeline.stages.find_leakage", None
+        "dynamics.pipeline.evidence.find_leakage", None
     )  # calling it would be an error
-    stages = LocalStages(copy.config(), copy.root)
+    stages = Stages(copy.config(), copy.root)
     report = copy.report(0)
     assert report is not None
     assert stages.guard(stages.prepare(), None, report) == report

@@ -63,11 +63,10 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     first.log_round(reports[0])
     first.log_round(reports[1])
     resumed = MlflowTracker(CFG, folder, warnings.append)
-    page = folder.root / "report.html"
-    page.write_text("<html></html>")
+    folder.page.write_text("<html></html>")
     resumed.log_round(reports[1])
-    resumed.log_run(reports, [page])
-    resumed.log_run(reports, [page])
+    resumed.log_run(reports)
+    resumed.log_run(reports)
     assert warnings == []
     return folder
 
@@ -139,7 +138,7 @@ def test_a_round_is_tagged_blocked_until_its_guard_is_accepted(
     write_json(tracked.round(2) / "report.json", accepted.to_json())
     warnings: list[str] = []
     for _ in range(2):
-        MlflowTracker(CFG, tracked, warnings.append).log_run([accepted], [])
+        MlflowTracker(CFG, tracked, warnings.append).log_run([accepted])
     assert tags() == ["promoted", "promoted", "accepted: copy_rate"]
     assert len(runs_of_kind(client, "round")) == 3
     assert warnings == []
@@ -193,7 +192,7 @@ def test_a_dead_server_costs_a_warning_and_nothing_else(
     assert "\n" not in warnings[0]
     # The same command again, with a server that works, writes what was missed.
     alive = CFG.model_copy(update={"track": TrackConfig(uri=f"sqlite:///{tmp_path / 'later.db'}")})
-    MlflowTracker(alive, folder, warnings.append).log_run([done], [])
+    MlflowTracker(alive, folder, warnings.append).log_run([done])
     assert len(warnings) == 1
     from mlflow import MlflowClient
 

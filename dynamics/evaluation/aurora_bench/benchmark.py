@@ -11,7 +11,7 @@ again: the same command resumes, and another model, option or encoder adds its o
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -35,7 +35,7 @@ from dynamics.evaluation.aurora_bench.score import (
     Scorer,
     score_key,
 )
-from dynamics.storage.shards import Shard, cut
+from dynamics.storage.shards import MakeWorker, Shard, cut, run_shards
 from dynamics.storage.tables import read_table, write_table
 
 Kind = Literal["answers", "disc"]
@@ -45,11 +45,10 @@ PART_ITEMS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A part that the models have to make."""
+class Job(Shard):
+    """A part that the models have to make: of which items."""
 
     kind: Kind
-    shard: Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,7 @@ class Benchmark:
 
     def key(self, job: Job) -> str:
         """The name of a part."""
-        start, stop = job.shard.start, job.shard.stop
+        start, stop = job.start, job.stop
         if job.kind == "answers":
             return answer_key(self.contestant, self.decode, self.data, start, stop)
         return disc_key(self.contestant, self.decode, self.data.disc_items[start:stop])
@@ -81,7 +80,11 @@ class Benchmark:
         """All parts of a contestant with models; none for the copy."""
         if self.contestant.model is None:
             return []
-        return [Job(kind=k, shard=s) for k in get_args(Kind) for s in self.shards(k)]
+        return [
+            Job(kind=kind, start=shard.start, stop=shard.stop)
+            for kind in get_args(Kind)
+            for shard in self.shards(kind)
+        ]
 
     def missing(self) -> list[Job]:
         """The parts that are not there yet."""
@@ -100,28 +103,17 @@ class Worker:
         self._benchmark = benchmark
         self._answerer = Answerer(benchmark.contestant, benchmark.decode, benchmark.data)
 
-    def make(self, job: Job) -> int:
-        """Make a part; returns its rows, durable."""
-        start, stop = job.shard.start, job.shard.stop
-        if job.kind == "answers":
-            table, schema = self._answerer.answer(start, stop), ANSWER_SCHEMA
+    def run(self, shard: Job) -> int:
+        """Make a part; returns its rows, durably written."""
+        if shard.kind == "answers":
+            table, schema = self._answerer.answer(shard.start, shard.stop), ANSWER_SCHEMA
         else:
-            table, schema = self._answerer.disc_edit(start, stop), DISC_SCHEMA
-        return write_table(self._benchmark.path(job), table, schema).num_rows
+            table, schema = self._answerer.disc_edit(shard.start, shard.stop), DISC_SCHEMA
+        return write_table(self._benchmark.path(shard), table, schema).num_rows
 
 
-FanOut = Callable[[Benchmark, Sequence[Job], Progress], None]
-"""Makes the jobs' parts, wherever; all are on disk when it returns."""
-
-
-def in_process(benchmark: Benchmark, jobs: Sequence[Job], progress: Progress) -> None:
-    """Make the parts one after the other, here."""
-    worker = Worker(benchmark)
-    total, done = sum(job.shard.stop - job.shard.start for job in jobs), 0
-    for job in jobs:
-        progress(done, total, "answer")
-        done += worker.make(job)
-    progress(done, total, "answer")
+RunJobs = Callable[[MakeWorker[Job], Sequence[Job], str, Progress], None]
+"""`dynamics.storage.shards.run_shards`, here or elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +136,7 @@ def measure(
     benchmark: Benchmark,
     folders: EncoderFolders,
     progress: Progress,
-    fan_out: FanOut = in_process,
+    run_jobs: RunJobs = run_shards,
 ) -> Measured:
     """Make what is missing, read the rest.
 
@@ -155,7 +147,7 @@ def measure(
     missing = benchmark.missing()
     if missing:
         progress(0, 0, "load the models")
-        fan_out(benchmark, missing, progress)
+        run_jobs(partial(Worker, benchmark), missing, "answer", progress)
     answers, disc = benchmark.read("answers"), benchmark.read("disc")
     scores = None
     copy_scores = scored.table("copy", None)
@@ -205,7 +197,8 @@ class _Scores:
     def _part(self, what: Scored, shard: Shard, answers: pa.Table | None) -> pa.Table:
         items = self._benchmark.data.items[shard.start : shard.stop]
         # The copy's scores are the same beside every model.
-        whose = self._benchmark.key(Job(kind="answers", shard=shard)) if answers else ""
+        job = Job(kind="answers", start=shard.start, stop=shard.stop)
+        whose = self._benchmark.key(job) if answers else ""
         key = score_key(f"{what} {whose}", self._digest, items)
         path = self._benchmark.out / "scores" / f"{key}.parquet"
         if path.exists():

@@ -14,7 +14,7 @@ from dynamics.core.console import ProgressView
 
 if TYPE_CHECKING:
     from dynamics.evaluation.aurora_bench.answer import Decode
-    from dynamics.evaluation.aurora_bench.benchmark import FanOut
+    from dynamics.evaluation.aurora_bench.benchmark import RunJobs
     from dynamics.evaluation.aurora_bench.judged import JudgeSettings
 
 
@@ -43,15 +43,16 @@ class Request:
     workers: int
 
 
-def run(request: Request, fan_out: "FanOut | None" = None) -> None:
-    """Measure and print; ``fan_out`` makes the models' parts, by default in this process."""
-    from dynamics.evaluation.aurora_bench.benchmark import Benchmark, in_process, measure
+def run(request: Request, run_jobs: "RunJobs | None" = None) -> None:
+    """Measure and print; ``run_jobs`` makes the models' parts, by default in this process."""
+    from dynamics.evaluation.aurora_bench.benchmark import Benchmark, measure
     from dynamics.evaluation.aurora_bench.contestant import contestant
     from dynamics.evaluation.aurora_bench.dataset import read_benchmark
     from dynamics.evaluation.aurora_bench.encoders import EncoderFolders
     from dynamics.evaluation.aurora_bench.judged import with_judge
     from dynamics.evaluation.aurora_bench.summary import report as summed
     from dynamics.evaluation.aurora_bench.table import notes, show
+    from dynamics.storage.shards import run_shards
 
     # Standard output is for the result alone when a program reads it.
     console = Console(stderr=request.as_json, soft_wrap=True, highlight=False)
@@ -71,7 +72,7 @@ def run(request: Request, fan_out: "FanOut | None" = None) -> None:
         out=Path(request.out),
     )
     with ProgressView(console) as progress:
-        measured = measure(benchmark, folders, progress, fan_out or in_process)
+        measured = measure(benchmark, folders, progress, run_jobs or run_shards)
         report = summed(benchmark, measured, folders.missing())
         if judge is not None:
             report = with_judge(report, benchmark, measured.answers, judge, progress, progress.line)

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,16 +18,11 @@ from dynamics.core.records import (
     LABEL_SCHEMA,
     PAIR_SCHEMA,
     TRANSITION_SCHEMA,
-    DataRefs,
-    DatasetRef,
-    ModelRef,
     RoundReport,
 )
-from dynamics.loop import run_rounds
-from dynamics.pipeline.stages import LocalStages
+from dynamics.pipeline.executor import LocalExecutor, ShardStage
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder
-from dynamics.storage.shards import Shard
 from dynamics.storage.tables import read_table
 from dynamics.tabletop.encode import write_mp4
 from tests.made_data import write_aurora, write_clip, write_kinetics700, write_ucf101
@@ -35,15 +31,16 @@ from tests.unit.storage.rows import make_labels
 
 
 class CountingTracker:
-    def __init__(self) -> None:
+    def __init__(self, page: Path) -> None:
+        self.page = page
         self.rounds: list[int] = []
-        self.files: list[Path] = []
+        self.pages: list[bool] = []
 
     def log_round(self, report: RoundReport) -> None:
         self.rounds.append(report.round_id)
 
-    def log_run(self, reports: Sequence[RoundReport], files: Sequence[Path]) -> None:
-        self.files = list(files)
+    def log_run(self, reports: Sequence[RoundReport]) -> None:
+        self.pages.append(self.page.exists())
 
 
 def test_a_run_leaves_what_the_run_folder_promises(small: LoopConfig, local_run: LocalRun) -> None:
@@ -77,14 +74,14 @@ def test_reports_hold_no_path_of_this_machine(local_run: LocalRun) -> None:
 def test_a_finished_run_is_not_done_again(small: LoopConfig, local_run: LocalRun) -> None:
     folder = local_run.folder
     before = results(folder)
-    progress, tracker = StopAt(), CountingTracker()
+    progress, tracker = StopAt(), CountingTracker(folder / "report.html")
     no_serving = small.model_copy(
         update={"serve": small.serve.model_copy(update={"enabled": False})}
     )
     reports = run_local(no_serving, folder, tracker, progress)
     assert [report.round_id for report in reports] == [0, 1]
     assert progress.seen == []
-    assert tracker.files == [folder / "report.html"]
+    assert tracker.pages == [True]
     assert results(folder) == before
 
 
@@ -101,7 +98,7 @@ def test_a_stopped_run_resumes_to_equal_bytes(
 
 
 def stop_in_evaluation(done: int, total: int, what: str) -> None:
-    if what == "evaluate, round 0":
+    if done and what == "evaluate, round 0":
         raise Stop
 
 
@@ -127,7 +124,7 @@ def test_a_run_that_moved_goes_on_from_its_files_with_other_sizes_and_base(
     assert columns[0] == columns[1]
 
 
-class BlindStages(LocalStages):
+class BlindExecutor(LocalExecutor):
     """Every other file that its workers wrote "lies on another node", in ``elsewhere``."""
 
     def _hide(self, written: Path) -> None:
@@ -137,30 +134,18 @@ class BlindStages(LocalStages):
             path.rename(elsewhere / path.name)
 
 
-class BlindToLabels(BlindStages):
-    def _label_shards(
-        self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
-    ) -> None:
-        super()._label_shards(pool, shards, models, round_id)
-        self._hide(self.ledger.attempts(round_id))
+class BlindToLabels(BlindExecutor):
+    def run_shards(self, stage: ShardStage, *work: Any) -> None:
+        super().run_shards(stage, *work)
+        if stage == "label":
+            self._hide(Ledger(self.folder.ledger).attempts(1))
 
 
-class BlindToParts(BlindStages):
-    def _evaluate_shards(
-        self,
-        data: DataRefs,
-        shards: Sequence[Shard],
-        models: ModelRef,
-        parts: Path,
-        round_id: int,
-    ) -> None:
-        super()._evaluate_shards(data, shards, models, parts, round_id)
-        self._hide(parts)
-
-
-def run_blind(cfg: LoopConfig, folder: Path, stages: type[BlindStages]) -> None:
-    with RunFolder(folder).claimed(cfg):
-        run_rounds(cfg, stages(cfg, folder))
+class BlindToParts(BlindExecutor):
+    def run_shards(self, stage: ShardStage, *work: Any) -> None:
+        super().run_shards(stage, *work)
+        if stage == "evaluate":
+            self._hide(self.folder.item_parts(0))
 
 
 @pytest.mark.parametrize("come_back", [True, False])
@@ -170,7 +155,7 @@ def test_a_round_whose_labels_are_on_another_node_is_not_committed_and_resumes_t
     attempts = tmp_path / "ledger" / "attempts" / "round-01"
     message = f"32 of 48 pairs of the pool have no label in {attempts}; do all nodes see {tmp_path}"
     with pytest.raises(UserError, match=re.escape(message)):
-        run_blind(small, tmp_path, BlindToLabels)
+        run_local(small, tmp_path, executor=BlindToLabels(small, RunFolder(tmp_path)))
     assert Ledger(tmp_path / "ledger").rounds() == []
     if come_back:
         for path in (tmp_path / "elsewhere").iterdir():
@@ -187,7 +172,7 @@ def test_a_round_whose_evaluation_is_on_another_node_is_refused_and_resumes_to_e
     first = parts / "00000000-00000006.parquet"
     message = f"6 of 12 held-out pairs have no evaluation in {first}; do all nodes see {tmp_path}"
     with pytest.raises(UserError, match=re.escape(message)):
-        run_blind(small, tmp_path, BlindToParts)
+        run_local(small, tmp_path, executor=BlindToParts(small, RunFolder(tmp_path)))
     if come_back:
         for path in (tmp_path / "elsewhere").iterdir():
             path.rename(parts / path.name)
@@ -198,17 +183,17 @@ def test_a_round_whose_evaluation_is_on_another_node_is_refused_and_resumes_to_e
 def test_labels_of_pairs_outside_the_pool_are_not_committed(
     small: LoopConfig, tmp_path: Path
 ) -> None:
-    class WithForeignLabels(LocalStages):
-        def _label_shards(
-            self, pool: DatasetRef, shards: Sequence[Shard], models: ModelRef, round_id: int
-        ) -> None:
-            super()._label_shards(pool, shards, models, round_id)
-            self.ledger.write_attempt(
-                round_id, make_labels(5, round_id=round_id, idm=models.idm_digest)
-            )
+    class WithForeignLabels(LocalExecutor):
+        def run_shards(self, stage: ShardStage, *work: Any) -> None:
+            super().run_shards(stage, *work)
+            first = self.folder.report(0)
+            if stage != "label" or first is None:
+                return
+            foreign = make_labels(5, round_id=1, idm=first.models["idm_digest"])
+            Ledger(self.folder.ledger).write_attempt(1, foreign)
 
-    with RunFolder(tmp_path).claimed(small), pytest.raises(UserError, match="5 labels in"):
-        run_rounds(small, WithForeignLabels(small, tmp_path))
+    with pytest.raises(UserError, match="5 labels in"):
+        run_local(small, tmp_path, executor=WithForeignLabels(small, RunFolder(tmp_path)))
     assert Ledger(tmp_path / "ledger").rounds() == []
     shutil.rmtree(tmp_path / "ledger" / "attempts" / "round-01")
     assert run_local(small, tmp_path)[1].num_labelled == small.pool.num_pairs

@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -9,12 +10,13 @@ from rich.console import Console
 
 from dynamics.core.progress import silent
 from dynamics.evaluation.aurora_bench.answer import Decode
-from dynamics.evaluation.aurora_bench.benchmark import PART_ITEMS, Benchmark, in_process, measure
+from dynamics.evaluation.aurora_bench.benchmark import PART_ITEMS, Benchmark, Worker, measure
 from dynamics.evaluation.aurora_bench.contestant import contestant
 from dynamics.evaluation.aurora_bench.dataset import read_benchmark
 from dynamics.evaluation.aurora_bench.encoders import EncoderFolders
 from dynamics.evaluation.aurora_bench.summary import MEAN, METRICS, by_subset, figures, report
 from dynamics.evaluation.aurora_bench.table import notes, show
+from dynamics.storage.shards import run_shards
 
 
 def benchmark(root, out, name="tiny") -> Benchmark:
@@ -26,7 +28,7 @@ def benchmark(root, out, name="tiny") -> Benchmark:
     )
 
 
-def never(benchmark, jobs, progress) -> None:
+def never(make_worker, jobs, what, progress) -> None:
     raise AssertionError(f"{len(jobs)} parts were made again")
 
 
@@ -55,12 +57,12 @@ def test_a_second_call_makes_nothing_again(many, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_bytes(many, tmp_path):
     whole, broken = (benchmark(many, tmp_path / name) for name in ("whole", "broken"))
     measure(whole, EncoderFolders(), silent)
-    in_process(broken, broken.jobs()[1:2], silent)
+    run_shards(partial(Worker, broken), broken.jobs()[1:2], "answer", silent)
     remaining = []
 
-    def rest(bench, jobs, progress):
+    def rest(make_worker, jobs, what, progress):
         remaining.extend(jobs)
-        in_process(bench, jobs, progress)
+        run_shards(make_worker, jobs, what, progress)
 
     measure(broken, EncoderFolders(), silent, rest)
     assert len(remaining) == len(broken.jobs()) - 1
@@ -75,7 +77,7 @@ def test_a_changed_picture_redoes_its_own_part_only(many, tmp_path):
     (many / "test.json").write_text(json.dumps(rows))
     missing = benchmark(many, tmp_path / "out").missing()
     assert [job.kind for job in missing][:1] == ["answers"]
-    assert PART_ITEMS in [job.shard.start for job in missing]
+    assert PART_ITEMS in [job.start for job in missing]
     assert len(missing) <= 2  # a changed target may be another item's random negative
 
 

@@ -1,0 +1,37 @@
+"""A labelling worker: a round's IDM, writing the labels of one shard of the pool at a time."""
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.records import DatasetRef, ModelRef
+from dynamics.inference.load import load_idm, load_pair
+from dynamics.labelling.confidence import SCORES
+from dynamics.labelling.labeller import Labeller
+from dynamics.models import load_image_tokenizer
+from dynamics.storage.ledger import Ledger
+from dynamics.storage.shards import Shard, read_shard
+
+
+class LabelWorker:
+    """An IDM with the scores that the config asks for; writes attempts into the ledger."""
+
+    def __init__(
+        self, cfg: LoopConfig, pool: DatasetRef, models: ModelRef, ledger: Ledger, round_id: int
+    ) -> None:
+        self._labeller = load_labeller(cfg, models)
+        self._pool = pool
+        self._ledger = ledger
+        self._round_id = round_id
+
+    def run(self, shard: Shard) -> int:
+        """Label a shard of the pool; returns its rows, durably written."""
+        pairs = read_shard(self._pool, shard)
+        self._ledger.write_attempt(self._round_id, self._labeller.label(pairs, self._round_id))
+        return shard.stop - shard.start
+
+
+def load_labeller(cfg: LoopConfig, models: ModelRef) -> Labeller:
+    """The IDM, with the FDP beside it only when the configured score needs it."""
+    if SCORES[cfg.filter.score].needs == "fdp_loglik":
+        idm, fdp = load_pair(models, cfg.model)
+        return Labeller(idm, fdp, cfg, fdp.images)
+    idm = load_idm(models, cfg.model)
+    return Labeller(idm, None, cfg, load_image_tokenizer(cfg.model.family, models.base))

@@ -1,0 +1,57 @@
+"""What the guards of a round look at, read from the run folder."""
+
+from dataclasses import asdict
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.domain import load_domain
+from dynamics.core.records import (
+    DECISION_SCHEMA,
+    PAIR_SCHEMA,
+    TRANSITION_SCHEMA,
+    DataRefs,
+    DatasetRef,
+)
+from dynamics.evaluation.guards.leakage import Leakage, find_leakage
+from dynamics.evaluation.guards.rules import GuardEvidence
+from dynamics.evaluation.heldout import items_schema
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.ledger import Ledger
+from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from dynamics.storage.tables import read_table
+
+
+def guard_evidence(
+    cfg: LoopConfig,
+    folder: RunFolder,
+    images: ImageTokenizer,
+    data: DataRefs,
+    decisions: DatasetRef | None,
+    round_id: int,
+) -> GuardEvidence:
+    """The evidence of a round that is evaluated; ``decisions`` are None in round 0."""
+    schema = items_schema(cfg.evaluate.best_of)
+    seed = read_table(data.seed, TRANSITION_SCHEMA, ["action"])
+    return GuardEvidence(
+        items=read_table(folder.items(round_id), schema),
+        heldout=read_table(data.heldout, TRANSITION_SCHEMA),
+        seed_actions=seed["action"].to_pylist(),
+        leakage=_leakage(folder, images, data),
+        labels=Ledger(folder.ledger).labels(round_id) if decisions else None,
+        decisions=read_table(decisions, DECISION_SCHEMA) if decisions else None,
+        first_items=read_table(folder.items(0), schema) if round_id else None,
+        domain=load_domain(cfg),
+    )
+
+
+def _leakage(folder: RunFolder, images: ImageTokenizer, data: DataRefs) -> Leakage:
+    """Leakage between this pool and these held-out pairs; looked for once a run."""
+    path = folder.leakage
+    tables = {"pool": data.pool.digest, "heldout": data.heldout.digest}
+    if path.exists() and (known := read_json(path))["tables"] == tables:
+        return Leakage(**known["found"])
+    columns = ["clip_sha256", "source_codes", "target_codes"]
+    pool = read_table(data.pool, PAIR_SCHEMA, columns)
+    heldout = read_table(data.heldout, TRANSITION_SCHEMA, columns)
+    found = find_leakage(pool, heldout, images)
+    write_json(path, {"tables": tables, "found": asdict(found)})
+    return found

@@ -1,0 +1,127 @@
+"""Executors: where the work of a round runs. `LocalExecutor` is this process.
+
+    LABEL     shards of the pool, the promoted IDM    -> attempts in the ledger
+    FIT       the training set, a job per task        -> adapters of the round, loss curves
+    EVALUATE  shards of the held-out pairs, adapters  -> parts of the evaluation
+    SERVE     the promoted round                      -> a generator that answered
+
+Each waits for the one above it. What is done already and what becomes of the results is decided by
+`dynamics.pipeline.stages.Stages`: an executor gets only what is missing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.progress import Progress
+from dynamics.core.records import TRANSITION_SCHEMA, ModelRef
+from dynamics.inference.best_of_n import best_of_n
+from dynamics.inference.load import load_pair
+from dynamics.inference.sampling import SamplingParams
+from dynamics.models import load_image_tokenizer
+from dynamics.storage.run_folder import RunFolder, TrainingLog
+from dynamics.storage.shards import MakeWorker, Shard, run_shards
+from dynamics.storage.tables import codes_matrix, read_table
+from dynamics.training.batches import FitJob
+from dynamics.training.checkpoints import FitResult
+from dynamics.training.fit import WorkerContext, fit_adapter
+from dynamics.training.loss import Task
+
+ShardStage = Literal["label", "evaluate"]
+
+
+class Executor(Protocol):
+    """Runs the work of a round, wherever; its results are durable when a method returns."""
+
+    def run_shards(
+        self,
+        stage: ShardStage,
+        round_id: int,
+        make_worker: MakeWorker[Shard],
+        shards: Sequence[Shard],
+        progress: Progress,
+    ) -> None:
+        """Label shards of the pool, or evaluate shards of the held-out pairs."""
+
+    def fit(
+        self, jobs: Mapping[Task, FitJob], round_id: int, progress: Progress
+    ) -> dict[Task, FitResult]:
+        """Fit the round's adapters."""
+
+    def serve(self, models: ModelRef, round_id: int, progress: Progress) -> None:
+        """Have the round's generator draw one held-out frame; never ends the loop."""
+
+
+class LocalExecutor:
+    """One thing after the other in this process: for tests, a debugger, one GPU without Ray."""
+
+    def __init__(self, cfg: LoopConfig, folder: RunFolder) -> None:
+        self.cfg = cfg
+        self.folder = folder
+
+    def run_shards(
+        self,
+        stage: ShardStage,
+        round_id: int,
+        make_worker: MakeWorker[Shard],
+        shards: Sequence[Shard],
+        progress: Progress,
+    ) -> None:
+        """Run one shard after the other."""
+        run_shards(make_worker, shards, f"{stage}, round {round_id}", progress)
+
+    def fit(
+        self, jobs: Mapping[Task, FitJob], round_id: int, progress: Progress
+    ) -> dict[Task, FitResult]:
+        """Fit one adapter after the other."""
+        results: dict[Task, FitResult] = {}
+        for task, job in jobs.items():
+            what = f"train {task.upper()}, round {round_id}"
+            progress(0, job.steps, what)
+            report = _Reporter(self.folder.fit_log(round_id, task), progress, what)
+            results[task] = fit_adapter(job, WorkerContext(report=report))
+        return results
+
+    def serve(self, models: ModelRef, round_id: int, progress: Progress) -> None:
+        """Draw the best of N for the first held-out pair."""
+        progress(0, 1, f"generate, round {round_id}")
+        idm, fdp = load_pair(models, self.cfg.model)
+        frame, action = first_example(self.cfg, self.folder)
+        best_of_n(
+            fdp.images.encode(frame[None]),
+            [action],
+            idm,
+            fdp,
+            SamplingParams(
+                num_samples=self.cfg.serve.num_samples,
+                temperature=self.cfg.evaluate.temperature,
+            ),
+            verifier=self.cfg.serve.verifier,
+            seeds=[self.cfg.seed],
+        )
+        progress(1, 1, f"generate, round {round_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reporter:
+    """What a fit in this process reports to."""
+
+    log: TrainingLog
+    progress: Progress
+    what: str
+
+    def __call__(self, step: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        self.log.append(step, metrics)
+        self.progress(step, int(metrics["steps"]), self.what)
+
+
+def first_example(cfg: LoopConfig, folder: RunFolder) -> tuple[np.ndarray, str]:
+    """The run's first held-out pair as uint8 frame [H, W, 3] and action sentence."""
+    columns = ["source_codes", "action"]
+    first = read_table(folder.heldout, TRANSITION_SCHEMA, columns).slice(0, 1)
+    images = load_image_tokenizer(cfg.model.family, cfg.base_path())
+    return images.decode(codes_matrix(first, "source_codes"))[0], first["action"][0].as_py()

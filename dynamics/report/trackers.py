@@ -1,0 +1,47 @@
+"""The sample grid and the report page as trackers (`dynamics.pipeline.tracking.Tracker`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynamics.core.records import TRANSITION_SCHEMA, RoundReport
+from dynamics.evaluation.heldout import items_schema
+from dynamics.models import load_image_tokenizer
+from dynamics.report.grid import write_grid
+from dynamics.report.page import write_page
+from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.tables import read_table
+
+
+@dataclass(frozen=True, slots=True)
+class GridTracker:
+    """Writes ``grid.png`` of every round."""
+
+    folder: RunFolder
+
+    def log_round(self, report: RoundReport) -> None:
+        """Draw the round's sample frames."""
+        cfg = self.folder.config()
+        items = read_table(self.folder.items(report.round_id), items_schema(cfg.evaluate.best_of))
+        heldout = read_table(self.folder.heldout, TRANSITION_SCHEMA)
+        images = load_image_tokenizer(cfg.model.family, cfg.base_path())
+        write_grid(self.folder.grid(report.round_id), items, heldout, images)
+
+    def log_run(self, reports: Sequence[RoundReport]) -> None:
+        """Draw the rounds that a killed command left out."""
+        for report in reports:
+            if not self.folder.grid(report.round_id).exists():
+                self.log_round(report)
+
+
+@dataclass(frozen=True, slots=True)
+class PageTracker:
+    """Writes ``report.html``, which compares the rounds."""
+
+    folder: RunFolder
+
+    def log_round(self, report: RoundReport) -> None:
+        """Nothing to do: the page is of all rounds."""
+
+    def log_run(self, reports: Sequence[RoundReport]) -> None:
+        """Write the page."""
+        write_page(self.folder)
