@@ -83,11 +83,11 @@ def read_run(root: Path) -> Run:
         n: GuardEvidence(
             items=items[n],
             heldout=heldout,
-            seed_actions=seed["action"].to_pylist(),
+            labelled_actions=seed["action"].to_pylist(),
             leakage=count_leakage(same_B, alike_B),
             labels=ledger.labels(n) if n else None,
             decisions=ledger.decisions(n) if n else None,
-            first_items=items[0] if n else None,
+            first_results=items[0] if n else None,
             domain=load_domain(cfg),
         )
         for n in items
@@ -146,20 +146,20 @@ def _encoded_anew(
 def draw(evidence: GuardEvidence, run: Run, rng: np.random.Generator) -> GuardEvidence:
     """The round with other held-out pairs, labels and seed sentences."""
     rows = rng.integers(evidence.items.num_rows, size=evidence.items.num_rows)
-    said = evidence.seed_actions
+    said = evidence.labelled_actions
     drawn = replace(
         evidence,
         items=evidence.items.take(rows),
         heldout=evidence.heldout.take(rows),
-        seed_actions=[said[row] for row in rng.integers(len(said), size=len(said))],
+        labelled_actions=[said[row] for row in rng.integers(len(said), size=len(said))],
         leakage=count_leakage(run.same[rows], run.alike[rows]),
     )
-    if evidence.first_items is None or evidence.labels is None:
+    if evidence.first_results is None or evidence.labels is None:
         return drawn
     labels = rng.integers(evidence.labels.num_rows, size=evidence.labels.num_rows)
     return replace(
         drawn,
-        first_items=evidence.first_items.take(rows),
+        first_results=evidence.first_results.take(rows),
         labels=evidence.labels.take(labels),
     )
 
@@ -215,7 +215,7 @@ def errs_as_surely(
     evidence: GuardEvidence, rng: np.random.Generator, run: Run
 ) -> GuardEvidence | None:
     """The IDM is as sure as it is, and wrong on a third of what it is right on."""
-    if evidence.first_items is None:
+    if evidence.first_results is None:
         return None
     right = evidence.items["idm_correct"].to_pylist()
     right = [bool(answer and rng.random() >= 1 / 3) for answer in right]

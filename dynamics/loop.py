@@ -1,13 +1,13 @@
 """THE ALGORITHM: bootstrapping forward dynamics from inverse dynamics, on one page.
 
-    labelled seed ────────────┐                                held-out pairs
-                              ▼                                      │
-    videos ─▶ frame pairs ─▶ LABEL ─▶ SELECT ─▶ grown set ─▶ TRAIN ─▶ EVALUATE ─▶ GUARD ─▶ SERVE
-               (once)         ▲ IDM              ledger      IDM, FDP               │
-                              └──────────── the promoted round's IDM ◀──────────────┘
+    labelled set ────────────┐                                   held-out pairs
+                             ▼                                          │
+    videos ─▶ frame pairs ─▶ LABEL ─▶ FILTER ─▶ training set ─▶ TRAIN ─▶ EVALUATE ─▶ GUARD ─▶ SERVE
+              (once)         ▲ IDM              ledger          IDM, FDP               │
+                             └───────────── the promoted round's IDM ◀─────────────────┘
 
-Round 0 trains both adapters on the labelled seed. Every later round labels the whole pool with
-the newest IDM, keeps the confident labels and trains both adapters on seed + kept labels
+Round 0 trains both adapters on the labelled set. Every later round labels the whole pool with
+the newest IDM, accepts the confident labels and trains both adapters on them and the labelled set
 (arXiv 2506.06006, section 3). A round that a guard blocks is not promoted: the loop ends there,
 and the round before it is what is served. The loop knows neither Ray nor MLflow: `Stages` does.
 """
@@ -33,13 +33,15 @@ class Stages(Protocol):
     def label(self, pool: DatasetRef, models: ModelRef, round_id: int) -> DatasetRef:
         """Write an action sentence with log-probabilities for every pair (LABEL_SCHEMA)."""
 
-    def select(self, labels: DatasetRef, round_id: int) -> DatasetRef:
+    def filter(self, labels: DatasetRef, round_id: int) -> DatasetRef:
         """Decide on every label, commit labels and decisions to the ledger (DECISION_SCHEMA)."""
 
-    def grow(self, data: DataRefs, decisions: DatasetRef | None, round_id: int) -> DatasetRef:
-        """Seed plus accepted labels as one training set (TRANSITION_SCHEMA)."""
+    def build_training_set(
+        self, data: DataRefs, decisions: DatasetRef | None, round_id: int
+    ) -> DatasetRef:
+        """Join the labelled set and the accepted labels (TRANSITION_SCHEMA)."""
 
-    def train(self, grown: DatasetRef, previous: ModelRef | None, round_id: int) -> ModelRef:
+    def train(self, training_set: DatasetRef, previous: ModelRef | None, round_id: int) -> ModelRef:
         """Fit the round's IDM and FDP adapters, side by side."""
 
     def evaluate(
@@ -78,9 +80,9 @@ def run_rounds(cfg: LoopConfig, stages: Stages) -> list[RoundReport]:
             decisions = None
             if models is not None:
                 labels = stages.label(data.pool, models, round_id)
-                decisions = stages.select(labels, round_id)
-            grown = stages.grow(data, decisions, round_id)
-            trained = stages.train(grown, models, round_id)
+                decisions = stages.filter(labels, round_id)
+            training_set = stages.build_training_set(data, decisions, round_id)
+            trained = stages.train(training_set, models, round_id)
             measured = stages.evaluate(data, trained, decisions, round_id)
             report = stages.guard(data, decisions, measured)
             stages.commit(report)

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bootstrap.py",
-        description="Bootstrap forward dynamics from inverse dynamics: label, select, train, "
+        description="Bootstrap forward dynamics from inverse dynamics: label, filter, train, "
         "evaluate and serve, round by round.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -56,7 +56,7 @@ class RayExecutor:
         with self._on_ray(progress):
             from ray_jobs.train import fit_on_ray
 
-            logs = {task: self.folder.fit_log(round_id, task) for task in jobs}
+            logs = {task: self.folder.training_log(round_id, task) for task in jobs}
             return fit_on_ray(jobs, logs, round_id, progress)
 
     def serve(self, models: ModelRef, round_id: int, progress: Progress) -> None:

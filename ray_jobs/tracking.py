@@ -92,7 +92,7 @@ class MlflowTracker:
         from mlflow.entities import Metric
 
         for task in ("idm", "fdp"):
-            for line in self.folder.training_log(round_id, task):
+            for line in self.folder.training_log(round_id, task).lines():
                 yield Metric(f"train/{task}_loss_curve", line["loss"], now, int(line["step"]))
 
     def _parent(self) -> str:

@@ -80,7 +80,7 @@ def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(untrained_base: Path) -> LoopConfig:
     """tests/test-3x3.yaml on the untrained base; every stage takes a second or so."""
-    overrides = [f"model.base={untrained_base}", "train.seed_steps=150", "train.round_steps=8"]
+    overrides = [f"model.base={untrained_base}", "train.first_steps=150", "train.round_steps=8"]
     return load(REPOSITORY_ROOT / "tests" / "test-3x3.yaml", overrides)
 
 

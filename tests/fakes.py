@@ -123,7 +123,7 @@ def transition(source: Scene, action: Action, target: Scene, number: int) -> dic
         "target_codes": list(target.cells),
         "recognition": [1.0] * len(source.cells),
         "action": sentence,
-        "origin": "seed",
+        "origin": "labelled",
         "source_state": source.to_text(),
         "target_state": target.to_text(),
     }

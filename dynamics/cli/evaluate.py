@@ -35,7 +35,9 @@ def evaluate_run(
     run: Run,
     controls: Annotated[
         bool,
-        typer.Option(help="Also train and measure the controls: seed only, and true labels."),
+        typer.Option(
+            help="Also train and measure the controls: labelled set only, and true labels."
+        ),
     ] = False,
 ) -> None:
     """Show what the rounds measured; with --controls, how much of the gap the last one closed."""

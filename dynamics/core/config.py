@@ -176,7 +176,7 @@ class PoolConfig(Strict):
 
 
 class LabelledConfig(Strict):
-    """The labelled seed and the held-out set: filmed, or of a real data set."""
+    """The labelled set and the held-out set: filmed, or of a real data set."""
 
     dataset: DatasetName | None = None
     """What lies at ``path`` (`dynamics.data.labelled`); none = filmed."""
@@ -186,7 +186,7 @@ class LabelledConfig(Strict):
     """The same for the held-out set, e.g. a validation split; none = a share of ``path``."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs that is held out, whole videos or pictures at a time."""
-    num_seed: int = Field(default=4096)
+    num_pairs: int = Field(default=4096)
     """Pairs to film, or the most to take from the data set."""
     max_pairs: dict[str, int] = {}
     """The most pairs that a class of the data set gives to the seed, e.g. ``{kubric: 10000}``."""
@@ -207,9 +207,9 @@ class LabelledConfig(Strict):
 
     @model_validator(mode="after")
     def _not_empty(self) -> "LabelledConfig":
-        if self.num_seed < 1:
+        if self.num_pairs < 1:
             raise ValueError(
-                "num_seed must be at least 1: without labelled pairs no IDM can be trained"
+                "num_pairs must be at least 1: without labelled pairs no IDM can be trained"
             )
         if self.num_heldout < 1:
             raise ValueError(
@@ -291,7 +291,7 @@ class LoraConfig(Strict):
 class TaskTraining(Strict):
     """What one of the two tasks trains with instead of what `TrainConfig` says; none = the same."""
 
-    seed_steps: int | None = Field(default=None, ge=1)
+    first_steps: int | None = Field(default=None, ge=1)
     round_steps: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
@@ -313,8 +313,8 @@ class TrainConfig(Strict):
     """Ray Train workers per adapter. IDM and FDP already use one core each, so two workers per
     adapter pay only with more than two cores."""
     num_gpus_per_worker: Annotated[float, Mark.FREE] = Field(default=0.0, ge=0)
-    seed_steps: int = Field(default=500, ge=1)
-    """Steps of round 0, on the labelled seed alone."""
+    first_steps: int = Field(default=500, ge=1)
+    """Steps of round 0, on the labelled set alone."""
     round_steps: int = Field(default=600, ge=1)
     """Steps of every later round."""
     init: Literal["base", "previous"] = "base"
@@ -330,7 +330,7 @@ class TrainConfig(Strict):
     gradient_checkpointing: Annotated[bool, Mark.FREE] = False
     """Keep only each layer's input and compute the rest again for the gradients: for LoRA half as
     much compute again, for a tenth of the activations."""
-    seed_fraction: float = Field(default=0.25, ge=0, le=1)
+    labelled_fraction: float = Field(default=0.25, ge=0, le=1)
     """Share of every batch that comes from the true seed."""
     learning_rate: float = Field(default=4e-3, gt=0)
     warmup_steps: int = Field(default=20, ge=0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dynamics.core.config import KeyframeConfig, LoopConfig
 
-Split = Literal["seed", "pool", "heldout"]
+Split = Literal["labelled", "pool", "heldout"]
 
 DOMAINS: dict[str, str] = {
     "tabletop": "dynamics.tabletop.domain:Tabletop",

@@ -43,9 +43,7 @@ TRANSITION_SCHEMA = pa.schema(
     [
         *PAIR_SCHEMA,
         pa.field("action", pa.string(), nullable=False),  # the action sentence
-        pa.field(
-            "origin", pa.string(), nullable=False
-        ),  # "seed", or the label_id of a pseudo-label
+        pa.field("origin", pa.string(), nullable=False),  # "labelled", or the label_id
     ]
 )
 """Labelled pairs: what training reads.
@@ -143,8 +141,8 @@ class DatasetRef:
 class DataRefs:
     """What `prepare` gives the loop."""
 
-    seed: DatasetRef
-    """TRANSITION_SCHEMA; the labelled seed."""
+    labelled: DatasetRef
+    """TRANSITION_SCHEMA; the labelled set."""
     pool: DatasetRef
     """PAIR_SCHEMA; the unlabelled pool."""
     heldout: DatasetRef

@@ -25,12 +25,12 @@ class ControlReport:
     num_pool: int
     """Pool pairs that the ``true_labels`` arm trained on."""
     arms: dict[str, dict[str, Estimate]]
-    """Metrics of ``seed_only``, ``round`` and ``true_labels``, without best of N."""
+    """Metrics of ``labelled_only``, ``round`` and ``true_labels``, without best of N."""
     gain: dict[str, Estimate]
-    """Per metric, round minus ``seed_only``, paired over pairs."""
+    """Per metric, round minus ``labelled_only``, paired over pairs."""
     gap_closed: dict[str, Estimate]
-    """Per metric, (round - seed_only) / (true_labels - seed_only), paired over pairs; without the
-    metrics on which true labels are no better than the seed alone: there is no gap to close."""
+    """Per metric, (round - labelled_only) / (true_labels - labelled_only), over pairs. Metrics
+    on which true labels are no better than the labelled set alone are left out: no gap to close."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON."""
@@ -52,12 +52,14 @@ def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int
     """Metrics, gains and closed gaps of evaluation tables over the same pairs.
 
     Args:
-        items: tables with `items_schema`, keyed ``seed_only``, ``round``, ``true_labels``.
+        items: tables with `results_schema`, keyed ``labelled_only``, ``round``, ``true_labels``.
         round_id: of ``round``.
         steps: training steps of the controls' FDPs.
         num_pool: pool pairs with a true label.
     """
-    tables = {arm: items[arm].sort_by("pair_id") for arm in ("seed_only", "round", "true_labels")}
+    tables = {
+        arm: items[arm].sort_by("pair_id") for arm in ("labelled_only", "round", "true_labels")
+    }
     pairs = [table["pair_id"].to_pylist() for table in tables.values()]
     if pairs[0] != pairs[1] or pairs[1] != pairs[2]:
         raise ValueError("the controls were evaluated on other pairs than the round")
@@ -86,7 +88,7 @@ def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int
 
 
 def _gap_closed(means_R3: Floats) -> Floats:
-    """Columns seed_only, round, true_labels; NaN where there is no gap to close."""
+    """Columns labelled_only, round, true_labels; NaN where there is no gap to close."""
     seed_R, round_R, true_R = means_R3.T
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(true_R > seed_R, (round_R - seed_R) / (true_R - seed_R), np.nan)

@@ -1,6 +1,6 @@
 """The two models that a bootstrapped one has to be held against.
 
-* ``seed_only``: the labelled seed alone, for as many steps as the round's models had. What more
+* ``labelled_only``: the labelled set alone, for as many steps as the round's models had. What more
   training without more labels gives; beating round 0 alone would prove less.
 * ``true_labels``: seed plus the TRUE action sentences of the whole pool, as many steps. What
   perfect pseudo-labels would give. The only place where training reads the pool's truth.
@@ -25,7 +25,7 @@ from dynamics.core.progress import Progress, silent
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.comparison import ControlReport, compare
-from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.storage.run_folder import (
     ITEMS,
@@ -40,7 +40,7 @@ from dynamics.training.batches import FitJob
 from dynamics.training.fit import WorkerContext, fit_adapter
 from dynamics.training.loss import Task
 
-Arm = Literal["seed_only", "true_labels"]
+Arm = Literal["labelled_only", "true_labels"]
 RunFits = Callable[[Sequence[FitJob], Progress], None]
 
 
@@ -87,13 +87,13 @@ def run_controls(
     if not items_path.is_file():
         raise UserError(f"{items_path} does not exist; finish round {round_id} first")
     folder = run.controls(round_id)
-    schema = items_schema(cfg.evaluate.best_of)
+    schema = results_schema(cfg.evaluate.best_of)
     items = {"round": read_table(items_path, schema)}
     truth = read_table(data.truth, TRUTH_SCHEMA)
-    grown = _training_sets(data, truth)
+    training_sets = _training_sets(data, truth)
     jobs: list[FitJob] = []
     for arm in get_args(Arm):
-        write_table(folder / arm / TRAINING_SET, grown[arm], TRANSITION_SCHEMA)
+        write_table(folder / arm / TRAINING_SET, training_sets[arm], TRANSITION_SCHEMA)
         jobs += [_fit_job(cfg, arm, task, round_id, folder / arm) for task in get_args(Task)]
     if missing := [job for job in jobs if not job.out.exists()]:
         run_fits(missing, progress)
@@ -106,7 +106,7 @@ def run_controls(
             write_table(out / ITEMS, evaluated, schema)
         items[arm] = read_table(out / ITEMS, schema)
     steps = control_steps(cfg.train.of("fdp"), round_id)
-    report = compare(items, round_id, steps, num_pool=_num_true(grown["true_labels"]))
+    report = compare(items, round_id, steps, num_pool=_num_true(training_sets["true_labels"]))
     write_json(folder / REPORT, report.to_json())
     return report
 
@@ -114,10 +114,10 @@ def run_controls(
 def control_steps(train: TrainConfig, round_id: int) -> int:
     """Steps that the adapter of a round has behind it since the base; ``train`` is its task's."""
     if round_id == 0:
-        return train.seed_steps
+        return train.first_steps
     if train.init == "base":
         return train.round_steps
-    return train.seed_steps + round_id * train.round_steps
+    return train.first_steps + round_id * train.round_steps
 
 
 def label_truly(pool: pa.Table, truth: pa.Table) -> pa.Table:
@@ -134,13 +134,13 @@ def label_truly(pool: pa.Table, truth: pa.Table) -> pa.Table:
 
 
 def _training_sets(data: DataRefs, truth: pa.Table) -> dict[Arm, pa.Table]:
-    seed = read_table(data.seed, TRANSITION_SCHEMA)
+    seed = read_table(data.labelled, TRANSITION_SCHEMA)
     pool = label_truly(read_table(data.pool, PAIR_SCHEMA), truth)
-    return {"seed_only": seed, "true_labels": pa.concat_tables([seed, pool])}
+    return {"labelled_only": seed, "true_labels": pa.concat_tables([seed, pool])}
 
 
-def _num_true(grown: pa.Table) -> int:
-    return int(pc.sum(pc.equal(grown["origin"], "truth")).as_py())
+def _num_true(training_set: pa.Table) -> int:
+    return int(pc.sum(pc.equal(training_set["origin"], "truth")).as_py())
 
 
 def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, round_id: int, out: Path) -> FitJob:
@@ -164,4 +164,4 @@ def _evaluate(
 ) -> pa.Table:
     idm, fdp = load_pair(models, cfg.model)
     heldout = read_table(data.heldout, TRANSITION_SCHEMA)
-    return evaluate_items(heldout, truth, idm, fdp, cfg, round_id, with_best_of=0)
+    return evaluate_heldout(heldout, truth, idm, fdp, cfg, round_id, with_best_of=0)

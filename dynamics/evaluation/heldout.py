@@ -31,7 +31,7 @@ from dynamics.inference.verifiers import choose
 Columns = dict[str, list[Any]]
 
 
-def items_schema(best_of: Sequence[int]) -> pa.Schema:
+def results_schema(best_of: Sequence[int]) -> pa.Schema:
     """Columns of the evaluation table for the N of ``cfg.evaluate.best_of``.
 
     Success columns are null where the truth is unknown; the best-of ones, one per N and verifier,
@@ -59,7 +59,7 @@ def items_schema(best_of: Sequence[int]) -> pa.Schema:
     )
 
 
-def evaluate_items(
+def evaluate_heldout(
     heldout: pa.Table,
     truth: pa.Table | None,
     idm: InverseDynamics,
@@ -81,14 +81,14 @@ def evaluate_items(
             of a table whose first rows lie elsewhere).
 
     Returns:
-        A table with `items_schema(cfg.evaluate.best_of)`, rows in the order of ``heldout``.
+        A table with `results_schema(cfg.evaluate.best_of)`, rows in the order of ``heldout``.
     """
     flags = (
         np.arange(heldout.num_rows) < with_best_of
         if isinstance(with_best_of, int)
         else np.asarray(with_best_of, dtype=bool)
     )
-    schema = items_schema(cfg.evaluate.best_of)
+    schema = results_schema(cfg.evaluate.best_of)
     states = _states(truth)
     domain = load_domain(cfg)
     reader = StateReader(fdp.images, domain)

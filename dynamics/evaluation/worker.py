@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.records import TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
-from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.inference.load import load_pair
 from dynamics.storage.shards import Shard, read_shard
 from dynamics.storage.tables import read_table, write_table
@@ -27,10 +27,10 @@ class EvaluationWorker:
         """Evaluate a shard of the held-out pairs; returns its rows, durably written."""
         pairs = read_shard(self._data.heldout, shard, TRANSITION_SCHEMA.names)
         with_best_of = max(0, self._cfg.evaluate.num_best_of_items - shard.start)
-        items = evaluate_items(
+        items = evaluate_heldout(
             pairs, self._truth, self._idm, self._fdp, self._cfg, self._round_id, with_best_of
         )
-        schema = items_schema(self._cfg.evaluate.best_of)
+        schema = results_schema(self._cfg.evaluate.best_of)
         return write_table(part_path(self._parts, shard), items, schema).num_rows
 
 

@@ -124,7 +124,7 @@ def _data_digests(origin: ExportedRound) -> dict[str, str]:
     """sha256 of the tables that are still in the run folder."""
     tables = {
         "training set": origin.run.training_set(origin.round_id),
-        "labelled seed": origin.run.labelled,
+        "labelled set": origin.run.labelled,
         "unlabelled pool": origin.run.pool,
         "held-out pairs": origin.run.heldout,
     }

@@ -31,7 +31,7 @@ fast as 512 rows, and a large model keeps its GPU busy with as many."""
 
 
 def gumbel_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard Gumbel noise [len(seeds), *shape]; a row depends on its own seed only.
+    """Standard Gumbel noise [len(seeds), *shape]; a row depends on its own labelled set only.
 
     Adding it to logits and taking the argmax samples from them, so a row draws the same sample
     alone or among others.

@@ -1,4 +1,4 @@
-"""The grown training set: the labelled seed plus the pseudo-labels that were accepted."""
+"""The training set of a round: the labelled set and the labels that were accepted."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -6,17 +6,16 @@ import pyarrow.compute as pc
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
 
 
-def grow(seed: pa.Table, pool: pa.Table, accepted: pa.Table) -> pa.Table:
-    """Join accepted labels with their frames and append them to the seed.
+def build_training_set(labelled: pa.Table, pool: pa.Table, accepted: pa.Table) -> pa.Table:
+    """Join accepted labels with their frames and append them to the labelled set.
 
     Args:
-        seed: TRANSITION_SCHEMA.
+        labelled: TRANSITION_SCHEMA, origin "labelled".
         pool: PAIR_SCHEMA, the pairs that were labelled.
         accepted: The labels to add, at least the columns of LABEL_SCHEMA, any order.
 
     Returns:
-        TRANSITION_SCHEMA: the seed as it is (origin "seed"), then the accepted pairs sorted by
-        pair_id, with the label_id as origin.
+        TRANSITION_SCHEMA: the labelled set as it is, then the accepted pairs by pair_id.
 
     Raises:
         ValueError: the pair of an accepted label is missing, or has two.
@@ -28,8 +27,9 @@ def grow(seed: pa.Table, pool: pa.Table, accepted: pa.Table) -> pa.Table:
     if rows.null_count:
         raise ValueError(f"{rows.null_count} accepted labels have no pair in the pool")
     pairs = pool.select(PAIR_SCHEMA.names).take(rows)
-    grown = pairs.append_column("action", accepted["action"]).append_column(
-        "origin", accepted["label_id"]
-    )
+    added = pairs.append_column("action", accepted["action"])
+    added = added.append_column("origin", accepted["label_id"])
     columns = TRANSITION_SCHEMA.names
-    return pa.concat_tables([seed.select(columns), grown.select(columns).cast(TRANSITION_SCHEMA)])
+    return pa.concat_tables(
+        [labelled.select(columns), added.select(columns).cast(TRANSITION_SCHEMA)]
+    )

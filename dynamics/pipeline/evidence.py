@@ -13,7 +13,7 @@ from dynamics.core.records import (
 )
 from dynamics.evaluation.guards.leakage import Leakage, find_leakage
 from dynamics.evaluation.guards.rules import GuardEvidence
-from dynamics.evaluation.heldout import items_schema
+from dynamics.evaluation.heldout import results_schema
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
@@ -29,16 +29,16 @@ def guard_evidence(
     round_id: int,
 ) -> GuardEvidence:
     """The evidence of a round that is evaluated; ``decisions`` are None in round 0."""
-    schema = items_schema(cfg.evaluate.best_of)
-    seed = read_table(data.seed, TRANSITION_SCHEMA, ["action"])
+    schema = results_schema(cfg.evaluate.best_of)
+    seed = read_table(data.labelled, TRANSITION_SCHEMA, ["action"])
     return GuardEvidence(
         items=read_table(folder.items(round_id), schema),
         heldout=read_table(data.heldout, TRANSITION_SCHEMA),
-        seed_actions=seed["action"].to_pylist(),
+        labelled_actions=seed["action"].to_pylist(),
         leakage=_leakage(folder, images, data),
         labels=Ledger(folder.ledger).labels(round_id) if decisions else None,
         decisions=read_table(decisions, DECISION_SCHEMA) if decisions else None,
-        first_items=read_table(folder.items(0), schema) if round_id else None,
+        first_results=read_table(folder.items(0), schema) if round_id else None,
         domain=load_domain(cfg),
     )
 

@@ -82,7 +82,7 @@ class LocalExecutor:
         for task, job in jobs.items():
             what = f"train {task.upper()}, round {round_id}"
             progress(0, job.steps, what)
-            report = _Reporter(self.folder.fit_log(round_id, task), progress, what)
+            report = _Reporter(self.folder.training_log(round_id, task), progress, what)
             results[task] = fit_adapter(job, WorkerContext(report=report))
         return results
 

@@ -21,7 +21,7 @@ def fit_jobs(
     train = cfg.train
     start = previous if train.init == "previous" else None
     steps = {
-        task: train.of(task).round_steps if round_id else train.of(task).seed_steps
+        task: train.of(task).round_steps if round_id else train.of(task).first_steps
         for task in get_args(Task)
     }
     return {

@@ -27,7 +27,7 @@ from dynamics.storage.tables import dataset_ref, read_table, write_table
 def prepare(
     cfg: LoopConfig, folder: RunFolder, images: ImageTokenizer, progress: Progress
 ) -> DataRefs:
-    """Make what is missing of the seed, the pool, the held-out pairs and the truth.
+    """Make what is missing of the labelled set, the pool, the held-out pairs and the truth.
 
     Raises:
         UserError: no video given and none filmed, no usable video in the pool's folder, no usable
@@ -36,11 +36,15 @@ def prepare(
     source = _Source(cfg, folder, images, progress)
     if cfg.labelled.dataset is not None:
         real = source.real()
-        return DataRefs(seed=real["seed"], pool=source.pool(), heldout=real["heldout"], truth=None)
-    seed = source.labelled("seed", cfg.labelled.num_seed)
+        return DataRefs(
+            labelled=real["labelled"], pool=source.pool(), heldout=real["heldout"], truth=None
+        )
+    labelled = source.labelled("labelled", cfg.labelled.num_pairs)
     heldout = source.labelled("heldout", cfg.labelled.num_heldout)
     pool = source.pool()
-    return DataRefs(seed=seed, pool=pool, heldout=heldout, truth=source.truth(pool, heldout))
+    return DataRefs(
+        labelled=labelled, pool=pool, heldout=heldout, truth=source.truth(pool, heldout)
+    )
 
 
 def prepared(folder: RunFolder) -> DataRefs:
@@ -50,7 +54,7 @@ def prepared(folder: RunFolder) -> DataRefs:
         UserError: a table is missing or damaged.
     """
     return DataRefs(
-        seed=dataset_ref(folder.labelled),
+        labelled=dataset_ref(folder.labelled),
         pool=dataset_ref(folder.pool),
         heldout=dataset_ref(folder.heldout),
         truth=dataset_ref(folder.truth) if folder.truth.exists() else None,
@@ -76,12 +80,12 @@ class _Source:
         rows = pc.index_in(pairs["pair_id"], value_set=truth["pair_id"].combine_chunks())
         known = pairs.filter(pc.is_valid(rows))
         labelled = known.append_column("action", truth["action"].take(pc.drop_null(rows)))
-        origin = pa.array(["seed"] * labelled.num_rows, pa.string())
+        origin = pa.array(["labelled"] * labelled.num_rows, pa.string())
         labelled = labelled.append_column("origin", origin).slice(0, num_pairs)
         return write_table(out, labelled, TRANSITION_SCHEMA)
 
     def real(self) -> dict[str, DatasetRef]:
-        """Seed and held-out pairs of a real data set (TRANSITION_SCHEMA)."""
+        """Labelled and held-out pairs of a real data set (TRANSITION_SCHEMA)."""
         if (done := built(self._folder)) is not None:
             return done
         fits = sentence_limit(self._cfg, self._images)

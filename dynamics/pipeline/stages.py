@@ -29,14 +29,14 @@ from dynamics.core.records import (
     RoundReport,
 )
 from dynamics.evaluation.guards.rules import judge
-from dynamics.evaluation.heldout import items_schema
+from dynamics.evaluation.heldout import results_schema
 from dynamics.evaluation.label_quality import label_accuracy
 from dynamics.evaluation.metrics import summarise
 from dynamics.evaluation.worker import EvaluationWorker, part_path
 from dynamics.inference.load import model_ref
 from dynamics.labelling.filter import decide
 from dynamics.labelling.labeller import unlabelled
-from dynamics.labelling.training_set import grow
+from dynamics.labelling.training_set import build_training_set
 from dynamics.labelling.worker import LabelWorker
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
@@ -112,9 +112,9 @@ class Stages:
             self._check_coverage(pool, labels, round_id)
             return labels
 
-    def select(self, labels: DatasetRef, round_id: int) -> DatasetRef:
+    def filter(self, labels: DatasetRef, round_id: int) -> DatasetRef:
         """Decide on every label, commit labels and decisions to the ledger (DECISION_SCHEMA)."""
-        with self.folder.timed(round_id, "select"):
+        with self.folder.timed(round_id, "filter"):
             if round_id not in self.ledger.rounds():
                 table = read_table(labels, LABEL_SCHEMA)
                 parents = {
@@ -126,20 +126,22 @@ class Stages:
                 self.ledger.commit(round_id, labels, decide(table, self.cfg.filter), parents)
             return self.ledger.decisions_ref(round_id)
 
-    def grow(self, data: DataRefs, decisions: DatasetRef | None, round_id: int) -> DatasetRef:
+    def build_training_set(
+        self, data: DataRefs, decisions: DatasetRef | None, round_id: int
+    ) -> DatasetRef:
         """Seed plus accepted labels as one training set (TRANSITION_SCHEMA)."""
         out = self.folder.training_set(round_id)
         if out.exists():
             return dataset_ref(out)
-        rows = read_table(data.seed, TRANSITION_SCHEMA)
+        rows = read_table(data.labelled, TRANSITION_SCHEMA)
         if decisions is not None:
             pool = read_table(data.pool, PAIR_SCHEMA)
-            rows = grow(rows, pool, self.ledger.accepted(round_id))
+            rows = build_training_set(rows, pool, self.ledger.accepted(round_id))
         return write_table(out, rows, TRANSITION_SCHEMA)
 
-    def train(self, grown: DatasetRef, previous: ModelRef | None, round_id: int) -> ModelRef:
+    def train(self, training_set: DatasetRef, previous: ModelRef | None, round_id: int) -> ModelRef:
         """Fit the round's IDM and FDP adapters, side by side."""
-        jobs = fit_jobs(self.cfg, self.folder, grown, previous, round_id)
+        jobs = fit_jobs(self.cfg, self.folder, training_set, previous, round_id)
         summary = self.folder.fit_summary(round_id)
         if not summary.exists():
             with self.folder.timed(round_id, "train"):
@@ -229,7 +231,7 @@ class Stages:
 
     def _items(self, data: DataRefs, models: ModelRef, round_id: int) -> pa.Table:
         """The round's evaluation table; each part is written once, also over kills."""
-        schema = items_schema(self.cfg.evaluate.best_of)
+        schema = results_schema(self.cfg.evaluate.best_of)
         out = self.folder.items(round_id)
         if out.exists():
             return read_table(out, schema)

@@ -100,7 +100,7 @@ def task_plan(cfg: LoopConfig, sizes: Sizes, task: Task) -> TaskPlan:
         tokens_per_row=tokens,
         rows_per_step=train.batch_size,
         micro_batch_rows=min(per_worker, train.micro_batch_rows or per_worker),
-        steps=train.seed_steps + cfg.rounds * train.round_steps,
+        steps=train.first_steps + cfg.rounds * train.round_steps,
         flops_per_token=training_flops(cfg, sizes, task) / tokens,
     )
 
@@ -218,7 +218,7 @@ def hours(cfg: LoopConfig, sizes: Sizes, tasks: dict[Task, TaskPlan], machine: M
     """Wall hours: FLOPs over what the GPUs (or cores) that share them reach."""
     reached = machine.tflops * 1e12 * machine.utilisation
     pairs = cfg.pool.most_pairs
-    frames = 2 * (pairs + cfg.labelled.num_seed + cfg.labelled.num_heldout)
+    frames = 2 * (pairs + cfg.labelled.num_pairs + cfg.labelled.num_heldout)
     fits = [
         plan.steps * plan.tokens_per_step * plan.flops_per_token / cfg.train.num_workers
         for plan in tasks.values()
@@ -239,7 +239,7 @@ def disk_bytes(cfg: LoopConfig, sizes: Sizes) -> dict[str, int]:
     adapters: two a round, 4 bytes a trained parameter, and the state that a fit resumes from, three
     times that, once.
     """
-    seed, heldout, pool = cfg.labelled.num_seed, cfg.labelled.num_heldout, cfg.pool.most_pairs
+    seed, heldout, pool = cfg.labelled.num_pairs, cfg.labelled.num_heldout, cfg.pool.most_pairs
     rounds = cfg.rounds
     rows = seed + heldout + pool + seed + rounds * (seed + pool)
     kept = sizes.trainable
@@ -258,7 +258,7 @@ def _clip_bytes(cfg: LoopConfig) -> int:
     """Of the videos: as they lie there, or as they will be filmed."""
     wanted: dict[Split, int] = {}
     if cfg.labelled.dataset is None:
-        wanted = {"seed": cfg.labelled.num_seed, "heldout": cfg.labelled.num_heldout}
+        wanted = {"labelled": cfg.labelled.num_pairs, "heldout": cfg.labelled.num_heldout}
     if not cfg.pool.parts:
         wanted["pool"] = cfg.pool.num_pairs
     on_disk = 0

@@ -21,7 +21,7 @@ from dynamics.report.charts import (
 )
 from dynamics.report.labels import CalibrationView
 
-STAGES = ("prepare", "label", "select", "grow", "train", "evaluate", "guard", "serve")
+STAGES = ("prepare", "label", "filter", "train", "evaluate", "guard", "serve")
 """In the order of the loop."""
 
 _POINTS = 80

@@ -42,7 +42,7 @@ def grid_rows(
     All frames, also "before" and "truth", are decoded from codes: what the models can see.
 
     Args:
-        items: the evaluation table (`evaluation.items.items_schema`).
+        items: the evaluation table (`evaluation.items.results_schema`).
         heldout: TRANSITION_SCHEMA with the same pairs, any order.
         images: decodes the frames.
         num_rows: at most so many.

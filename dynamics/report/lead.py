@@ -23,10 +23,12 @@ def _success(first: RoundReport, last: RoundReport) -> str:
     if first.round_id == last.round_id:
         return f"After round {last.round_id} the FDP draws the right next frame for {pairs}."
     rounds = f"{last.round_id} round{'s' if last.round_id > 1 else ''}"
-    seed_only = "" if before is None else f", against {_rate(before)} with the labelled seed alone"
+    labelled_only = (
+        "" if before is None else f", against {_rate(before)} with the labelled set alone"
+    )
     return (
         f"After {rounds} of training on the IDM's labels the FDP draws the right next frame for "
-        f"{pairs}{seed_only}."
+        f"{pairs}{labelled_only}."
     )
 
 

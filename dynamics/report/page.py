@@ -19,7 +19,7 @@ from dynamics.core.errors import UserError
 from dynamics.core.images import data_uri
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
 from dynamics.evaluation.comparison import ControlReport
-from dynamics.evaluation.heldout import items_schema
+from dynamics.evaluation.heldout import results_schema
 from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_sizes
 from dynamics.inference.verifiers import descriptions, label_of
 from dynamics.models import load_image_tokenizer
@@ -111,7 +111,9 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         RoundView(
             report=report,
             seconds=run.timings(report.round_id),
-            losses={task: run.training_log(report.round_id, task) for task in ("idm", "fdp")},
+            losses={
+                task: run.training_log(report.round_id, task).lines() for task in ("idm", "fdp")
+            },
             labels=labels.get(report.round_id),
         )
         for report in reports
@@ -150,7 +152,7 @@ def _scenes(
     if not stored:
         return []
     heldout = read_table(run.heldout, TRANSITION_SCHEMA)
-    schema = items_schema(cfg.evaluate.best_of)
+    schema = results_schema(cfg.evaluate.best_of)
     rows = {
         round_id: grid_rows(read_table(path, schema), heldout, images)
         for round_id, path in stored.items()

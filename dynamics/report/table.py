@@ -68,11 +68,17 @@ def control_table(report: ControlReport) -> Table:
         caption=f"each arm's FDP {report.steps} steps; true labels on {report.num_pool:,} pool "
         "pairs; below: 95 % interval, paired over pairs",
     )
-    for heading in ("metric", "seed only", f"round {report.round_id}", "true labels", "gain"):
+    for heading in (
+        "metric",
+        "labelled set only",
+        f"round {report.round_id}",
+        "true labels",
+        "gain",
+    ):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
     table.add_column("gap closed", justify="right", no_wrap=True)
     for name, gain in report.gain.items():
-        arms = (report.arms[arm][name] for arm in ("seed_only", "round", "true_labels"))
+        arms = (report.arms[arm][name] for arm in ("labelled_only", "round", "true_labels"))
         rates = (_rate(estimate) for estimate in (*arms, gain, report.gap_closed.get(name)))
         table.add_row(name, *rates)
     return table

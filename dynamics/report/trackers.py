@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynamics.core.records import TRANSITION_SCHEMA, RoundReport
-from dynamics.evaluation.heldout import items_schema
+from dynamics.evaluation.heldout import results_schema
 from dynamics.models import load_image_tokenizer
 from dynamics.report.grid import write_grid
 from dynamics.report.page import write_page
@@ -21,7 +21,7 @@ class GridTracker:
     def log_round(self, report: RoundReport) -> None:
         """Draw the round's sample frames."""
         cfg = self.folder.config()
-        items = read_table(self.folder.items(report.round_id), items_schema(cfg.evaluate.best_of))
+        items = read_table(self.folder.items(report.round_id), results_schema(cfg.evaluate.best_of))
         heldout = read_table(self.folder.heldout, TRANSITION_SCHEMA)
         images = load_image_tokenizer(cfg.model.family, cfg.base_path())
         write_grid(self.folder.grid(report.round_id), items, heldout, images)

@@ -31,7 +31,7 @@ stored one leads to other files than those that the tables were made from."""
 
 Record = TypeVar("Record")
 
-TRAINING_SET, ITEMS, REPORT = "grown.parquet", "items.parquet", "report.json"
+TRAINING_SET, ITEMS, REPORT = "training_set.parquet", "results.parquet", "report.json"
 """Files of a round, and of a control beside it."""
 
 
@@ -66,7 +66,7 @@ class RunFolder:
     @property
     def labelled(self) -> Path:
         """The labelled set (TRANSITION_SCHEMA)."""
-        return self.table("seed")
+        return self.table("labelled")
 
     @property
     def pool(self) -> Path:
@@ -138,7 +138,7 @@ class RunFolder:
         return self.round(round_id) / "train" / "checkpoints"
 
     def items(self, round_id: int) -> Path:
-        """The evaluation, a row per held-out pair (`evaluation.heldout.items_schema`)."""
+        """The evaluation, a row per held-out pair (`evaluation.heldout.results_schema`)."""
         return self.round(round_id) / ITEMS
 
     def item_parts(self, round_id: int) -> Path:
@@ -203,13 +203,9 @@ class RunFolder:
         timings[stage] = round(timings.get(stage, 0.0) + time.monotonic() - start, 3)
         write_json(self.timings_path(round_id), timings)
 
-    def fit_log(self, round_id: int, task: str) -> "TrainingLog":
+    def training_log(self, round_id: int, task: str) -> "TrainingLog":
         """Where the round's fit of ``task`` ("idm" or "fdp") writes its loss curve."""
         return TrainingLog(self.round(round_id) / "train" / f"{task}.jsonl")
-
-    def training_log(self, round_id: int, task: str) -> list[dict[str, float]]:
-        """Lines ``{"step", "loss", ...}`` of a fit, by step."""
-        return self.fit_log(round_id, task).lines()
 
     def config(self) -> LoopConfig:
         """The config that the run was last continued with.

@@ -72,7 +72,7 @@ def tables(studies: Sequence[Study]) -> dict[str, Table]:
             title=f"(c) Best of N in round {round_id}, temperature {temperature}",
             note="The share of scenes whose chosen frame is right. Random: one sample. Oracle: "
             "some candidate is right, the most that any verifier could reach. IDM contrast picks "
-            "what the IDM picks. The weight is fitted on pairs of the labelled seed.",
+            "what the IDM picks. The weight is fitted on pairs of the labelled set.",
             columns=(*COLUMNS.values(), RANDOM, GREEDY, ORACLE, "copies chosen by IDM + FDP"),
             rows=tuple(rows),
         )

@@ -43,7 +43,7 @@ def verify(study: Study, arm: str, folder: Path) -> None:
 
 
 def calibrate(study: Study, arm: str, folder: Path) -> None:
-    """Fit the IDM's weight beside the FDP on pairs of the labelled seed.
+    """Fit the IDM's weight beside the FDP on pairs of the labelled set.
 
     Right is what decodes to the state that the true next frame's codes decode to, so that it needs
     no more than labelled pairs.

@@ -1,6 +1,6 @@
 """What is measured: the arms of the study as units of work with their dependencies.
 
-Every unit belongs to one seed. A seed films its own videos, so its labelled seed, its pool and its
+Every unit belongs to one seed. A seed films its own videos, so its labelled set, its pool and its
 1,000 held-out scenes are its own; the default's seed 0, on whose scenes settings were chosen, is
 not among them.
 """
@@ -112,13 +112,13 @@ def _of_seed(plan: StudyPlan, cfg: LoopConfig, seed: int) -> list[Unit]:
     found += [
         # Of the FDP alone: claim (b) is about it. `dynamics evaluate RUN --controls` has both.
         unit(f"control/{arm}-fdp", "data")
-        for arm in ("true_labels", "seed_only")
+        for arm in ("true_labels", "labelled_only")
     ]
     # The round-0 adapters are the fits at the configured size.
     found += [
         unit(f"size/{size}-{task}", "data")
         for size in plan.label_sizes
-        if size != cfg.labelled.num_seed
+        if size != cfg.labelled.num_pairs
         for task in ("fdp", "idm")
     ]
     found += [unit(f"verify/{round_id}", "loop") for round_id in sorted({0, cfg.rounds})]

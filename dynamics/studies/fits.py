@@ -23,7 +23,7 @@ from dynamics.evaluation.controls import control_steps
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.labelling.filter import StratifiedTopKRule, TopFractionRule, decide
 from dynamics.labelling.labeller import Labeller
-from dynamics.labelling.training_set import grow
+from dynamics.labelling.training_set import build_training_set
 from dynamics.models.chameleon import load_network
 from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import read_table, write_table
@@ -57,7 +57,7 @@ def label_size(study: Study, arm: str, folder: Path) -> None:
     """A fit on the first ``size`` labelled pairs."""
     name, task = arm_and_task(arm)
     rows = _first_labelled(study, int(name))
-    steps = study.cfg.train.of(task).seed_steps
+    steps = study.cfg.train.of(task).first_steps
     _fit_and_measure(study, folder, task, rows, steps, seed_parts=("size", name))
 
 
@@ -100,7 +100,7 @@ def _filtered(study: Study, arm: str, seed: pa.Table) -> pa.Table:
     labels = read_table(study.scored_labels, LABEL_SCHEMA)
     pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
     accepted = is_accepted(labels, decisions_of(arm, labels, study.domain))
-    return grow(seed, pool, labels.filter(pa.array(accepted)))
+    return build_training_set(seed, pool, labels.filter(pa.array(accepted)))
 
 
 def decisions_of(arm: str, labels: pa.Table, domain: Domain) -> pa.Table:
@@ -124,7 +124,11 @@ def _filter_of(arm: str, num_labels: int) -> FilterConfig:
 def ablation(study: Study, arm: str, folder: Path) -> None:
     """Round 0 with one thing changed; its reference is the loop's round 0."""
     name, task = arm_and_task(arm)
-    train, base, steps = study.cfg.train, study.cfg.base_path(), study.cfg.train.of(task).seed_steps
+    train, base, steps = (
+        study.cfg.train,
+        study.cfg.base_path(),
+        study.cfg.train.of(task).first_steps,
+    )
     if name == "recognition_weights":
         train = train.model_copy(update={"recognition_weight": 1.0})
     elif name == "joint":
@@ -165,15 +169,15 @@ def _fit_and_measure(
 ) -> None:
     """Fit an arm and write what it does on the held-out scenes, one table a task."""
     cfg, base = study.cfg, base or study.cfg.base_path()
-    grown = folder / "transitions.parquet"
-    write_table(grown, rows, TRANSITION_SCHEMA)
+    training_set = folder / "transitions.parquet"
+    write_table(training_set, rows, TRANSITION_SCHEMA)
     fitted = fit_adapter(
         FitJob(
             task=task,
             family=cfg.model.family,
             base=base,
             device=cfg.model.device,
-            transitions=grown,
+            transitions=training_set,
             steps=steps,
             train=train or cfg.train,
             seed=derive_seed(cfg.seed, *seed_parts, task),
@@ -182,7 +186,7 @@ def _fit_and_measure(
             checkpoint_dir=folder / "checkpoint",
         )
     )
-    grown.unlink()
+    training_set.unlink()
     models = model_ref(base, fitted.adapter, fitted.adapter)
     tasks: tuple[Task, ...] = ("idm", "fdp") if task == "joint" else (task,)
     for one in tasks:
@@ -192,14 +196,14 @@ def _fit_and_measure(
 def _first_labelled(study: Study, size: int) -> pa.Table:
     """``size`` truly labelled pairs; smaller sets are part of larger ones.
 
-    Beyond the labelled seed they come from the pool, with its true labels.
+    Beyond the labelled set they come from the pool, with its true labels.
     """
     seed = labelled_set(study)
     order = numpy_rng(study.cfg.seed, "sizes").permutation(seed.num_rows)
     rows = seed.take(order[:size])
     if size > seed.num_rows:
         more = true_pool(study).slice(0, size - seed.num_rows)
-        origin = pa.array(["seed"] * more.num_rows, pa.string())
+        origin = pa.array(["labelled"] * more.num_rows, pa.string())
         more = more.set_column(more.schema.get_field_index("origin"), "origin", origin)
         rows = pa.concat_tables([rows, more.cast(TRANSITION_SCHEMA)])
     return rows

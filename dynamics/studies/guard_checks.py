@@ -8,7 +8,7 @@ import pyarrow as pa
 from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.evaluation.guards.leakage import Leakage
 from dynamics.evaluation.guards.rules import GuardEvidence, copy_rate
-from dynamics.evaluation.heldout import items_schema
+from dynamics.evaluation.heldout import results_schema
 from dynamics.storage.tables import read_table
 from dynamics.studies.results import Check
 from dynamics.studies.study import Study
@@ -44,11 +44,11 @@ def _blocked(study: Study, round_id: int) -> bool:
 
 
 def _copier_is_blocked(study: Study, round_id: int) -> bool:
-    items = read_table(study.run.items(round_id), items_schema(study.cfg.evaluate.best_of))
+    items = read_table(study.run.items(round_id), results_schema(study.cfg.evaluate.best_of))
     heldout = read_table(study.run.heldout, TRANSITION_SCHEMA)
     nothing = Leakage(num_heldout=items.num_rows, by_digest=0, by_hash=0, either=0)
     evidence = GuardEvidence(
-        items=items, heldout=heldout, seed_actions=(), leakage=nothing, domain=study.domain
+        items=items, heldout=heldout, labelled_actions=(), leakage=nothing, domain=study.domain
     )
     verdict = copy_rate(with_copier(evidence), study.cfg.guards)
     return verdict is not None and not verdict.passed

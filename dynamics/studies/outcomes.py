@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dynamics.evaluation.heldout import items_schema
+from dynamics.evaluation.heldout import results_schema
 from dynamics.storage.tables import read_table
 from dynamics.studies.results import Strata
 from dynamics.studies.study import OUTCOME_SCHEMA, Study
@@ -40,14 +40,14 @@ class Arms:
         if not self.has("loop"):
             return None
         tables = [
-            read_table(study.run.items(round_id), items_schema(study.cfg.evaluate.best_of))
+            read_table(study.run.items(round_id), results_schema(study.cfg.evaluate.best_of))
             for study in self.studies
         ]
         return [_column(table, column) for table in tables]
 
     def labelled(self, size: int, task: Task, column: str = "success") -> Strata | None:
         """Fits on ``size`` labels; round 0 is the one at the configured size."""
-        if size != self.studies[0].cfg.labelled.num_seed:
+        if size != self.studies[0].cfg.labelled.num_pairs:
             return self.unit(f"size/{size}-{task}", task, column)
         names = {"success": "fdp_greedy_success", "copy": "fdp_copy"}
         return self.round(0, names[column] if task == "fdp" else "idm_correct")

@@ -61,7 +61,7 @@ def _rounds(table: Table | None) -> Any:
     axes.set_xticks(places)
     for column, colour in zip(("FDP, greedy", "IDM"), _COLOURS, strict=False):
         _line(axes, places, [row.cells[column] for row in rows], column, colour)
-        for name, style in (("seed only, as many steps", ":"), ("true labels", "--")):
+        for name, style in (("labelled set only, as many steps", ":"), ("true labels", "--")):
             if (level := table.cell(name, column)) is not None:
                 axes.axhline(100 * level.value, color=colour, linestyle=style, linewidth=1.2)
                 axes.annotate(

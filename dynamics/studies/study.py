@@ -125,7 +125,7 @@ def data_refs(study: Study) -> DataRefs:
 
 def labelled_set(study: Study) -> pa.Table:
     """The labelled set of the study's seed (TRANSITION_SCHEMA)."""
-    return read_table(data_refs(study).seed, TRANSITION_SCHEMA)
+    return read_table(data_refs(study).labelled, TRANSITION_SCHEMA)
 
 
 def true_pool(study: Study) -> pa.Table:

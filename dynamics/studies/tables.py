@@ -55,12 +55,12 @@ def analyse(studies: Sequence[Study], date: str) -> Results:
 
 def _ease(arms: Arms) -> Table:
     rows: list[Row] = []
-    for size in sorted({*arms.studies[0].plan.label_sizes, arms.studies[0].cfg.labelled.num_seed}):
+    for size in sorted({*arms.studies[0].plan.label_sizes, arms.studies[0].cfg.labelled.num_pairs}):
         fdp, idm = (arms.labelled(size, task) for task in _TASKS)
         rows += _ease_row(f"{size:,} labels", fdp, idm, arms.labelled(size, "fdp", "copy"))
     scratch = [arms.unit(f"ablation/from_scratch-{task}", task) for task in _TASKS]
     copies = arms.unit("ablation/from_scratch-fdp", "fdp", "copy")
-    seed = arms.studies[0].cfg.labelled.num_seed
+    seed = arms.studies[0].cfg.labelled.num_pairs
     rows += _ease_row(f"{seed:,} labels, from scratch", scratch[0], scratch[1], copies)
     return Table(
         title="(a) Naming the action is easier than predicting the frame",
@@ -87,14 +87,16 @@ def _ease_row(
 
 def _rounds(arms: Arms) -> Table:
     rows: list[Row] = []
-    floor, ceiling = (arms.unit(f"control/{a}-fdp", "fdp") for a in ("seed_only", "true_labels"))
+    floor, ceiling = (
+        arms.unit(f"control/{a}-fdp", "fdp") for a in ("labelled_only", "true_labels")
+    )
     previous: Strata | None = None
     for round_id in range(arms.rounds + 1):
         fdp, idm = arms.round(round_id, "fdp_greedy_success"), arms.round(round_id, "idm_correct")
         copies = arms.round(round_id, "fdp_copy")
         if fdp is None or idm is None or copies is None:
             break
-        name = f"round {round_id}" + (": the labelled seed" if round_id == 0 else "")
+        name = f"round {round_id}" + (": the labelled set" if round_id == 0 else "")
         cells = {
             "FDP, greedy": mean(fdp, f"{name} fdp"),
             "FDP copies the input": mean(copies, f"{name} copies"),
@@ -103,12 +105,15 @@ def _rounds(arms: Arms) -> Table:
         if previous is not None:
             cells["FDP, more than the round before"] = difference(fdp, previous, f"{name} step")
         if floor is not None and round_id == arms.rounds:
-            cells["FDP, more than seed only"] = difference(fdp, floor, f"{name} gain")
+            cells["FDP, more than labelled set only"] = difference(fdp, floor, f"{name} gain")
         if floor is not None and ceiling is not None and round_id == arms.rounds:
             cells["share of the gap closed"] = share_of_gap(fdp, floor, ceiling, f"{name} gap")
         rows.append(Row(name=name, cells=cells))
         previous = fdp
-    for arm, name in (("seed_only", "seed only, as many steps"), ("true_labels", "true labels")):
+    for arm, name in (
+        ("labelled_only", "labelled set only, as many steps"),
+        ("true_labels", "true labels"),
+    ):
         cells = {}
         if (outcomes := arms.unit(f"control/{arm}-fdp", "fdp")) is not None:
             cells["FDP, greedy"] = mean(outcomes, f"{arm} fdp")
@@ -118,14 +123,14 @@ def _rounds(arms: Arms) -> Table:
     return Table(
         title="(b) Bootstrapping: round by round, against both controls",
         note="The controls take as many steps as round "
-        f"{arms.rounds} has behind it: on the labelled seed alone, and on seed and pool with the "
+        f"{arms.rounds} has behind it: on the labelled set alone, and on seed and pool with the "
         "pool's true labels. The gap lies between them.",
         columns=(
             "FDP, greedy",
             "FDP copies the input",
             "IDM",
             "FDP, more than the round before",
-            "FDP, more than seed only",
+            "FDP, more than labelled set only",
             "share of the gap closed",
         ),
         rows=tuple(rows),
@@ -161,7 +166,7 @@ def _ablations(arms: Arms) -> Table:
         rows += [Row(name=_ABLATION_NAMES[arm], cells=cells)] if cells else []
     return Table(
         title="Ablations of round 0",
-        note="The labelled seed, the same steps; one thing changed at a time.",
+        note="The labelled set, the same steps; one thing changed at a time.",
         columns=("FDP, greedy", "FDP, more than as shipped", "IDM", "IDM, more than as shipped"),
         rows=tuple(rows),
     )
@@ -188,7 +193,7 @@ def _checks(arms: Arms, tables: dict[str, Table]) -> list[Check]:
     def cell(table: str, row: str, column: str) -> Number | None:
         return tables[table].cell(row, column) if table in tables else None
 
-    size = f"{arms.studies[0].cfg.labelled.num_seed:,} labels"
+    size = f"{arms.studies[0].cfg.labelled.num_pairs:,} labels"
     last = f"round {arms.rounds}"
     ask(
         "(a) IDM against FDP at the seed's size",

@@ -43,6 +43,10 @@ CLIPS_SCHEMA = pa.schema(
 )
 
 
+# What a split is called in the seeds of its clips: another name would film other scenes.
+_STREAMS = {"labelled": "seed"}
+
+
 def actions_per_clip(world: WorldConfig, split: Split) -> int:
     """Held-out clips give one pair each, so that held-out pairs are independent scenes."""
     return 1 if split == "heldout" else world.actions_per_clip
@@ -107,7 +111,7 @@ def film_split(
     num_clips = math.ceil(num_pairs / num_actions)
 
     def film(index: int) -> dict[str, object]:
-        rng = numpy_rng(seed, "film", split, index)
+        rng = numpy_rng(seed, "film", _STREAMS.get(split, split), index)
         states, sentences = sample_episode(world, num_actions, rng)
         while any(transition_key(*pair) in seen for pair in pairwise(states)):
             states, sentences = sample_episode(world, num_actions, rng)

@@ -1,1 +1,1 @@
-"""Training: the grown set and the fits of the two adapters."""
+"""Training: the training_set set and the fits of the two adapters."""

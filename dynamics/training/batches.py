@@ -30,7 +30,7 @@ class FitJob:
     base: Path
     device: str
     transitions: Path
-    """TRANSITION_SCHEMA: seed rows (origin "seed") and pseudo-labelled rows."""
+    """TRANSITION_SCHEMA: labelled rows (origin "labelled") and accepted labels."""
     steps: int
     train: TrainConfig
     seed: int
@@ -47,18 +47,27 @@ class Batches:
     def __init__(self, job: FitJob, model: UnifiedVLM, objective: Objective) -> None:
         self._table = read_table(job.transitions, TRANSITION_SCHEMA).combine_chunks()
         self._job, self._tokens, self._objective = job, model.tokens, objective
-        is_seed = np.array([origin == "seed" for origin in self._table["origin"].to_pylist()])
-        self._seed_rows, self._new_rows = np.flatnonzero(is_seed), np.flatnonzero(~is_seed)
+        is_labelled = np.array(
+            [origin == "labelled" for origin in self._table["origin"].to_pylist()]
+        )
+        self._labelled_rows, self._new_rows = (
+            np.flatnonzero(is_labelled),
+            np.flatnonzero(~is_labelled),
+        )
 
     def rows_of(self, step: int) -> np.ndarray:
-        """Indices of a step's batch: ``seed_fraction`` of it from the true seed."""
+        """Indices of a step's batch: ``labelled_fraction`` of it from the true seed."""
         rng = numpy_rng(self._job.seed, "batch", step)
         size = self._job.train.batch_size
-        share = self._job.train.seed_fraction if len(self._new_rows) else 1.0
-        from_seed = round(size * share) if len(self._seed_rows) else 0
-        parts = [rng.choice(self._seed_rows, from_seed) if from_seed else self._seed_rows[:0]]
-        if from_seed < size:
-            parts.append(rng.choice(self._new_rows, size - from_seed))
+        share = self._job.train.labelled_fraction if len(self._new_rows) else 1.0
+        from_labelled = round(size * share) if len(self._labelled_rows) else 0
+        parts = [
+            rng.choice(self._labelled_rows, from_labelled)
+            if from_labelled
+            else self._labelled_rows[:0]
+        ]
+        if from_labelled < size:
+            parts.append(rng.choice(self._new_rows, size - from_labelled))
         return np.concatenate(parts)
 
     def task_of(self, step: int) -> Task:

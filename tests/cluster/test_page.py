@@ -127,7 +127,7 @@ def test_the_page_compares_two_rounds_on_a_phone_by_keyboard(browser, url):
         page.keyboard.press("Control+Enter")
         finished(page, num_steps=3, num_columns=2)
         titles = page.locator(".run h3").all_inner_texts()
-        assert titles == ["Round 1 promoted", "Round 0 seed only"]
+        assert titles == ["Round 1 promoted", "Round 0 labelled set only"]
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
 
 

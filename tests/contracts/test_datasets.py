@@ -63,7 +63,7 @@ def test_every_listed_pair_of_sound_files_becomes_a_row(listed, images, decoders
     assert rows.table.schema == TRANSITION_SCHEMA
     assert rows.table["action"].to_pylist() == [pair.action for pair in listed.pairs]
     assert rows.table["clip_path"].to_pylist() == [pair.name for pair in listed.pairs]
-    assert set(rows.table["origin"].to_pylist()) == {"seed"}
+    assert set(rows.table["origin"].to_pylist()) == {"labelled"}
     assert len(set(rows.table["pair_id"].to_pylist())) == rows.table.num_rows
     assert all(motion > 0 for motion in rows.table["motion"].to_pylist())
     source, target = (codes_matrix(rows.table, f"{end}_codes") for end in ("source", "target"))

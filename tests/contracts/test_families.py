@@ -196,7 +196,7 @@ def job(built: Built, tmp_path: Path) -> FitJob:
             "source_codes": built.codes()[index].tolist(),
             "target_codes": built.codes(seed=1)[index].tolist(),
             "recognition": [1.0] * built.model.images.num_tokens, "action": action,
-            "origin": "seed",
+            "origin": "labelled",
         }
         for index, action in enumerate(ACTIONS)
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import with_overrides
 from dynamics.core.errors import UserError
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
-from dynamics.evaluation.heldout import items_schema
+from dynamics.evaluation.heldout import results_schema
 from dynamics.exports import export_run
 from dynamics.report.page import write_page
 from dynamics.serving.schemas import PredictRequest
@@ -99,7 +99,7 @@ def test_a_new_export_is_offered_and_written(filmed_run: RunFolder, tmp_path: Pa
 def test_a_new_source_and_a_new_set_feed_a_run(real_run: RunFolder) -> None:
     pool = read_table(real_run.data / "pool.parquet", PAIR_SCHEMA)
     assert set(pool["clip_class"].to_pylist()) == {"pour", "cut"}
-    labelled = read_table(real_run.data / "seed.parquet", TRANSITION_SCHEMA)
+    labelled = read_table(real_run.data / "labelled.parquet", TRANSITION_SCHEMA)
     assert set(labelled["action"].to_pylist()) == {"pour it", "cut it"}
     assert "prefixed" in help_of("ingest")
 
@@ -109,7 +109,7 @@ def test_a_new_family_and_tokenizer_run_every_stage(real_run: RunFolder) -> None
 
 
 def test_a_new_domain_is_measured(real_run: RunFolder) -> None:
-    measured = read_table(real_run.items(1), items_schema((1, 2)))
+    measured = read_table(real_run.items(1), results_schema((1, 2)))
     assert set(measured["action_kind"].to_pylist()) <= {"pour", "cut"}
 
 

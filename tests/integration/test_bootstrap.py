@@ -31,7 +31,7 @@ def arguments(small: LoopConfig, run_dir: Path) -> list[str]:
         "--run-dir",
         str(run_dir),
         f"model.base={small.model.base}",
-        f"train.seed_steps={small.train.seed_steps}",
+        f"train.first_steps={small.train.first_steps}",
         f"train.round_steps={small.train.round_steps}",
         f"serve.port={free_port()}",
     ]
@@ -194,7 +194,7 @@ def _said(done: subprocess.CompletedProcess[str]) -> list[str]:
     [
         (["--rounds", "0"], "rounds: Input should be greater than or equal to 1"),
         (["filter.scor=sum_logprob"], "did you mean filter.score?"),
-        (["labelled.num_seed=0"], "num_seed must be at least 1"),
+        (["labelled.num_pairs=0"], "num_pairs must be at least 1"),
         (["pool.path=/does/not/exist"], "/does/not/exist does not exist"),
         (
             ["pool.path=.", "labelled={dataset: epic, path: /not/here}"],

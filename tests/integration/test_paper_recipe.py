@@ -27,11 +27,11 @@ SIZES = (
     "label.max_action_tokens=8",
     "train.num_gpus_per_worker=0",
     "train.num_workers=1",
-    "train.idm.seed_steps=4",
+    "train.idm.first_steps=4",
     "train.idm.round_steps=4",
     "train.idm.warmup_steps=1",
     "train.idm.batch_size=6",
-    "train.fdp.seed_steps=4",
+    "train.fdp.first_steps=4",
     "train.fdp.round_steps=4",
     "train.fdp.warmup_steps=1",
     "train.fdp.batch_size=6",
@@ -97,7 +97,7 @@ def test_the_recipe_of_the_7b_model_runs_on_real_folders(run: RunFolder) -> None
 
 @pytest.mark.cluster
 def test_a_capped_class_gives_no_more_than_its_share(run: RunFolder) -> None:
-    seed = read_table(run.data / "seed.parquet", TRANSITION_SCHEMA)["clip_class"].to_pylist()
+    seed = read_table(run.data / "labelled.parquet", TRANSITION_SCHEMA)["clip_class"].to_pylist()
     assert {name: seed.count(name) for name in set(seed)} == {
         "magicbrush": 8,
         "ag": 8,

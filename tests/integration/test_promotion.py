@@ -95,7 +95,7 @@ def command(small: LoopConfig, base: Path, served: list[int]) -> Command:
             *("--config", str(Path(__file__).parents[1] / "test-3x3.yaml")),
             *("--no-ray", "--rounds", "2", "--run-dir", str(run_dir)),
             f"model.base={base}",
-            f"train.seed_steps={small.train.seed_steps}",
+            f"train.first_steps={small.train.first_steps}",
             f"train.round_steps={small.train.round_steps}",
             LIMIT,
             *more,
@@ -140,7 +140,7 @@ def test_a_blocked_round_keeps_the_previous_model_and_exits_4(
     assert re.fullmatch(
         r"blocked: round 1: copy_rate 1, limit 0\.5: the FDP gives its input back on (\d+) of \1 "
         r"held-out pairs; accept it with --accept-guard copy_rate, or train longer "
-        r"\(train\.seed_steps, train\.round_steps\) in a new run_dir",
+        r"\(train\.first_steps, train\.round_steps\) in a new run_dir",
         done.err,
     )
     assert f"dynamics serve {folder.root}  (round 0)" in done.out

@@ -46,8 +46,8 @@ def report(round_id: int) -> RoundReport:
 
 def finished_round(folder: RunFolder, round_id: int) -> RoundReport:
     done = report(round_id)
-    folder.fit_log(round_id, "idm").append(25, {"loss": 2.0})
-    folder.fit_log(round_id, "idm").append(50, {"loss": 1.0})
+    folder.training_log(round_id, "idm").append(25, {"loss": 2.0})
+    folder.training_log(round_id, "idm").append(50, {"loss": 1.0})
     write_json(folder.round(round_id) / "timings.json", {"train": 12.5})
     write_json(folder.round(round_id) / "report.json", done.to_json())
     return done

@@ -95,7 +95,7 @@ def test_two_rounds_run_side_by_side(browser, url):
         page.select_option("#versus", "0")
         run(page, num_steps=3, num_columns=2)
         titles = page.locator(".run h3").all_inner_texts()
-        assert titles == ["Round 2 promoted", "Round 0 seed only"]
+        assert titles == ["Round 2 promoted", "Round 0 labelled set only"]
         left, right = (one.bounding_box() for one in page.locator(".run").all())
         assert left["y"] == right["y"]
         assert left["x"] + left["width"] < right["x"]

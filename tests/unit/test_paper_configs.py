@@ -31,13 +31,13 @@ def test_training_is_the_papers(cfg: LoopConfig) -> None:
 
 
 def test_steps_are_the_papers_epochs(cfg: LoopConfig) -> None:
-    seed, labels = cfg.labelled.num_seed, 3 * 7000
+    seed, labels = cfg.labelled.num_pairs, 3 * 7000
     assert seed == 8807 + 11373 + 119_000 + 10_000
     for task, epochs in (("idm", 10), ("fdp", 40)):
         train = cfg.train.of(task)  # type: ignore[arg-type]
-        assert train.seed_steps == round(epochs * seed / train.batch_size)
+        assert train.first_steps == round(epochs * seed / train.batch_size)
         assert train.round_steps == round(epochs * (seed + labels) / train.batch_size)
-    assert cfg.train.seed_fraction == pytest.approx(seed / (seed + labels), abs=1e-3)
+    assert cfg.train.labelled_fraction == pytest.approx(seed / (seed + labels), abs=1e-3)
 
 
 def test_every_choice_says_whose_it_is(cfg: LoopConfig) -> None:

@@ -1,4 +1,4 @@
-"""The labelled seed and the held-out set of a run, from a real data set."""
+"""The labelled set and the held-out set of a run, from a real data set."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +30,7 @@ def build_labelled(
     fits: Callable[[str], bool],
     progress: Progress,
 ) -> tuple[dict[str, DatasetRef], dict[str, Any]]:
-    """Write ``seed.parquet`` and ``heldout.parquet`` (TRANSITION_SCHEMA).
+    """Write ``labelled.parquet`` and ``heldout.parquet`` (TRANSITION_SCHEMA).
 
     The held-out set is read first; a picture or video behind it is never used for the seed, under
     whatever name (reject ``in_heldout``). Both are written last, so that they belong together.
@@ -50,22 +50,22 @@ def build_labelled(
     """
     found, held = _listings(cfg, progress)
     if held is None:
-        seed_pairs, heldout_pairs = split(found.pairs, cfg.labelled.heldout_fraction, cfg.seed)
+        labelled_pairs, heldout_pairs = split(found.pairs, cfg.labelled.heldout_fraction, cfg.seed)
     else:
-        seed_pairs, heldout_pairs = (drawn(one.pairs, cfg.seed) for one in (found, held))
+        labelled_pairs, heldout_pairs = (drawn(one.pairs, cfg.seed) for one in (found, held))
     wanted = cfg.labelled
-    seed_pairs = capped(seed_pairs, wanted.max_pairs)
+    labelled_pairs = capped(labelled_pairs, wanted.max_pairs)
     with DecodePool(
         _NUM_WORKERS, memory_mb=cfg.pool.decode_memory_mb, timeout_s=cfg.pool.decode_timeout_s
     ) as decoders:
         read = partial(read_rows, images=images, fits=fits, decoders=decoders, progress=progress)
         heldout = read(heldout_pairs, wanted.num_heldout, what="heldout")
-        seed = read(seed_pairs, wanted.num_seed, what="seed", taken=heldout.digests)
+        labelled = read(labelled_pairs, wanted.num_pairs, what="labelled", taken=heldout.digests)
     counted = {
-        "seed": _counted(found, seed_pairs, seed),
+        "labelled": _counted(found, labelled_pairs, labelled),
         "heldout": _counted(held or found, heldout_pairs, heldout),
     }
-    return _written(folder, {"heldout": heldout, "seed": seed}, counted), counted
+    return _written(folder, {"heldout": heldout, "labelled": labelled}, counted), counted
 
 
 def _written(
@@ -85,7 +85,7 @@ def _written(
 
 def built(folder: RunFolder) -> dict[str, DatasetRef] | None:
     """What `build_labelled` wrote, None unless both are there."""
-    paths = {name: folder.table(name) for name in ("seed", "heldout")}
+    paths = {name: folder.table(name) for name in ("labelled", "heldout")}
     if not all(path.exists() for path in paths.values()):
         return None
     return {name: dataset_ref(path) for name, path in paths.items()}

@@ -224,7 +224,7 @@ def _table(reads: Sequence[_Read], images: ImageTokenizer) -> pa.Table:
             "t1_s": read.ends.times_s[1],
             "motion": float(motion),
             "action": read.pair.action,
-            "origin": "seed",
+            "origin": "labelled",
         }
         for read, motion in zip(reads, motion_P, strict=True)
     ]

@@ -40,12 +40,12 @@ def split(
         rest.remove(smallest)
         heldout = smallest
     if not rest:  # a fraction near 1
-        raise UserError("labelled.heldout_fraction leaves no pair for the seed; lower it")
+        raise UserError("labelled.heldout_fraction leaves no pair to train on; lower it")
     return drawn([pair for group in rest for pair in group], seed), drawn(heldout, seed)
 
 
 def drawn(pairs: Sequence[LabelledPair], seed: int) -> list[LabelledPair]:
-    """In an order that depends on the pairs and the seed only: a part of it is a fair sample."""
+    """The pairs in an order that only they and the seed decide: its first part is a fair sample."""
     return sorted(pairs, key=lambda pair: stable_hash(seed, "drawn", _key(pair)))
 
 

@@ -36,18 +36,18 @@ class GuardEvidence:
     """What the guards look at."""
 
     items: pa.Table
-    """The round's evaluation (`evaluation.items.items_schema`)."""
+    """The round's evaluation (`evaluation.items.results_schema`)."""
     heldout: pa.Table
     """The held-out pairs, at least ``source_codes`` and ``target_codes``; rows as in ``items``."""
-    seed_actions: Sequence[str]
-    """Action sentences of the labelled seed."""
+    labelled_actions: Sequence[str]
+    """Action sentences of the labelled set."""
     leakage: Leakage
     domain: Domain
     labels: pa.Table | None = None
     """LABEL_SCHEMA; None in round 0."""
     decisions: pa.Table | None = None
     """DECISION_SCHEMA, one row per label; None in round 0."""
-    first_items: pa.Table | None = None
+    first_results: pa.Table | None = None
     """Round 0's evaluation; None in round 0."""
 
 
@@ -82,7 +82,7 @@ def copy_rate(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | Non
         limits.max_copy_rate,
         value <= limits.max_copy_rate,
         f"the FDP gives its input back on {copied.sum():,} of {len(copied):,} held-out pairs",
-        "train longer (train.seed_steps, train.round_steps)",
+        "train longer (train.first_steps, train.round_steps)",
     )
 
 
@@ -95,7 +95,7 @@ def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResul
     if evidence.labels is None or evidence.labels.num_rows < MIN_LABELS:
         return None
     said = [_meaning(action, evidence.domain) for action in evidence.labels["action"].to_pylist()]
-    taught = [_meaning(action, evidence.domain) for action in evidence.seed_actions]
+    taught = [_meaning(action, evidence.domain) for action in evidence.labelled_actions]
     size = min(len(said), len(taught))
     known = _entropy(_sample(taught, size, "seed"))
     # A seed that only ever says one thing has nothing that labels could lose.
@@ -109,7 +109,7 @@ def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResul
         ratio >= limits.min_entropy_ratio and share <= limits.max_common_share,
         f"share of the entropy that the seed's sentences have; {100 * share:.1f} % of the labels "
         f"mean {common!r}, limit {100 * limits.max_common_share:g} %",
-        "a stricter filter (filter.rule) or more labelled pairs (labelled.num_seed)",
+        "a stricter filter (filter.rule) or more labelled pairs (labelled.num_pairs)",
     )
 
 
@@ -144,9 +144,9 @@ def calibration_drift(evidence: GuardEvidence, limits: GuardConfig) -> GuardResu
 
     The confidence in a sentence is the likelihood per token (`label_quality.CONFIDENCE`).
     """
-    if evidence.first_items is None:
+    if evidence.first_results is None:
         return None
-    now, first = _calibration_error(evidence.items), _calibration_error(evidence.first_items)
+    now, first = _calibration_error(evidence.items), _calibration_error(evidence.first_results)
     value = now - first
     return _result(
         "calibration_drift",
@@ -155,7 +155,7 @@ def calibration_drift(evidence: GuardEvidence, limits: GuardConfig) -> GuardResu
         value <= limits.max_calibration_drift,
         f"the IDM's confidence is off by {100 * now:.1f} points on held-out pairs, in round 0 by "
         f"{100 * first:.1f}",
-        "a stricter filter (filter.rule) or more of the seed in a batch (train.seed_fraction)",
+        "a stricter filter (filter.rule) or more of the seed in a batch (train.labelled_fraction)",
     )
 
 

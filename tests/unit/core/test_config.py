@@ -44,7 +44,7 @@ def test_an_empty_file_is_the_default(tmp_path):
 
 
 def test_an_unknown_key_names_the_nearest_one(config_file):
-    assert "did you mean train.seed_steps?" in error_of(config_file, "train.seed_step=3")
+    assert "did you mean train.first_steps?" in error_of(config_file, "train.first_step=3")
     assert "did you mean pool.keyframes.top_k?" in error_of(config_file, "pool.keyframes.topk=3")
 
 
@@ -58,7 +58,7 @@ def test_an_unknown_key_of_a_filter_rule_is_named(config_file):
     ("override", "said"),
     [
         ("rounds=0", "rounds"),
-        ("labelled.num_seed=0", "num_seed must be at least 1"),
+        ("labelled.num_pairs=0", "num_pairs must be at least 1"),
         ("labelled.num_heldout=0", "num_heldout must be at least 1"),
         ("labelled.dataset=aurora", "labelled: dataset and path go together"),
         ("labelled.path=somewhere", "labelled: dataset and path go together"),

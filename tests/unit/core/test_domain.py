@@ -13,7 +13,7 @@ from dynamics.core.errors import UserError
 from dynamics.core.records import TRANSITION_SCHEMA, TRUTH_SCHEMA
 from dynamics.evaluation.guards.leakage import Leakage
 from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence
-from dynamics.evaluation.heldout import evaluate_items
+from dynamics.evaluation.heldout import evaluate_heldout
 from dynamics.evaluation.label_quality import correct_labels
 from dynamics.inference.fdp import Candidates
 from dynamics.inference.idm import Caption
@@ -113,7 +113,7 @@ def pairs() -> tuple[pa.Table, pa.Table]:
             "source_state": "".join(map(str, source)),
             "target_state": "".join(map(str, target)),
         }
-        blank = {"clip_sha256": "", "clip_path": "", "clip_class": "", "origin": "seed"}
+        blank = {"clip_sha256": "", "clip_path": "", "clip_class": "", "origin": "labelled"}
         numbers = {"frame0": 0, "frame1": 1, "t0_s": 0.0, "t1_s": 1.0, "motion": 0.1}
         rows.append(known | blank | numbers | {"recognition": [1.0] * NUM_LAMPS})
     tables = (
@@ -137,7 +137,7 @@ def test_a_third_domain_says_what_labels_mean(cfg: LoopConfig) -> None:
 
 
 def test_a_third_domain_reads_the_frames_that_evaluation_judges(cfg: LoopConfig) -> None:
-    items = evaluate_items(*pairs(), LampIdm(), LampFdp(), cfg, 1, 0)  # type: ignore[arg-type]
+    items = evaluate_heldout(*pairs(), LampIdm(), LampFdp(), cfg, 1, 0)  # type: ignore[arg-type]
     assert set(items["action_kind"].to_pylist()) == {"switch"}
     assert items["idm_exact"].to_pylist() == [True, True, True, False] * (NUM_PAIRS // 4)
     assert items["idm_correct"].to_pylist() == items["idm_exact"].to_pylist()
@@ -151,7 +151,7 @@ def test_a_third_domain_groups_what_guards_count(cfg: LoopConfig) -> None:
     evidence = GuardEvidence(
         items=pa.table({}),
         heldout=pa.table({}),
-        seed_actions=labels["action"].to_pylist(),
+        labelled_actions=labels["action"].to_pylist(),
         leakage=Leakage(num_heldout=0, by_digest=0, by_hash=0, either=0),
         domain=load_domain(cfg),
         labels=labels,
@@ -172,7 +172,7 @@ def _common(guard, evidence: GuardEvidence, cfg: LoopConfig) -> str:
 
 def test_frames_whose_state_the_domain_cannot_read_are_not_measured(cfg: LoopConfig) -> None:
     real = cfg.model_copy(update={"domain": "open_video"})
-    items = evaluate_items(*pairs(), LampIdm(), LampFdp(), real, 1, 0)  # type: ignore[arg-type]
+    items = evaluate_heldout(*pairs(), LampIdm(), LampFdp(), real, 1, 0)  # type: ignore[arg-type]
     for column in ("fdp_greedy_success", "fdp_copy", "tokenizer_ceiling"):
         assert items[column].null_count == NUM_PAIRS
     assert set(items["action_kind"].to_pylist()) == {""}

@@ -27,7 +27,7 @@ def rows(named: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     empty = {"clip_class": "", "frame0": 0, "frame1": 1, "t0_s": 0.0, "t1_s": 1.0, "motion": 0.1}
     codes: dict[str, Any] = {"source_codes": [1], "target_codes": [2], "recognition": [0.0]}
     full = [
-        {"pair_id": str(number), "origin": "seed", **empty, **codes, **row}
+        {"pair_id": str(number), "origin": "labelled", **empty, **codes, **row}
         for number, row in enumerate(named)
     ]
     return pa.Table.from_pylist([{key: row[key] for key in schema.names} for row in full], schema)
@@ -154,7 +154,7 @@ def test_a_labelled_set_at_another_path_continues_the_run_if_it_is_the_same(
         }
         for pair in DATASETS["aurora"](path).pairs
     ]
-    for split, row in zip(("seed", "heldout"), named, strict=True):
+    for split, row in zip(("labelled", "heldout"), named, strict=True):
         table = rows([row], TRANSITION_SCHEMA)
         write_table(run.data / f"{split}.parquet", table, TRANSITION_SCHEMA)
     claim(run, labelled(labelled_set(tmp_path / "there")))

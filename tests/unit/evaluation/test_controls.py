@@ -20,7 +20,7 @@ from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, 
 from dynamics.evaluation import controls
 from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.controls import control_steps, label_truly, run_controls
-from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.evaluation.metrics import summarise
 from dynamics.storage.tables import write_table
 from dynamics.training.batches import FitJob
@@ -28,9 +28,9 @@ from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
 
 CFG = LoopConfig(
     world=WORLD,
-    labelled=LabelledConfig(num_seed=20, num_heldout=200),
+    labelled=LabelledConfig(num_pairs=20, num_heldout=200),
     evaluate=EvaluateConfig(best_of=(1, 2)),
-    train=TrainConfig(seed_steps=5, round_steps=7),
+    train=TrainConfig(first_steps=5, round_steps=7),
 )
 HELDOUT, HELDOUT_TRUTH = filmed(200)
 
@@ -41,25 +41,26 @@ def _items(success: Sequence[bool]) -> pa.Table:
         action for action, ok in zip(HELDOUT["action"].to_pylist(), success, strict=True) if ok
     }
     fdp = ScriptedFDP(sure=lambda action: action in right)
-    return evaluate_items(HELDOUT, HELDOUT_TRUTH, ScriptedIDM(), fdp, CFG, 3, 0)
+    return evaluate_heldout(HELDOUT, HELDOUT_TRUTH, ScriptedIDM(), fdp, CFG, 3, 0)
 
 
 @cache
-def _outcomes(seed: float, grown: float, true: float) -> dict[str, pa.Table]:
+def _outcomes(labelled: float, loop: float, true: float) -> dict[str, pa.Table]:
     luck = np.random.default_rng(0).random(200)
-    rates = {"seed_only": seed, "round": grown, "true_labels": true}
+    rates = {"labelled_only": labelled, "round": loop, "true_labels": true}
     return {arm: _items(luck < rate) for arm, rate in rates.items()}
 
 
 def test_gap_closed_is_the_share_of_the_way_to_true_labels():
     items = _outcomes(0.3, 0.6, 0.8)
     report = compare(items, round_id=3, steps=600, num_pool=12_000)
-    seed, grown, true = (
-        report.arms[arm]["eval/fdp_success"].value for arm in ("seed_only", "round", "true_labels")
+    labelled, loop, true = (
+        report.arms[arm]["eval/fdp_success"].value
+        for arm in ("labelled_only", "round", "true_labels")
     )
-    assert report.gain["eval/fdp_success"].value == pytest.approx(grown - seed)
+    assert report.gain["eval/fdp_success"].value == pytest.approx(loop - labelled)
     closed = report.gap_closed["eval/fdp_success"]
-    assert closed.value == pytest.approx((grown - seed) / (true - seed))
+    assert closed.value == pytest.approx((loop - labelled) / (true - labelled))
     assert closed.low < closed.value < closed.high
 
 
@@ -71,7 +72,7 @@ def test_without_a_gap_none_is_claimed_to_be_closed():
 
 def test_controls_on_other_pairs_are_refused():
     items = _outcomes(0.3, 0.6, 0.8)
-    items = {**items, "seed_only": items["seed_only"].slice(1)}
+    items = {**items, "labelled_only": items["labelled_only"].slice(1)}
     with pytest.raises(ValueError, match="other pairs"):
         compare(items, round_id=3, steps=600, num_pool=1)
 
@@ -96,7 +97,7 @@ def test_controls_train_as_long_as_the_round_did():
 
 
 def test_a_task_with_steps_of_its_own_has_controls_with_as_many():
-    train = TrainConfig(seed_steps=5, round_steps=7, fdp={"round_steps": 30})
+    train = TrainConfig(first_steps=5, round_steps=7, fdp={"round_steps": 30})
     assert [control_steps(train.of(task), 3) for task in ("idm", "fdp")] == [7, 30]
 
 
@@ -121,7 +122,7 @@ class Lab:
         data, seed, pool = run_dir / "data", pairs.slice(0, 20), pairs.slice(20)
         everything = pa.concat_tables([truth.slice(20), HELDOUT_TRUTH])
         self.data = DataRefs(
-            seed=write_table(data / "seed.parquet", seed, TRANSITION_SCHEMA),
+            labelled=write_table(data / "labelled.parquet", seed, TRANSITION_SCHEMA),
             pool=write_table(data / "pool.parquet", pool.select(PAIR_SCHEMA.names), PAIR_SCHEMA),
             heldout=write_table(data / "heldout.parquet", HELDOUT, TRANSITION_SCHEMA),
             truth=write_table(data / "truth.parquet", everything, TRUTH_SCHEMA),
@@ -131,8 +132,8 @@ class Lab:
         monkeypatch.setattr(controls, "load_pair", self._load)
 
     def finish_round(self, items: pa.Table) -> None:
-        path = self.run_dir / "rounds/round-03/items.parquet"
-        write_table(path, items, items_schema(CFG.evaluate.best_of))
+        path = self.run_dir / "rounds/round-03/results.parquet"
+        write_table(path, items, results_schema(CFG.evaluate.best_of))
 
     def _load(self, fdp: Path, model: ModelConfig) -> tuple[ScriptedIDM, ScriptedFDP]:
         good = fdp.parent.name == "true_labels"
@@ -154,8 +155,8 @@ def test_controls_train_on_the_right_pairs_for_the_right_steps(lab: Lab):
     report = lab.run()
     rows = [pq.read_metadata(job.transitions).num_rows for job in lab.jobs]
     assert [(job.out.parent.name, job.task) for job in lab.jobs] == [
-        ("seed_only", "idm"),
-        ("seed_only", "fdp"),
+        ("labelled_only", "idm"),
+        ("labelled_only", "fdp"),
         ("true_labels", "idm"),
         ("true_labels", "fdp"),
     ]
@@ -183,7 +184,9 @@ def test_running_controls_again_gives_the_same_report(lab: Lab):
 def test_controls_need_a_finished_round_and_the_truth(lab: Lab):
     with pytest.raises(UserError, match="finish round 5 first"):
         run_controls(CFG, lab.run_dir, lab.data, 5, run_fits=lab.note)
-    blind = DataRefs(seed=lab.data.seed, pool=lab.data.pool, heldout=lab.data.heldout, truth=None)
+    blind = DataRefs(
+        labelled=lab.data.labelled, pool=lab.data.pool, heldout=lab.data.heldout, truth=None
+    )
     with pytest.raises(UserError, match="real video does not have"):
         run_controls(CFG, lab.run_dir, blind, 3, run_fits=lab.note)
     assert lab.jobs == []

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from dynamics.core.config import EvaluateConfig, LoopConfig
-from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.evaluation.metrics import best_of_prefix, summarise
 from dynamics.inference.verifiers import VERIFIERS
 from dynamics.storage.tables import codes_matrix
@@ -26,12 +26,12 @@ SUCCESSES = (
 def _evaluate(pairs=PAIRS, truth=TRUTH, *, idm=None, fdp=None, with_best_of=30, cfg=CFG):
     idm = idm or ScriptedIDM()
     fdp = fdp or ScriptedFDP(skill=0.4)
-    return evaluate_items(pairs, truth, idm, fdp, cfg, 1, with_best_of)
+    return evaluate_heldout(pairs, truth, idm, fdp, cfg, 1, with_best_of)
 
 
 def test_rows_follow_the_heldout_pairs():
     items = _evaluate()
-    assert items.schema == items_schema((1, 2, 8))
+    assert items.schema == results_schema((1, 2, 8))
     assert items["pair_id"].to_pylist() == PAIRS["pair_id"].to_pylist()
 
 

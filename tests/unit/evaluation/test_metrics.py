@@ -5,7 +5,7 @@ import pytest
 from dynamics.core.config import EvaluateConfig, LoopConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.records import LABEL_SCHEMA
-from dynamics.evaluation.heldout import evaluate_items
+from dynamics.evaluation.heldout import evaluate_heldout
 from dynamics.evaluation.label_quality import CONFIDENCE, confidence, label_accuracy, scored_labels
 from dynamics.evaluation.metrics import best_of_sizes, summarise
 from dynamics.labelling.confidence import SCORES
@@ -17,7 +17,7 @@ CFG = LoopConfig(world=WORLD, evaluate=EvaluateConfig(best_of=(1, 8)))
 
 def _items(truth=TRUTH, with_best_of=100, sure=lambda action: "paint" not in action):
     fdp = ScriptedFDP(skill=0.4, sure=sure)
-    return evaluate_items(PAIRS, truth, ScriptedIDM(), fdp, CFG, 1, with_best_of)
+    return evaluate_heldout(PAIRS, truth, ScriptedIDM(), fdp, CFG, 1, with_best_of)
 
 
 def _labels(right: list[bool], accepted: list[bool]):

@@ -9,7 +9,7 @@ import pytest
 from dynamics.core.config import EvaluateConfig, LoopConfig, ModelConfig, TrainConfig
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs
 from dynamics.evaluation.controls import run_controls
-from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.evaluation.metrics import summarise
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
@@ -37,7 +37,7 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> LoopConfig:
     return LoopConfig(
         world=WORLD,
         model=ModelConfig(base=base),
-        train=TrainConfig(seed_steps=2, round_steps=2, batch_size=8, warmup_steps=0),
+        train=TrainConfig(first_steps=2, round_steps=2, batch_size=8, warmup_steps=0),
         evaluate=EvaluateConfig(best_of=(1, 2), num_best_of_items=6, batch_size=5),
     )
 
@@ -48,7 +48,7 @@ def controlled(cfg: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
     run_dir = tmp_path_factory.mktemp("run")
     pairs, truth = filmed(40, start=1000)
     data = DataRefs(
-        seed=write_table(run_dir / "seed.parquet", pairs.slice(0, 16), TRANSITION_SCHEMA),
+        labelled=write_table(run_dir / "labelled.parquet", pairs.slice(0, 16), TRANSITION_SCHEMA),
         pool=write_table(
             run_dir / "pool.parquet", pairs.slice(16).select(PAIR_SCHEMA.names), PAIR_SCHEMA
         ),
@@ -57,7 +57,7 @@ def controlled(cfg: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
             run_dir / "truth.parquet", pa.concat_tables([truth, HELDOUT_TRUTH]), TRUTH_SCHEMA
         ),
     )
-    schema = items_schema(cfg.evaluate.best_of)
+    schema = results_schema(cfg.evaluate.best_of)
     flat = {field.name: [None] * HELDOUT.num_rows for field in schema}
     for name in ("pair_id", "action"):
         flat[name] = HELDOUT[name].to_pylist()
@@ -71,7 +71,7 @@ def controlled(cfg: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "fdp_greedy_success": [False] * HELDOUT.num_rows,
     }
     items = pa.table(flat, schema=schema)
-    write_table(run_dir / "rounds/round-01/items.parquet", items, schema)
+    write_table(run_dir / "rounds/round-01/results.parquet", items, schema)
     report = run_controls(cfg, run_dir, data, 1)
     assert report.num_pool == 24
     assert report.arms["round"]["eval/fdp_success"].value == 0.0
@@ -86,16 +86,16 @@ def _models(cfg: LoopConfig, run_dir: Path):
 def test_controls_leave_adapters_evaluations_and_a_report(cfg: LoopConfig, controlled: Path):
     folder = controlled / "controls/round-01"
     assert (folder / "report.json").is_file()
-    for arm in ("seed_only", "true_labels"):
-        assert (folder / arm / "items.parquet").is_file()
+    for arm in ("labelled_only", "true_labels"):
+        assert (folder / arm / "results.parquet").is_file()
         for task in ("idm", "fdp"):
             assert (folder / arm / task).is_dir()
 
 
 def test_real_models_fill_every_column(cfg: LoopConfig, controlled: Path):
     idm, fdp = _models(cfg, controlled)
-    items = evaluate_items(HELDOUT, HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=6)
-    assert items.schema == items_schema((1, 2))
+    items = evaluate_heldout(HELDOUT, HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=6)
+    assert items.schema == results_schema((1, 2))
     assert {"eval/fdp_success", "eval/best_of_2", "eval/tokenizer_ceiling"} <= set(summarise(items))
     picture = draw_grid(grid_rows(items, HELDOUT, fdp.images))
     assert picture.startswith(b"\x89PNG")
@@ -103,9 +103,9 @@ def test_real_models_fill_every_column(cfg: LoopConfig, controlled: Path):
 
 def test_parts_of_a_table_give_the_rows_of_the_whole(cfg: LoopConfig, controlled: Path):
     idm, fdp = _models(cfg, controlled)
-    whole = evaluate_items(HELDOUT, HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=12)
+    whole = evaluate_heldout(HELDOUT, HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=12)
     parts = [
-        evaluate_items(HELDOUT.slice(start, 6), HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=6)
+        evaluate_heldout(HELDOUT.slice(start, 6), HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=6)
         for start in (0, 6)
     ]
     assert pa.concat_tables(parts).equals(whole)
@@ -113,7 +113,7 @@ def test_parts_of_a_table_give_the_rows_of_the_whole(cfg: LoopConfig, controlled
 
 def test_sampled_frames_are_codes_of_the_model(cfg: LoopConfig, controlled: Path):
     idm, fdp = _models(cfg, controlled)
-    items = evaluate_items(HELDOUT, HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=12)
+    items = evaluate_heldout(HELDOUT, HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=12)
     codes = np.array(items["best_codes"].to_pylist())
     assert codes.shape == (12, 9)
     assert codes.max() < fdp.images.num_codes

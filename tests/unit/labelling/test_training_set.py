@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA
-from dynamics.labelling.training_set import grow
+from dynamics.labelling.training_set import build_training_set
 from dynamics.storage.tables import to_parquet
 
 
@@ -28,7 +28,7 @@ def make_pool(names: str) -> pa.Table:
 
 
 def make_seed(names: str) -> pa.Table:
-    rows = [{**pair_row(name), "action": f"true {name}", "origin": "seed"} for name in names]
+    rows = [{**pair_row(name), "action": f"true {name}", "origin": "labelled"} for name in names]
     return pa.Table.from_pylist(rows, TRANSITION_SCHEMA)
 
 
@@ -53,33 +53,39 @@ def make_labels(names: str) -> pa.Table:
 
 def test_seed_comes_first_then_accepted_pairs_sorted() -> None:
     seed = make_seed("zy")
-    grown = grow(seed, make_pool("dbca"), make_labels("dab"))
-    assert grown.slice(0, 2).equals(seed)
-    assert grown["pair_id"].to_pylist() == ["z", "y", "a", "b", "d"]
-    assert grown["action"].to_pylist()[2:] == ["guess a", "guess b", "guess d"]
-    assert grown["origin"].to_pylist() == ["seed", "seed", "label-a", "label-b", "label-d"]
-    assert grown["clip_path"].to_pylist()[2:] == ["a.mp4", "b.mp4", "d.mp4"]
-    assert grown.schema.equals(TRANSITION_SCHEMA)
+    training_set = build_training_set(seed, make_pool("dbca"), make_labels("dab"))
+    assert training_set.slice(0, 2).equals(seed)
+    assert training_set["pair_id"].to_pylist() == ["z", "y", "a", "b", "d"]
+    assert training_set["action"].to_pylist()[2:] == ["guess a", "guess b", "guess d"]
+    assert training_set["origin"].to_pylist() == [
+        "labelled",
+        "labelled",
+        "label-a",
+        "label-b",
+        "label-d",
+    ]
+    assert training_set["clip_path"].to_pylist()[2:] == ["a.mp4", "b.mp4", "d.mp4"]
+    assert training_set.schema.equals(TRANSITION_SCHEMA)
 
 
 def test_order_of_pool_and_labels_does_not_change_a_byte() -> None:
-    one = grow(make_seed("z"), make_pool("abc"), make_labels("ac"))
-    two = grow(make_seed("z"), make_pool("cab"), make_labels("ca"))
+    one = build_training_set(make_seed("z"), make_pool("abc"), make_labels("ac"))
+    two = build_training_set(make_seed("z"), make_pool("cab"), make_labels("ca"))
     assert to_parquet(one, TRANSITION_SCHEMA) == to_parquet(two, TRANSITION_SCHEMA)
 
 
 def test_nothing_accepted_leaves_the_seed() -> None:
     seed = make_seed("zy")
-    assert grow(seed, make_pool("ab"), make_labels("")).equals(seed)
-    nothing = grow(seed, make_pool(""), make_labels(""))
+    assert build_training_set(seed, make_pool("ab"), make_labels("")).equals(seed)
+    nothing = build_training_set(seed, make_pool(""), make_labels(""))
     assert nothing.equals(seed)
 
 
 def test_an_accepted_label_without_its_pair_is_an_error() -> None:
     with pytest.raises(ValueError, match="have no pair in the pool"):
-        grow(make_seed("z"), make_pool("a"), make_labels("ab"))
+        build_training_set(make_seed("z"), make_pool("a"), make_labels("ab"))
 
 
 def test_a_pair_is_grown_once() -> None:
     with pytest.raises(ValueError, match="two accepted labels"):
-        grow(make_seed("z"), make_pool("a"), make_labels("aa"))
+        build_training_set(make_seed("z"), make_pool("a"), make_labels("aa"))

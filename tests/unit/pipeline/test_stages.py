@@ -45,8 +45,8 @@ class CountingTracker:
 
 def test_a_run_leaves_what_the_run_folder_promises(small: LoopConfig, local_run: LocalRun) -> None:
     folder = local_run.folder
-    seed = read_table(folder / "data" / "seed.parquet", TRANSITION_SCHEMA)
-    assert seed.num_rows == small.labelled.num_seed
+    seed = read_table(folder / "data" / "labelled.parquet", TRANSITION_SCHEMA)
+    assert seed.num_rows == small.labelled.num_pairs
     labels = read_table(folder / "rounds" / "round-01" / "labels.parquet", LABEL_SCHEMA)
     assert labels.num_rows == small.pool.num_pairs
     report = RunFolder(folder).report(1)
@@ -55,8 +55,10 @@ def test_a_run_leaves_what_the_run_folder_promises(small: LoopConfig, local_run:
     assert report.num_labelled == sum(report.reasons.values()) == small.pool.num_pairs
     assert {"eval/fdp_success", "eval/idm_accuracy", "eval/best_of_2"} <= set(report.metrics)
     assert report.metrics["eval/fdp_success"].num_items == small.labelled.num_heldout
-    grown = read_table(folder / "rounds" / "round-01" / "grown.parquet", TRANSITION_SCHEMA)
-    assert grown.num_rows == seed.num_rows + report.num_accepted
+    training_set = read_table(
+        folder / "rounds" / "round-01" / "training_set.parquet", TRANSITION_SCHEMA
+    )
+    assert training_set.num_rows == seed.num_rows + report.num_accepted
     assert {"train", "evaluate", "label"} <= set(RunFolder(folder).timings(1))
     assert (folder / "rounds" / "round-01" / "grid.png").read_bytes().startswith(b"\x89PNG")
     assert "nan" not in (folder / "rounds" / "round-01" / "report.json").read_text().lower()
@@ -115,10 +117,13 @@ def test_a_run_that_moved_goes_on_from_its_files_with_other_sizes_and_base(
     assert Ledger(moved.ledger).manifest(1).parents["config"] == moved.digest
     whole, found = results(local_run.folder), results(moved.root)
     assert found.keys() == whole.keys()
-    assert found["rounds/round-01/grown.parquet"] == whole["rounds/round-01/grown.parquet"]
+    assert (
+        found["rounds/round-01/training_set.parquet"]
+        == whole["rounds/round-01/training_set.parquet"]
+    )
     # Batches of another size round the last bit of a likelihood differently.
     columns = [
-        pq.read_table(root / "rounds" / "round-00" / "items.parquet", columns=["pair_id"])
+        pq.read_table(root / "rounds" / "round-00" / "results.parquet", columns=["pair_id"])
         for root in (local_run.folder, moved.root)
     ]
     assert columns[0] == columns[1]
@@ -270,8 +275,8 @@ def test_real_pictures_go_through_every_stage_without_any_truth(
     assert heldout["action"][0].as_py() in page
     assert "rows can be used" in page
     ingest = json.loads((folder / "data" / "ingest.json").read_text())
-    assert ingest["seed"]["num_pairs"] == 11
-    assert ingest["seed"]["rejects"] == {"missing_image": 1, "missing_manifest": 2}
+    assert ingest["labelled"]["num_pairs"] == 11
+    assert ingest["labelled"]["rejects"] == {"missing_image": 1, "missing_manifest": 2}
     assert ingest["pool/k700"]["rejects"] == {"clip/duplicate_clip": 1}
 
 

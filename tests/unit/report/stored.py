@@ -15,7 +15,7 @@ from dynamics.core.records import (
     TRUTH_SCHEMA,
     RoundReport,
 )
-from dynamics.evaluation.heldout import evaluate_items, items_schema
+from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.evaluation.label_quality import label_accuracy
 from dynamics.evaluation.metrics import summarise
 from dynamics.labelling.filter import TopFractionRule, decide
@@ -41,7 +41,7 @@ NONSENSE = "do <b>nothing</b>"
 @cache
 def items(skill: float, with_best_of: int = 20) -> pa.Table:
     fdp = ScriptedFDP(skill=skill, sure=lambda action: "ring" not in action)
-    return evaluate_items(HELDOUT, TRUTH, ScriptedIDM(), fdp, CFG, 0, with_best_of)
+    return evaluate_heldout(HELDOUT, TRUTH, ScriptedIDM(), fdp, CFG, 0, with_best_of)
 
 
 def pool_labels(num_wrong: int = 20, num_empty: int = 3) -> pa.Table:
@@ -110,7 +110,7 @@ def store_run(root: Path, labels: pa.Table, with_best_of: int = 20) -> RunFolder
     for round_id in (0, 1):
         here = run.round(round_id)
         found = items(0.4 + 0.4 * round_id, with_best_of)
-        write_table(here / "items.parquet", found, items_schema(CFG.evaluate.best_of))
+        write_table(here / "results.parquet", found, results_schema(CFG.evaluate.best_of))
         finished = report(round_id, labels if round_id else None)
         write_json(here / "report.json", finished.to_json())
         write_json(here / "timings.json", {"train": 61.5, "evaluate": 20.0})

@@ -106,7 +106,7 @@ class Outline(HTMLParser):
 
 
 def test_page_shows_every_part_of_a_run(run: RunFolder):
-    arms = {"seed_only": items(0.4), "round": items(0.8), "true_labels": items(0.9)}
+    arms = {"labelled_only": items(0.4), "round": items(0.8), "true_labels": items(0.9)}
     controls = compare(arms, round_id=1, steps=600, num_pool=1000)
     write_json(run.root / "controls/round-01/report.json", controls.to_json())
     outline = Outline(page_of(run))
@@ -124,7 +124,7 @@ def test_page_shows_every_part_of_a_run(run: RunFolder):
         "How to read this",
         "Lineage",
     ]
-    assert "seed only, same steps" in outline.text
+    assert "labelled set only, same steps" in outline.text
 
 
 def test_page_asks_nothing_of_the_network_and_runs_nothing(run: RunFolder):
@@ -305,9 +305,9 @@ def test_a_run_without_a_finished_round_says_so(run: RunFolder):
     assert "No round is finished yet" in outline.text
 
 
-def test_a_seed_only_run_of_real_video_has_a_page(run: RunFolder):
+def test_a_labelled_only_run_of_real_video_has_a_page(run: RunFolder):
     (run.round(1) / "report.json").unlink()
-    (run.round(0) / "items.parquet").unlink()
+    (run.round(0) / "results.parquet").unlink()
     write_json(run.round(0) / "report.json", report(0).to_json() | {"metrics": {}})
     assert Outline(page_of(run)).open == []
 

@@ -20,7 +20,7 @@ def evidence() -> GuardEvidence:
     return GuardEvidence(
         items=items,
         heldout=pa.table({"source_codes": source, "target_codes": target}),
-        seed_actions=(),
+        labelled_actions=(),
         leakage=Leakage(num_heldout=20, by_digest=0, by_hash=0, either=0),
         domain=OpenVideo(LoopConfig()),
     )

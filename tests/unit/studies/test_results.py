@@ -36,7 +36,7 @@ def test_a_mean_is_that_of_the_seeds_and_shows_each() -> None:
     assert (number.value, number.seeds) == (0.5, (1.0, 0.0))
 
 
-def test_intervals_cover_scenes_within_their_seed_only() -> None:
+def test_intervals_cover_scenes_within_their_labelled_only() -> None:
     """Seeds that differ but hold equal scenes leave nothing to resample."""
     number = mean([np.ones(10), np.zeros(10)], "x")
     assert (number.low, number.high) == (0.5, 0.5)

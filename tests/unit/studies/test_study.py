@@ -24,7 +24,7 @@ PLAN = StudyPlan(
 
 @pytest.fixture(scope="module")
 def tiny(small: LoopConfig) -> LoopConfig:
-    train = small.train.model_copy(update={"seed_steps": 60, "round_steps": 4})
+    train = small.train.model_copy(update={"first_steps": 60, "round_steps": 4})
     return small.model_copy(update={"train": train})
 
 

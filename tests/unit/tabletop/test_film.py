@@ -47,7 +47,7 @@ def test_every_filmed_action_becomes_one_pair_with_its_truth(tmp_path: Path) -> 
 
 def test_filming_again_changes_nothing_and_seeds_change_everything(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        film_split("seed", WORLD, 4, seed, tmp_path / name)
+        film_split("labelled", WORLD, 4, seed, tmp_path / name)
     first, second, other = (
         (tmp_path / name / "clips" / "000000.mp4").read_bytes() for name in ("a", "b", "c")
     )
@@ -61,7 +61,7 @@ def test_splits_of_one_seed_share_no_transition(tmp_path: Path) -> None:
         rows = read_table(tmp_path / split / "clips.parquet", CLIPS_SCHEMA).to_pylist()
         transitions[split] = {pair for row in rows for pair in pairwise(row["states"])}
         assert len(transitions[split]) == 120
-    assert not transitions["seed"] & transitions["heldout"]
+    assert not transitions["labelled"] & transitions["heldout"]
     assert not transitions["pool"] & transitions["heldout"]
 
 

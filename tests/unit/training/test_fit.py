@@ -29,10 +29,10 @@ from dynamics.training.trainable import trainable_model
 TRAIN = TrainConfig(batch_size=6, checkpoint_every=4, warmup_steps=2, lora=LoraConfig(r=4, alpha=8))
 
 
-def transitions(folder: Path, num_seed: int = 12, num_new: int = 12) -> Path:
+def transitions(folder: Path, num_pairs: int = 12, num_new: int = 12) -> Path:
     rng = np.random.default_rng(0)
     rows = []
-    for index in range(num_seed + num_new):
+    for index in range(num_pairs + num_new):
         codes = rng.integers(0, 500, size=(2, 9)).tolist()
         rows.append(
             {
@@ -40,11 +40,11 @@ def transitions(folder: Path, num_seed: int = 12, num_new: int = 12) -> Path:
                 "clip_class": "", "frame0": 0, "frame1": 1, "t0_s": 0.0, "t1_s": 1.0,
                 "motion": 0.1, "source_codes": codes[0], "target_codes": codes[1],
                 "recognition": rng.random(9).tolist(), "action": "push the red ring left",
-                "origin": "seed" if index < num_seed else f"label{index}",
+                "origin": "labelled" if index < num_pairs else f"label{index}",
             }
         )  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=TRANSITION_SCHEMA)
-    return write_table(folder / "grown.parquet", table, TRANSITION_SCHEMA).path
+    return write_table(folder / "training_set.parquet", table, TRANSITION_SCHEMA).path
 
 
 def fit_job(base: Path, folder: Path, train: TrainConfig, steps: int) -> FitJob:
@@ -223,7 +223,7 @@ def test_batches_hold_the_asked_share_of_true_seed(job: FitJob) -> None:
     from dynamics.training.batches import Batches
 
     batches = Batches(
-        replace(job, train=TRAIN.model_copy(update={"seed_fraction": 0.5})),
+        replace(job, train=TRAIN.model_copy(update={"labelled_fraction": 0.5})),
         load_model("chameleon", job.base),
         objective("nll"),
     )
@@ -248,19 +248,19 @@ def test_recognition_weights_have_mean_one_and_share_zero_is_uniform() -> None:
 def test_an_objective_is_one_module_and_one_line(
     job: FitJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seed_only(batch: pa.Table, rows: Rows, task: str, train: TrainConfig) -> Tensor:
-        counts = torch.tensor([origin == "seed" for origin in batch["origin"].to_pylist()])
+    def labelled_only(batch: pa.Table, rows: Rows, task: str, train: TrainConfig) -> Tensor:
+        counts = torch.tensor([origin == "labelled" for origin in batch["origin"].to_pylist()])
         return counts[:, None].expand(rows.labels.shape).float()
 
-    module = ModuleType("seed_only")
-    vars(module).update(weights=seed_only, losses=objective("nll").losses)
-    monkeypatch.setitem(sys.modules, "seed_only", module)
-    monkeypatch.setitem(OBJECTIVES, "seed_only", "seed_only")
-    settings = TRAIN.model_dump() | {"objective": "seed_only", "batch_size": 12}
+    module = ModuleType("labelled_only")
+    vars(module).update(weights=labelled_only, losses=objective("nll").losses)
+    monkeypatch.setitem(sys.modules, "labelled_only", module)
+    monkeypatch.setitem(OBJECTIVES, "labelled_only", "labelled_only")
+    settings = TRAIN.model_dump() | {"objective": "labelled_only", "batch_size": 12}
     for task in ("idm", "fdp"):
         losses = []
         for share in (0.0, 0.5):
-            train = TrainConfig.model_validate(settings | {"seed_fraction": share})
+            train = TrainConfig.model_validate(settings | {"labelled_fraction": share})
             out = tmp_path / f"{task}-{share}"
             one = replace(job, task=task, train=train, steps=1, out=out)
             losses.append(fit_adapter(one).loss)

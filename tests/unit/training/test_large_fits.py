@@ -112,7 +112,7 @@ def test_bfloat16_learns_what_float32_does_and_writes_float32(
 
 def test_each_task_may_have_its_own_settings(job: FitJob) -> None:
     train = TrainConfig(
-        batch_size=6, idm=TaskTraining(batch_size=4, learning_rate=1e-5, seed_steps=3)
+        batch_size=6, idm=TaskTraining(batch_size=4, learning_rate=1e-5, first_steps=3)
     )
     assert train.of("idm").batch_size == 4
     assert train.of("fdp") == TrainConfig(batch_size=6)

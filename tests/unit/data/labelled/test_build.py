@@ -41,13 +41,15 @@ def build(cfg: LoopConfig, out: Path, images: ImageTokenizer, fits=lambda action
 
 def test_every_usable_pair_is_in_one_of_the_two_sets(images, tmp_path):
     tables, counted, said = build(config(write_aurora(tmp_path / "set")), tmp_path / "out", images)
-    seed, heldout = tables["seed"], tables["heldout"]
+    seed, heldout = tables["labelled"], tables["heldout"]
     assert (seed.num_rows, heldout.num_rows) == (12, 4)
     assert not set(seed["clip_sha256"].to_pylist()) & set(heldout["clip_sha256"].to_pylist())
-    assert counted["seed"]["num_pairs"] == 12
-    assert counted["seed"]["rejects"] == {"missing_manifest": 2}
-    assert "16 of 16 rows can be used; left out: 2 missing_manifest" in counted["seed"]["listed"]
-    assert counted["seed"]["listed"] in said
+    assert counted["labelled"]["num_pairs"] == 12
+    assert counted["labelled"]["rejects"] == {"missing_manifest": 2}
+    assert (
+        "16 of 16 rows can be used; left out: 2 missing_manifest" in counted["labelled"]["listed"]
+    )
+    assert counted["labelled"]["listed"] in said
     json.dumps(counted)
 
 
@@ -56,7 +58,7 @@ def test_equal_seeds_give_equal_bytes_and_others_hold_out_others(images, tmp_pat
     for name in ("a", "b"):
         build(cfg, tmp_path / name, images)
     other, _, _ = build(config(tmp_path / "set", seed=1), tmp_path / "c", images)
-    for split in ("seed", "heldout"):
+    for split in ("labelled", "heldout"):
         one, two = (RunFolder(tmp_path / name).table(split) for name in ("a", "b"))
         assert one.read_bytes() == two.read_bytes()
     first = read_table(RunFolder(tmp_path / "a").heldout, TRANSITION_SCHEMA)
@@ -64,10 +66,10 @@ def test_equal_seeds_give_equal_bytes_and_others_hold_out_others(images, tmp_pat
 
 
 def test_limits_take_a_sample_not_the_manifest_s_beginning(images, tmp_path):
-    cfg = config(write_aurora(tmp_path / "set"), num_seed=6, num_heldout=2)
+    cfg = config(write_aurora(tmp_path / "set"), num_pairs=6, num_heldout=2)
     tables, _, _ = build(cfg, tmp_path / "out", images)
-    assert (tables["seed"].num_rows, tables["heldout"].num_rows) == (6, 2)
-    assert set(tables["seed"]["clip_class"].to_pylist()) == {"magicbrush", "ag"}
+    assert (tables["labelled"].num_rows, tables["heldout"].num_rows) == (6, 2)
+    assert set(tables["labelled"]["clip_class"].to_pylist()) == {"magicbrush", "ag"}
 
 
 def test_what_cannot_be_decoded_is_replaced_counted_and_named(images, tmp_path):
@@ -76,9 +78,9 @@ def test_what_cannot_be_decoded_is_replaced_counted_and_named(images, tmp_path):
     broken.write_bytes(b"no picture")
     same = root / "data/ag/images/V3.mp4_3_right.png"
     same.write_bytes((root / "data/ag/images/V3.mp4_3_left.png").read_bytes())
-    tables, counted, _ = build(config(root, num_seed=100), tmp_path / "out", images)
-    assert tables["seed"].num_rows + tables["heldout"].num_rows == 14
-    rejects = [counted[name]["rejects"] for name in ("seed", "heldout")]
+    tables, counted, _ = build(config(root, num_pairs=100), tmp_path / "out", images)
+    assert tables["labelled"].num_rows + tables["heldout"].num_rows == 14
+    rejects = [counted[name]["rejects"] for name in ("labelled", "heldout")]
     assert sum(each.get("unreadable", 0) for each in rejects) == 1
     assert sum(each.get("no_change", 0) for each in rejects) == 1
     named = [name for each in counted.values() for name in each["examples"].get("unreadable", [])]
@@ -97,8 +99,8 @@ def test_a_picture_of_the_heldout_set_is_not_trained_on_under_another_name(image
     (root / "heldout.json").write_text(json.dumps(rows[:3]))
     cfg = config(root, heldout_path=root / "heldout.json")
     tables, counted, _ = build(cfg, tmp_path / "out", images)
-    assert (tables["seed"].num_rows, tables["heldout"].num_rows) == (13, 3)
-    assert counted["seed"]["rejects"]["in_heldout"] == 3
+    assert (tables["labelled"].num_rows, tables["heldout"].num_rows) == (13, 3)
+    assert counted["labelled"]["rejects"]["in_heldout"] == 3
 
 
 def test_segments_of_one_video_stay_together(images, tmp_path):
@@ -106,9 +108,9 @@ def test_segments_of_one_video_stay_together(images, tmp_path):
     tables, _, _ = build(cfg, tmp_path / "out", images)
     videos = {name: set(table["clip_path"].to_pylist()) for name, table in tables.items()}
     assert len(videos["heldout"]) == 1
-    assert len(videos["seed"]) == 3
-    assert not videos["seed"] & videos["heldout"]
-    row = tables["seed"].to_pylist()[0]
+    assert len(videos["labelled"]) == 3
+    assert not videos["labelled"] & videos["heldout"]
+    row = tables["labelled"].to_pylist()[0]
     assert 0 <= row["frame0"] < row["frame1"] < 20
     assert row["t1_s"] == pytest.approx(row["frame1"] / 10, abs=0.01)
 
@@ -124,7 +126,7 @@ def test_sentences_that_the_model_cannot_take_are_counted(images, tmp_path):
         images,
         fits=lambda action: "cup" not in action,
     )
-    said = tables["seed"]["action"].to_pylist() + tables["heldout"]["action"].to_pylist()
+    said = tables["labelled"]["action"].to_pylist() + tables["heldout"]["action"].to_pylist()
     assert "take the cup" not in said
     assert sum(each["rejects"].get("action_tokens", 0) for each in counted.values()) == 2
 
@@ -141,9 +143,9 @@ def test_the_same_pictures_may_have_several_sentences_but_not_one_twice(images, 
     (tmp_path / "heldout.json").write_text(json.dumps(rows[3:]))
     cfg = config(tmp_path / "rows.json", heldout_path=tmp_path / "heldout.json")
     tables, counted, _ = build(cfg, tmp_path / "out", images)
-    assert sorted(tables["seed"]["action"].to_pylist()) == ["let it be open", "open it"]
-    assert len(set(tables["seed"]["pair_id"].to_pylist())) == 2
-    assert counted["seed"]["rejects"] == {"duplicate_pair": 1, "in_heldout": 1}
+    assert sorted(tables["labelled"]["action"].to_pylist()) == ["let it be open", "open it"]
+    assert len(set(tables["labelled"]["pair_id"].to_pylist())) == 2
+    assert counted["labelled"]["rejects"] == {"duplicate_pair": 1, "in_heldout": 1}
 
 
 def test_nothing_usable_and_nothing_there_are_one_line(images, tmp_path):

@@ -13,7 +13,7 @@ from dynamics.core.records import GuardResult
 from dynamics.core.seeds import numpy_rng
 from dynamics.evaluation.guards.leakage import Leakage
 from dynamics.evaluation.guards.rules import GUARDS, MIN_LABELS, GuardEvidence, judge
-from dynamics.evaluation.heldout import evaluate_items
+from dynamics.evaluation.heldout import evaluate_heldout
 from dynamics.inference.idm import Caption
 from dynamics.tabletop.language import say
 from dynamics.tabletop.scene import all_actions, sample_scene
@@ -52,11 +52,11 @@ def evidence(seed: int, *, copies: float = 0.0, with_truth: bool = True) -> Guar
     rng = numpy_rng("copies", seed)
     right = {action: bool(rng.random() >= copies) for action in pairs["action"].to_pylist()}
     fdp = ScriptedFDP(sure=right.__getitem__)
-    items = evaluate_items(pairs, truth if with_truth else None, QuietIDM(), fdp, CFG, 0, 0)
+    items = evaluate_heldout(pairs, truth if with_truth else None, QuietIDM(), fdp, CFG, 0, 0)
     return GuardEvidence(
         items=items,
         heldout=pairs,
-        seed_actions=sentences(400, seed),
+        labelled_actions=sentences(400, seed),
         leakage=CLEAN,
         domain=load_domain(CFG),
     )
@@ -69,7 +69,7 @@ def labelled(actions: list[str], kept: list[bool] | None = None, **other: object
     parts = {
         "items": pa.table({}),
         "heldout": pa.table({}),
-        "seed_actions": sentences(400, 7),
+        "labelled_actions": sentences(400, 7),
         "leakage": CLEAN,
         "domain": load_domain(CFG),
     }
@@ -93,7 +93,7 @@ def answers(confidence: float, accuracy: float, num: int = 1000) -> pa.Table:
 
 
 def drift(first: pa.Table, now: pa.Table) -> GuardResult | None:
-    return GUARDS["calibration_drift"](labelled([], items=now, first_items=first), LIMITS)
+    return GUARDS["calibration_drift"](labelled([], items=now, first_results=first), LIMITS)
 
 
 @pytest.mark.parametrize("with_truth", [True, False], ids=["oracle", "codes-only"])
@@ -122,7 +122,7 @@ def test_healthy_labels_are_blocked_in_none_of_twenty_seeds():
     for seed in SEEDS:
         rng = numpy_rng("kept", seed)
         kept = (rng.random(3000) < 0.8).tolist()
-        one = labelled(sentences(3000, 100 + seed), kept, seed_actions=sentences(1000, seed))
+        one = labelled(sentences(3000, 100 + seed), kept, labelled_actions=sentences(1000, seed))
         for name in ("caption_collapse", "type_skew"):
             assert GUARDS[name](one, LIMITS).passed, (name, seed)
 
@@ -150,13 +150,13 @@ def test_wordings_of_one_action_are_one_meaning():
 def test_on_real_video_the_words_are_the_meaning_and_the_first_word_the_type():
     actions = ["Open the door.", "open  the door", "close the door", "wash a cup"] * 50
     kept = [True, True, False, False] * 50
-    one = labelled(actions, kept, domain=OpenVideo(CFG), seed_actions=actions)
+    one = labelled(actions, kept, domain=OpenVideo(CFG), labelled_actions=actions)
     assert GUARDS["caption_collapse"](one, LIMITS).value == pytest.approx(1.0, abs=0.05)
     assert GUARDS["type_skew"](one, LIMITS).value == pytest.approx(0.5)
 
 
 def test_few_labels_are_not_a_collapse_for_being_few():
-    one = labelled(sentences(MIN_LABELS, 3), seed_actions=sentences(4096, 4))
+    one = labelled(sentences(MIN_LABELS, 3), labelled_actions=sentences(4096, 4))
     assert GUARDS["caption_collapse"](one, LIMITS).value == pytest.approx(1.0, abs=0.05)
 
 
@@ -209,6 +209,6 @@ def test_only_a_blocked_round_tells_the_way_out():
     assert "new run_dir" not in passed.message
     assert blocked.message == (
         "copy_rate 1, limit 0.5: the FDP gives its input back on 24 of 24 held-out pairs; accept "
-        "it with --accept-guard copy_rate, or train longer (train.seed_steps, train.round_steps) "
+        "it with --accept-guard copy_rate, or train longer (train.first_steps, train.round_steps) "
         "in a new run_dir"
     )
