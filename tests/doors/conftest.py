@@ -1,3 +1,4 @@
+import importlib
 from collections.abc import Iterator
 
 import pytest
@@ -37,9 +38,11 @@ def filmed_run(
     small: LoopConfig, new_names: None, tmp_path_factory: pytest.TempPathFactory
 ) -> RunFolder:
     """The tiny loop with everything new that a filmed run can take."""
-    folder = tmp_path_factory.mktemp("filmed")
-    run_local(with_overrides(small, FILMED), folder)
-    return RunFolder(folder)
+    threads = importlib.import_module("dynamics.pipeline.threads")
+    run = RunFolder(tmp_path_factory.mktemp("filmed"))
+    cfg = with_overrides(small, FILMED)
+    run_local(cfg, run.root, executor=threads.ThreadsExecutor(cfg, run))
+    return run
 
 
 @pytest.fixture(scope="package")

@@ -20,6 +20,7 @@ from dynamics.serving.schemas import PredictRequest
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import read_table, score_names
+from tests.doors.conftest import FILMED
 from tests.doors.recipes import recipes
 from tests.runs import results, run_local
 
@@ -48,14 +49,23 @@ def help_of(command: str) -> str:
 
 
 def test_every_door_of_contributing_is_tried() -> None:
-    assert set(recipes()) == set(NAMES)
+    assert set(recipes()) == {*NAMES, "An executor"}
     for title, blocks in recipes().items():
+        if title == "An executor":  # handed in, not registered
+            continue
         assert re.search(rf'^[A-Z]+\["{NAMES[title]}"\] = ', blocks[-1][1], re.MULTILINE), title
 
 
 def test_nothing_new_is_known_before(older_run: RunFolder, small: LoopConfig) -> None:
     with pytest.raises(UserError, match="'brevity' is unknown"):
         with_overrides(small, ["filter.score=brevity"])
+
+
+def test_a_new_executor_runs_every_round(
+    filmed_run: RunFolder, small: LoopConfig, tmp_path: Path
+) -> None:
+    run_local(with_overrides(small, FILMED), tmp_path / "run")
+    assert results(tmp_path / "run") == results(filmed_run.root)
 
 
 def test_a_new_score_ranks_the_labels_and_is_stored(filmed_run: RunFolder) -> None:
