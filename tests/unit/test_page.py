@@ -215,7 +215,7 @@ def test_the_address_holds_the_settings(browser, url):
 
 def test_a_persons_own_picture_is_scaled_and_used(browser, url):
     with opened(browser, url) as page:
-        file = {"name": "photo.png", "mimeType": "image/png", "buffer": photo(4200, 30)}
+        file = {"name": "photo.png", "mimeType": "image/png", "buffer": photo(5200, 300)}
         page.set_input_files("#file", file)
         page.wait_for_selector("input[value='your own']:checked")
         chosen = page.locator(".scene:has(:checked) img")

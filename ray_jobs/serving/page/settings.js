@@ -37,7 +37,7 @@ export function offer(models) {
 }
 
 const roundName = (one) =>
-  `${one.round}${one.promoted ? ", promoted" : ""}${one.round === 0 ? ", seed only" : ""}`;
+  `${one.round}${one.promoted ? ", promoted" : ""}${one.round === 0 ? ", labelled set only" : ""}`;
 
 /** The fields of a request, without picture and actions; the round is one of `rounds()`. */
 export function sampling() {
