@@ -94,6 +94,27 @@ def test_the_readme_shows_the_tree_that_is_there():
     assert packages <= shown
 
 
+def test_readme_and_design_show_the_floors_of_the_contract():
+    (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
+    floors = {
+        room.strip().removeprefix("dynamics."): number
+        for number, layer in enumerate(reversed(contract["layers"]), start=1)
+        for room in layer.split("|")
+    }
+    tree = (ROOT / "README.md").read_text().partition("## Where things are")[2].split("```")[1]
+    shown = re.findall(r"^ *(\w+)(?:/|\.py) +(\d) ", tree, re.MULTILINE)
+    assert {name: int(number) for name, number in shown} == floors
+    picture = (ROOT / "docs" / "DESIGN.md").read_text().partition("## Eight floors")[2]
+    drawn = {
+        name: int(line[0])
+        for line in picture.split("```")[1].strip().splitlines()
+        for name in re.findall(r"(\w+)(?:/|\.py)", line)
+    }
+    assert {name: number for name, number in drawn.items() if name != "benchmarks"} == floors
+
+
 def test_pre_commit_clones_no_repository():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     assert {source["repo"] for source in hooks["repos"]} == {"local"}
