@@ -1,6 +1,6 @@
-"""Best of N: sample candidate next frames, keep the one a verifier likes best.
+"""Best of N: sample candidate next frames, choose the one a verifier likes best.
 
-The paper samples N frames from the FDP and keeps the one under which the IDM finds the requested
+The paper samples N frames from the FDP and chooses the one under which the IDM finds the requested
 action most likely (arXiv:2506.06006, section 3.4: no training, N in 1, 2, 4, 8). A verifier here
 is a pure function of `Evidence`, so that several can be compared on one set of model calls.
 """
@@ -20,7 +20,7 @@ from dynamics.inference.verifiers import VERIFIERS, Codes, Evidence, Scores, cho
 
 
 class ActionScorer(Protocol):
-    """What verification asks of an IDM, be it in this process or in another."""
+    """The part of an IDM that verification calls, in this process or in another."""
 
     def action_logprobs(
         self, source_codes_BL: Codes, target_codes_BL: Codes, actions: Sequence[str], /
@@ -30,7 +30,7 @@ class ActionScorer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The chosen frames and why."""
+    """Chosen frames, with the candidates and their scores."""
 
     best: Codes
     """[B, L]: codes of the best candidates."""
@@ -80,7 +80,7 @@ def best_of_n(
     verifier: VerifierName,
     seeds: Sequence[int],
 ) -> Prediction:
-    """Sample ``sampling.num_samples`` next frames per source and keep the verifier's favourite.
+    """Sample ``sampling.num_samples`` next frames per source, choose the verifier's favourite.
 
     Args:
         source_BL: codes of the current frames.

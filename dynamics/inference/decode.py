@@ -17,7 +17,7 @@ from dynamics.models.tokens import IGNORE
 from dynamics.models.vlm import AdapterName, UnifiedVLM
 
 _LEAVE_BELOW = 0.75
-"""Share of a batch's sentences that are unfinished."""
+"""Finished sentences leave a batch when a smaller share than this is unfinished."""
 
 TEXT_BATCH = 256
 """Sampled sentences per forward: keeps the cache small whatever batch a caller passes."""
@@ -31,7 +31,7 @@ fast as 512 rows, and a large model keeps its GPU busy with as many."""
 
 
 def gumbel_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard Gumbel noise [len(seeds), *shape]; a row depends on its own labelled set only.
+    """Standard Gumbel noise [len(seeds), *shape]; a row depends on its own seed only.
 
     Adding it to logits and taking the argmax samples from them, so a row draws the same sample
     alone or among others.
@@ -45,7 +45,7 @@ def gumbel_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
 
 
 class _Picker:
-    """Takes the next token of every row: the place where sampling options act.
+    """Picks the next token of every row: the place where sampling options act.
 
     Args:
         sampling: How to draw.
@@ -80,7 +80,7 @@ class DynamicCacheDecoder:
     def sample_text(
         self, prompt_BT: Tensor, sampling: SamplingParams, seeds: Sequence[int]
     ) -> list[list[DecodedText]]:
-        """As `Decoder.sample_text`."""
+        """See `Decoder.sample_text`."""
         self._model.use(self._adapter)
         num = sampling.num_samples
         rows: list[DecodedText] = []
@@ -129,7 +129,7 @@ class DynamicCacheDecoder:
     def sample_codes(
         self, prompt_BT: Tensor, sampling: SamplingParams, seeds: Sequence[int]
     ) -> Candidates:
-        """As `Decoder.sample_codes`. Only the image rows of the head are computed."""
+        """See `Decoder.sample_codes`. Only the image rows of the head are computed."""
         self._model.use(self._adapter)
         parts = [
             self._sample_codes(prompt_BT[part], sampling, seeds[part])
@@ -171,7 +171,7 @@ class DynamicCacheDecoder:
 
     @torch.inference_mode()
     def score_text(self, prompt_BT: Tensor, texts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """As `Decoder.score_text`."""
+        """See `Decoder.score_text`."""
         self._model.use(self._adapter)
         sums = [np.zeros(0)]
         for part in _parts(len(texts), SCORE_BATCH):
@@ -186,7 +186,7 @@ class DynamicCacheDecoder:
 
     @torch.inference_mode()
     def score_codes(self, prompt_BT: Tensor, codes_BL: NDArray[np.int64]) -> NDArray[np.float64]:
-        """As `Decoder.score_codes`."""
+        """See `Decoder.score_codes`."""
         self._model.use(self._adapter)
         sums = [np.zeros(0)]
         for part in _parts(len(codes_BL), SCORE_BATCH):

@@ -47,7 +47,7 @@ class Decoder(Protocol):
     """One adapter of a model, ready to sample and to score.
 
     Batches of any size are welcome: an engine splits them itself, and a row's sample depends on
-    its own prompt and labelled set only. ``seeds`` holds one number per prompt; greedy needs none.
+    its own prompt and seed only. ``seeds`` holds one number per prompt; greedy needs none.
     Log-probabilities are natural, at temperature 1, text over the vocabulary without image codes,
     codes over the codes alone.
     """

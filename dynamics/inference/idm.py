@@ -69,11 +69,11 @@ class InverseDynamics:
         return self._decoder.score_text(prompt_BT, texts)
 
     def fits_prompt(self, action: str) -> bool:
-        """Whether a sentence is neither empty nor too long to condition the FDP on."""
+        """True for a sentence that is neither empty nor too long for the FDP's prompt."""
         return 1 <= len(self._tokens.text_ids(action)) <= self._tokens.prompts.action_tokens
 
     def _caption(self, decoded: DecodedText) -> Caption:
-        # What ran into the limit is half a sentence: empty, so that every filter rejects it.
+        # A sentence cut at the limit becomes empty, so that every filter rejects it.
         ended = bool(decoded.ids) and decoded.ids[-1] == self._tokens.eos
         action = self._tokens.text(decoded.ids[:-1]) if ended else ""
         return Caption(action, tuple(decoded.logprobs))

@@ -1,4 +1,4 @@
-"""From a `ModelRef` to the two models on one base."""
+"""Loading of the IDM and the FDP that a `ModelRef` names."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def load_pair(ref: ModelRef, model: ModelConfig) -> tuple[InverseDynamics, Forwa
 
 
 def load_bare(model: ModelConfig, digest: str) -> tuple[InverseDynamics, ForwardDynamics]:
-    """The base of ``model`` without adapters in both parts; ``digest`` is the checkpoint's."""
+    """The base of ``model`` without adapters, as both models; ``digest`` is the checkpoint's."""
     return _pair(load_model(model.family, model.base, model.device), model, digest, digest)
 
 

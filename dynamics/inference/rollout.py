@@ -1,22 +1,19 @@
 """Several actions in a row: each step's best frames are the next step's sources.
 
-A beam keeps the K best prefixes over all steps; with K = 1 every step takes the verifier's
+A beam follows the K best prefixes over all steps; with K = 1 every step takes the verifier's
 favourite and goes on from it.
 
 L codes a frame, N candidates a prefix, K prefixes, S actions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamics.core.config import VerifierName
 from dynamics.core.seeds import derive_seed
-from dynamics.inference.best_of_n import ActionScorer, Prediction, best_of_n
-from dynamics.inference.fdp import ForwardDynamics
-from dynamics.inference.sampling import SamplingParams
+from dynamics.inference.best_of_n import Prediction
 from dynamics.inference.verifiers import Codes, Scores
 
 
@@ -26,13 +23,13 @@ class RolloutStep:
 
     action: str
     prediction: Prediction
-    """Of the prefixes before the step: B = the number of prefixes then."""
+    """Candidates drawn from the prefixes before the step; B is their number."""
     frames: Codes
     """[K, L]: frames that the beam goes on from, the best prefix first."""
     parents: NDArray[np.int64]
-    """[K]: which prefix of the step before each one extends."""
+    """[K]: index of the earlier prefix that each one extends."""
     chosen: NDArray[np.int64]
-    """[K]: which of that prefix's N candidates it is."""
+    """[K]: index among that prefix's N candidates."""
     totals: Scores
     """[K]: the verifier's scores summed along the prefix, in nats."""
 
@@ -48,11 +45,16 @@ class Rollout:
 
 
 class Beam:
-    """The best prefixes of a rollout so far: what to draw from next, and what came of it."""
+    """The best prefixes of a rollout so far, which the next step extends.
+
+    Errors add up: nothing corrects a wrong frame later, a beam only puts the choice off. Prefixes
+    that reach the same frame are one prefix, the better one. The first S steps of a longer rollout
+    with the same seed are the same steps.
+    """
 
     def __init__(self, source_L: Codes, *, seed: int, width: int = 1) -> None:
         self.frames = source_L[None]
-        """[K, L]: where the prefixes stand."""
+        """[K, L]: last frames of the prefixes."""
         self._totals: Scores = np.zeros(1)
         self._seed = seed
         self._width = width
@@ -70,37 +72,6 @@ class Beam:
         return step
 
 
-def rollout_steps(
-    source_L: Codes,
-    actions: Sequence[str],
-    inverse: ActionScorer,
-    forward: ForwardDynamics,
-    sampling: SamplingParams,
-    *,
-    verifier: VerifierName,
-    seed: int,
-    beam: int = 1,
-) -> Iterator[RolloutStep]:
-    """Imagine what ``actions`` do to the frame ``source_L`` [L], a step at a time.
-
-    Errors add up: nothing corrects a wrong frame later, a beam only puts the choice off. Prefixes
-    that reach the same frame are one prefix, the better one. The first S steps of a longer rollout
-    with the same seed are the same steps.
-    """
-    prefixes = Beam(source_L, seed=seed, width=beam)
-    for action in actions:
-        prediction = best_of_n(
-            prefixes.frames,
-            [action] * len(prefixes.frames),
-            inverse,
-            forward,
-            sampling,
-            verifier=verifier,
-            seeds=prefixes.seeds(),
-        )
-        yield prefixes.extend(action, prediction)
-
-
 def collect(source_L: Codes, steps: Sequence[RolloutStep]) -> Rollout:
     """The frames of the prefix that is best after the last step."""
     frames, rank = [], 0
@@ -116,16 +87,16 @@ def _seed(seed: int, position: int, rank: int) -> int:
 
 
 def _extend(action: str, prediction: Prediction, totals_K: Scores, beam: int) -> RolloutStep:
-    """Of all prefixes times candidates the ``beam`` best that differ in their frame."""
+    """The ``beam`` best of all prefixes times candidates that differ in their frame."""
     scores_KN = np.nan_to_num(prediction.scores, nan=-np.inf) + totals_K[:, None]
     num_samples = scores_KN.shape[1]
-    kept: dict[bytes, int] = {}
+    best: dict[bytes, int] = {}
     for flat in np.argsort(-scores_KN, axis=None, kind="stable"):
         parent, candidate = divmod(int(flat), num_samples)
-        kept.setdefault(prediction.candidates.codes[parent, candidate].tobytes(), int(flat))
-        if len(kept) == beam:
+        best.setdefault(prediction.candidates.codes[parent, candidate].tobytes(), int(flat))
+        if len(best) == beam:
             break
-    parents_K, chosen_K = np.divmod(np.array(list(kept.values()), dtype=np.int64), num_samples)
+    parents_K, chosen_K = np.divmod(np.array(list(best.values()), dtype=np.int64), num_samples)
     return RolloutStep(
         action=action,
         prediction=prediction,

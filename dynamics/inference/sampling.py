@@ -1,4 +1,4 @@
-"""How text and frames are drawn from a model."""
+"""Sampling options of text and frames."""
 
 import math
 from dataclasses import asdict, dataclass

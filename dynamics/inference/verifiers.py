@@ -15,12 +15,12 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What the models say about B x N candidates. Natural logs, summed over tokens, each <= 0."""
+    """Log-likelihoods of B x N candidates: natural logs, summed over tokens, each <= 0."""
 
     action: Scores
     """[B, N]: log p(action | source, candidate), from the IDM."""
     action_of_copy: Scores
-    """[B]: log p(action | source, source), from the IDM: what an unchanged frame would score."""
+    """[B]: log p(action | source, source), from the IDM: the score of an unchanged frame."""
     frame: Scores
     """[B, N]: log p(candidate | source, action), from the FDP."""
 
@@ -60,7 +60,7 @@ def fdp(evidence: Evidence) -> Scores:
 def noisy_channel(evidence: Evidence) -> Scores:
     """IDM + FDP: how well the action can be read back, and how likely the frame is.
 
-    The FDP's term judges the cells that the IDM ignores.
+    The FDP's term covers the cells that the IDM ignores.
     """
     return evidence.action + evidence.frame
 

@@ -1,1 +1,1 @@
-"""Labelling: action sentences for frame pairs, their confidence, and which of them are trusted."""
+"""Labelling: action sentences for frame pairs, their confidence, and the filter."""

@@ -1,4 +1,4 @@
-"""How sure the IDM is of a label: scores, each "higher is more confident".
+"""Confidence scores of a label: higher means that the IDM is surer of it.
 
 The paper ranks labels by the IDM's likelihood of its own caption (arXiv 2506.06006, section 3.2)
 without saying sum or mean; its successor's code takes the mean. Both are here: the mean is blind
@@ -18,7 +18,7 @@ from dynamics.core.records import ScoreScale
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What was measured about one label."""
+    """Measurements of one label."""
 
     action: str
     """The greedy caption."""
@@ -34,13 +34,13 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How sure a label is, as one number."""
+    """A confidence score of labels."""
 
     measure: Callable[[Evidence], float]
     needs: Literal["samples", "fdp_loglik"] | None = None
     """Evidence beyond the token log-probs, which costs model time."""
     scale: ScoreScale | None = None
-    """How to read it as a probability of being correct; None = it only ranks."""
+    """Reading as a probability of being correct; None = it only ranks."""
 
     def __call__(self, evidence: Evidence) -> float:
         """The score; NaN without tokens, since an empty caption must not win."""
@@ -76,7 +76,7 @@ def agreement(evidence: Evidence) -> float:
 
 
 def fdp_likelihood(evidence: Evidence) -> float:
-    """How well the caption explains the second frame to the FDP."""
+    """Natural-log likelihood of the target frame by the FDP, given source and caption."""
     if evidence.fdp_loglik is None:
         raise ValueError("fdp_likelihood needs fdp_loglik")
     return evidence.fdp_loglik
@@ -85,8 +85,7 @@ def fdp_likelihood(evidence: Evidence) -> float:
 def noisy_channel(evidence: Evidence) -> float:
     """IDM and FDP log-likelihood added, as in the verifier of that name.
 
-    What chooses among candidate sentences also ranks the chosen ones: log p(action | frames) +
-    log p(frame | action).
+    log p(action | frames) + log p(frame | action) also chooses among candidate sentences.
     """
     return sum_logprob(evidence) + fdp_likelihood(evidence)
 

@@ -1,4 +1,4 @@
-"""Which pseudo-labels are trusted: pure decisions that carry their reason.
+"""The filter of pseudo-labels: pure decisions that carry their reason.
 
 Every rule is a function of the labels alone; ties go to the smaller label_id, so that equal labels
 give equal decisions on any machine.
@@ -62,7 +62,7 @@ def decide(labels: pa.Table, cfg: FilterConfig) -> pa.Table:
 
 
 class ThresholdRule(FilterRule):
-    """Accept what scores at least ``threshold``."""
+    """Accept labels that score at least ``threshold``."""
 
     kind: Literal["threshold"] = "threshold"
     threshold: float
@@ -93,7 +93,7 @@ class StratifiedTopKRule(FilterRule):
 
     kind: Literal["stratified_top_k"] = "stratified_top_k"
     k: int = Field(default=7000, ge=1)
-    """Labels to accept of every folder of the pool (the paper keeps 7,000 of each source)."""
+    """Labels to accept of every folder of the pool (the paper: 7,000 of each source)."""
     reason: ClassVar[str] = "outside_top_k"
 
     def accepted(self, labels: pa.Table, scores_B: Scores, eligible_B: Mask) -> Mask:
@@ -110,7 +110,7 @@ RULES: dict[str, type[FilterRule]] = {
     "top_fraction": TopFractionRule,
     "stratified_top_k": StratifiedTopKRule,
 }
-"""How many labels are accepted: ``kind`` of ``filter.rule`` to the class of its other keys."""
+"""Rules by name: ``kind`` of ``filter.rule`` to the class of its other keys."""
 
 
 def _by_folder(
@@ -118,8 +118,8 @@ def _by_folder(
 ) -> Iterator[tuple[list[int], list[str]]]:
     """Rows of every folder of the pool, with all rows' classes.
 
-    The paper keeps K of each source. In a pool of several folders a class is ``folder/class``; in a
-    pool of one it has no slash.
+    The paper accepts K of each source. A class is ``folder/class`` in a pool of several folders and
+    has no slash in a pool of one.
     """
     classes = clip_class.to_pylist()
     folders = [name.partition("/")[0] if "/" in name else "" for name in classes]

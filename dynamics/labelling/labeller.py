@@ -1,7 +1,7 @@
 """Labelling a pool: fixed shards of pairs in, rows of LABEL_SCHEMA out.
 
 The pool is cut into shards by position. A shard is the unit of work and of resume: it is labelled
-in the same batches whoever does it and however often the run was killed, so that floating-point
+in the same batches by any worker and however often the run was killed, so that floating-point
 noise of another batch composition can never change a committed byte.
 """
 
@@ -158,8 +158,7 @@ class Labeller:
     ) -> list[Evidence]:
         """Per pair the sentence with the largest log p(action | frames) + log p(frame | action).
 
-        The verifier's noisy channel turned round: the FDP, fitted apart from the IDM, vetoes
-        sentences that do not lead to the frame that followed.
+        The FDP, fitted apart from the IDM, vetoes sentences that do not lead to the target frame.
         """
         rows = [row for row, captions in enumerate(candidates) for _ in captions]
         flat = [caption for captions in candidates for caption in captions]

@@ -11,12 +11,17 @@ from dynamics.storage.shards import Shard, read_shard
 
 
 class LabelWorker:
-    """An IDM with the scores that the config asks for; writes attempts into the ledger."""
+    """An IDM, with the FDP only when the configured score needs it; writes into the ledger."""
 
     def __init__(
         self, cfg: LoopConfig, pool: DatasetRef, models: ModelRef, ledger: Ledger, round_id: int
     ) -> None:
-        self._labeller = load_labeller(cfg, models)
+        if SCORES[cfg.filter.score].needs == "fdp_loglik":
+            idm, fdp = load_pair(models, cfg.model)
+            self._labeller = Labeller(idm, fdp, cfg, fdp.images)
+        else:
+            images = load_image_tokenizer(cfg.model.family, models.base)
+            self._labeller = Labeller(load_idm(models, cfg.model), None, cfg, images)
         self._pool = pool
         self._ledger = ledger
         self._round_id = round_id
@@ -26,12 +31,3 @@ class LabelWorker:
         pairs = read_shard(self._pool, shard)
         self._ledger.write_attempt(self._round_id, self._labeller.label(pairs, self._round_id))
         return shard.stop - shard.start
-
-
-def load_labeller(cfg: LoopConfig, models: ModelRef) -> Labeller:
-    """The IDM, with the FDP beside it only when the configured score needs it."""
-    if SCORES[cfg.filter.score].needs == "fdp_loglik":
-        idm, fdp = load_pair(models, cfg.model)
-        return Labeller(idm, fdp, cfg, fdp.images)
-    idm = load_idm(models, cfg.model)
-    return Labeller(idm, None, cfg, load_image_tokenizer(cfg.model.family, models.base))

@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from dynamics.inference.best_of_n import best_of_n
 from dynamics.inference.decoder import Candidates
-from dynamics.inference.rollout import collect, rollout_steps
+from dynamics.inference.rollout import Beam, collect
 from dynamics.inference.sampling import SamplingParams
 from dynamics.storage.tables import codes_matrix
 from dynamics.tabletop.scene import Scene
@@ -12,25 +13,31 @@ from tests.fakes import CellTokenizer, ScriptedFDP, ScriptedIDM, filmed, perform
 START = Scene(3, (1, 0, 0, 0, 0, 0, 0, 0, 5))
 ACTIONS = ["push the red square right", "paint the red square blue", "remove the blue square"]
 SAMPLING = SamplingParams(num_samples=8, temperature=1.0)
-OPTIONS = {"sampling": SAMPLING, "verifier": "noisy_channel", "seed": 0}
 
 
-def rollout(start_L, actions, inverse, forward, **options):
-    return collect(start_L, list(rollout_steps(start_L, actions, inverse, forward, **options)))
+def rollout(start_L, actions, inverse, forward, *, sampling=SAMPLING, width=1):
+    beam, steps = Beam(start_L, seed=0, width=width), []
+    for action in actions:
+        sources_KL, seeds = beam.frames, beam.seeds()
+        repeated = [action] * len(seeds)
+        options = {"verifier": "noisy_channel", "seeds": seeds}
+        found = best_of_n(sources_KL, repeated, inverse, forward, sampling, **options)
+        steps.append(beam.extend(action, found))
+    return collect(start_L, steps)
 
 
 def _roll(actions: list[str], skill: float = 0.7):
     start_L = np.array(START.cells)
-    return rollout(start_L, actions, ScriptedIDM(), ScriptedFDP(skill=skill), **OPTIONS)
+    return rollout(start_L, actions, ScriptedIDM(), ScriptedFDP(skill=skill))
 
 
 def test_each_step_starts_from_the_frame_before():
     result = _roll(ACTIONS)
     expected = [START.cells]
     for action in ACTIONS:
-        after = perform(expected[-1], action)
-        assert after is not None
-        expected.append(after)
+        target = perform(expected[-1], action)
+        assert target is not None
+        expected.append(target)
     assert result.frames.tolist() == [list(cells) for cells in expected]
     assert len(result.steps) == 3
 
@@ -43,7 +50,7 @@ def test_a_shorter_rollout_is_a_prefix_of_the_longer_one():
 def test_no_action_leaves_the_given_frame():
     pairs, _ = filmed(1)
     start_L = codes_matrix(pairs, "source_codes")[0]
-    result = rollout(start_L, [], ScriptedIDM(), ScriptedFDP(), **OPTIONS)
+    result = rollout(start_L, [], ScriptedIDM(), ScriptedFDP())
     np.testing.assert_array_equal(result.frames, start_L[None])
     assert result.steps == ()
 
@@ -76,19 +83,21 @@ class Indifferent:
         return np.full(len(actions), -1.0)
 
 
-def _forked(beam: int):
+def _forked(width: int):
     start_L = np.array((9, *START.cells[1:]))
-    options = {**OPTIONS, "sampling": replace(SAMPLING, num_samples=2), "beam": beam}
-    return rollout(start_L, ["left", "right"], Indifferent(), Forked(), **options)
+    sampling = replace(SAMPLING, num_samples=2)
+    return rollout(
+        start_L, ["left", "right"], Indifferent(), Forked(), sampling=sampling, width=width
+    )
 
 
 def test_a_beam_takes_back_a_choice_that_leads_nowhere():
-    assert [frame[0] for frame in _forked(beam=1).frames] == [9, 1, 3]
-    assert [frame[0] for frame in _forked(beam=2).frames] == [9, 2, 4]
+    assert [frame[0] for frame in _forked(width=1).frames] == [9, 1, 3]
+    assert [frame[0] for frame in _forked(width=2).frames] == [9, 2, 4]
 
 
 def test_prefixes_with_one_frame_are_one_prefix():
-    last = _forked(beam=4).steps[-1]
+    last = _forked(width=4).steps[-1]
     assert sorted(frame[0] for frame in last.frames) == [3, 4]
     assert last.totals.tolist() == sorted(last.totals.tolist(), reverse=True)
 
