@@ -104,7 +104,7 @@ def read_run(root: Path) -> Run:
 
 def _items(stages: Stages, heldout: pa.Table, round_id: int) -> pa.Table:
     """The round's evaluation; runs of before its column `idm_mean_logprob` get it here."""
-    items = pq.read_table(stages.folder.items(round_id))
+    items = pq.read_table(stages.folder.results(round_id))
     if "idm_mean_logprob" in items.column_names:
         return items
     finished = stages.finished(round_id)

@@ -16,13 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dynamics.core.registry import NameIn, SectionIn, entries
 
@@ -47,7 +41,7 @@ Device = Literal["cpu", "cuda"]
 
 
 def on_this_machine(value: Any) -> Any:
-    """The value itself, unless it is an address, which a path would turn into a local folder.
+    """Return a path; refuse an address, which a path would turn into a local folder.
 
     Raises:
         ValueError: it starts like ``s3://lab/runs`` or ``file:/runs``.
@@ -62,7 +56,7 @@ LocalPath = Annotated[Path, BeforeValidator(on_this_machine)]
 
 
 class Mark(Enum):
-    """What a key means to a run that continues; on a section it holds for all keys within."""
+    """Exception for a key of a continued run; on a section it holds for all keys within."""
 
     FREE = "may change: where and how fast a run goes on, how far, and what follows it"
     CONTENT = "a path: it may change to one where files of equal content lie"
@@ -107,10 +101,10 @@ class WorldConfig(Strict):
 
 
 class KeyframeConfig(Strict):
-    """Which frames of a clip become pairs (paper, section 3.2: K_f and I_f)."""
+    """Choice of the frames of a clip that become pairs (paper, section 3.2: K_f and I_f)."""
 
     top_k: int = Field(default=6, ge=2)
-    """Frames kept per clip, by motion."""
+    """Most frames picked per clip, by motion."""
     spacing_frames: int = Field(default=20, ge=1)
     """Least distance between two picks, in frames."""
     min_change: float = Field(default=0.004, ge=0, le=1)
@@ -129,7 +123,7 @@ class PoolPart(Strict):
 
     @property
     def name(self) -> str:
-        """What clips and classes of this folder are told apart by."""
+        """The folder's name, which begins the names of its clips and classes."""
         return self.path.name
 
 
@@ -179,7 +173,7 @@ class LabelledConfig(Strict):
     """The labelled set and the held-out set: filmed, or of a real data set."""
 
     dataset: DatasetName | None = None
-    """What lies at ``path`` (`dynamics.data.labelled`); none = filmed."""
+    """Format of the data set at ``path`` (`dynamics.data.labelled`); none = filmed."""
     path: Annotated[LocalPath | None, Mark.CONTENT] = None
     """Folder of the data set, or one of its manifests."""
     heldout_path: Annotated[LocalPath | None, Mark.CONTENT] = None
@@ -189,7 +183,7 @@ class LabelledConfig(Strict):
     num_pairs: int = Field(default=4096)
     """Pairs to film, or the most to take from the data set."""
     max_pairs: dict[str, int] = {}
-    """The most pairs that a class of the data set gives to the seed, e.g. ``{kubric: 10000}``."""
+    """Most pairs of a class in the labelled set, e.g. ``{kubric: 10000}``."""
     num_heldout: int = Field(default=1000)
     """Pairs to film, or the most to take from the held-out part."""
 
@@ -259,7 +253,7 @@ class FilterRule(Strict, ABC):
     def accepted(
         self, labels: "pa.Table", scores_B: "NDArray[np.float32]", eligible_B: "NDArray[np.bool_]"
     ) -> "NDArray[np.bool_]":
-        """Which of the B labels are accepted, bool [B]; never one that is not eligible.
+        """Mask of the accepted labels, bool [B]; all of them are eligible.
 
         Args:
             labels: LABEL_SCHEMA, sorted by label_id.
@@ -269,7 +263,7 @@ class FilterRule(Strict, ABC):
 
 
 class FilterConfig(Strict):
-    """Which pseudo-labels are trusted."""
+    """The rule that accepts labels, and the score that it compares."""
 
     score: ScoreName = "sum_logprob"
     rule: Annotated[FilterRule, SectionIn("dynamics.labelling.filter:RULES")] = Field(
@@ -289,7 +283,7 @@ class LoraConfig(Strict):
 
 
 class TaskTraining(Strict):
-    """What one of the two tasks trains with instead of what `TrainConfig` says; none = the same."""
+    """One task's values in place of those of `TrainConfig`; none = the same."""
 
     first_steps: int | None = Field(default=None, ge=1)
     round_steps: int | None = Field(default=None, ge=1)
@@ -305,10 +299,10 @@ class TrainConfig(Strict):
     """peft LoRA, or all weights of the language model: a checkpoint per task instead of an adapter,
     which wants a lower learning rate."""
     objective: ObjectiveName = "nll"
-    """What a step descends; nll = cross-entropy of the answer's tokens."""
+    """Loss of a step; nll = cross-entropy of the answer's tokens."""
     strategy: Annotated[Literal["ddp", "fsdp2", "deepspeed_zero2"], Mark.FREE] = "ddp"
-    """How the workers of a task share it: a copy of the model each, weights and optimizer state
-    split layer by layer (`fully_shard`), or gradients and optimizer state split (an extra)."""
+    """Split of a task over its workers: a copy of the model each, weights and optimizer state split
+    layer by layer (`fully_shard`), or gradients and optimizer state split (an extra)."""
     num_workers: Annotated[int, Mark.FREE] = Field(default=1, ge=1)
     """Ray Train workers per adapter. IDM and FDP already use one core each, so two workers per
     adapter pay only with more than two cores."""
@@ -318,20 +312,20 @@ class TrainConfig(Strict):
     round_steps: int = Field(default=600, ge=1)
     """Steps of every later round."""
     init: Literal["base", "previous"] = "base"
-    """Where a round's adapters start: from the base, or from the previous round's adapters."""
+    """Start of a round's adapters: the base, or the previous round's adapters."""
     batch_size: int = Field(default=48, ge=1)
     """Rows of a step, over all workers of the task."""
     micro_batch_rows: Annotated[int | None, Mark.FREE] = Field(default=None, ge=1)
     """Most rows that a worker sends through the model at a time, their gradients added up: less
     memory, the same step. None = all of its rows at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: matrix products in bfloat16 (autocast) and frozen weights kept in it; what is
-    trained and its optimizer state stay float32."""
+    """bfloat16: matrix products in bfloat16 (autocast) and frozen weights kept in it; trained
+    weights and their optimizer state stay float32."""
     gradient_checkpointing: Annotated[bool, Mark.FREE] = False
     """Keep only each layer's input and compute the rest again for the gradients: for LoRA half as
     much compute again, for a tenth of the activations."""
     labelled_fraction: float = Field(default=0.25, ge=0, le=1)
-    """Share of every batch that comes from the true seed."""
+    """Share of every batch that comes from the labelled set."""
     learning_rate: float = Field(default=4e-3, gt=0)
     warmup_steps: int = Field(default=20, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -345,7 +339,7 @@ class TrainConfig(Strict):
     fdp: TaskTraining = TaskTraining()
 
     def of(self, task: Literal["idm", "fdp", "joint"]) -> "TrainConfig":
-        """What a task trains with: its own values over the common ones."""
+        """The settings of a task: its own values over the common ones."""
         own = {"idm": self.idm, "fdp": self.fdp}.get(task, TaskTraining())
         overrides = {name: value for name, value in own if value is not None}
         return self.model_copy(update={**overrides, "idm": TaskTraining(), "fdp": TaskTraining()})
@@ -387,8 +381,8 @@ class GuardConfig(Strict):
     """Share of held-out pairs on which the greedy frame is the source. Healthy rounds have 0 to
     2 %, an early prototype had up to 19 %, a model that only copies has 100 %."""
     min_entropy_ratio: float = Field(default=0.7, ge=0)
-    """Entropy of the labels' meanings over that of the seed's, from equally many sentences; 0.99
-    and more in healthy rounds."""
+    """Entropy of the labels' meanings over that of the labelled set's, from equally many sentences;
+    0.99 and more in healthy rounds."""
     max_common_share: float = Field(default=0.1, ge=0, le=1)
     """Share of the labels that have the most common meaning; about 0.01 in healthy rounds."""
     max_type_skew: float = Field(default=0.35, ge=0, le=1)
@@ -401,8 +395,8 @@ class GuardConfig(Strict):
     0.05 in healthy rounds."""
     max_leaked_pairs: int = Field(default=10, ge=0)
     """Held-out pairs that look like a pair of the pool: by chance 1 to 5 of the default's 1,000
-    show a scene and an action that its pool shows, too. Of clips that the pool holds byte for byte
-    none is allowed, whatever stands here."""
+    show a scene and an action that its pool shows, too. A clip that the pool holds byte for byte is
+    never allowed."""
     accept: Annotated[tuple[GuardName, ...], Mark.FREE] = ()
     """Guards whose verdict is overridden, and recorded (``--accept-guard``)."""
 
@@ -420,9 +414,9 @@ class ServeConfig(Strict):
     api_key_file: LocalPath | None = None
     """File with the API key, on every node that answers HTTP; the variable goes before it."""
     verifier: VerifierName = "noisy_channel"
-    """Who chooses where a request does not say."""
+    """Verifier for best of N when a request names none."""
     num_samples: int = Field(default=8, ge=1, le=16)
-    """Candidates where a request does not say."""
+    """Candidates when a request names no number."""
     ingress_replicas: int = Field(default=0, ge=0)
     """Processes that speak HTTP and hold no model. 0 = every replica does both: one hop less, but
     nobody is left to repeat a request when a replica dies; take 1 or more with several replicas."""
@@ -466,14 +460,14 @@ class ClusterConfig(Strict):
 
 
 class LoopConfig(Strict):
-    """Everything that a run is made from."""
+    """All settings of a run."""
 
     name: Annotated[str, Mark.FREE] = Field(default="tabletop", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(default=0, ge=0)
     rounds: Annotated[int, Mark.FREE] = Field(default=3, ge=1)
     run_dir: Annotated[LocalPath, Mark.FREE] = Path("runs/tabletop")
     domain: DomainName | None = None
-    """What is known about sentences and frames (`dynamics.core.domain`); none = tabletop where the
+    """Knowledge about sentences and frames (`dynamics.core.domain`); none = tabletop where the
     labelled set is filmed, else open_video."""
     world: WorldConfig = WorldConfig()
     pool: PoolConfig = PoolConfig()
@@ -489,7 +483,7 @@ class LoopConfig(Strict):
     cluster: Annotated[ClusterConfig, Mark.FREE] = ClusterConfig()
 
     @model_validator(mode="after")
-    def _candidates_are_judged(self) -> "LoopConfig":
+    def _candidates_are_scored(self) -> "LoopConfig":
         if self.label.candidates > 1:
             scores = entries("dynamics.labelling.confidence:SCORES")
             by_fdp = [name for name, score in scores.items() if score.needs == "fdp_loglik"]
@@ -500,7 +494,7 @@ class LoopConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _real_seed_has_a_real_pool(self) -> "LoopConfig":
+    def _real_labelled_set_has_a_real_pool(self) -> "LoopConfig":
         if self.labelled.dataset is not None and self.pool.path is None:
             raise ValueError(
                 "labelled.dataset needs pool.path: filmed videos are no pool for real pictures"
@@ -514,7 +508,7 @@ class LoopConfig(Strict):
         )
 
     def deciding(self) -> dict[str, Any]:
-        """What decides a run's results, by dotted key; of a path only whether one is given."""
+        """Dotted keys that decide a run's results, and their values; a path is "given" or None."""
         return dict(_deciding(self, ""))
 
     def chosen(self) -> dict[str, Any]:
@@ -527,10 +521,7 @@ class LoopConfig(Strict):
         }
 
     def digest(self) -> str:
-        """sha256 over `chosen`: names what decides a run's results, with this version's defaults.
-
-        A run keeps the digest of its start (`RunFolder.digest`).
-        """
+        """sha256 over `chosen`; a run keeps the digest of its start (`RunFolder.digest`)."""
         return hashlib.sha256(json.dumps(self.chosen(), sort_keys=True).encode()).hexdigest()
 
 

@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
@@ -50,7 +47,7 @@ def with_overrides(cfg: LoopConfig, overrides: Sequence[str]) -> LoopConfig:
 def validate(
     tree: dict[str, Any], *, where: str, unknown: Literal["forbid", "ignore"] = "forbid"
 ) -> LoopConfig:
-    """Validate a plain dict; ``where`` is named in errors, ``unknown`` keys are one by default."""
+    """Validate a plain dict; ``where`` is named in errors, unknown keys are errors by default."""
     try:
         return LoopConfig.model_validate(tree, extra=unknown)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a person sees while the loop runs: a bar on a terminal, plain lines anywhere else."""
+"""Progress on the console: a bar on a terminal, plain lines anywhere else."""
 
 import sys
 import threading
@@ -56,12 +56,12 @@ class ProgressView:
                 self._state_line()
 
     def clear(self) -> None:
-        """Nothing is going on any more."""
+        """Hide the bar, and stop repeating its state."""
         self._what = ""
         self._bars.update(self._bar, visible=False)
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.console.print(text, markup=False)
 
     def __call__(self, done: int, total: int, what: str) -> None:

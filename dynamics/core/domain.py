@@ -1,4 +1,4 @@
-"""Domains: what is known about the sentences, actions and frames of a run.
+"""Domains: knowledge about the sentences, actions and frames of a run.
 
 A domain may answer "unknown" ("" for a text, None for a state) to every question; what is unknown
 is not measured. To add one: a class made from the config, and one line in DOMAINS.
@@ -56,7 +56,7 @@ class Simulator(Protocol):
 
 
 class Domain(Protocol):
-    """What is known about sentences, actions and frames. States are canonical texts."""
+    """Knowledge about sentences, actions and frames. States are canonical texts."""
 
     @property
     def simulator(self) -> Simulator | None:
@@ -82,12 +82,12 @@ class Domain(Protocol):
 
 
 class OpenVideo:
-    """Real video, of which nothing is known; a sentence means its own words."""
+    """Real video, about which nothing is known; a sentence means its own words."""
 
     simulator = None
 
     def __init__(self, cfg: "LoopConfig") -> None:
-        """Take the config like every domain; nothing in it decides anything here."""
+        """Take the config as every domain does; none of it is read."""
 
     def meaning(self, sentence: str) -> str:
         """The normalised words."""
@@ -110,7 +110,7 @@ class OpenVideo:
         return None
 
     def examples(self, data: Path) -> list[ExampleScene]:
-        """None."""
+        """No scene."""
         return []
 
 
@@ -125,10 +125,10 @@ def load_domain(cfg: "LoopConfig") -> Domain:
 
 
 def load_simulator(cfg: "LoopConfig") -> Simulator:
-    """What films the videos that a run is not given.
+    """The simulator of a run's domain.
 
     Raises:
-        UserError: nothing does.
+        UserError: the domain has none.
     """
     simulator = load_domain(cfg).simulator
     if simulator is None:
@@ -139,7 +139,7 @@ def load_simulator(cfg: "LoopConfig") -> Simulator:
 
 
 def same_action(domain: Domain, said: str, true: str) -> bool:
-    """Whether two sentences mean the same; without a meaning, whether they are equal."""
+    """True when two sentences mean the same, or have no meaning and are equal."""
     return (domain.meaning(said) or said) == (domain.meaning(true) or true)
 
 

@@ -23,7 +23,7 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 class PictureError(UserError):
-    """Why a picture cannot be used, in one line; ``reason`` is one word for tables of rejects."""
+    """One line about a picture that cannot be used; ``reason`` is one word, for counting."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -40,7 +40,7 @@ def read_picture(source: bytes | Path) -> Image.Image:
     content = picture_bytes(source)
     name = "the picture" if isinstance(source, bytes) else str(source)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata, which is not used
+        warnings.simplefilter("ignore")  # they are about metadata, which is not used
         try:
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
         except MemoryError:
@@ -62,7 +62,7 @@ def read_picture(source: bytes | Path) -> Image.Image:
 
 
 def picture_bytes(source: bytes | Path) -> bytes:
-    """The bytes themselves, or those of the file.
+    """The bytes of an encoded picture, given as such or as a file.
 
     Raises:
         PictureError: ``unreadable``.
@@ -74,7 +74,7 @@ def picture_bytes(source: bytes | Path) -> bytes:
 
 
 def _check_header(picture: Image.Image, name: str) -> None:
-    """Refuse what must not be decoded."""
+    """Refuse a picture whose pixels must not be decoded."""
     width, height = picture.size
     if width * height > MAX_PIXELS:
         detail = f"{name} has {width}x{height} pixels, more than {MAX_PIXELS:,}"

@@ -1,4 +1,4 @@
-"""How far a stage is: the callback that every long stage tells."""
+"""Progress of a stage: the callback that every long stage calls."""
 
 from collections.abc import Callable
 

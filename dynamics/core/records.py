@@ -48,7 +48,7 @@ TRANSITION_SCHEMA = pa.schema(
 )
 """Labelled pairs: what training reads.
 
-Example: the pair above, then ``shove the yellow cross one step left, seed``.
+Example: the pair above, then ``shove the yellow cross one step left, labelled``.
 """
 
 LABEL_SCHEMA = pa.schema(
@@ -82,7 +82,7 @@ Example: ``00cad3c5..., 1ef22bc9..., "", 3, 95ef44fc..., tiny-1, {"max_action_to
 """
 
 ScoreScale = Literal["log_probability", "probability"]
-"""How a score is read as the probability that its label is correct."""
+"""Scale of a score: the probability that its label is correct, or the natural log of it."""
 
 DECISION_SCHEMA = pa.schema(
     [
@@ -93,7 +93,7 @@ DECISION_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),  # "accepted", "below_threshold", ...
     ]
 )
-"""What the filter decided, one row per label, each with its reason.
+"""Decisions of the filter, one row per label, each with its reason.
 
 Example: ``00cad3c5..., 1ef22bc9..., true, -0.992, accepted``.
 """
@@ -101,7 +101,7 @@ Example: ``00cad3c5..., 1ef22bc9..., true, -0.992, accepted``.
 TRUTH_SCHEMA = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("action", pa.string(), nullable=False),  # the sentence the world performed
+        pa.field("action", pa.string(), nullable=False),  # the sentence that was carried out
         pa.field("source_state", pa.string(), nullable=False),  # canonical text of the scene
         pa.field("target_state", pa.string(), nullable=False),
     ]
@@ -139,7 +139,7 @@ class DatasetRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRefs:
-    """What `prepare` gives the loop."""
+    """The tables that `prepare` gives the loop."""
 
     labelled: DatasetRef
     """TRANSITION_SCHEMA; the labelled set."""
@@ -182,7 +182,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardResult:
-    """What a guard says of a round."""
+    """One guard's result for a round."""
 
     name: GuardName
     value: float
@@ -194,7 +194,7 @@ class GuardResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundReport:
-    """What a round measured. Its file is the round's last write: it exists = the round is done."""
+    """Measurements of a round; the file is the round's last write: it exists = it is done."""
 
     round_id: int
     num_labelled: int
@@ -208,7 +208,7 @@ class RoundReport:
     train: dict[str, float] = field(default_factory=dict)
     """Final losses and step counts, deterministic."""
     guards: tuple[GuardResult, ...] = ()
-    """Of the guards that had something to look at."""
+    """Results of the guards that had something to measure."""
     accepted_guards: tuple[GuardName, ...] = ()
     """Guards that did not pass and were overridden."""
 
@@ -223,11 +223,11 @@ class RoundReport:
 
     @property
     def promoted(self) -> bool:
-        """Whether later rounds may build on this one, and the generator may serve it."""
+        """True when later rounds may build on this one and the generator may serve it."""
         return not self.blocked_by
 
     def accepting(self, names: Collection[GuardName]) -> "RoundReport":
-        """The report with those of the guards overridden that block it."""
+        """The report with the blocking ones of these guards overridden."""
         accepted = tuple(result.name for result in self.blocked_by if result.name in names)
         return replace(self, accepted_guards=self.accepted_guards + accepted)
 

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 
 def imported(path: str) -> Any:
-    """What an import string ``module:NAME`` names."""
+    """The object that an import string ``module:NAME`` names."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
 

@@ -28,8 +28,8 @@ from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.storage.run_folder import (
-    ITEMS,
     REPORT,
+    RESULTS,
     TRAINING_SET,
     RunFolder,
     TrainingLog,
@@ -81,7 +81,7 @@ def run_controls(
         UserError: the run has no truth for its pool (real video), or the round is not finished.
     """
     run = RunFolder(run_dir)
-    items_path = run.items(round_id)
+    items_path = run.results(round_id)
     if cfg.pool.parts or data.truth is None:
         raise UserError("controls need the pool's true actions, which real video does not have")
     if not items_path.is_file():
@@ -99,12 +99,12 @@ def run_controls(
         run_fits(missing, progress)
     for arm in get_args(Arm):
         out = folder / arm
-        if not (out / ITEMS).is_file():
+        if not (out / RESULTS).is_file():
             progress(0, 0, f"evaluate {arm}")
             models = model_ref(cfg.base_path(), out / "idm", out / "fdp")
             evaluated = _evaluate(cfg, models, data, truth, round_id)
-            write_table(out / ITEMS, evaluated, schema)
-        items[arm] = read_table(out / ITEMS, schema)
+            write_table(out / RESULTS, evaluated, schema)
+        items[arm] = read_table(out / RESULTS, schema)
     steps = control_steps(cfg.train.of("fdp"), round_id)
     report = compare(items, round_id, steps, num_pool=_num_true(training_sets["true_labels"]))
     write_json(folder / REPORT, report.to_json())

@@ -32,13 +32,13 @@ def guard_evidence(
     schema = results_schema(cfg.evaluate.best_of)
     seed = read_table(data.labelled, TRANSITION_SCHEMA, ["action"])
     return GuardEvidence(
-        items=read_table(folder.items(round_id), schema),
+        items=read_table(folder.results(round_id), schema),
         heldout=read_table(data.heldout, TRANSITION_SCHEMA),
         labelled_actions=seed["action"].to_pylist(),
         leakage=_leakage(folder, images, data),
         labels=Ledger(folder.ledger).labels(round_id) if decisions else None,
         decisions=read_table(decisions, DECISION_SCHEMA) if decisions else None,
-        first_results=read_table(folder.items(0), schema) if round_id else None,
+        first_results=read_table(folder.results(0), schema) if round_id else None,
         domain=load_domain(cfg),
     )
 

@@ -232,10 +232,10 @@ class Stages:
     def _items(self, data: DataRefs, models: ModelRef, round_id: int) -> pa.Table:
         """The round's evaluation table; each part is written once, also over kills."""
         schema = results_schema(self.cfg.evaluate.best_of)
-        out = self.folder.items(round_id)
+        out = self.folder.results(round_id)
         if out.exists():
             return read_table(out, schema)
-        parts = self.folder.item_parts(round_id)
+        parts = self.folder.result_parts(round_id)
         shards = cut(data.heldout.num_rows, self.cfg.evaluate.batch_size)
         if missing := _unwritten(parts, shards):
             make = partial(EvaluationWorker, self.cfg, data, models, parts, round_id)

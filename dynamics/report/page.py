@@ -147,7 +147,7 @@ def _load_images(cfg: LoopConfig) -> ImageTokenizer | None:
 def _scenes(
     run: RunFolder, cfg: LoopConfig, reports: Sequence[RoundReport], images: ImageTokenizer
 ) -> list[SceneView]:
-    paths = {one.round_id: run.items(one.round_id) for one in reports}
+    paths = {one.round_id: run.results(one.round_id) for one in reports}
     stored = {round_id: path for round_id, path in paths.items() if path.exists()}
     if not stored:
         return []

@@ -21,7 +21,9 @@ class GridTracker:
     def log_round(self, report: RoundReport) -> None:
         """Draw the round's sample frames."""
         cfg = self.folder.config()
-        items = read_table(self.folder.items(report.round_id), results_schema(cfg.evaluate.best_of))
+        items = read_table(
+            self.folder.results(report.round_id), results_schema(cfg.evaluate.best_of)
+        )
         heldout = read_table(self.folder.heldout, TRANSITION_SCHEMA)
         images = load_image_tokenizer(cfg.model.family, cfg.base_path())
         write_grid(self.folder.grid(report.round_id), items, heldout, images)

@@ -1,1 +1,1 @@
-"""Files that survive: tables, shards, the ledger, the run folder."""
+"""Durable files: tables, shards, the ledger, the run folder."""

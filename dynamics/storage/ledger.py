@@ -34,26 +34,25 @@ _ROWS_PER_SHARD = 65_536
 _MANIFEST_NAME = re.compile(r"round-(\d{2,})\.json")
 
 
-class Shard(Strict):
-    """A committed file."""
+class ShardFile(Strict):
+    """A committed file, named by the sha256 of its bytes."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Of the file's bytes; its name."""
     num_rows: int = Field(ge=0)
 
 
 class Manifest(Strict):
     """Everything that a round committed.
 
-    A field that is added has a default, a column of a shard is nullable: older rounds are read on.
+    A new field has a default and a new column is nullable, so that older rounds stay readable.
     """
 
     version: Literal[2] = 2
-    """Raised when older rounds can no longer be read. 1: a column per score."""
+    """Format; another one cannot be read. Version 1 had a column per score."""
     round_id: int = Field(ge=0)
-    labels: tuple[Shard, ...]
+    labels: tuple[ShardFile, ...]
     """LABEL_SCHEMA, sorted by label_id over all shards."""
-    decisions: Shard
+    decisions: ShardFile
     """DECISION_SCHEMA, one row per label, same order."""
     reasons: dict[str, int]
     """Labels per decision reason."""
@@ -208,7 +207,7 @@ class Ledger:
         return self._read_shard(self.manifest(round_id).decisions, DECISION_SCHEMA)
 
     def decisions_ref(self, round_id: int) -> DatasetRef:
-        """Where the decisions of a committed round lie (DECISION_SCHEMA)."""
+        """Reference to the decisions of a committed round (DECISION_SCHEMA)."""
         shard = self.manifest(round_id).decisions
         path = self._shard_path(shard.sha256)
         return DatasetRef(path=path, num_rows=shard.num_rows, digest=shard.sha256)
@@ -216,7 +215,7 @@ class Ledger:
     def accepted(self, round_id: int) -> pa.Table:
         """The accepted labels of a committed round, sorted by label_id.
 
-        LABEL_SCHEMA with the ``score`` that they were accepted for.
+        LABEL_SCHEMA, then ``score``: the one that the filter compared.
         """
         labels, decisions = self.labels(round_id), self.decisions(round_id)
         scored = labels.append_column("score", decisions["score"])
@@ -290,7 +289,7 @@ class Ledger:
         if not (path.exists() and path.read_bytes() == payload):
             write_bytes(path, payload)
 
-    def _shard_bytes(self, shard: Shard) -> bytes:
+    def _shard_bytes(self, shard: ShardFile) -> bytes:
         path = self._shard_path(shard.sha256)
         if not path.exists():
             raise UserError(f"{path} is missing; restore it from a copy of the ledger")
@@ -299,7 +298,7 @@ class Ledger:
             raise UserError(f"{path} is damaged; restore it from a copy of the ledger")
         return payload
 
-    def _read_shard(self, shard: Shard, schema: pa.Schema) -> pa.Table:
+    def _read_shard(self, shard: ShardFile, schema: pa.Schema) -> pa.Table:
         where = self._shard_path(shard.sha256)
         return from_parquet(self._shard_bytes(shard), schema, where=where)
 
@@ -313,7 +312,7 @@ class Ledger:
 
 
 def is_accepted(labels: pa.Table, decisions: pa.Table) -> NDArray[np.bool_]:
-    """Which labels are accepted, bool [B].
+    """Mask of the accepted labels, bool [B].
 
     Args:
         labels: LABEL_SCHEMA, any order; a label may occur more than once.
@@ -331,7 +330,7 @@ def is_accepted(labels: pa.Table, decisions: pa.Table) -> NDArray[np.bool_]:
 
 
 def coverage(pairs: pa.ChunkedArray, labelled: pa.ChunkedArray) -> tuple[int, int]:
-    """How many pairs have no label, and how many labels are repeats or of other pairs.
+    """Number of pairs without a label, and of labels that are repeats or belong to no pair.
 
     Args:
         pairs: The pair_ids of a pool; a repeated one needs one label.
@@ -354,8 +353,8 @@ def _sealed(content: dict[str, Any]) -> bytes:
     return (json.dumps({**content, "digest": digest}, sort_keys=True, indent=1) + "\n").encode()
 
 
-def _shard(payload: bytes, num_rows: int) -> Shard:
-    return Shard(sha256=hashlib.sha256(payload).hexdigest(), num_rows=num_rows)
+def _shard(payload: bytes, num_rows: int) -> ShardFile:
+    return ShardFile(sha256=hashlib.sha256(payload).hexdigest(), num_rows=num_rows)
 
 
 def _check_round(labels: pa.Table, round_id: int) -> None:
@@ -373,7 +372,7 @@ def _check_pairing(labels: pa.Table, decisions: pa.Table) -> None:
 
 
 def _one_per_label(rows: pa.Table) -> pa.Table:
-    """Sorted by label_id; of repeats the row whose text is smallest."""
+    """One row per label_id, sorted by it; among repeats the one whose text is smallest."""
     ids = np.array(rows["label_id"].to_pylist(), dtype=object)
     order = np.argsort(ids, kind="stable")
     same = ids[order][1:] == ids[order][:-1]

@@ -1,4 +1,4 @@
-"""The run folder: who may write into it, where each round lies, how long its stages took.
+"""The run folder: its lock, the paths of its files, its JSON records.
 
 run.json               the identity: digests of the config and the base at the start, the config
 data/  ledger/         pairs and pseudo-labels
@@ -31,7 +31,7 @@ stored one leads to other files than those that the tables were made from."""
 
 Record = TypeVar("Record")
 
-TRAINING_SET, ITEMS, REPORT = "training_set.parquet", "results.parquet", "report.json"
+TRAINING_SET, RESULTS, REPORT = "training_set.parquet", "results.parquet", "report.json"
 """Files of a round, and of a control beside it."""
 
 
@@ -80,12 +80,12 @@ class RunFolder:
 
     @property
     def truth(self) -> Path:
-        """What the tabletop really did (TRUTH_SCHEMA); absent on real video."""
+        """Ground truth of filmed pairs (TRUTH_SCHEMA); absent on real video."""
         return self.table("truth")
 
     @property
     def ingest(self) -> Path:
-        """What was counted while the tables were made."""
+        """Counts from the making of the tables."""
         return self.data / "ingest.json"
 
     @property
@@ -134,16 +134,16 @@ class RunFolder:
         return self.round(round_id) / "train" / "summary.json"
 
     def checkpoints(self, round_id: int) -> Path:
-        """What unfinished fits resume from."""
+        """Checkpoints of unfinished fits."""
         return self.round(round_id) / "train" / "checkpoints"
 
-    def items(self, round_id: int) -> Path:
-        """The evaluation, a row per held-out pair (`evaluation.heldout.results_schema`)."""
-        return self.round(round_id) / ITEMS
+    def results(self, round_id: int) -> Path:
+        """The held-out results, a row per pair (`evaluation.heldout.results_schema`)."""
+        return self.round(round_id) / RESULTS
 
-    def item_parts(self, round_id: int) -> Path:
+    def result_parts(self, round_id: int) -> Path:
         """Folder of the parts of an unfinished evaluation."""
-        return self.round(round_id) / "items"
+        return self.round(round_id) / "results"
 
     def grid(self, round_id: int) -> Path:
         """The picture of sample frames."""
@@ -158,7 +158,7 @@ class RunFolder:
         return self.round(round_id) / "timings.json"
 
     def controls(self, round_id: int) -> Path:
-        """Folder of the two models that the round is held against."""
+        """Folder of the two models that the round is compared with."""
         return self.root / "controls" / f"round-{round_id:02d}"
 
     def models(self, report: RoundReport, base: Path) -> ModelRef:
@@ -185,7 +185,7 @@ class RunFolder:
         return read_record(path, RoundReport.from_json) if path.exists() else None
 
     def reports(self, rounds: int) -> list[RoundReport]:
-        """Reports of the finished ones of the rounds 0 to ``rounds``."""
+        """Reports of the finished rounds among 0 to ``rounds``."""
         found = [self.report(round_id) for round_id in range(rounds + 1)]
         return [report for report in found if report is not None]
 
@@ -204,7 +204,7 @@ class RunFolder:
         write_json(self.timings_path(round_id), timings)
 
     def training_log(self, round_id: int, task: str) -> "TrainingLog":
-        """Where the round's fit of ``task`` ("idm" or "fdp") writes its loss curve."""
+        """The loss curve of the round's fit of ``task`` ("idm" or "fdp")."""
         return TrainingLog(self.round(round_id) / "train" / f"{task}.jsonl")
 
     def config(self) -> LoopConfig:
@@ -271,7 +271,7 @@ class TrainingLog:
         return [by_step[step] for step in sorted(by_step)]
 
     def last_step(self) -> int:
-        """How far the fit is, 0 before its first line."""
+        """Step of the last line, 0 before the first."""
         lines = self.lines()
         return int(lines[-1]["step"]) if lines else 0
 
@@ -290,7 +290,7 @@ def _lock(descriptor: int, root: Path) -> None:
 
 
 def continued(path: Path, cfg: LoopConfig, moved: Moved | None = None) -> dict[str, Any]:
-    """What a run's run.json, or a study's study.json, holds once ``cfg`` goes on there.
+    """Content of run.json (a run) or study.json (a study) once ``cfg`` continues it.
 
     ``format``, ``digest`` and ``base_digest`` are those of the start, ``chosen`` is what its digest
     covers; ``config`` is the newest one, with every key resolved.
@@ -364,7 +364,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _parse(line: str) -> dict[str, float]:
-    """Empty for the torn line of a killed writer."""
+    """A line of the log; empty when a killed writer left it torn."""
     try:
         payload = json.loads(line)
     except ValueError:

@@ -27,7 +27,7 @@ _Given = TypeVar("_Given", bound=Shard, contravariant=True)
 
 
 class ShardWorker(Protocol[_Given]):
-    """The work on shards: what it loads when it is made serves every shard that it gets."""
+    """A worker that loads its models when it is made, and then runs any number of shards."""
 
     def run(self, shard: _Given) -> int:
         """Do the work of a shard; returns its rows, durably written."""

@@ -125,7 +125,7 @@ def from_parquet(
 
 
 def _misfit(found: pa.Schema, schema: pa.Schema) -> str:
-    """Why a file with the columns ``found`` does not hold rows of ``schema``; "" where it does."""
+    """The first reason why a file with the columns ``found`` holds no rows of ``schema``, or ""."""
     fields = {field.name: field for field in found}
     if missing := [f.name for f in schema if f.name not in fields and not f.nullable]:
         return f"lacks the columns {missing}: it has {found.names}"

@@ -44,7 +44,7 @@ def _blocked(study: Study, round_id: int) -> bool:
 
 
 def _copier_is_blocked(study: Study, round_id: int) -> bool:
-    items = read_table(study.run.items(round_id), results_schema(study.cfg.evaluate.best_of))
+    items = read_table(study.run.results(round_id), results_schema(study.cfg.evaluate.best_of))
     heldout = read_table(study.run.heldout, TRANSITION_SCHEMA)
     nothing = Leakage(num_heldout=items.num_rows, by_digest=0, by_hash=0, either=0)
     evidence = GuardEvidence(

@@ -40,7 +40,7 @@ class Arms:
         if not self.has("loop"):
             return None
         tables = [
-            read_table(study.run.items(round_id), results_schema(study.cfg.evaluate.best_of))
+            read_table(study.run.results(round_id), results_schema(study.cfg.evaluate.best_of))
             for study in self.studies
         ]
         return [_column(table, column) for table in tables]

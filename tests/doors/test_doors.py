@@ -119,7 +119,7 @@ def test_a_new_family_and_tokenizer_run_every_stage(real_run: RunFolder) -> None
 
 
 def test_a_new_domain_is_measured(real_run: RunFolder) -> None:
-    measured = read_table(real_run.items(1), results_schema((1, 2)))
+    measured = read_table(real_run.results(1), results_schema((1, 2)))
     assert set(measured["action_kind"].to_pylist()) <= {"pour", "cut"}
 
 

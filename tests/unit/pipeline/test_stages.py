@@ -150,7 +150,7 @@ class BlindToParts(BlindExecutor):
     def run_shards(self, stage: ShardStage, *work: Any) -> None:
         super().run_shards(stage, *work)
         if stage == "evaluate":
-            self._hide(self.folder.item_parts(0))
+            self._hide(self.folder.result_parts(0))
 
 
 @pytest.mark.parametrize("come_back", [True, False])
@@ -173,7 +173,7 @@ def test_a_round_whose_labels_are_on_another_node_is_not_committed_and_resumes_t
 def test_a_round_whose_evaluation_is_on_another_node_is_refused_and_resumes_to_equal_bytes(
     small: LoopConfig, local_run: LocalRun, tmp_path: Path, come_back: bool
 ) -> None:
-    parts = tmp_path / "rounds" / "round-00" / "items"
+    parts = tmp_path / "rounds" / "round-00" / "results"
     first = parts / "00000000-00000006.parquet"
     message = f"6 of 12 held-out pairs have no evaluation in {first}; do all nodes see {tmp_path}"
     with pytest.raises(UserError, match=re.escape(message)):
