@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 # Where torch comes from, when not from pip's own index; on a CPU box elsewhere give PyTorch's CPU
 # wheel index here, or pip brings several GB of CUDA packages: make setup TORCH_INDEX=<url>
 TORCH_INDEX ?=
-# Extra arguments of the command: make bootstrap ARGS="--serve train.seed_steps=300"
+# Extra arguments of the command: make bootstrap ARGS="--serve train.first_steps=300"
 ARGS ?=
 RUN ?= runs/tabletop
 

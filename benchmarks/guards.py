@@ -1,9 +1,9 @@
-"""How often each guard blocks a healthy round, and how often the round that it is there for.
+"""Error rates of the guards: how often each blocks a healthy round and a faulty one.
 
     python benchmarks/guards.py runs/tabletop [RUN ...]
 
-Healthy: the rounds of finished runs, with held-out pairs, labels and seed sentences drawn anew
-with replacement, one draw a seed. Sick: the same draws with one thing broken on purpose. Nothing
+Healthy: the rounds of finished runs, with held-out pairs, labels and labelled sentences drawn anew
+with replacement, one draw a seed. Faulty: the same draws with one thing broken on purpose. Nothing
 is trained: draws of one round differ less than rounds of other training seeds would.
 """
 
@@ -55,16 +55,16 @@ class Run:
 
     rounds: dict[int, GuardEvidence]
     same: np.ndarray
-    """bool [B] of the held-out pairs: its clip is in the pool."""
+    """bool [B], per held-out pair: its clip is in the pool."""
     alike: np.ndarray
-    """bool [B]: it looks like a pool pair."""
+    """bool [B], per held-out pair: it looks like a pool pair."""
     anew: np.ndarray
-    """Rows of the held-out pairs whose clips were encoded anew."""
+    """int [A]: rows of the held-out pairs whose clips were encoded anew."""
     found_anew: np.ndarray
-    """Per row in ``anew``, whether the pair is known by its looks."""
+    """bool [A], per row in ``anew``: it still looks like its held-out pair."""
 
 
-Sickness = Callable[[GuardEvidence, np.random.Generator, Run], GuardEvidence | None]
+Fault = Callable[[GuardEvidence, np.random.Generator, Run], GuardEvidence | None]
 """Breaks one thing of a draw; None where the round has no such thing."""
 
 
@@ -75,22 +75,22 @@ def read_run(root: Path) -> Run:
     stages = Stages(cfg, folder.root)
     pool = read_table(folder.pool, PAIR_SCHEMA)
     heldout = read_table(folder.heldout, TRANSITION_SCHEMA)
-    seed = read_table(folder.labelled, TRANSITION_SCHEMA, ["action"])
+    labelled = read_table(folder.labelled, TRANSITION_SCHEMA, ["action"])
     same_B, alike_B = leaked_pairs(pool, heldout, stages.images)
-    items = {n: _items(stages, heldout, n) for n in range(cfg.rounds + 1)}
+    results = {n: _heldout_results(stages, heldout, n) for n in range(cfg.rounds + 1)}
     ledger = Ledger(folder.ledger)
     rounds = {
         n: GuardEvidence(
-            items=items[n],
+            items=results[n],
             heldout=heldout,
-            labelled_actions=seed["action"].to_pylist(),
+            labelled_actions=labelled["action"].to_pylist(),
             leakage=count_leakage(same_B, alike_B),
             labels=ledger.labels(n) if n else None,
             decisions=ledger.decisions(n) if n else None,
-            first_results=items[0] if n else None,
+            first_results=results[0] if n else None,
             domain=load_domain(cfg),
         )
-        for n in items
+        for n in results
     }
     again, where = _encoded_anew(cfg, folder, heldout, stages.images)
     return Run(
@@ -102,11 +102,11 @@ def read_run(root: Path) -> Run:
     )
 
 
-def _items(stages: Stages, heldout: pa.Table, round_id: int) -> pa.Table:
-    """The round's evaluation; runs of before its column `idm_mean_logprob` get it here."""
-    items = pq.read_table(stages.folder.results(round_id))
-    if "idm_mean_logprob" in items.column_names:
-        return items
+def _heldout_results(stages: Stages, heldout: pa.Table, round_id: int) -> pa.Table:
+    """The round's held-out results; older runs lack the column `idm_mean_logprob`, added here."""
+    results = pq.read_table(stages.folder.results(round_id))
+    if "idm_mean_logprob" in results.column_names:
+        return results
     finished = stages.finished(round_id)
     assert finished is not None
     captions = load_idm(finished[0], stages.cfg.model).label(
@@ -115,13 +115,13 @@ def _items(stages: Stages, heldout: pa.Table, round_id: int) -> pa.Table:
         max_action_tokens=stages.cfg.label.max_action_tokens,
     )
     means = [np.mean(caption.token_logprobs) for caption in captions]
-    return items.append_column("idm_mean_logprob", pa.array(means, pa.float32()))
+    return results.append_column("idm_mean_logprob", pa.array(means, pa.float32()))
 
 
 def _encoded_anew(
     cfg: LoopConfig, folder: RunFolder, heldout: pa.Table, images: ImageTokenizer
 ) -> tuple[pa.Table, list[int]]:
-    """Held-out clips after another encoding, as pool pairs, and the held-out rows that they are."""
+    """Held-out clips after another encoding, as pool pairs, and their held-out rows."""
     spec = decode_spec(filmed_keyframes(cfg.world, "heldout"), images.frame_px)
     rows, where = [], []
     with (
@@ -144,7 +144,7 @@ def _encoded_anew(
 
 
 def draw(evidence: GuardEvidence, run: Run, rng: np.random.Generator) -> GuardEvidence:
-    """The round with other held-out pairs, labels and seed sentences."""
+    """The round with held-out pairs, labels and labelled sentences drawn anew."""
     rows = rng.integers(evidence.items.num_rows, size=evidence.items.num_rows)
     said = evidence.labelled_actions
     drawn = replace(
@@ -204,22 +204,20 @@ def _dropping(evidence: GuardEvidence, num_types: int) -> GuardEvidence | None:
     common = {kind for kind, _ in Counter(kinds).most_common(num_types)}
     labels = evidence.labels["label_id"].to_pylist()
     dropped = {label for label, kind in zip(labels, kinds, strict=True) if kind in common}
-    ids, verdicts = (evidence.decisions[name].to_pylist() for name in ("label_id", "accepted"))
-    accepted = [
-        verdict and label not in dropped for label, verdict in zip(ids, verdicts, strict=True)
-    ]
+    ids, decided = (evidence.decisions[name].to_pylist() for name in ("label_id", "accepted"))
+    accepted = [accept and label not in dropped for label, accept in zip(ids, decided, strict=True)]
     return replace(evidence, decisions=_with(evidence.decisions, "accepted", accepted))
 
 
 def errs_as_surely(
     evidence: GuardEvidence, rng: np.random.Generator, run: Run
 ) -> GuardEvidence | None:
-    """The IDM is as sure as it is, and wrong on a third of what it is right on."""
+    """A third of the IDM's correct answers are wrong, with the same likelihoods."""
     if evidence.first_results is None:
         return None
-    right = evidence.items["idm_correct"].to_pylist()
-    right = [bool(answer and rng.random() >= 1 / 3) for answer in right]
-    return replace(evidence, items=_with(evidence.items, "idm_correct", right))
+    correct = evidence.items["idm_correct"].to_pylist()
+    correct = [bool(answer and rng.random() >= 1 / 3) for answer in correct]
+    return replace(evidence, items=_with(evidence.items, "idm_correct", correct))
 
 
 def leaks_one_clip(evidence: GuardEvidence, rng: np.random.Generator, run: Run) -> GuardEvidence:
@@ -239,13 +237,13 @@ def leaks_clips_encoded_anew(
     return replace(evidence, leakage=count_leakage(run.same, alike_B))
 
 
-SICK: dict[str, tuple[GuardName, Sickness]] = {
+FAULTS: dict[str, tuple[GuardName, Fault]] = {
     "the FDP copies": ("copy_rate", copies),
     "all labels are one sentence": ("caption_collapse", says_one_thing),
     "a fifth of the labels is one sentence": ("caption_collapse", favours_one_thing),
     "the filter drops the most common type": ("type_skew", drops_a_type),
     "the filter drops three of six types": ("type_skew", drops_three_types),
-    "as sure, a third of the right ones wrong": ("calibration_drift", errs_as_surely),
+    "as sure, a third of the correct ones wrong": ("calibration_drift", errs_as_surely),
     "one held-out clip in the pool": ("leakage", leaks_one_clip),
     f"{NUM_LEAKED} clips encoded anew in the pool": ("leakage", leaks_clips_encoded_anew),
 }
@@ -263,7 +261,7 @@ def _favouring(
 
 
 def _with(table: pa.Table, column: str, values: Sequence[Any]) -> pa.Table:
-    """The table with a column's values replaced, its type kept."""
+    """The table with a column's values replaced, of the same type."""
     place = table.column_names.index(column)
     field = table.schema.field(column)
     return table.set_column(place, field.name, pa.array(values, field.type))
@@ -272,7 +270,7 @@ def _with(table: pa.Table, column: str, values: Sequence[Any]) -> pa.Table:
 def results(
     runs: Sequence[Run], num_seeds: int, limits: GuardConfig
 ) -> Iterator[tuple[str, GuardResult]]:
-    """Case and result of every guard on healthy draws, of the guard in question on sick ones."""
+    """Case and result of every guard on healthy draws, of the guard in question on faulty ones."""
     for number, run in enumerate(runs):
         for round_id, evidence in run.rounds.items():
             for seed in range(num_seeds):
@@ -280,7 +278,7 @@ def results(
                 drawn = draw(evidence, run, rng)
                 for result in judge(drawn, limits):
                     yield "healthy", result
-                for case, (name, breaks) in SICK.items():
+                for case, (name, breaks) in FAULTS.items():
                     broken = breaks(drawn, rng, run)
                     result = None if broken is None else GUARDS[name](broken, limits)
                     if result is not None:
@@ -299,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| guard | rounds | blocked | value | limit |")
     print("| --- | --- | --- | --- | --- |")
     for name in GUARDS:
-        for case in ("healthy", *SICK):
+        for case in ("healthy", *FAULTS):
             some = found.get((name, case), [])
             if some:
                 values = [result.value for result in some]

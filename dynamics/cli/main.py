@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 
 from dynamics.cli.bootstrap import bootstrap
-from dynamics.cli.claims import claims
 from dynamics.cli.convert_vqgan import convert_vqgan_command
 from dynamics.cli.doctor import doctor
 from dynamics.cli.evaluate import evaluate
@@ -24,6 +23,7 @@ from dynamics.cli.plan import plan
 from dynamics.cli.pretrain_tiny import pretrain_tiny_command
 from dynamics.cli.report import report
 from dynamics.cli.serve import serve
+from dynamics.cli.study import study
 from dynamics.core.errors import UserError
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -40,7 +40,7 @@ app.command()(ingest)
 app.command()(film)
 app.command("pretrain-tiny")(pretrain_tiny_command)
 app.command("convert-vqgan")(convert_vqgan_command)
-for command in (claims, report, export, plan, doctor):
+for command in (study, report, export, plan, doctor):
     app.command()(command)
 app.add_typer(ledger, name="ledger")
 app.add_typer(evaluate, name="evaluate")

@@ -81,8 +81,8 @@ class RunView:
     scenes: Sequence[SceneView] = ()
     calibration: CalibrationView | None = None
     """Of the last round's labels; None without their truth."""
-    claims: Sequence[tuple[str, bytes]] = ()
-    """Name and PNG file of the curves that `dynamics claims` left in the folder."""
+    study: Sequence[tuple[str, bytes]] = ()
+    """Name and PNG file of the curves that `dynamics study --publish` left in the folder."""
     has_frames: bool = True
     """False when the base checkpoint, which decodes the frames, is not on this machine."""
 
@@ -131,7 +131,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         ingest=read_json(run.ingest) if run.ingest.is_file() else {},
         scenes=_scenes(run, cfg, reports, images) if images else (),
         calibration=worth,
-        claims=[(path.stem, path.read_bytes()) for path in sorted(run.root.glob("claims/*.png"))],
+        study=[(path.stem, path.read_bytes()) for path in sorted(run.root.glob("study/*.png"))],
         has_frames=images is not None,
     )
 

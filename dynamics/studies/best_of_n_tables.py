@@ -1,10 +1,10 @@
-"""Claim (c): what choosing the best of N buys, by verifier, from one set of candidates a scene.
+"""Claim (c): the gain from choosing the best of N, by verifier, from one set of candidates a scene.
 
 A scene's 32 candidates are cut into disjoint groups of N and the choices' success is averaged over
 the groups: fewer, larger groups would waste what was sampled.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,18 @@ from dynamics.evaluation.metrics import HEADLINE_VERIFIER, ORACLE
 from dynamics.inference.verifiers import VERIFIERS, label_of, weighted
 from dynamics.storage.run_folder import read_json
 from dynamics.storage.tables import read_table
-from dynamics.studies.candidates import CANDIDATES_FILE
-from dynamics.studies.results import Number, Row, Strata, Table, difference, mean, share_of_gap
+from dynamics.studies.candidates import CANDIDATES_FILE, WEIGHT_FILE
+from dynamics.studies.experiments import CALIBRATE, candidates
+from dynamics.studies.results import (
+    Check,
+    Row,
+    Strata,
+    Table,
+    checked,
+    difference,
+    mean,
+    share_of_gap,
+)
 from dynamics.studies.study import Study
 
 # B scenes, N candidates each, G groups of candidates.
@@ -24,54 +34,54 @@ CALIBRATED = "calibrated"
 COLUMNS = {name: label_of(name) for name in VERIFIERS if name != "idm_contrast"} | {
     CALIBRATED: "IDM, weighted, + FDP"
 }
-"""What can choose. IDM contrast is left out: the term that it subtracts is the same for all
+"""Verifier to its column. IDM contrast is left out: the term that it subtracts is the same for all
 candidates of a scene, so it picks what the IDM picks."""
 
 RANDOM, GREEDY = "random", "greedy"
 
 
-class Verified:
+class Candidates:
     """One seed's candidates of a round at one temperature."""
 
     def __init__(self, study: Study, round_id: int, temperature: float) -> None:
-        path = study.unit(f"verify/{round_id}") / CANDIDATES_FILE
+        path = study.folder(candidates(round_id)) / CANDIDATES_FILE
         table = read_table(path, CANDIDATE_SCHEMA).sort_by("pair_id")
         drawn_at = np.array(table["temperature"].to_pylist())
         rows, greedy = table.filter(drawn_at == temperature), table.filter(drawn_at == 0)
-        self.right_BN = np.array(rows["correct"].to_pylist(), dtype=bool)
-        self.copy_BN = np.array(rows["copied"].to_pylist(), dtype=bool)
+        self.correct_BN = np.array(rows["correct"].to_pylist(), dtype=bool)
+        self.copied_BN = np.array(rows["copied"].to_pylist(), dtype=bool)
         self.greedy_B = np.array(greedy["correct"].to_pylist(), dtype=np.float64)[:, 0]
-        weight = float(read_json(study.unit("calibrate") / "weight.json")["weight"])
+        weight = float(read_json(study.folder(CALIBRATE) / WEIGHT_FILE)["weight"])
         self._scores = scores_of(rows) | {CALIBRATED: weighted(weight)(evidence_of(rows))}
 
-    def chosen(self, verifier: str, n: int, what_BN: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def chosen(self, verifier: str, n: int, has_BN: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Share of the groups of ``n`` whose chosen candidate has a property, [B]."""
         picked_BG1 = _groups(self._scores[verifier], n).argmax(-1)[..., None]
-        of_picked_BG1 = np.take_along_axis(_groups(what_BN, n), picked_BG1, -1)
-        share_B: NDArray[np.float64] = of_picked_BG1[..., 0].mean(-1)
+        has_BG1 = np.take_along_axis(_groups(has_BN, n), picked_BG1, -1)
+        share_B: NDArray[np.float64] = has_BG1[..., 0].mean(-1)
         return share_B
 
     def oracle(self, n: int) -> NDArray[np.float64]:
-        """Share of the groups of ``n`` with a right candidate, [B]."""
-        held: NDArray[np.float64] = _groups(self.right_BN, n).any(-1).mean(-1)
-        return held
+        """Share of the groups of ``n`` with a correct candidate, [B]."""
+        share_B: NDArray[np.float64] = _groups(self.correct_BN, n).any(-1).mean(-1)
+        return share_B
 
 
 def _groups(values_BN: NDArray[Any], n: int) -> NDArray[Any]:
-    """[B, N // n, n]."""
+    """Disjoint groups of n candidates, [B, N // n, n]."""
     usable = values_BN.shape[1] // n * n
     return values_BN[:, :usable].reshape(len(values_BN), -1, n)
 
 
 def tables(studies: Sequence[Study]) -> dict[str, Table]:
-    """One table per round and temperature that all seeds have."""
+    """Table per round and temperature that all seeds have."""
     found = {}
-    for round_id, temperature, verified in _settings(studies):
-        rows = [_row(verified, n, f"{round_id} {temperature}") for n in studies[0].plan.best_of]
+    for round_id, temperature, seeds in _settings(studies):
+        rows = [_row(seeds, n, f"{round_id} {temperature}") for n in studies[0].plan.best_of]
         found[f"verification-round-{round_id}-t-{temperature}"] = Table(
             title=f"(c) Best of N in round {round_id}, temperature {temperature}",
-            note="The share of scenes whose chosen frame is right. Random: one sample. Oracle: "
-            "some candidate is right, the most that any verifier could reach. IDM contrast picks "
+            note="The share of scenes whose chosen frame is correct. Random: one sample. Oracle: "
+            "some candidate is correct, the most that any verifier could reach. IDM contrast picks "
             "what the IDM picks. The weight is fitted on pairs of the labelled set.",
             columns=(*COLUMNS.values(), RANDOM, GREEDY, ORACLE, "copies chosen by IDM + FDP"),
             rows=tuple(rows),
@@ -79,63 +89,61 @@ def tables(studies: Sequence[Study]) -> dict[str, Table]:
     return found
 
 
-def checks(
-    studies: Sequence[Study],
-) -> Iterator[tuple[str, str, Number, Callable[[Number], bool]]]:
-    """Claim, what was asked, the number, and whether it suffices; of the last round at T = 1."""
-    for round_id, temperature, verified in _settings(studies):
+def checks(studies: Sequence[Study]) -> list[Check]:
+    """Bars of claim (c) for the last round at temperature 1."""
+    found: list[Check] = []
+    for round_id, temperature, seeds in _settings(studies):
         sizes = studies[0].plan.best_of
         if round_id != studies[0].cfg.rounds or temperature != 1.0 or 8 not in sizes:
             continue
-        at_8 = _success(verified, HEADLINE_VERIFIER, 8)
-        one = [one.right_BN.mean(-1) for one in verified]
-        best = [one.oracle(8) for one in verified]
-        gap = share_of_gap(at_8, one, best, "verification gap")
-        yield (
+        at_8 = _success(seeds, HEADLINE_VERIFIER, 8)
+        single = [one.correct_BN.mean(-1) for one in seeds]
+        oracle = [one.oracle(8) for one in seeds]
+        found += checked(
             "(c) best of 8: share of the gap from one sample to the oracle",
             "75 %",
-            gap,
+            share_of_gap(at_8, single, oracle, "verification gap"),
             lambda n: n.value >= 0.75,
         )
-        greedy = [one.greedy_B for one in verified]
+        greedy = [one.greedy_B for one in seeds]
         more = difference(at_8, greedy, "verification greedy")
-        yield "(c) best of 8 against greedy", "5 points more", more, lambda n: n.value >= 0.05
+        found += checked(
+            "(c) best of 8 against greedy", "5 points more", more, lambda n: n.value >= 0.05
+        )
         if 16 in sizes:
-            at_16 = _success(verified, HEADLINE_VERIFIER, 16)
+            at_16 = _success(seeds, HEADLINE_VERIFIER, 16)
             step = difference(at_16, at_8, "verification 16")
-            yield "(c) best of 16 against best of 8", "not below, beyond noise", step, _not_below
+            bar = "not below, beyond noise"
+            found += checked("(c) best of 16 against best of 8", bar, step, lambda n: n.high >= 0)
+    return found
 
 
-def _not_below(number: Number) -> bool:
-    return number.high >= 0
-
-
-def _settings(studies: Sequence[Study]) -> Iterator[tuple[int, float, list[Verified]]]:
-    """Rounds and temperatures that every seed has finished."""
+def _settings(studies: Sequence[Study]) -> Iterator[tuple[int, float, list[Candidates]]]:
+    """Round, temperature and the candidates of every seed, where all seeds have finished."""
     for round_id in sorted({0, studies[0].cfg.rounds}):
-        needed = (f"verify/{round_id}", "calibrate")
-        if all(study.is_done(name) for study in studies for name in needed):
+        needed = (candidates(round_id), CALIBRATE)
+        if all(study.is_done(one) for study in studies for one in needed):
             for temperature in studies[0].plan.temperatures:
                 yield (
                     round_id,
                     temperature,
-                    [Verified(study, round_id, temperature) for study in studies],
+                    [Candidates(study, round_id, temperature) for study in studies],
                 )
 
 
-def _row(verified: Sequence[Verified], n: int, where: str) -> Row:
+def _row(seeds: Sequence[Candidates], n: int, where: str) -> Row:
     name = f"N = {n}"
     cells = {
-        column: mean(_success(verified, verifier, n), f"{where} {name} {verifier}")
+        column: mean(_success(seeds, verifier, n), f"{where} {name} {verifier}")
         for verifier, column in COLUMNS.items()
     }
-    cells[RANDOM] = mean([one.right_BN.mean(-1) for one in verified], f"{where} random")
-    cells[GREEDY] = mean([one.greedy_B for one in verified], f"{where} greedy")
-    cells[ORACLE] = mean([one.oracle(n) for one in verified], f"{where} {name} oracle")
-    copies = [one.chosen(HEADLINE_VERIFIER, n, one.copy_BN) for one in verified]
+    cells[RANDOM] = mean([one.correct_BN.mean(-1) for one in seeds], f"{where} random")
+    cells[GREEDY] = mean([one.greedy_B for one in seeds], f"{where} greedy")
+    cells[ORACLE] = mean([one.oracle(n) for one in seeds], f"{where} {name} oracle")
+    copies = [one.chosen(HEADLINE_VERIFIER, n, one.copied_BN) for one in seeds]
     cells["copies chosen by IDM + FDP"] = mean(copies, f"{where} {name} copies")
     return Row(name=name, cells=cells)
 
 
-def _success(verified: Sequence[Verified], verifier: str, n: int) -> Strata:
-    return [one.chosen(verifier, n, one.right_BN) for one in verified]
+def _success(seeds: Sequence[Candidates], verifier: str, n: int) -> Strata:
+    return [one.chosen(verifier, n, one.correct_BN) for one in seeds]

@@ -1,7 +1,6 @@
-"""Experiments on candidate frames: what every verifier makes of them, and the best weight."""
+"""Experiments on candidate frames: drawing them, and fitting the weight between both models."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,37 +21,40 @@ from dynamics.inference.verifiers import choose, weighted
 from dynamics.models import load_image_tokenizer
 from dynamics.storage.run_folder import write_json
 from dynamics.storage.tables import codes_matrix, read_table, write_table
+from dynamics.studies.experiments import Experiment
 from dynamics.studies.study import ENDS, Study, data_refs, labelled_set, true_states
 
 CANDIDATES_FILE = "candidates.parquet"
+WEIGHT_FILE = "weight.json"
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Of the IDM's log-likelihood beside the FDP's, tried when a weight is fitted."""
+"""Weights of the IDM's log-likelihood beside the FDP's that are tried."""
 
 NUM_CALIBRATION_PAIRS = 600
 
 
-def verify(study: Study, arm: str, folder: Path) -> None:
+def draw_candidates(study: Study, experiment: Experiment) -> None:
     """Candidates of a round's FDP on held-out scenes, with both models' likelihoods."""
     heldout = read_table(data_refs(study).heldout, TRANSITION_SCHEMA)
     pairs = labelled_pairs(heldout.slice(0, study.plan.num_verified), true_states(study))
     most = max(study.plan.best_of)
     drawn = [SamplingParams(num_samples=most, temperature=t) for t in study.plan.temperatures]
-    table = _candidates(study, int(arm), pairs, [GREEDY, *drawn])
-    write_table(folder / CANDIDATES_FILE, table, CANDIDATE_SCHEMA)
+    table = _candidates(study, int(experiment.arm), pairs, [GREEDY, *drawn])
+    write_table(study.folder(experiment) / CANDIDATES_FILE, table, CANDIDATE_SCHEMA)
 
 
-def calibrate(study: Study, arm: str, folder: Path) -> None:
+def fit_weight(study: Study, experiment: Experiment) -> None:
     """Fit the IDM's weight beside the FDP on pairs of the labelled set.
 
-    Right is what decodes to the state that the true next frame's codes decode to, so that it needs
-    no more than labelled pairs.
+    A candidate is correct when it decodes to the state that the true next frame's codes decode to,
+    so that labelled pairs are enough.
     """
-    seed = labelled_set(study).slice(0, NUM_CALIBRATION_PAIRS)
+    labelled = labelled_set(study).slice(0, NUM_CALIBRATION_PAIRS)
     images = load_image_tokenizer(study.cfg.model.family, study.cfg.base_path())
     reader = StateReader(images, study.domain)
-    states = zip(*(reader.read(codes_matrix(seed, f"{end}_codes")) for end in ENDS), strict=True)
-    pairs = labelled_pairs(seed, dict(zip(seed["pair_id"].to_pylist(), states, strict=True)))
+    source, target = (reader.read(codes_matrix(labelled, f"{end}_codes")) for end in ENDS)
+    states = zip(labelled["pair_id"].to_pylist(), zip(source, target, strict=True), strict=True)
+    pairs = labelled_pairs(labelled, dict(states))
     sampling = SamplingParams(num_samples=8, temperature=1.0)
     candidates = _candidates(study, study.cfg.rounds, pairs, [sampling])
     correct_BN, evidence = np.array(candidates["correct"].to_pylist()), evidence_of(candidates)
@@ -62,10 +64,10 @@ def calibrate(study: Study, arm: str, folder: Path) -> None:
         for weight in WEIGHTS
     }
     best = max(success.values())
-    # Of equal ones the weight nearest to plain addition.
+    # Ties go to the weight nearest to plain addition.
     weight = min((w for w in WEIGHTS if success[w] == best), key=lambda w: abs(np.log2(w or 1e-3)))
     payload = {"weight": weight, "success": {str(key): value for key, value in success.items()}}
-    write_json(folder / "weight.json", payload)
+    write_json(study.folder(experiment) / WEIGHT_FILE, payload)
 
 
 def _candidates(

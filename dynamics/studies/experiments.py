@@ -1,8 +1,8 @@
-"""What is measured: the arms of the study as units of work with their dependencies.
+"""The experiments of a study, each with the one whose results it reads.
 
-Every unit belongs to one seed. A seed films its own videos, so its labelled set, its pool and its
-1,000 held-out scenes are its own; the default's seed 0, on whose scenes settings were chosen, is
-not among them.
+Every seed of a study runs all of them. It films its own videos, so its labelled set, its pool and
+its 1,000 held-out scenes are its own; the default's seed 0, on whose scenes settings were chosen,
+is not among the seeds.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.training.batches import FitTask
+from dynamics.training.loss import Task
 
 FRESH_SEEDS = (101, 102, 103)
-"""Nothing was ever chosen on their scenes."""
+"""Seeds on whose scenes nothing was ever chosen."""
 
-KEPT_FRACTION = 0.5
-"""Of the top-fraction filters that are held against each other."""
+ACCEPTED_FRACTION = 0.5
+"""Share of the labels that each compared top-fraction filter accepts."""
+
+TASKS: tuple[Task, ...] = ("fdp", "idm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +35,13 @@ class StudyPlan:
     num_verified: int = 1000
     """Held-out scenes of claim (c)."""
     filters: bool = True
-    """Hold the scores and rules against each other in round 1."""
+    """Compare the scores and rules in round 1."""
     ablations: bool = True
     """Token weights, full fine-tuning, one joint adapter, a base from scratch."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise UserError("claims needs one seed or more, each once")
+            raise UserError("a study needs one seed or more, each once")
 
 
 QUICK = StudyPlan(
@@ -53,25 +57,29 @@ QUICK = StudyPlan(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """A piece of work that is done once; its folder exists = it is done."""
+class Experiment:
+    """One fit or measurement, done once a seed, e.g. ``size/512-idm``."""
 
-    seed: int
-    name: str
-    """``kind`` or ``kind/arm``, e.g. ``size/512``."""
-    after: tuple[str, ...] = ()
-    """Names of units of the same seed whose results it reads."""
-
-    @property
-    def kind(self) -> str:
-        """What `dynamics.studies.run_experiment` looks up."""
-        return self.name.partition("/")[0]
+    kind: str
+    """Key in `dynamics.studies.run_experiment.KINDS`."""
+    arm: str = ""
+    """What is varied within the kind; empty when there is one only."""
+    task: FitTask | None = None
+    """Adapter that is fitted."""
+    after: "Experiment | None" = None
+    """Experiment whose results it reads."""
 
     @property
-    def arm(self) -> str:
-        """Which of the kind; empty when there is one only."""
-        return self.name.partition("/")[2]
+    def name(self) -> str:
+        """Folder below ``experiments/``."""
+        arm = f"{self.arm}-{self.task}" if self.task else self.arm
+        return f"{self.kind}/{arm}" if arm else self.kind
 
+
+DATA = Experiment(kind="data")
+LOOP = Experiment(kind="loop", after=DATA)
+CALIBRATE = Experiment(kind="calibrate", after=LOOP)
+SCORES = Experiment(kind="scores", after=LOOP)
 
 FILTER_ARMS = (
     "nothing",
@@ -89,55 +97,66 @@ FILTER_ARMS = (
 paper's class-stratified top K (by mean log-prob; filmed clips have no classes, so the classes are
 the predicted action types), and all pairs with their true labels."""
 
-ABLATIONS = ("recognition_weights", "full", "joint", "from_scratch")
+ABLATION_ARMS = ("recognition_weights", "full", "joint", "from_scratch")
 
 
-def units(plan: StudyPlan, cfg: LoopConfig) -> list[Unit]:
-    """All units, in an order in which one process could run them.
+def control(arm: str) -> Experiment:
+    """FDP fit of a control; `dynamics evaluate RUN --controls` fits the IDM, too."""
+    return Experiment(kind="control", arm=arm, task="fdp", after=DATA)
 
-    What the claims rest on comes first for all seeds, then what is held against it.
+
+def label_size(size: int, task: Task) -> Experiment:
+    """Fit on ``size`` labelled pairs."""
+    return Experiment(kind="size", arm=str(size), task=task, after=DATA)
+
+
+def candidates(round_id: int) -> Experiment:
+    """Candidate frames of a round's models."""
+    return Experiment(kind="verify", arm=str(round_id), after=LOOP)
+
+
+def label_filter(arm: str) -> Experiment:
+    """FDP fit on what a `FILTER_ARMS` entry accepts."""
+    return Experiment(kind="filter", arm=arm, task="fdp", after=SCORES)
+
+
+def ablation(arm: str, task: Task) -> Experiment:
+    """Fit of an `ABLATION_ARMS` entry that ``task`` is measured on."""
+    return Experiment(
+        kind="ablation", arm=arm, task="joint" if arm == "joint" else task, after=DATA
+    )
+
+
+def schedule(plan: StudyPlan, cfg: LoopConfig) -> list[tuple[int, Experiment]]:
+    """Seed and experiment of the whole study, in an order in which one process could run them.
+
+    What the claims rest on comes first for all seeds, then what is compared with it.
     """
-    found = [unit for seed in plan.seeds for unit in _of_seed(plan, cfg, seed)]
-    return sorted(found, key=lambda unit: unit.kind in _LATER)
-
-
-_LATER = ("scores", "filter", "ablation")
-
-
-def _of_seed(plan: StudyPlan, cfg: LoopConfig, seed: int) -> list[Unit]:
-    def unit(name: str, *after: str) -> Unit:
-        return Unit(seed=seed, name=name, after=after)
-
-    found = [unit("data"), unit("loop", "data")]
-    found += [
-        # Of the FDP alone: claim (b) is about it. `dynamics evaluate RUN --controls` has both.
-        unit(f"control/{arm}-fdp", "data")
-        for arm in ("true_labels", "labelled_only")
+    claims = [
+        DATA,
+        LOOP,
+        *(control(arm) for arm in ("true_labels", "labelled_only")),
+        # The round-0 adapters are the fits at the configured size.
+        *(
+            label_size(size, task)
+            for size in plan.label_sizes
+            if size != cfg.labelled.num_pairs
+            for task in TASKS
+        ),
+        *(candidates(round_id) for round_id in sorted({0, cfg.rounds})),
+        CALIBRATE,
     ]
-    # The round-0 adapters are the fits at the configured size.
-    found += [
-        unit(f"size/{size}-{task}", "data")
-        for size in plan.label_sizes
-        if size != cfg.labelled.num_pairs
-        for task in ("fdp", "idm")
-    ]
-    found += [unit(f"verify/{round_id}", "loop") for round_id in sorted({0, cfg.rounds})]
-    found.append(unit("calibrate", "loop"))
-    if plan.filters:
-        found.append(unit("scores", "loop"))
-        found += [unit(f"filter/{arm}", "scores") for arm in FILTER_ARMS]
+    compared = [SCORES, *map(label_filter, FILTER_ARMS)] if plan.filters else []
     if plan.ablations:
-        found += [
-            unit(f"ablation/{arm}-{task}", "data")
-            for arm in ABLATIONS
-            for task in (("joint",) if arm == "joint" else ("fdp", "idm"))
-            if (arm, task) != ("recognition_weights", "idm")
-        ]
-    return found
+        ablations = (ablation(arm, task) for arm in ABLATION_ARMS for task in TASKS)
+        # Recognition weighs image codes, which the IDM only reads. The joint fit serves both tasks.
+        weighed_idm = ablation("recognition_weights", "idm")
+        compared += [one for one in dict.fromkeys(ablations) if one != weighed_idm]
+    return [(seed, one) for part in (claims, compared) for seed in plan.seeds for one in part]
 
 
-def ready(todo: Sequence[Unit], unfinished: set[tuple[int, str]]) -> list[Unit]:
-    """Those of ``todo`` whose dependencies are all finished, in order."""
-    return [
-        unit for unit in todo if not any((unit.seed, name) in unfinished for name in unit.after)
-    ]
+def ready(
+    todo: Sequence[tuple[int, Experiment]], unfinished: set[tuple[int, Experiment]]
+) -> list[tuple[int, Experiment]]:
+    """Those of ``todo`` that wait for nothing unfinished, in order."""
+    return [(seed, one) for seed, one in todo if (seed, one.after) not in unfinished]

@@ -1,23 +1,14 @@
 """Experiments that fit an adapter on a training set of their own and measure it."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 
-from dynamics.core.config import (
-    FilterConfig,
-    LoopConfig,
-    TrainConfig,
-)
+from dynamics.core.config import FilterConfig, LoopConfig, TrainConfig
 from dynamics.core.domain import Domain
-from dynamics.core.records import (
-    LABEL_SCHEMA,
-    PAIR_SCHEMA,
-    TRANSITION_SCHEMA,
-)
+from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA
 from dynamics.core.seeds import derive_seed, numpy_rng
 from dynamics.evaluation.controls import control_steps
 from dynamics.inference.load import load_pair, model_ref
@@ -27,12 +18,11 @@ from dynamics.labelling.training_set import build_training_set
 from dynamics.models.chameleon import load_network
 from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import read_table, write_table
-from dynamics.studies.experiments import KEPT_FRACTION
+from dynamics.studies.experiments import ACCEPTED_FRACTION, TASKS, Experiment
 from dynamics.studies.study import (
     FULL_LEARNING_RATE,
     OUTCOME_SCHEMA,
     Study,
-    arm_and_task,
     data_refs,
     labelled_set,
     measure_outcomes,
@@ -40,29 +30,25 @@ from dynamics.studies.study import (
 )
 from dynamics.training.batches import FitJob, FitTask
 from dynamics.training.fit import fit_adapter
-from dynamics.training.loss import Task
 
 
-def control(study: Study, arm: str, folder: Path) -> None:
-    """Seed-only and true-label fits, as many steps as all rounds of the loop together."""
-    name, task = arm_and_task(arm)
+def fit_control(study: Study, experiment: Experiment) -> None:
+    """A fit on the labelled set alone or with the true pool, as many steps as all rounds took."""
     rows = labelled_set(study)
-    if name == "true_labels":
+    if experiment.arm == "true_labels":
         rows = pa.concat_tables([rows, true_pool(study)])
-    steps = control_steps(study.cfg.train.of(task), study.cfg.rounds)
-    _fit_and_measure(study, folder, task, rows, steps, seed_parts=("control", name))
+    steps = control_steps(study.cfg.train.of(_task(experiment)), study.cfg.rounds)
+    _fit_and_measure(study, experiment, rows, steps)
 
 
-def label_size(study: Study, arm: str, folder: Path) -> None:
-    """A fit on the first ``size`` labelled pairs."""
-    name, task = arm_and_task(arm)
-    rows = _first_labelled(study, int(name))
-    steps = study.cfg.train.of(task).first_steps
-    _fit_and_measure(study, folder, task, rows, steps, seed_parts=("size", name))
+def fit_labelled(study: Study, experiment: Experiment) -> None:
+    """A fit on the first ``experiment.arm`` labelled pairs."""
+    rows = _first_labelled(study, int(experiment.arm))
+    _fit_and_measure(study, experiment, rows, study.cfg.train.of(_task(experiment)).first_steps)
 
 
-def score_labels(study: Study, arm: str, folder: Path) -> None:
-    """Round 1's labels as the paper makes them, greedily, with every score."""
+def score_labels(study: Study, experiment: Experiment) -> None:
+    """Write round 1's labels as the paper makes them, greedily, with every score."""
     idm, fdp = load_pair(study.models(0), study.cfg.model)
     pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
     sampled, with_fdp = (
@@ -77,34 +63,27 @@ def score_labels(study: Study, arm: str, folder: Path) -> None:
     write_table(study.scored_labels, labels, LABEL_SCHEMA)
 
 
-def filter_labels(study: Study, arm: str, folder: Path) -> None:
+def fit_filtered(study: Study, experiment: Experiment) -> None:
     """An FDP fit on what one filter accepts of round 1's labels."""
-    seed = labelled_set(study)
-    rows = seed if arm == "nothing" else _filtered(study, arm, seed)
-    cfg = study.cfg
-    init = study.run.adapter(0, "fdp") if cfg.train.init == "previous" else None
-    _fit_and_measure(
-        study,
-        folder,
-        "fdp",
-        rows,
-        cfg.train.of("fdp").round_steps,
-        seed_parts=("filter", arm),
-        init=init,
-    )
+    rows, train = _filtered(study, experiment.arm), study.cfg.train
+    init = study.run.adapter(0, "fdp") if train.init == "previous" else None
+    _fit_and_measure(study, experiment, rows, train.of("fdp").round_steps, init=init)
 
 
-def _filtered(study: Study, arm: str, seed: pa.Table) -> pa.Table:
+def _filtered(study: Study, arm: str) -> pa.Table:
+    labelled = labelled_set(study)
+    if arm == "nothing":
+        return labelled
     if arm == "true_labels":
-        return pa.concat_tables([seed, true_pool(study)])
+        return pa.concat_tables([labelled, true_pool(study)])
     labels = read_table(study.scored_labels, LABEL_SCHEMA)
     pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
     accepted = is_accepted(labels, decisions_of(arm, labels, study.domain))
-    return build_training_set(seed, pool, labels.filter(pa.array(accepted)))
+    return build_training_set(labelled, pool, labels.filter(pa.array(accepted)))
 
 
 def decisions_of(arm: str, labels: pa.Table, domain: Domain) -> pa.Table:
-    """What a `FILTER_ARMS` entry keeps of LABEL_SCHEMA rows (DECISION_SCHEMA)."""
+    """Decisions of a `FILTER_ARMS` entry about LABEL_SCHEMA rows (DECISION_SCHEMA)."""
     if arm == "balanced_types":
         place = labels.schema.get_field_index("clip_class")
         kinds = pa.array([domain.kind(action) for action in labels["action"].to_pylist()])
@@ -116,30 +95,25 @@ def _filter_of(arm: str, num_labels: int) -> FilterConfig:
     if arm == "all":
         return FilterConfig(score="mean_logprob", rule=TopFractionRule(fraction=1.0))
     if arm == "balanced_types":
-        k = int(KEPT_FRACTION * num_labels)
+        k = int(ACCEPTED_FRACTION * num_labels)
         return FilterConfig(score="mean_logprob", rule=StratifiedTopKRule(k=k))
-    return FilterConfig(score=arm, rule=TopFractionRule(fraction=KEPT_FRACTION))
+    return FilterConfig(score=arm, rule=TopFractionRule(fraction=ACCEPTED_FRACTION))
 
 
-def ablation(study: Study, arm: str, folder: Path) -> None:
+def fit_ablation(study: Study, experiment: Experiment) -> None:
     """Round 0 with one thing changed; its reference is the loop's round 0."""
-    name, task = arm_and_task(arm)
-    train, base, steps = (
-        study.cfg.train,
-        study.cfg.base_path(),
-        study.cfg.train.of(task).first_steps,
-    )
-    if name == "recognition_weights":
+    train, base = study.cfg.train, study.cfg.base_path()
+    steps = train.of(_task(experiment)).first_steps
+    if experiment.arm == "recognition_weights":
         train = train.model_copy(update={"recognition_weight": 1.0})
-    elif name == "joint":
+    elif experiment.arm == "joint":
         steps *= 2  # as many as two adapters take together
     else:
         train = train.model_copy(update={"method": "full", "learning_rate": FULL_LEARNING_RATE})
-    if name == "from_scratch":
-        base = untrained_base(base, folder / "base", derive_seed(study.cfg.seed, "scratch"))
-    _fit_and_measure(
-        study, folder, task, labelled_set(study), steps, ("ablation", name), train=train, base=base
-    )
+    if experiment.arm == "from_scratch":
+        out = study.folder(experiment) / "base"
+        base = untrained_base(base, out, derive_seed(study.cfg.seed, "scratch"))
+    _fit_and_measure(study, experiment, labelled_set(study), steps, train=train, base=base)
 
 
 def untrained_base(base: Path, out: Path, seed: int) -> Path:
@@ -155,20 +129,26 @@ def untrained_base(base: Path, out: Path, seed: int) -> Path:
     return out
 
 
+def _task(experiment: Experiment) -> FitTask:
+    assert experiment.task is not None  # every fit has one
+    return experiment.task
+
+
 def _fit_and_measure(
     study: Study,
-    folder: Path,
-    task: FitTask,
+    experiment: Experiment,
     rows: pa.Table,
     steps: int,
-    seed_parts: Sequence[str],
     *,
     train: TrainConfig | None = None,
     init: Path | None = None,
     base: Path | None = None,
 ) -> None:
-    """Fit an arm and write what it does on the held-out scenes, one table a task."""
-    cfg, base = study.cfg, base or study.cfg.base_path()
+    """Fit an arm and write its outcomes on the held-out scenes, one table a task."""
+    cfg, base, folder = study.cfg, base or study.cfg.base_path(), study.folder(experiment)
+    task = _task(experiment)
+    # The published fit of this arm was seeded by its earlier name.
+    arm = "seed_only" if experiment.arm == "labelled_only" else experiment.arm
     training_set = folder / "transitions.parquet"
     write_table(training_set, rows, TRANSITION_SCHEMA)
     fitted = fit_adapter(
@@ -180,7 +160,7 @@ def _fit_and_measure(
             transitions=training_set,
             steps=steps,
             train=train or cfg.train,
-            seed=derive_seed(cfg.seed, *seed_parts, task),
+            seed=derive_seed(cfg.seed, experiment.kind, arm, task),
             init_from=init,
             out=folder / "model",
             checkpoint_dir=folder / "checkpoint",
@@ -188,21 +168,20 @@ def _fit_and_measure(
     )
     training_set.unlink()
     models = model_ref(base, fitted.adapter, fitted.adapter)
-    tasks: tuple[Task, ...] = ("idm", "fdp") if task == "joint" else (task,)
-    for one in tasks:
+    for one in TASKS if task == "joint" else (task,):
         write_table(folder / f"{one}.parquet", measure_outcomes(study, models, one), OUTCOME_SCHEMA)
 
 
 def _first_labelled(study: Study, size: int) -> pa.Table:
-    """``size`` truly labelled pairs; smaller sets are part of larger ones.
+    """``size`` labelled pairs; smaller sets are part of larger ones.
 
-    Beyond the labelled set they come from the pool, with its true labels.
+    Those beyond the labelled set come from the pool, with its true labels.
     """
-    seed = labelled_set(study)
-    order = numpy_rng(study.cfg.seed, "sizes").permutation(seed.num_rows)
-    rows = seed.take(order[:size])
-    if size > seed.num_rows:
-        more = true_pool(study).slice(0, size - seed.num_rows)
+    labelled = labelled_set(study)
+    order = numpy_rng(study.cfg.seed, "sizes").permutation(labelled.num_rows)
+    rows = labelled.take(order[:size])
+    if size > labelled.num_rows:
+        more = true_pool(study).slice(0, size - labelled.num_rows)
         origin = pa.array(["labelled"] * more.num_rows, pa.string())
         more = more.set_column(more.schema.get_field_index("origin"), "origin", origin)
         rows = pa.concat_tables([rows, more.cast(TRANSITION_SCHEMA)])
@@ -210,7 +189,7 @@ def _first_labelled(study: Study, size: int) -> pa.Table:
 
 
 def _with_score(cfg: LoopConfig, score: str) -> LoopConfig:
-    """Labels greedily and measures one score."""
+    """Config of a labeller that labels greedily and measures one score."""
     label = cfg.label.model_copy(update={"candidates": 1})
     chosen = cfg.filter.model_copy(update={"score": score})
     return cfg.model_copy(update={"label": label, "filter": chosen})

@@ -1,4 +1,4 @@
-"""Guards over the study's rounds: none of these should be blocked, each with a copier should."""
+"""Guards over the study's rounds: none should be blocked, each should with a copier as its FDP."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,13 +10,14 @@ from dynamics.evaluation.guards.leakage import Leakage
 from dynamics.evaluation.guards.rules import GuardEvidence, copy_rate
 from dynamics.evaluation.heldout import results_schema
 from dynamics.storage.tables import read_table
+from dynamics.studies.experiments import LOOP
 from dynamics.studies.results import Check
 from dynamics.studies.study import Study
 
 
 def checks(studies: Sequence[Study]) -> list[Check]:
-    """Both error rates, once the loops of all seeds are done."""
-    if not all(study.is_done("loop") for study in studies):
+    """Both error rates of the guards, once the loops of all seeds are done."""
+    if not all(study.is_done(LOOP) for study in studies):
         return []
     rounds = [(study, number) for study in studies for number in range(study.cfg.rounds + 1)]
     blocked = [where for where in rounds if _blocked(*where)]
@@ -44,18 +45,18 @@ def _blocked(study: Study, round_id: int) -> bool:
 
 
 def _copier_is_blocked(study: Study, round_id: int) -> bool:
-    items = read_table(study.run.results(round_id), results_schema(study.cfg.evaluate.best_of))
+    results = read_table(study.run.results(round_id), results_schema(study.cfg.evaluate.best_of))
     heldout = read_table(study.run.heldout, TRANSITION_SCHEMA)
-    nothing = Leakage(num_heldout=items.num_rows, by_digest=0, by_hash=0, either=0)
+    nothing = Leakage(num_heldout=results.num_rows, by_digest=0, by_hash=0, either=0)
     evidence = GuardEvidence(
-        items=items, heldout=heldout, labelled_actions=(), leakage=nothing, domain=study.domain
+        items=results, heldout=heldout, labelled_actions=(), leakage=nothing, domain=study.domain
     )
-    verdict = copy_rate(with_copier(evidence), study.cfg.guards)
-    return verdict is not None and not verdict.passed
+    result = copy_rate(with_copier(evidence), study.cfg.guards)
+    return result is not None and not result.passed
 
 
 def with_copier(evidence: GuardEvidence) -> GuardEvidence:
-    """The evidence, had the FDP only given its input back; no oracle reads it, as on real video."""
+    """The evidence of an FDP that returns its input, read by no oracle, as on real video."""
     items = evidence.items
     unread = pa.nulls(items.num_rows, pa.bool_())
     for name, values in (

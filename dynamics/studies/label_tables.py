@@ -1,4 +1,4 @@
-"""Claim (b), the labels: how correct they are, how well a score tells, and what a filter buys."""
+"""Claim (b), the labels: their correctness, their scores, and the gain from each filter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from dynamics.evaluation.label_quality import (
     correct_labels,
     scored_labels,
 )
-from dynamics.labelling.confidence import SCORES
+from dynamics.labelling.confidence import SCORES as SCORE_NAMES
 from dynamics.storage.ledger import Ledger, is_accepted
 from dynamics.storage.tables import read_table
-from dynamics.studies.experiments import FILTER_ARMS, KEPT_FRACTION
+from dynamics.studies.experiments import ACCEPTED_FRACTION, FILTER_ARMS, LOOP, SCORES, label_filter
 from dynamics.studies.fits import decisions_of
 from dynamics.studies.outcomes import Arms
 from dynamics.studies.results import Number, Row, Table, difference, mean
@@ -52,15 +52,15 @@ class _Greedy:
 
 
 Scored = dict[str, list[tuple[Floats, Floats]]]
-"""By score: one (score or confidence, correct) a seed."""
+"""Score name to one (score or confidence, correct) a seed."""
 
 COVERAGES = tuple(range(10, 101, 10))
 """Percent of the labels, the most trusted first."""
 
 
 def tables(arms: Arms) -> dict[str, Table]:
-    """What the loop's labels were worth, and the scores and filters held against each other."""
-    greedy = _greedy(arms) if arms.has("scores") else []
+    """Tables of the loop's labels, of the filters and of the scores."""
+    greedy = _greedy(arms) if arms.has(SCORES) else []
     scored = _scored(greedy)
     return {
         "labels": _labels(arms),
@@ -80,7 +80,7 @@ def _greedy(arms: Arms) -> list[_Greedy]:
 
 def _labels(arms: Arms) -> Table:
     rows: list[Row] = []
-    for round_id in range(1, arms.rounds + 1) if arms.has("loop") else ():
+    for round_id in range(1, arms.rounds + 1) if arms.has(LOOP) else ():
         everything, accepted = [], []
         for study in arms.studies:
             ledger = Ledger(study.run.ledger)
@@ -92,7 +92,7 @@ def _labels(arms: Arms) -> Table:
         name = f"round {round_id}"
         cells = {"correct, all": mean(everything, f"labels {name}")}
         if all(map(len, accepted)):
-            # The name seeds the interval that is published.
+            # The name seeds the published interval.
             cells["correct, accepted"] = mean(accepted, f"kept labels {name}")
         rows.append(Row(name=name, cells=cells))
     return Table(
@@ -109,9 +109,9 @@ def _truth(study: Study) -> pa.Table:
 
 def _filters(arms: Arms, greedy: Sequence[_Greedy], scored: Scored) -> Table:
     rows: list[Row] = []
-    everything = arms.unit("filter/all", "fdp")
+    everything = arms.fit(label_filter("all"), "fdp")
     for arm in FILTER_ARMS if everything is not None else ():
-        outcomes = arms.unit(f"filter/{arm}", "fdp")
+        outcomes = arms.fit(label_filter(arm), "fdp")
         if outcomes is None or everything is None:
             continue
         cells = {"FDP, greedy": mean(outcomes, f"filter {arm}")}
@@ -121,8 +121,8 @@ def _filters(arms: Arms, greedy: Sequence[_Greedy], scored: Scored) -> Table:
     return Table(
         title="(b) Filters in round 1",
         note="The IDM's greedy labels of the pool, scored and cut offline; then one FDP each, "
-        f"from round 0's, the same steps. A score keeps its best {KEPT_FRACTION:.0%}. ECE: how "
-        "far exp(mean log-prob), exp(sum log-prob), exp(min log-prob) or the share of agreeing "
+        f"from round 0's, the same steps. A score accepts its best {ACCEPTED_FRACTION:.0%}. ECE: "
+        "how far exp(mean log-prob), exp(sum log-prob), exp(min log-prob) or the share of agreeing "
         "samples is from the share that is correct.",
         columns=("FDP, greedy", "more than all labels", "labels correct", "AUROC", "ECE"),
         rows=tuple(rows),
@@ -130,7 +130,7 @@ def _filters(arms: Arms, greedy: Sequence[_Greedy], scored: Scored) -> Table:
 
 
 def _precision(arm: str, greedy: Sequence[_Greedy]) -> dict[str, Number]:
-    """How many of the labels that an arm accepts are correct."""
+    """Share of the labels that an arm accepts that is correct."""
     if arm in ("nothing", "true_labels"):
         return {}
     accepted = [one.accepted(arm) for one in greedy]
@@ -140,7 +140,7 @@ def _precision(arm: str, greedy: Sequence[_Greedy]) -> dict[str, Number]:
 
 
 def _trust(arm: str, scored: Scored) -> dict[str, Number]:
-    """How a score ranks and how it is calibrated."""
+    """Ranking (AUROC) and calibration (ECE) of a score."""
     of_seeds = scored.get(arm, [])
     cells = {}
     if of_seeds and all(0 < correct.mean() < 1 for _, correct in of_seeds):
@@ -167,7 +167,7 @@ def _risk_coverage(scored: Scored) -> Table:
         title="(b) How correct the most trusted labels are",
         note="Round 1's greedy labels, the most trusted first by each score (1 - risk at a "
         "coverage). In brackets: the lowest and the highest seed.",
-        columns=tuple(SCORES),
+        columns=tuple(SCORE_NAMES),
         rows=tuple(rows),
     )
 
@@ -204,21 +204,21 @@ def _scored(greedy: Sequence[_Greedy]) -> Scored:
         return {}
     return {
         name: [(one.scores[name], one.correct) for one in seeds]
-        for name in SCORES
+        for name in SCORE_NAMES
         if all(name in one.scores for one in seeds)
     }
 
 
 def _confidences(scored: Scored) -> Scored:
-    """Those of the scores that can be read as a probability of being correct, so read."""
+    """Scores that can be read as a probability of being correct, as that probability."""
     return {
         name: [(confidence(score, scale), correct) for score, correct in of_seeds]
         for name, of_seeds in scored.items()
-        if (scale := SCORES[name].scale)
+        if (scale := SCORE_NAMES[name].scale)
     }
 
 
 def _by_seed(values: Sequence[float]) -> Number:
-    """A statistic of 12,000 labels: what varies is the seed, so its range is the interval."""
+    """Statistic of 12,000 labels; the interval is its range over seeds, which vary most."""
     low, high = min(values), max(values)
     return Number(value=float(np.mean(values)), low=low, high=high, seeds=tuple(values))

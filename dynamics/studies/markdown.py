@@ -6,19 +6,19 @@ from pathlib import Path
 from dynamics.studies.results import Number, Results, Table
 
 
-def to_markdown(results: Results, figures: Sequence[str]) -> str:
-    """The text of ``docs/RESULTS.md``; ``figures`` are picture files relative to it."""
+def to_markdown(results: Results, plots: Sequence[str]) -> str:
+    """Text of ``docs/RESULTS.md``; ``plots`` are picture files relative to it."""
     seeds = ", ".join(map(str, results.seeds))
     parts = [
         "# Results",
-        "Written by `dynamics claims` from `claims/results.json`; do not edit.",
+        "Written by `dynamics study` from `study/results.json`; do not edit.",
         f"{results.date}, seeds {seeds}, config `{results.config_digest[:12]}`. Percent, mean over "
         "seeds [95 % bootstrap interval over held-out scenes], then each seed. Every seed films "
         "its own videos; no setting was chosen on its scenes.",
     ]
     if results.checks:
         parts += ["## What was asked", _checks(results)]
-    drawn = {Path(figure).stem: f"![{Path(figure).stem}]({figure})" for figure in figures}
+    drawn = {Path(plot).stem: f"![{Path(plot).stem}]({plot})" for plot in plots}
     # By title: (a), (b), (c), the rest. JSON keeps no order.
     for name, table in sorted(results.tables.items(), key=lambda item: _place(item[1])):
         parts += [f"## {table.title}", table.note, drawn.get(name, "")]
@@ -31,7 +31,7 @@ def _place(table: Table) -> tuple[bool, str]:
 
 
 def shown(number: Number | None, *, with_seeds: bool = True) -> str:
-    """``71.6 [69.9, 73.3] (70.1 / 72.4 / 72.3)``."""
+    """Number as text: ``71.6 [69.9, 73.3] (70.1 / 72.4 / 72.3)``."""
     if number is None:
         return ""
     text = f"{_percent(number.value)} [{_percent(number.low)}, {_percent(number.high)}]"

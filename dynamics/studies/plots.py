@@ -6,7 +6,7 @@ from typing import Any
 
 from dynamics.evaluation.metrics import ORACLE
 from dynamics.storage.files import write_bytes
-from dynamics.studies import best_of_n_tables as verification
+from dynamics.studies.best_of_n_tables import COLUMNS, GREEDY
 from dynamics.studies.results import Number, Results, Table
 
 _COLOURS = ("#1f6f8b", "#d1495b", "#6a994e", "#7d5ba6", "#444444", "#c98a1b")
@@ -14,8 +14,8 @@ _SIZE = (6.4, 4.0)
 _DPI = 110
 
 
-def write_figures(results: Results, folder: Path) -> list[Path]:
-    """Write the curves that the results have data for; returns their files."""
+def write_plots(results: Results, folder: Path) -> list[Path]:
+    """Write the curves that the results have data for; return their files."""
     drawn = [
         ("ease.png", _ease(results.tables.get("ease"))),
         ("rounds.png", _rounds(results.tables.get("rounds"))),
@@ -81,7 +81,7 @@ def _risk_coverage(table: Table | None) -> Any:
     if table is None:
         return None
     coverages = [float(row.name.removeprefix("best ").removesuffix(" %")) for row in table.rows]
-    figure, axes = _axes("(b) labels kept, most trusted first", "% of round 1's labels kept")
+    figure, axes = _axes("(b) labels, most trusted first", "% of round 1's labels accepted")
     axes.set_ylabel("% of them wrong")
     for score, colour in zip(table.columns, _COLOURS, strict=True):
         values = [100 * (1 - row.cells[score].value) for row in table.rows]
@@ -92,11 +92,11 @@ def _risk_coverage(table: Table | None) -> Any:
 
 
 def _reliability(table: Table | None) -> Any:
-    """Claim (b): how often right against how sure."""
+    """Claim (b): correctness against confidence."""
     if table is None:
         return None
     figure, axes = _axes("(b) reliability of round 1's labels", "confidence, %")
-    axes.set_ylabel("% right")
+    axes.set_ylabel("% correct")
     axes.plot([0, 100], [0, 100], ":", color="#888888", linewidth=1, label="calibrated")
     scores = dict.fromkeys(row.name.partition(",")[0] for row in table.rows)
     for score, colour in zip(scores, _COLOURS, strict=False):
@@ -112,9 +112,9 @@ def _best_of(table: Table) -> Any:
     figure, axes = _axes(table.title, "N, candidates a scene (log scale)")
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
-    for column, colour in zip(verification.COLUMNS.values(), _COLOURS, strict=False):
+    for column, colour in zip(COLUMNS.values(), _COLOURS, strict=False):
         _line(axes, sizes, [row.cells[column] for row in table.rows], column, colour)
-    for column, style in ((ORACLE, "--"), (verification.GREEDY, ":")):
+    for column, style in ((ORACLE, "--"), (GREEDY, ":")):
         values = [100 * row.cells[column].value for row in table.rows]
         axes.plot(sizes, values, style, color="#444444", linewidth=1.2, label=column)
     return _finished(figure, axes)

@@ -1,4 +1,4 @@
-"""What the study found, as plain tables: the JSON is the result, everything else is drawn from it.
+"""Results of the study as plain tables; Markdown and plots are made from their JSON alone.
 
 Every number is a mean over seeds of a mean over that seed's held-out scenes, with a 95 % bootstrap
 interval over scenes (resampled within their seed, the same scenes for all arms of a comparison)
@@ -31,7 +31,7 @@ class Number:
 
     @property
     def differs_from_zero(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """True when the interval leaves zero out."""
         return self.low > 0 or self.high < 0
 
 
@@ -62,7 +62,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A bar that the study asked for, and whether it was reached."""
+    """A bar that a claim was held against."""
 
     claim: str
     asked: str
@@ -78,7 +78,7 @@ class Results:
     seeds: tuple[int, ...]
     config_digest: str
     settings: dict[str, Any]
-    """What decides the figures besides the seeds: the plan and the config."""
+    """Plan and config, which decide the numbers together with the seeds."""
     tables: dict[str, Table]
     checks: tuple[Check, ...] = field(default=())
 
@@ -112,9 +112,9 @@ def mean(strata: Strata, name: str) -> Number:
     return statistic([np.asarray(one).reshape(-1, 1) for one in strata], lambda m: m[:, 0], name)
 
 
-def difference(first: Strata, second: Strata, name: str) -> Number:
-    """First minus second, over the same scenes."""
-    return statistic(_paired(first, second), lambda m_R2: m_R2[:, 0] - m_R2[:, 1], name)
+def difference(arm: Strata, reference: Strata, name: str) -> Number:
+    """Arm minus reference, over the same scenes."""
+    return statistic(_paired(arm, reference), lambda m_R2: m_R2[:, 0] - m_R2[:, 1], name)
 
 
 def share_of_gap(arm: Strata, floor: Strata, ceiling: Strata, name: str) -> Number:
@@ -128,6 +128,7 @@ def share_of_gap(arm: Strata, floor: Strata, ceiling: Strata, name: str) -> Numb
 
 def statistic(strata: Strata, of_means: Callable[[Floats], Floats], name: str) -> Number:
     """A statistic of column means; ``name`` seeds the resampling."""
+    # "claims" is an earlier name of the study; it seeds the published intervals.
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = bootstrap_strata(strata, of_means, derive_seed("claims", name))
         alone = tuple(
@@ -135,6 +136,16 @@ def statistic(strata: Strata, of_means: Callable[[Floats], Floats], name: str) -
             for one in strata
         )
     return Number(value=estimate.value, low=estimate.low, high=estimate.high, seeds=alone)
+
+
+def checked(
+    claim: str, asked: str, number: Number | None, holds: Callable[[Number], bool]
+) -> list[Check]:
+    """The check of a number against a bar; none when it was not measured."""
+    if number is None:
+        return []
+    measured = f"{100 * number.value:.1f} [{100 * number.low:.1f}, {100 * number.high:.1f}]"
+    return [Check(claim=claim, asked=asked, measured=measured, holds=holds(number))]
 
 
 def _paired(*arms: Strata) -> list[NDArray[np.float64]]:

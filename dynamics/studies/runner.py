@@ -1,4 +1,4 @@
-"""Run the units of a study on all cores, write the results. Running it again continues."""
+"""Run the experiments of a study on all cores, write the results. Running it again continues."""
 
 import multiprocessing
 import shutil
@@ -12,11 +12,11 @@ from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import continued, read_json, read_record, write_json
-from dynamics.studies.experiments import StudyPlan, Unit, ready, units
+from dynamics.studies.experiments import Experiment, StudyPlan, ready, schedule
 from dynamics.studies.markdown import to_markdown
-from dynamics.studies.plots import write_figures
+from dynamics.studies.plots import write_plots
 from dynamics.studies.results import Results
-from dynamics.studies.run_experiment import run_unit
+from dynamics.studies.run_experiment import run_experiment
 from dynamics.studies.study import Study, study_of
 from dynamics.studies.tables import analyse
 
@@ -26,45 +26,45 @@ RESULTS_FILE = "results.json"
 def run_study(
     cfg: LoopConfig, plan: StudyPlan, folder: Path, *, num_workers: int, progress: Progress
 ) -> Results:
-    """Run what is missing of a study, analyse it, write ``results.json`` and the figures.
+    """Run what is missing of a study, analyse it, write ``results.json`` and the plots.
 
     Args:
-        cfg: of the loop; every seed runs it with its own seed and run folder.
+        cfg: config of the loop; every seed runs it with its own seed and run folder.
         plan: what is measured.
         folder: absolute; one folder per seed is made in it.
-        num_workers: units that run at a time, each in a process of its own with one thread.
-        progress: told of finished units.
+        num_workers: experiments at a time, each in a process of its own with one thread.
+        progress: callback with the finished experiments.
 
     Raises:
         UserError: the folder holds a study of another config or plan, or real video is configured.
     """
     if cfg.pool.parts:
-        raise UserError("claims needs the pool's true actions; leave pool.path out")
+        raise UserError("a study needs the pool's true actions; leave pool.path out")
     folder.mkdir(parents=True, exist_ok=True)
     _refuse_other_study(cfg, folder)
     studies = {seed: study_of(cfg, plan, folder, seed) for seed in plan.seeds}
-    _run_units(units(plan, cfg), studies, num_workers, progress)
+    _run_all(schedule(plan, cfg), studies, num_workers, progress)
     results = analyse(list(studies.values()), date.today().isoformat())
     write_json(folder / RESULTS_FILE, results.to_json())
-    write_figures(results, folder)
+    write_plots(results, folder)
     return results
 
 
 def publish(folder: Path, docs: Path) -> Path:
-    """Copy a study's results and figures into ``docs/claims`` and write ``docs/RESULTS.md``."""
+    """Copy a study's results and plots into ``docs/study`` and write ``docs/RESULTS.md``."""
     results = read_record(folder / RESULTS_FILE, Results.from_json)
-    out = docs / "claims"
+    out = docs / "study"
     out.mkdir(parents=True, exist_ok=True)
-    figures = sorted(folder.glob("*.png"))
-    for path in (folder / RESULTS_FILE, *figures):
+    plots = sorted(folder.glob("*.png"))
+    for path in (folder / RESULTS_FILE, *plots):
         shutil.copyfile(path, out / path.name)
-    names = [f"claims/{path.name}" for path in figures]
+    names = [f"study/{path.name}" for path in plots]
     write_bytes(docs / "RESULTS.md", to_markdown(results, names).encode())
     return docs / "RESULTS.md"
 
 
 def _refuse_other_study(cfg: LoopConfig, folder: Path) -> None:
-    """Units of different settings must not meet in one table."""
+    """Refuse to mix experiments of different settings in one table."""
     path = folder / "study.json"
     payload = continued(path, cfg.model_copy(update={"seed": 0}))
     if path.exists() and (rounds := read_json(path)["config"]["rounds"]) != cfg.rounds:
@@ -75,27 +75,30 @@ def _refuse_other_study(cfg: LoopConfig, folder: Path) -> None:
     write_json(path, payload)
 
 
-def _run_units(
-    planned: Sequence[Unit], studies: dict[int, Study], num_workers: int, progress: Progress
+def _run_all(
+    planned: Sequence[tuple[int, Experiment]],
+    studies: dict[int, Study],
+    num_workers: int,
+    progress: Progress,
 ) -> None:
-    todo = [unit for unit in planned if not studies[unit.seed].is_done(unit.name)]
-    unfinished = {(unit.seed, unit.name) for unit in todo}
-    total, running = len(planned), dict[Future[None], Unit]()
+    todo = [(seed, one) for seed, one in planned if not studies[seed].is_done(one)]
+    unfinished = set(todo)
+    total, running = len(planned), dict[Future[None], tuple[int, Experiment]]()
     # Spawned, not forked: a fork of a process that has used torch's threads can deadlock.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context) as pool:
         try:
             while todo or running:
-                for unit in ready(todo, unfinished)[: num_workers - len(running)]:
-                    running[pool.submit(run_unit, studies[unit.seed], unit)] = unit
-                    todo.remove(unit)
-                names = ", ".join(sorted(f"{u.seed} {u.name}" for u in running.values()))
-                progress(total - len(unfinished), total, f"units; now {names}")
+                for seed, one in ready(todo, unfinished)[: num_workers - len(running)]:
+                    running[pool.submit(run_experiment, studies[seed], one)] = (seed, one)
+                    todo.remove((seed, one))
+                names = ", ".join(sorted(f"{seed} {one.name}" for seed, one in running.values()))
+                progress(total - len(unfinished), total, f"experiments; now {names}")
                 finished, _ = wait(running, timeout=10.0, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    unit = running.pop(future)
+                    done = running.pop(future)
                     future.result()
-                    unfinished.discard((unit.seed, unit.name))
+                    unfinished.discard(done)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    progress(total, total, "units")
+    progress(total, total, "experiments")

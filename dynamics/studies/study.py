@@ -16,24 +16,22 @@ from dynamics.inference.sampling import GREEDY
 from dynamics.pipeline.prepare import prepared
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import codes_matrix, read_table
-from dynamics.studies.experiments import StudyPlan
-from dynamics.training.batches import FitTask
+from dynamics.studies.experiments import SCORES, Experiment, StudyPlan
 from dynamics.training.loss import Task
 
 OUTCOME_SCHEMA = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),  # of the true action: "move", ...
+        pa.field("kind", pa.string(), nullable=False),  # the true action's: "move", ...
         pa.field("success", pa.bool_(), nullable=False),
         pa.field("copy", pa.bool_()),  # FDP only: the frame shows the source state
     ]
 )
-"""What an arm does on the held-out scenes of its seed, greedy decoding."""
-
+"""Outcome of an arm's greedy decoding on every held-out scene of its seed."""
 
 FULL_LEARNING_RATE = 4e-3
-"""Of AdamW on all weights: the best for the FDP of 0.5e-3, 2e-3 and 4e-3, the IDM has no preference
-between the last two (docs/LOG.md)."""
+"""AdamW's learning rate on all weights: the best of 0.5e-3, 2e-3 and 4e-3 for the FDP; the last two
+are equally good for the IDM (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +39,10 @@ class Study:
     """One seed of the study."""
 
     cfg: LoopConfig
-    """With the seed and the run folder of this seed."""
+    """The loop's config with this seed and its run folder."""
     plan: StudyPlan
     root: Path
-    """Absolute; ``run/`` is the loop's run folder, ``units/`` holds the rest."""
+    """Absolute; ``run/`` is the loop's run folder, ``experiments/`` holds the rest."""
 
     @property
     def run(self) -> RunFolder:
@@ -56,22 +54,22 @@ class Study:
         """The domain of the loop's config."""
         return load_domain(self.cfg)
 
-    def unit(self, name: str) -> Path:
-        """Folder of a unit's results."""
-        return self.root / "units" / name
+    def folder(self, experiment: Experiment) -> Path:
+        """Folder of an experiment's results."""
+        return self.root / "experiments" / experiment.name
 
-    def is_done(self, name: str) -> bool:
-        """Whether a unit was finished, by this process or an earlier one."""
-        return self.done(name).is_file()
+    def is_done(self, experiment: Experiment) -> bool:
+        """True once an experiment was finished, by this process or an earlier one."""
+        return self.done(experiment).is_file()
 
-    def done(self, name: str) -> Path:
-        """A unit's last write."""
-        return self.unit(name) / "done.json"
+    def done(self, experiment: Experiment) -> Path:
+        """An experiment's last write."""
+        return self.folder(experiment) / "done.json"
 
     @property
     def scored_labels(self) -> Path:
-        """Round 1's greedy labels with every score (LABEL_SCHEMA), of the unit "scores"."""
-        return self.unit("scores") / "labels.parquet"
+        """Round 1's greedy labels with every score (LABEL_SCHEMA)."""
+        return self.folder(SCORES) / "labels.parquet"
 
     def models(self, round_id: int) -> ModelRef:
         """The adapters of a finished round."""
@@ -83,7 +81,7 @@ def study_of(cfg: LoopConfig, plan: StudyPlan, folder: Path, seed: int) -> Study
     """The study of one seed below ``folder``."""
     root = folder / f"seed-{seed}"
     serve = cfg.serve.model_copy(update={"enabled": False})
-    # A bad round is a finding here, not a reason to stop.
+    # A blocked round is a result of the study, not a reason to stop it.
     guards = cfg.guards.model_copy(update={"accept": tuple(GUARDS)})
     where = {"seed": seed, "run_dir": root / "run"}
     own = cfg.model_copy(update={**where, "serve": serve, "guards": guards})
@@ -104,7 +102,7 @@ def measure_outcomes(study: Study, models: ModelRef, task: Task) -> pa.Table:
     if task == "idm":
         idm = load_idm(models, cfg.model)
         said = idm.label(source_BL, target_BL, max_action_tokens=cfg.label.max_action_tokens)
-        ok = [
+        correct = [
             study.domain.outcome(caption.action, source) == target
             for caption, (source, target) in zip(said, pairs, strict=True)
         ]
@@ -112,9 +110,9 @@ def measure_outcomes(study: Study, models: ModelRef, task: Task) -> pa.Table:
         fdp = load_fdp(models, cfg.model)
         drawn = fdp.generate(source_BL, actions, GREEDY)
         shown = StateReader(fdp.images, study.domain).read(drawn.codes[:, 0])
-        ok = [state == target for state, (_, target) in zip(shown, pairs, strict=True)]
+        correct = [state == target for state, (_, target) in zip(shown, pairs, strict=True)]
         copies = [state == source for state, (source, _) in zip(shown, pairs, strict=True)]
-    columns = [heldout["pair_id"], list(map(study.domain.kind, actions)), ok, copies]
+    columns = [heldout["pair_id"], list(map(study.domain.kind, actions)), correct, copies]
     return pa.table(columns, schema=OUTCOME_SCHEMA)
 
 
@@ -142,11 +140,3 @@ def true_states(study: Study) -> dict[str, tuple[str, str]]:
     names = ("pair_id", "source_state", "target_state")
     columns = (read_table(refs.truth, TRUTH_SCHEMA)[name].to_pylist() for name in names)
     return {pair: (source, target) for pair, source, target in zip(*columns, strict=True)}
-
-
-def arm_and_task(arm: str) -> tuple[str, FitTask]:
-    """``4096-idm`` to its parts."""
-    name, _, task = arm.rpartition("-")
-    if task == "joint":
-        return name, "joint"
-    return name, "idm" if task == "idm" else "fdp"

@@ -1,11 +1,9 @@
-"""From the units' files to `Results`. Reads only; missing units leave their rows out."""
+"""`Results` from the experiments' files; unfinished experiments leave their rows out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from dynamics.studies import best_of_n_tables as verification
-from dynamics.studies import guard_checks as promotion
-from dynamics.studies import label_tables as labels
-from dynamics.studies.experiments import ABLATIONS
+from dynamics.studies import best_of_n_tables, guard_checks, label_tables
+from dynamics.studies.experiments import TASKS, ablation, control
 from dynamics.studies.outcomes import Arms
 from dynamics.studies.results import (
     Check,
@@ -14,29 +12,27 @@ from dynamics.studies.results import (
     Row,
     Strata,
     Table,
+    checked,
     difference,
     mean,
     share_of_gap,
 )
 from dynamics.studies.study import Study
-from dynamics.training.loss import Task
-
-_TASKS: tuple[Task, ...] = ("fdp", "idm")
 
 
 def analyse(studies: Sequence[Study], date: str) -> Results:
     """All tables and checks.
 
     Args:
-        studies: one per seed, of one config.
-        date: of the analysis, ISO.
+        studies: one per seed, all with one config.
+        date: ISO date of the analysis.
     """
     arms = Arms(studies)
     tables = {
         "ease": _ease(arms),
         "rounds": _rounds(arms),
-        **labels.tables(arms),
-        **verification.tables(studies),
+        **label_tables.tables(arms),
+        **best_of_n_tables.tables(studies),
         "ablations": _ablations(arms),
     }
     tables = {name: table for name, table in tables.items() if table.rows}
@@ -56,12 +52,12 @@ def analyse(studies: Sequence[Study], date: str) -> Results:
 def _ease(arms: Arms) -> Table:
     rows: list[Row] = []
     for size in sorted({*arms.studies[0].plan.label_sizes, arms.studies[0].cfg.labelled.num_pairs}):
-        fdp, idm = (arms.labelled(size, task) for task in _TASKS)
+        fdp, idm = (arms.labelled(size, task) for task in TASKS)
         rows += _ease_row(f"{size:,} labels", fdp, idm, arms.labelled(size, "fdp", "copy"))
-    scratch = [arms.unit(f"ablation/from_scratch-{task}", task) for task in _TASKS]
-    copies = arms.unit("ablation/from_scratch-fdp", "fdp", "copy")
-    seed = arms.studies[0].cfg.labelled.num_pairs
-    rows += _ease_row(f"{seed:,} labels, from scratch", scratch[0], scratch[1], copies)
+    fdp, idm = (arms.fit(ablation("from_scratch", task), task) for task in TASKS)
+    copies = arms.fit(ablation("from_scratch", "fdp"), "fdp", "copy")
+    size = arms.studies[0].cfg.labelled.num_pairs
+    rows += _ease_row(f"{size:,} labels, from scratch", fdp, idm, copies)
     return Table(
         title="(a) Naming the action is easier than predicting the frame",
         note="Adapters on the pretrained base, the same steps whatever the number of labels. From "
@@ -87,16 +83,15 @@ def _ease_row(
 
 def _rounds(arms: Arms) -> Table:
     rows: list[Row] = []
-    floor, ceiling = (
-        arms.unit(f"control/{a}-fdp", "fdp") for a in ("labelled_only", "true_labels")
-    )
+    floor, ceiling = (arms.fit(control(arm), "fdp") for arm in ("labelled_only", "true_labels"))
     previous: Strata | None = None
     for round_id in range(arms.rounds + 1):
         fdp, idm = arms.round(round_id, "fdp_greedy_success"), arms.round(round_id, "idm_correct")
         copies = arms.round(round_id, "fdp_copy")
         if fdp is None or idm is None or copies is None:
             break
-        name = f"round {round_id}" + (": the labelled set" if round_id == 0 else "")
+        # Seeds the published intervals, with the labelled set's earlier name.
+        name = f"round {round_id}" + (": the labelled seed" if round_id == 0 else "")
         cells = {
             "FDP, greedy": mean(fdp, f"{name} fdp"),
             "FDP copies the input": mean(copies, f"{name} copies"),
@@ -108,23 +103,24 @@ def _rounds(arms: Arms) -> Table:
             cells["FDP, more than labelled set only"] = difference(fdp, floor, f"{name} gain")
         if floor is not None and ceiling is not None and round_id == arms.rounds:
             cells["share of the gap closed"] = share_of_gap(fdp, floor, ceiling, f"{name} gap")
-        rows.append(Row(name=name, cells=cells))
+        rows.append(Row(name=name.replace("labelled seed", "labelled set"), cells=cells))
         previous = fdp
-    for arm, name in (
-        ("labelled_only", "labelled set only, as many steps"),
-        ("true_labels", "true labels"),
+    for arm, seeded, name, success in (
+        ("labelled_only", "seed_only", "labelled set only, as many steps", floor),
+        ("true_labels", "true_labels", "true labels", ceiling),
     ):
-        cells = {}
-        if (outcomes := arms.unit(f"control/{arm}-fdp", "fdp")) is not None:
-            cells["FDP, greedy"] = mean(outcomes, f"{arm} fdp")
-        if (copied := arms.unit(f"control/{arm}-fdp", "fdp", "copy")) is not None:
-            cells["FDP copies the input"] = mean(copied, f"{arm} copies")
-        rows += [Row(name=name, cells=cells)] if cells else []
+        copied = arms.fit(control(arm), "fdp", "copy")
+        if success is not None and copied is not None:
+            cells = {
+                "FDP, greedy": mean(success, f"{seeded} fdp"),
+                "FDP copies the input": mean(copied, f"{seeded} copies"),
+            }
+            rows.append(Row(name=name, cells=cells))
     return Table(
         title="(b) Bootstrapping: round by round, against both controls",
         note="The controls take as many steps as round "
-        f"{arms.rounds} has behind it: on the labelled set alone, and on seed and pool with the "
-        "pool's true labels. The gap lies between them.",
+        f"{arms.rounds} has behind it: on the labelled set alone, and on it and the pool "
+        "with the pool's true labels. The gap lies between them.",
         columns=(
             "FDP, greedy",
             "FDP copies the input",
@@ -135,10 +131,6 @@ def _rounds(arms: Arms) -> Table:
         ),
         rows=tuple(rows),
     )
-
-
-def _task(name: str) -> Task:
-    return "idm" if name == "idm" else "fdp"
 
 
 def _ablations(arms: Arms) -> Table:
@@ -153,17 +145,16 @@ def _ablations(arms: Arms) -> Table:
             "IDM": mean(reference["idm"], "ablation reference idm"),
         }
         rows.append(Row(name="as shipped: LoRA, one adapter a task", cells=cells))
-    for arm in ABLATIONS:
+    for arm, name in _ABLATION_NAMES.items():
         cells = {}
-        for task, column in (("fdp", "FDP, greedy"), ("idm", "IDM")):
-            unit = f"ablation/{arm}-{'joint' if arm == 'joint' else task}"
-            outcomes, against = arms.unit(unit, _task(task)), reference[task]
+        for task, column in zip(TASKS, ("FDP, greedy", "IDM"), strict=True):
+            outcomes, against = arms.fit(ablation(arm, task), task), reference[task]
             if outcomes is None or against is None:
                 continue
             cells[column] = mean(outcomes, f"ablation {arm} {task}")
             more = difference(outcomes, against, f"ablation {arm} {task} more")
             cells[f"{column.partition(',')[0]}, more than as shipped"] = more
-        rows += [Row(name=_ABLATION_NAMES[arm], cells=cells)] if cells else []
+        rows += [Row(name=name, cells=cells)] if cells else []
     return Table(
         title="Ablations of round 0",
         note="The labelled set, the same steps; one thing changed at a time.",
@@ -181,27 +172,20 @@ _ABLATION_NAMES = {
 
 
 def _checks(arms: Arms, tables: dict[str, Table]) -> list[Check]:
-    """The bars, each with the number that it was held against."""
-    checks: list[Check] = []
-
-    def ask(claim: str, asked: str, number: Number | None, holds: Callable[[Number], bool]) -> None:
-        if number is None:
-            return
-        measured = f"{100 * number.value:.1f} [{100 * number.low:.1f}, {100 * number.high:.1f}]"
-        checks.append(Check(claim=claim, asked=asked, measured=measured, holds=holds(number)))
+    """The bars of all claims, each with its measured number."""
 
     def cell(table: str, row: str, column: str) -> Number | None:
         return tables[table].cell(row, column) if table in tables else None
 
     size = f"{arms.studies[0].cfg.labelled.num_pairs:,} labels"
     last = f"round {arms.rounds}"
-    ask(
-        "(a) IDM against FDP at the seed's size",
+    checks = checked(
+        "(a) IDM against FDP at the labelled set's size",
         "20 points more",
         cell("ease", size, "IDM - FDP"),
         lambda n: n.value >= 0.2 and n.low > 0,
     )
-    ask(
+    checks += checked(
         "(b) share of the gap closed",
         "80 %",
         cell("rounds", last, "share of the gap closed"),
@@ -209,13 +193,12 @@ def _checks(arms: Arms, tables: dict[str, Table]) -> list[Check]:
     )
     for round_id in range(1, arms.rounds + 1):
         step = cell("rounds", f"round {round_id}", "FDP, more than the round before")
-        ask(f"(b) round {round_id} against the one before", "no less", step, lambda n: n.value >= 0)
-    ask(
+        claim = f"(b) round {round_id} against the one before"
+        checks += checked(claim, "no less", step, lambda n: n.value >= 0)
+    checks += checked(
         "(b) copies after the last round",
         "2 % at most",
         cell("rounds", last, "FDP copies the input"),
         lambda n: n.value <= 0.02,
     )
-    for claim, asked, number, holds in verification.checks(arms.studies):
-        ask(claim, asked, number, holds)
-    return [*checks, *promotion.checks(arms.studies)]
+    return [*checks, *best_of_n_tables.checks(arms.studies), *guard_checks.checks(arms.studies)]

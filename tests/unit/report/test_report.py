@@ -273,12 +273,12 @@ def test_an_accepted_guard_lets_the_round_pass(run: RunFolder):
     assert "not promoted: it failed" not in outline.text
 
 
-def test_curves_of_the_claims_are_shown_where_they_were_measured(run: RunFolder):
-    assert "The claims' curves" not in page_of(run)
+def test_curves_of_the_study_are_shown_where_they_were_measured(run: RunFolder):
+    assert "The study's curves" not in page_of(run)
     png = b"\x89PNG"
-    write_bytes(run.root / "claims" / "ease.png", png)
+    write_bytes(run.root / "study" / "ease.png", png)
     page = page_of(run)
-    assert "The claims' curves" in page
+    assert "The study's curves" in page
     assert f'alt="Curves: ease" src="{data_uri(png)}"' in page
 
 

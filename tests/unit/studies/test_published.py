@@ -1,4 +1,4 @@
-"""What docs/ shows of the study is what its JSON says."""
+"""The study's published page and plots against its JSON."""
 
 import pytest
 
@@ -14,12 +14,12 @@ DOCS = REPOSITORY_ROOT / "docs"
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    return Results.from_json(read_json(DOCS / "claims" / RESULTS_FILE))
+    return Results.from_json(read_json(DOCS / "study" / RESULTS_FILE))
 
 
 def test_the_published_page_is_the_rendering_of_its_json(results: Results) -> None:
-    figures = [f"claims/{path.name}" for path in sorted((DOCS / "claims").glob("*.png"))]
-    assert (DOCS / "RESULTS.md").read_text() == to_markdown(results, figures)
+    plots = [f"study/{path.name}" for path in sorted((DOCS / "study").glob("*.png"))]
+    assert (DOCS / "RESULTS.md").read_text() == to_markdown(results, plots)
 
 
 def test_the_published_study_ran_on_seeds_that_nothing_was_chosen_on(results: Results) -> None:
@@ -30,5 +30,5 @@ def test_the_published_study_ran_on_seeds_that_nothing_was_chosen_on(results: Re
 def test_the_readme_shows_the_three_curves() -> None:
     readme = (REPOSITORY_ROOT / "README.md").read_text()
     for name in ("ease", "rounds", "verification-round-3-t-1.0"):
-        assert f"](docs/claims/{name}.png)" in readme
-        assert (DOCS / "claims" / f"{name}.png").is_file()
+        assert f"](docs/study/{name}.png)" in readme
+        assert (DOCS / "study" / f"{name}.png").is_file()

@@ -36,7 +36,7 @@ def test_a_mean_is_that_of_the_seeds_and_shows_each() -> None:
     assert (number.value, number.seeds) == (0.5, (1.0, 0.0))
 
 
-def test_intervals_cover_scenes_within_their_labelled_only() -> None:
+def test_intervals_cover_scenes_within_their_seed_only() -> None:
     """Seeds that differ but hold equal scenes leave nothing to resample."""
     number = mean([np.ones(10), np.zeros(10)], "x")
     assert (number.low, number.high) == (0.5, 0.5)
@@ -63,10 +63,10 @@ def test_results_come_back_from_json() -> None:
 
 
 def test_every_number_of_the_markdown_is_in_the_json() -> None:
-    text = to_markdown(results(), ["claims/ease.png"])
+    text = to_markdown(results(), ["study/ease.png"])
     number = results().tables["ease"].rows[0].cells["IDM"]
     assert shown(number) in text
-    assert "![ease](claims/ease.png)" in text
+    assert "![ease](study/ease.png)" in text
     values = [number.value, number.low, number.high, *number.seeds]
     other = results().tables["ease"].rows[0].cells["FDP"]
     values += [other.value, other.low, other.high, *other.seeds]

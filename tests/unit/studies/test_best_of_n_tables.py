@@ -10,9 +10,9 @@ from dynamics.core.config import LoopConfig
 from dynamics.evaluation.candidates import CANDIDATE_SCHEMA
 from dynamics.storage.run_folder import write_json
 from dynamics.storage.tables import write_table
-from dynamics.studies.best_of_n_tables import COLUMNS, Verified, checks, tables
-from dynamics.studies.candidates import CANDIDATES_FILE
-from dynamics.studies.experiments import StudyPlan
+from dynamics.studies.best_of_n_tables import COLUMNS, Candidates, checks, tables
+from dynamics.studies.candidates import CANDIDATES_FILE, WEIGHT_FILE
+from dynamics.studies.experiments import CALIBRATE, StudyPlan, candidates
 from dynamics.studies.study import Study, study_of
 
 PLAN = StudyPlan(seeds=(1,), best_of=(1, 2, 8, 16), temperatures=(1.0,), num_verified=40)
@@ -33,27 +33,27 @@ def drawn(correct: np.ndarray, temperature: float) -> pa.Table:
 
 @pytest.fixture
 def study(small: LoopConfig, tmp_path: Path) -> Study:
-    """The IDM likes right candidates, the FDP likes wrong ones three times as much."""
+    """The IDM likes correct candidates, the FDP likes wrong ones three times as much."""
     rng = np.random.default_rng(0)
     greedy = np.arange(40)[:, None] % 2 == 0
     table = pa.concat_tables([drawn(greedy, 0.0), drawn(rng.random((40, 16)) < 0.4, 1.0)])
     study = study_of(small, PLAN, tmp_path, 1)
     for round_id in (0, small.rounds):
-        folder = study.unit(f"verify/{round_id}")
+        folder = study.folder(candidates(round_id))
         write_table(folder / CANDIDATES_FILE, table, CANDIDATE_SCHEMA)
         write_json(folder / "done.json", {})
-    write_json(study.unit("calibrate") / "weight.json", {"weight": 8.0})
-    write_json(study.unit("calibrate") / "done.json", {})
+    write_json(study.folder(CALIBRATE) / WEIGHT_FILE, {"weight": 8.0})
+    write_json(study.folder(CALIBRATE) / "done.json", {})
     return study
 
 
 def test_a_perfect_verifier_reaches_the_oracle_and_a_perverse_one_nothing(study: Study) -> None:
-    verified = Verified(study, 0, 1.0)
+    verified = Candidates(study, 0, 1.0)
     oracle = verified.oracle(8)
-    assert np.array_equal(verified.chosen("idm", 8, verified.right_BN), oracle)
-    assert np.array_equal(verified.chosen("calibrated", 8, verified.right_BN), oracle)
-    only_right = verified.right_BN.reshape(40, 2, 8).all(-1).mean(-1)
-    assert np.array_equal(verified.chosen("noisy_channel", 8, verified.right_BN), only_right)
+    assert np.array_equal(verified.chosen("idm", 8, verified.correct_BN), oracle)
+    assert np.array_equal(verified.chosen("calibrated", 8, verified.correct_BN), oracle)
+    only_correct = verified.correct_BN.reshape(40, 2, 8).all(-1).mean(-1)
+    assert np.array_equal(verified.chosen("noisy_channel", 8, verified.correct_BN), only_correct)
 
 
 def test_best_of_one_is_one_sample_whoever_chooses(study: Study) -> None:
@@ -69,6 +69,5 @@ def test_more_candidates_never_lower_the_oracle(study: Study) -> None:
 
 
 def test_the_bars_are_held_against_the_default_verifier(study: Study) -> None:
-    held = {claim: holds(number) for claim, _, number, holds in checks([study])}
-    # It chooses hardly any right frame at 8, and no fewer at 16.
-    assert list(held.values()) == [False, False, True]
+    # It chooses hardly any correct frame at 8, and no fewer at 16.
+    assert [check.holds for check in checks([study])] == [False, False, True]

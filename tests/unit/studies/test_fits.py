@@ -1,4 +1,4 @@
-"""What the study's filter arms keep."""
+"""Labels that the study's filter arms accept."""
 
 import pyarrow as pa
 
@@ -17,18 +17,18 @@ def labels(actions: list[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, LABEL_SCHEMA)
 
 
-def kept(arm: str, table: pa.Table) -> list[str]:
+def accepted(arm: str, table: pa.Table) -> list[str]:
     decisions = decisions_of(arm, table, load_domain(LoopConfig()))
-    accepted = set(decisions.filter(decisions["accepted"])["label_id"].to_pylist())
+    ids = set(decisions.filter(decisions["accepted"])["label_id"].to_pylist())
     rows = table.to_pylist()
-    return [row["action"].split()[0] for row in rows if row["label_id"] in accepted]
+    return [row["action"].split()[0] for row in rows if row["label_id"] in ids]
 
 
-def test_balanced_types_keep_as_many_of_each_type_though_one_is_trusted_less() -> None:
+def test_balanced_types_accept_as_many_of_each_type_though_one_is_trusted_less() -> None:
     table = labels(["push the red ring left"] * 4 + ["paint the red ring blue"] * 4)
-    assert kept("mean_logprob", table) == ["push"] * 4
-    assert kept("balanced_types", table) == ["push", "push", "paint", "paint"]
+    assert accepted("mean_logprob", table) == ["push"] * 4
+    assert accepted("balanced_types", table) == ["push", "push", "paint", "paint"]
 
 
-def test_the_arm_without_a_filter_keeps_every_label() -> None:
-    assert len(kept("all", labels(["push the red ring left"] * 5))) == 5
+def test_the_arm_without_a_filter_accepts_every_label() -> None:
+    assert len(accepted("all", labels(["push the red ring left"] * 5))) == 5

@@ -1,4 +1,4 @@
-"""The whole study on the smallest world: every kind of unit really runs."""
+"""The whole study on the smallest world: every kind of experiment really runs."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import silent
 from dynamics.storage.run_folder import read_json
-from dynamics.studies import runner as study_module
-from dynamics.studies.experiments import StudyPlan, Unit, ready, units
+from dynamics.studies import runner
+from dynamics.studies.experiments import LOOP, Experiment, StudyPlan, candidates, ready, schedule
 from dynamics.studies.markdown import to_markdown
 from dynamics.studies.results import Results
-from dynamics.studies.run_experiment import run_unit
+from dynamics.studies.run_experiment import run_experiment
 from dynamics.studies.runner import RESULTS_FILE, publish, run_study
 from dynamics.studies.study import Study, study_of
 
@@ -29,25 +29,28 @@ def tiny(small: LoopConfig) -> LoopConfig:
 
 
 def run_here(
-    planned: list[Unit], studies: dict[int, Study], num_workers: int, progress: object
+    planned: list[tuple[int, Experiment]],
+    studies: dict[int, Study],
+    num_workers: int,
+    progress: object,
 ) -> None:
     """In this process: a spawned one imports torch again."""
-    for unit in planned:
-        run_unit(studies[unit.seed], unit)
+    for seed, experiment in planned:
+        run_experiment(studies[seed], experiment)
 
 
 @pytest.fixture(scope="module")
 def folder(tiny: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_module, "_run_units", run_here)
+        patch.setattr(runner, "_run_all", run_here)
         run_study(tiny, PLAN, out, num_workers=1, progress=silent)
     return out
 
 
-def test_every_unit_of_the_plan_leaves_its_mark(folder: Path, tiny: LoopConfig) -> None:
+def test_every_experiment_of_the_plan_leaves_its_mark(folder: Path, tiny: LoopConfig) -> None:
     study = study_of(tiny, PLAN, folder, 7)
-    assert all(study.is_done(unit.name) for unit in units(PLAN, tiny))
+    assert all(study.is_done(experiment) for _, experiment in schedule(PLAN, tiny))
 
 
 def test_the_results_hold_every_table(folder: Path) -> None:
@@ -65,8 +68,8 @@ def test_a_curve_is_drawn_from_the_json_but_not_printed(folder: Path) -> None:
     results = Results.from_json(read_json(folder / RESULTS_FILE))
     curve = results.tables["reliability"]
     assert not curve.printed
-    text = to_markdown(results, ["claims/reliability.png"])
-    assert "![reliability](claims/reliability.png)" in text
+    text = to_markdown(results, ["study/reliability.png"])
+    assert "![reliability](study/reliability.png)" in text
     assert not any(row.name in text for row in curve.rows)
 
 
@@ -93,7 +96,7 @@ def test_analysing_again_gives_the_same_results(folder: Path, tiny: LoopConfig) 
 
 def test_published_results_match_their_json(folder: Path, tmp_path: Path) -> None:
     text = publish(folder, tmp_path).read_text()
-    payload = json.loads((tmp_path / "claims" / RESULTS_FILE).read_text())
+    payload = json.loads((tmp_path / "study" / RESULTS_FILE).read_text())
     number = payload["tables"]["rounds"]["rows"][0]["cells"]["FDP, greedy"]
     assert f"{100 * number['value']:.1f} [{100 * number['low']:.1f}, " in text
     for name in (
@@ -103,8 +106,8 @@ def test_published_results_match_their_json(folder: Path, tmp_path: Path) -> Non
         "reliability.png",
         "verification-round-1-t-1.0.png",
     ):
-        assert f"](claims/{name})" in text
-        assert (tmp_path / "claims" / name).read_bytes().startswith(b"\x89PNG")
+        assert f"](study/{name})" in text
+        assert (tmp_path / "study" / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_study_of_another_config_is_refused(folder: Path, tiny: LoopConfig) -> None:
@@ -118,7 +121,6 @@ def test_a_study_of_another_config_is_refused(folder: Path, tiny: LoopConfig) ->
             run_study(cfg, PLAN, folder, num_workers=1, progress=silent)
 
 
-def test_a_unit_waits_for_what_it_reads() -> None:
-    first, second = Unit(seed=1, name="loop"), Unit(seed=1, name="verify/0", after=("loop",))
-    other = Unit(seed=2, name="verify/0", after=("loop",))
-    assert ready([first, second, other], {(1, "loop")}) == [first, other]
+def test_an_experiment_waits_for_the_one_it_reads() -> None:
+    loop, waiting, other = (1, LOOP), (1, candidates(0)), (2, candidates(0))
+    assert ready([loop, waiting, other], {loop}) == [loop, other]

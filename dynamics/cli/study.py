@@ -1,4 +1,4 @@
-"""``dynamics claims``: the paper's claims, measured over seeds."""
+"""``dynamics study``: the paper's claims, measured over seeds."""
 
 import os
 from dataclasses import replace
@@ -13,7 +13,7 @@ from dynamics.core.console import ProgressView
 from dynamics.core.errors import UserError
 
 
-def claims(
+def study(
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed, two label sizes: a look, no evidence.")
     ] = False,
@@ -22,13 +22,13 @@ def claims(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.", callback=local)] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Units at a time, one thread each; default: cores.")
+        int | None, typer.Option(help="Experiments at a time, one thread each; default: cores.")
     ] = None,
     publish_to: Annotated[
         Path | None,
         typer.Option(
             "--publish",
-            help="Also write RESULTS.md and its pictures here, e.g. docs.",
+            help="Also write RESULTS.md and its plots here, e.g. docs.",
             callback=local,
         ),
     ] = None,
@@ -48,7 +48,7 @@ def claims(
     cfg = load(config, overrides or [])
     if quick:
         cfg = cfg.model_copy(update={"rounds": 1})
-    folder = (out or Path("runs") / ("claims-quick" if quick else "claims")).resolve()
+    folder = (out or Path("runs") / ("study-quick" if quick else "study")).resolve()
     with ProgressView(console) as progress:
         results = run_study(
             cfg, plan, folder, num_workers=workers or os.cpu_count() or 1, progress=progress
@@ -58,7 +58,7 @@ def claims(
         console.print(f"{verdict:>13}  {check.claim}: {check.measured}, asked {check.asked}")
     if publish_to is not None:
         console.print(f"published: {publish(folder, publish_to)}")
-    console.print(f"results: {folder / RESULTS_FILE}, curves beside it")
+    console.print(f"results: {folder / RESULTS_FILE}, plots beside it")
 
 
 def _seeds(text: str) -> tuple[int, ...]:
