@@ -1,4 +1,4 @@
-"""What others can read: a round's accepted labels, or its adapters, as a folder.
+"""Exports: a round's accepted labels, or its adapters, as a folder for other programs.
 
 To add a format: a module with ``write(run, round_id, folder, progress) -> str``, and one line in
 EXPORTS.
@@ -21,16 +21,16 @@ EXPORTS: dict[str, str] = {
     "webdataset": "dynamics.exports.webdataset",
     "adapters": "dynamics.exports.adapters",
 }
-"""Name to module, as import strings so that the command starts quickly."""
+"""Name to module; import strings, so that the command starts quickly."""
 
 
 class Format(Protocol):
-    """A module of EXPORTS."""
+    """Protocol of the modules in EXPORTS."""
 
     def write(
         self, run: "RunFolder", round_id: int | None, folder: Path, progress: "Progress"
     ) -> str:
-        """Fill ``folder``; returns a line that says with what.
+        """Fill ``folder``; returns a line that names the content.
 
         ``round_id`` None is the last promoted round that has what the format needs.
 
@@ -42,7 +42,7 @@ class Format(Protocol):
 def export_run(
     run: "RunFolder", name: str, out: Path, round_id: int | None, progress: "Progress"
 ) -> str:
-    """Write a round of ``run`` as format ``name`` into the new folder ``out``; one line says what.
+    """Write a round of ``run`` as format ``name`` into the new folder ``out``; returns a summary.
 
     Raises:
         UserError: ``out`` is not empty, no such round, a damaged file, full disk.

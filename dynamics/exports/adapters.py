@@ -30,7 +30,7 @@ def write(run: RunFolder, round_id: int | None, folder: Path, progress: Progress
 
 
 def _copy(origin: ExportedRound, task: Task, out: Path) -> None:
-    """The adapter's files as they are, so that their digest stays what the labels name.
+    """Copy the adapter's files unchanged, so that their digest stays the one in the labels.
 
     Raises:
         UserError: no adapter, or not the one that the round's report names.

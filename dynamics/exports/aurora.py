@@ -23,8 +23,8 @@ def write(run: RunFolder, round_id: int | None, folder: Path, progress: Progress
     entries = []
     for row in labels.rows(progress):
         names = {"input": f"{row.key}_before.png", "output": f"{row.key}_after.png"}
-        (images / names["input"]).write_bytes(encode_png(row.before))
-        (images / names["output"]).write_bytes(encode_png(row.after))
+        (images / names["input"]).write_bytes(encode_png(row.source))
+        (images / names["output"]).write_bytes(encode_png(row.target))
         paths = {key: f"data/{task}/images/{name}" for key, name in names.items()}
         entries.append({"instruction": row.action, **paths, **row.lineage})
     text = json.dumps(entries, indent=1, ensure_ascii=False)

@@ -1,6 +1,6 @@
 """Cards: README.md with the YAML header that the Hugging Face hub reads, from Jinja templates.
 
-Everything in them comes from the run's own files; nothing is typed in. Names of classes and words
+Their content comes from the run's own files. Names of classes and words
 of labels may come from other people's videos, so they are escaped.
 """
 

@@ -33,7 +33,7 @@ def write(run: RunFolder, round_id: int | None, folder: Path, progress: Progress
     schema = _SCHEMA.with_metadata({"huggingface": json.dumps({"info": {"features": _features()}})})
     shards = ParquetShards(schema, lambda number: folder / "data" / f"train-{number:05d}.parquet")
     for row in labels.rows(progress):
-        before, after = encode_png(row.before), encode_png(row.after)
+        before, after = encode_png(row.source), encode_png(row.target)
         cells = {
             "before": image_cell(before, f"{row.key}_before.png"),
             "after": image_cell(after, f"{row.key}_after.png"),

@@ -42,9 +42,9 @@ LINEAGE_SCHEMA = pa.schema(
         pa.field("idm_digest", pa.string(), nullable=False),
         pa.field("prompt_version", pa.string(), nullable=False),
         pa.field("decode", pa.string(), nullable=False),  # JSON of the decode parameters
-        pa.field("logprob", pa.float64(), nullable=False),  # natural log of the whole sentence
+        pa.field("logprob", pa.float64(), nullable=False),  # of the whole sentence, in nats
         pa.field("num_tokens", pa.int64(), nullable=False),  # of the sentence, end included
-        pa.field("score_name", pa.string(), nullable=False),  # what the filter ranked by
+        pa.field("score_name", pa.string(), nullable=False),  # the filter's score
         pa.field("score", pa.float64(), nullable=False),
         pa.field("clip_sha256", pa.string(), nullable=False),
         pa.field("clip_path", pa.string(), nullable=False),
@@ -56,7 +56,7 @@ LINEAGE_SCHEMA = pa.schema(
         pa.field("frames", pa.string(), nullable=False),  # `FramesFrom`
     ]
 )
-"""Where a row comes from; every export of labels carries it with every row."""
+"""Origin of a row; every export of labels carries it with every row."""
 
 _PAIR_COLUMNS = [name for name in PAIR_SCHEMA.names if name not in ("motion", "recognition")]
 
@@ -66,15 +66,15 @@ class ExportRow:
     """One accepted label."""
 
     action: str
-    before: np.ndarray
+    source: np.ndarray
     """uint8 [H, W, 3], RGB."""
-    after: np.ndarray
+    target: np.ndarray
     lineage: dict[str, str | int | float]
     """The columns of LINEAGE_SCHEMA."""
 
     @property
     def key(self) -> str:
-        """Names the row's files."""
+        """Stem of the row's files."""
         return str(self.lineage["label_id"])
 
 
@@ -100,8 +100,8 @@ class AcceptedLabels:
     def rows(self, progress: Progress) -> Iterator[ExportRow]:
         """Every label with its frames, decoded again from its clip where that is still there.
 
-        The frames are the ones that the model saw: same size, same crop. Of a clip that is gone,
-        changed or no longer gives the frame, they come from the codes.
+        The frames have the size and crop that the model saw. They come from the codes when the clip
+        is gone, changed or no longer gives the frame.
         """
         groups = [list(group) for _, group in groupby(self._rows, lambda row: row["clip_path"])]
         done = 0
@@ -112,14 +112,14 @@ class AcceptedLabels:
                 lineage = {name: row[name] for name in LINEAGE_SCHEMA.names if name in row}
                 yield ExportRow(
                     action=row["action"],
-                    before=frames[0],
-                    after=frames[1],
+                    source=frames[0],
+                    target=frames[1],
                     lineage={**lineage, "frames": frames_from},
                 )
             progress(done, len(self._rows), "export labels")
 
     def lineage(self) -> dict[str, Any]:
-        """Where the whole export comes from; complete when all rows were read."""
+        """Origin of the whole export; complete when all rows were read."""
         return {
             **self.origin.parents(),
             **{f"{name}_digest": self.manifest.parents[name] for name in ("pool", "idm")},
@@ -132,7 +132,7 @@ class AcceptedLabels:
         }
 
     def finish(self, folder: Path, form: str) -> str:
-        """Write ``lineage.json`` into an export whose rows were all read; a line that sums it up.
+        """Write ``lineage.json`` when all rows were read; returns a summary in one line.
 
         Raises:
             ValueError: rows are missing.
@@ -173,7 +173,7 @@ class AcceptedLabels:
                     unpacked.drop(clip)
 
     def _clips(self) -> dict[str, Clip]:
-        """The pool's clips as they lie there now; none when a folder of it is gone."""
+        """The pool's clips that are on disk now, by path; empty when a folder is gone."""
         pool = self.origin.cfg.pool
         filmed = PoolPart(path=self.origin.run.data / "pool" / "clips")
         try:
@@ -184,7 +184,7 @@ class AcceptedLabels:
     def _frames(
         self, group: Sequence[Mapping[str, Any]], read: ReadClip | None
     ) -> Iterator[tuple[Mapping[str, Any], np.ndarray, FramesFrom]]:
-        """Per row the two frames, uint8 [2, H, W, 3]."""
+        """Each row with its two frames, uint8 [2, H, W, 3]."""
         decoded: dict[int, np.ndarray] = {}
         if read is not None and isinstance(read.result, ClipFrames):
             decoded = dict(zip(read.result.indices, read.result.frames, strict=True))
@@ -199,7 +199,7 @@ class AcceptedLabels:
 
 
 def accepted_labels(run: RunFolder, round_id: int | None) -> AcceptedLabels:
-    """The accepted labels of a round; None = of the last promoted one.
+    """The accepted labels of a round; ``round_id`` None is the last promoted one.
 
     Raises:
         UserError: no such round, it accepted nothing, or a table is missing or damaged.

@@ -1,6 +1,6 @@
 """A LeRobot v3 dataset with language columns.
 
-An accepted label is an episode of two frames, before and after, whose task is the action sentence.
+An accepted label is an episode of two frames, source and target, whose task is the action sentence.
 The sentence also stands in ``language_persistent`` (style ``subtask``), which LeRobot's recipes
 read, broadcast over the episode's frames; ``language_events`` is empty. Frames are pictures in the
 Parquet files, not video: lossless. ``fps`` is 1, since pairs have no common distance in time; the
@@ -48,7 +48,7 @@ _SCHEMA = pa.schema(
         pa.field("timestamp", pa.float32()),
         *(pa.field(name, pa.int64()) for name in _COUNTERS),
         pa.field("language_persistent", pa.list_(pa.struct(_LANGUAGE_FIELDS))),
-        # Events have no time of their own: that of their frame.
+        # Events have no time of their own and take that of their frame.
         pa.field(
             "language_events",
             pa.list_(pa.struct([one for one in _LANGUAGE_FIELDS if one.name != "timestamp"])),
@@ -93,7 +93,7 @@ class _PixelStats:
         self.high = np.maximum(self.high, values.max(0))
 
     def to_json(self) -> dict[str, Any]:
-        """In LeRobot's shape, (3, 1, 1)."""
+        """The statistics in LeRobot's shape, (3, 1, 1)."""
         mean = self.total / self.pixels
         std = np.sqrt(np.maximum(self.squares / self.pixels - mean**2, 0))
         channels = {"min": self.low, "max": self.high, "mean": mean, "std": std}
@@ -118,7 +118,7 @@ class _Dataset:
         episode = len(self._episodes)
         spoken = {"role": "assistant", "content": row.action, "style": "subtask", "timestamp": 0.0}
         cells, num_bytes = [], 0
-        for index, frame in enumerate((row.before, row.after)):
+        for index, frame in enumerate((row.source, row.target)):
             picture = encode_png(frame)
             num_bytes += len(picture)
             self._pixels.add(frame)
@@ -153,7 +153,7 @@ class _Dataset:
         )
 
     def close(self, frame_px: int) -> None:
-        """Write what is known at the end: ``meta/``."""
+        """Write ``meta/`` when all episodes are added."""
         self._shards.close()
         meta = self._folder / "meta"
         episodes = meta / "episodes" / _place(0)
@@ -212,7 +212,7 @@ def _number_stats(values: list[float]) -> dict[str, Any]:
 
 
 def _task_table(tasks: list[str]) -> pa.Table:
-    """What LeRobot reads as a pandas frame whose index is the task's text."""
+    """``meta/tasks.parquet``, a pandas frame for LeRobot, indexed by the task's text."""
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": tasks})
     columns = [
         {"name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},

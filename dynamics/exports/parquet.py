@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
-"""How Hugging Face ``datasets`` stores a picture."""
+"""Picture type of Hugging Face ``datasets``."""
 FILE_BYTES = 256 * 2**20
-"""A file is closed when it holds this much."""
+"""Size at which a file is closed."""
 _GROUP_BYTES = 16 * 2**20
-"""Rows are written when their pictures have this size: what is in memory at a time."""
+"""Size of the pictures in memory at which their rows are written."""
 
 
 def image_cell(png: bytes, name: str) -> dict[str, Any]:

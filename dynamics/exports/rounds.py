@@ -1,4 +1,4 @@
-"""Which round is exported, and where it came from."""
+"""The round that is exported, and its origin."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class ExportedRound:
         return self.report.round_id
 
     def parents(self) -> dict[str, Any]:
-        """What every export says of its origin; the same on every machine."""
+        """Origin in every export; the same on every machine."""
         return {
             "run": self.cfg.name,
             "seed": self.cfg.seed,

@@ -11,7 +11,7 @@ from dynamics.exports.labels import ExportRow, accepted_labels
 from dynamics.storage.run_folder import RunFolder
 
 SHARD_BYTES = 256 * 2**20
-"""A shard is closed when it holds this much: few files, yet enough to spread over workers."""
+"""Size at which a shard is closed: few files, yet enough to spread over workers."""
 
 
 def write(run: RunFolder, round_id: int | None, folder: Path, progress: Progress) -> str:
@@ -41,8 +41,8 @@ class _Shards:
             self._number, self._bytes = self._number + 1, 0
         content = {"action": row.action, **row.lineage}
         files = {
-            "before.png": encode_png(row.before),
-            "after.png": encode_png(row.after),
+            "before.png": encode_png(row.source),
+            "after.png": encode_png(row.target),
             "json": json.dumps(content, ensure_ascii=False).encode(),
         }
         for suffix, payload in files.items():

@@ -1,1 +1,1 @@
-"""The stages of the loop, wired once; an executor says where they run."""
+"""The stages of the loop, the executors that run their work, and trackers."""

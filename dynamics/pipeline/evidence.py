@@ -1,4 +1,4 @@
-"""What the guards of a round look at, read from the run folder."""
+"""Evidence for the guards of a round, read from the run folder."""
 
 from dataclasses import asdict
 
@@ -28,13 +28,13 @@ def guard_evidence(
     decisions: DatasetRef | None,
     round_id: int,
 ) -> GuardEvidence:
-    """The evidence of a round that is evaluated; ``decisions`` are None in round 0."""
+    """Evidence of an evaluated round; ``decisions`` are None in round 0."""
     schema = results_schema(cfg.evaluate.best_of)
-    seed = read_table(data.labelled, TRANSITION_SCHEMA, ["action"])
+    labelled = read_table(data.labelled, TRANSITION_SCHEMA, ["action"])
     return GuardEvidence(
         items=read_table(folder.results(round_id), schema),
         heldout=read_table(data.heldout, TRANSITION_SCHEMA),
-        labelled_actions=seed["action"].to_pylist(),
+        labelled_actions=labelled["action"].to_pylist(),
         leakage=_leakage(folder, images, data),
         labels=Ledger(folder.ledger).labels(round_id) if decisions else None,
         decisions=read_table(decisions, DECISION_SCHEMA) if decisions else None,
@@ -44,7 +44,7 @@ def guard_evidence(
 
 
 def _leakage(folder: RunFolder, images: ImageTokenizer, data: DataRefs) -> Leakage:
-    """Leakage between this pool and these held-out pairs; looked for once a run."""
+    """Leakage between the pool and the held-out pairs, computed once a run."""
     path = folder.leakage
     tables = {"pool": data.pool.digest, "heldout": data.heldout.digest}
     if path.exists() and (known := read_json(path))["tables"] == tables:

@@ -5,8 +5,8 @@
     EVALUATE  shards of the held-out pairs, adapters  -> parts of the evaluation
     SERVE     the promoted round                      -> a generator that answered
 
-Each waits for the one above it. What is done already and what becomes of the results is decided by
-`dynamics.pipeline.stages.Stages`: an executor gets only what is missing.
+Each waits for the one above it. `dynamics.pipeline.stages.Stages` gives an executor only the work
+that is missing, and joins the results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ ShardStage = Literal["label", "evaluate"]
 
 
 class Executor(Protocol):
-    """Runs the work of a round, wherever; its results are durable when a method returns."""
+    """Runs the work of a round; the results are durable when a method returns."""
 
     def run_shards(
         self,
@@ -57,7 +57,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """One thing after the other in this process: for tests, a debugger, one GPU without Ray."""
+    """Runs all work in sequence in this process: for tests, a debugger, one GPU without Ray."""
 
     def __init__(self, cfg: LoopConfig, folder: RunFolder) -> None:
         self.cfg = cfg
@@ -108,7 +108,7 @@ class LocalExecutor:
 
 @dataclass(frozen=True, slots=True)
 class _Reporter:
-    """What a fit in this process reports to."""
+    """Reports a fit's steps to its training log and to the progress callback."""
 
     log: TrainingLog
     progress: Progress

@@ -17,7 +17,7 @@ def fit_jobs(
     previous: ModelRef | None,
     round_id: int,
 ) -> dict[Task, FitJob]:
-    """How the round's IDM and FDP are fitted; with ``train.init: previous`` from ``previous``."""
+    """Jobs of the round's IDM and FDP; with ``train.init: previous`` from ``previous``."""
     train = cfg.train
     start = previous if train.init == "previous" else None
     steps = {

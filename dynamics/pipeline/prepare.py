@@ -1,8 +1,7 @@
 """The data of a run: film or find the videos, ingest them all through the same code.
 
-Of a real data set the labelled pairs come from `dynamics.data.labelled`, and there is no truth.
-
-Each table is its part's last write: it exists = the part is done.
+A real data set's labelled pairs come from `dynamics.data.labelled`; it has no ground truth.
+Each table is its part's last write: a part whose table exists is done.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from dynamics.storage.tables import dataset_ref, read_table, write_table
 def prepare(
     cfg: LoopConfig, folder: RunFolder, images: ImageTokenizer, progress: Progress
 ) -> DataRefs:
-    """Make what is missing of the labelled set, the pool, the held-out pairs and the truth.
+    """Make the missing tables of the labelled set, pool, held-out pairs and ground truth.
 
     Raises:
         UserError: no video given and none filmed, no usable video in the pool's folder, no usable
@@ -109,7 +108,7 @@ class _Source:
     def _merged(self, cfg: PoolConfig) -> pa.Table:
         """Pairs of several folders; clips and classes carry their folder's name.
 
-        A clip that is in two of them, byte for byte, counts for the first.
+        A clip with equal bytes in two folders counts for the first.
         """
         tables = []
         for part in cfg.parts:
@@ -133,7 +132,7 @@ class _Source:
         return merged.take(firsts)
 
     def truth(self, pool: DatasetRef, heldout: DatasetRef) -> DatasetRef:
-        """Of the held-out pairs, and of the pool when it was filmed (TRUTH_SCHEMA)."""
+        """Ground truth of the held-out pairs, and of a filmed pool (TRUTH_SCHEMA)."""
         out = self._folder.truth
         if out.exists():
             return dataset_ref(out)
@@ -175,13 +174,13 @@ class _Source:
         return report.dataset
 
     def _count(self, counted: dict[str, Any]) -> None:
-        """Add to what the run's ingest.json says."""
+        """Add counts to the run's ingest.json."""
         path = self._folder.ingest
         write_json(path, (read_json(path) if path.exists() else {}) | counted)
 
 
 def sentence_limit(cfg: LoopConfig, images: ImageTokenizer) -> Callable[[str], bool]:
-    """Whether an action sentence fits the base's prompts: a longer one would stop the training."""
+    """Predicate: an action sentence fits the base's prompts. A longer one would stop a fit."""
     tokens = load_tokens(cfg.model.family, cfg.base_path(), images)
     limit = tokens.prompts.action_tokens
     return lambda action: 1 <= len(tokens.text_ids(action)) <= limit

@@ -1,6 +1,6 @@
-"""Stages: every box of the loop, wired once; an executor runs what takes models.
+"""The stages of the loop, wired once; an executor runs the work that takes models.
 
-What is done already, where files lie and how results are put together is decided here, so that the
+This module decides which work is missing, names the files and joins the results, so that the
 executors cannot drift apart.
 """
 
@@ -55,11 +55,11 @@ class Stages:
     """The stages of `dynamics.loop.Stages` over a run folder.
 
     Args:
-        cfg: Everything that the run is made from.
-        run_dir: Absolute; the caller holds it (`RunFolder.claimed`).
+        cfg: Configuration of the run.
+        run_dir: Absolute path of the run folder, which the caller holds (`RunFolder.claimed`).
         executor: Labels, fits, evaluates and serves; by default this process.
-        trackers: Told of finished rounds.
-        progress: Told how far a stage is.
+        trackers: Write down finished rounds.
+        progress: Called as a stage advances.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Stages:
     def finished(self, round_id: int) -> tuple[ModelRef, RoundReport] | None:
         """The round's models and report when it was committed before, else None.
 
-        What the config accepts by now is recorded in the report.
+        Guards that the config accepts since then are recorded in the report.
         """
         found = self.folder.report(round_id)
         if found is None:
@@ -129,7 +129,7 @@ class Stages:
     def build_training_set(
         self, data: DataRefs, decisions: DatasetRef | None, round_id: int
     ) -> DatasetRef:
-        """Seed plus accepted labels as one training set (TRANSITION_SCHEMA)."""
+        """Labelled set plus accepted labels as one training set (TRANSITION_SCHEMA)."""
         out = self.folder.training_set(round_id)
         if out.exists():
             return dataset_ref(out)
@@ -155,7 +155,7 @@ class Stages:
     def evaluate(
         self, data: DataRefs, models: ModelRef, decisions: DatasetRef | None, round_id: int
     ) -> RoundReport:
-        """Measure the round on the held-out pairs and its labels against the truth."""
+        """Measure the round on the held-out pairs and its labels against the ground truth."""
         with self.folder.timed(round_id, "evaluate"):
             items = self._items(data, models, round_id)
         metrics = summarise(items)
@@ -180,7 +180,7 @@ class Stages:
     def guard(
         self, data: DataRefs, decisions: DatasetRef | None, report: RoundReport
     ) -> RoundReport:
-        """The report with what the guards say, which decides whether the round is promoted."""
+        """The report with the guards' results, which decide whether the round is promoted."""
         limits = self.cfg.guards
         with self.folder.timed(report.round_id, "guard"):
             self.progress(0, 0, f"guard, round {report.round_id}")
@@ -223,14 +223,14 @@ class Stages:
             )
 
     def _unseen(self, missing: int, of: str, what: str, folder: Path) -> UserError:
-        """The refusal of rows that workers said to have written and that are not here."""
+        """Error for rows that workers reported as written and that are not in ``folder``."""
         return UserError(
             f"{missing:,} of {of} have no {what} in {folder}; do all nodes see {self.folder.root} "
             "as one folder? the same command makes the missing ones again"
         )
 
     def _items(self, data: DataRefs, models: ModelRef, round_id: int) -> pa.Table:
-        """The round's evaluation table; each part is written once, also over kills."""
+        """The round's evaluation table; each part is written once, also after kills."""
         schema = results_schema(self.cfg.evaluate.best_of)
         out = self.folder.results(round_id)
         if out.exists():

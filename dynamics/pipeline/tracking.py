@@ -1,4 +1,4 @@
-"""Trackers: where finished rounds are written down for people."""
+"""Trackers write down finished rounds for people."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from dynamics.core.records import RoundReport
 
 
 class Tracker(Protocol):
-    """Where finished rounds are written down for people, e.g. MLflow or the report page."""
+    """Writes down finished rounds for people, e.g. in MLflow or on the report page."""
 
     def log_round(self, report: RoundReport) -> None:
         """Write a finished round; writing it again changes nothing."""
 
     def log_run(self, reports: Sequence[RoundReport]) -> None:
-        """Write what is missing of the rounds, and what concerns the whole run."""
+        """Write the rounds that are missing, and the results of the whole run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a run needs before it starts: parameters, tokens, memory, hours, disk.
+"""Needs of a run before it starts: parameters, tokens, memory, hours, disk.
 
 `make_plan` computes it from the configuration and the base's ``config.json``; no weight is read.
 """
@@ -26,13 +26,13 @@ __all__ = ["Machine", "Plan", "make_plan"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that is printed."""
+    """Estimates of a run."""
 
     name: str
     sizes: Sizes
     tasks: dict[Task, TaskPlan]
     memory: dict[Task, dict[Strategy, Memory]]
-    """Per GPU (or per worker, on CPUs), by strategy; the run's own is ``strategy``."""
+    """Memory per GPU (or CPU worker), by task and strategy; the run's own is ``strategy``."""
     strategy: str
     num_workers: int
     """Workers of a task."""

@@ -15,28 +15,28 @@ from dynamics.plan.sizes import Sizes
 from dynamics.training.loss import Task
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"]
-"""How memory could be shared. ZeRO-3 only for comparison: `train.strategy` does not offer it."""
+"""Strategies of sharing memory. ZeRO-3 is for comparison: `train.strategy` lacks it."""
 
 OVERHEAD_BYTES = 2 * 2**30
-"""What CUDA, its libraries and the allocator keep for themselves."""
+"""Memory of CUDA, its libraries and the allocator."""
 BYTES_PER_FILMED_PIXEL = 0.2
-"""Of filmed clips, per pixel of every frame; measured on the default run (443 kB for 10
+"""Bytes of filmed clips per pixel of every frame; measured on the default run (443 kB for 10
 clips of 14 frames of 128 x 128 px: 0.19)."""
 _LEDGER_ROW_BYTES = 400
-"""A label and its decision in a compressed shard, and the attempt that it came from."""
+"""Bytes of a label, its decision and its attempt, compressed."""
 _REPORT_BYTES = 2 * 2**20
-"""Of a round: pictures, JSON, logs."""
+"""Bytes of a round's pictures, JSON and logs."""
 _F32 = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What the hours are computed for."""
+    """Speed of the machine that the hours are computed for."""
 
     tflops: float
-    """What one GPU (or core) reaches in large matrix products, 10^12 operations a second."""
+    """Speed of one GPU (or core) in large matrix products, 10^12 operations a second."""
     utilisation: float
-    """Share of it that training and labelling reach."""
+    """Share of that speed that training and labelling reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +46,14 @@ class TaskPlan:
     tokens_per_row: int
     rows_per_step: int
     micro_batch_rows: int
-    """Rows of one worker that are in memory at a time."""
+    """Rows of one worker in memory at a time."""
     steps: int
-    """Over all rounds, round 0 included."""
+    """Steps over all rounds, round 0 included."""
     flops_per_token: float
 
     @property
     def tokens_per_step(self) -> int:
-        """Over all workers of the task."""
+        """Rows of all workers of the task."""
         return self.tokens_per_row * self.rows_per_step
 
 
@@ -69,7 +69,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of the parts."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.overhead
 
 
@@ -77,8 +77,8 @@ class Memory:
 class Hours:
     """Wall hours if nothing else waits. IDM and FDP train side by side.
 
-    Not counted: filming and decoding, evaluation and serving. Drawing frames is bound by memory
-    traffic, which FLOPs do not tell.
+    Filming, decoding, evaluation and serving are not counted. Memory traffic bounds the drawing of
+    frames, not FLOPs.
     """
 
     encode: float
@@ -87,7 +87,7 @@ class Hours:
 
     @property
     def total(self) -> float:
-        """One after the other, as the loop does it."""
+        """Sum of the stages, which the loop runs in sequence."""
         return self.encode + self.label + self.train
 
 
@@ -106,7 +106,7 @@ def task_plan(cfg: LoopConfig, sizes: Sizes, task: Task) -> TaskPlan:
 
 
 def forward_flops(sizes: Sizes, tokens: int) -> float:
-    """Of one row through the decoder layers.
+    """FLOPs of one row through the decoder layers.
 
     2 per weight and token for the matrix products; for attention 4 per layer, token, attention
     width and position looked at, which are half of the row's on average.
@@ -116,7 +116,7 @@ def forward_flops(sizes: Sizes, tokens: int) -> float:
 
 
 def training_flops(cfg: LoopConfig, sizes: Sizes, task: Task) -> float:
-    """Of one training row, forward and backward.
+    """FLOPs of one training row, forward and backward.
 
     Frozen weights cost 2 forward and 2 for the gradient of their input; trained ones 2 more for
     their own gradient. Attention costs three times its forward. Gradient checkpointing adds one
@@ -137,7 +137,7 @@ def training_flops(cfg: LoopConfig, sizes: Sizes, task: Task) -> float:
 
 
 def memory(cfg: LoopConfig, sizes: Sizes, plan: TaskPlan, strategy: Strategy) -> Memory:
-    """What one GPU holds while it trains.
+    """Memory of one GPU while it trains.
 
     F frozen parameters of p bytes (p = 2 with bfloat16, else 4), T trained ones, W workers:
 
@@ -148,10 +148,10 @@ def memory(cfg: LoopConfig, sizes: Sizes, plan: TaskPlan, strategy: Strategy) ->
     - fsdp2: the same, and what lies outside the layers (embeddings, head, image tokenizer) whole.
 
     Activations of one micro-batch, b rows of t tokens, d wide, f in the feed-forward layer, N
-    layers: b t N (p (10 d + 4 f) + 12 d). Kept in the working precision: the inputs of the
+    layers: b t N (p (10 d + 4 f) + 12 d). Saved in the working precision: the inputs of the
     attention, of its output and of the feed-forward part, queries, keys and values (10 d), and
     four times the hidden part of the feed-forward layer (gate, its activation, up, their product);
-    in float32 the inputs of the norms (3 d). Attention itself keeps no matrix (fused kernels). With
+    in float32 the inputs of the norms (3 d). Attention saves no matrix (fused kernels). With
     gradient checkpointing: b t N p d, and one layer's. The logits of the scored positions three
     times: in p bytes, in float32, and their gradient.
 
@@ -183,12 +183,12 @@ def _activations(cfg: LoopConfig, sizes: Sizes, plan: TaskPlan, p: int) -> int:
     tokens = plan.micro_batch_rows * plan.tokens_per_row
     layer = p * (10 * d + 4 * f) + 3 * _F32 * d
     if cfg.train.gradient_checkpointing:
-        kept = tokens * (sizes.num_layers * p * d + layer)
+        saved = tokens * (sizes.num_layers * p * d + layer)
     else:
-        kept = tokens * sizes.num_layers * layer
+        saved = tokens * sizes.num_layers * layer
     task: Task = "fdp" if plan.tokens_per_row == sizes.fdp_tokens else "idm"
     scored, columns = _scored(sizes, task)
-    return kept + plan.micro_batch_rows * scored * columns * (p + 2 * _F32)
+    return saved + plan.micro_batch_rows * scored * columns * (p + 2 * _F32)
 
 
 def _scored(sizes: Sizes, task: Task) -> tuple[int, int]:
@@ -199,9 +199,9 @@ def _scored(sizes: Sizes, task: Task) -> tuple[int, int]:
 
 
 def label_flops(cfg: LoopConfig, sizes: Sizes) -> float:
-    """Of labelling one pair: the prompt once, then every sentence that is written or judged.
+    """FLOPs of labelling one pair: the prompt, then every sentence that is written or scored.
 
-    A score that the FDP has a part in costs one of its rows per candidate sentence.
+    A score that needs the FDP costs one of its rows per candidate sentence.
     """
     prompt = sizes.instruction_tokens + 2 * (sizes.image_tokens + 2)
     sentence = min(cfg.label.max_action_tokens, sizes.action_tokens + 1)
@@ -215,7 +215,7 @@ def label_flops(cfg: LoopConfig, sizes: Sizes) -> float:
 
 
 def hours(cfg: LoopConfig, sizes: Sizes, tasks: dict[Task, TaskPlan], machine: Machine) -> Hours:
-    """Wall hours: FLOPs over what the GPUs (or cores) that share them reach."""
+    """Wall hours: FLOPs over the speed of the GPUs (or cores) that share them."""
     reached = machine.tflops * 1e12 * machine.utilisation
     pairs = cfg.pool.most_pairs
     frames = 2 * (pairs + cfg.labelled.num_pairs + cfg.labelled.num_heldout)
@@ -231,31 +231,31 @@ def hours(cfg: LoopConfig, sizes: Sizes, tasks: dict[Task, TaskPlan], machine: M
 
 
 def disk_bytes(cfg: LoopConfig, sizes: Sizes) -> dict[str, int]:
-    """What a run folder grows to, in bytes.
+    """Size of a finished run folder by part, in bytes.
 
-    codes: pairs x L x 8 (two codes of 2 bytes, one recognition weight of 4), of the seed, the
-    held-out pairs, the pool, and of every round's training set (seed and pool); before compression,
-    which image codes hardly yield to.
-    adapters: two a round, 4 bytes a trained parameter, and the state that a fit resumes from, three
-    times that, once.
+    codes: pairs x L x 8 (two codes of 2 bytes, one recognition weight of 4) of the labelled set,
+    the held-out pairs, the pool, and every round's training set (labelled set and pool);
+    compression hardly shrinks image codes.
+    adapters: two a round, 4 bytes a trained parameter; once, three times that for the state that a
+    fit resumes from.
     """
-    seed, heldout, pool = cfg.labelled.num_pairs, cfg.labelled.num_heldout, cfg.pool.most_pairs
+    labelled, heldout, pool = cfg.labelled.num_pairs, cfg.labelled.num_heldout, cfg.pool.most_pairs
     rounds = cfg.rounds
-    rows = seed + heldout + pool + seed + rounds * (seed + pool)
-    kept = sizes.trainable
+    rows = labelled + heldout + pool + labelled + rounds * (labelled + pool)
+    stored = sizes.trainable
     if cfg.train.method == "full":
-        kept += sizes.image_tokenizer
+        stored += sizes.image_tokenizer
     return {
         "codes": rows * sizes.image_tokens * 8,
         "clips": _clip_bytes(cfg),
         "labels": rounds * pool * _LEDGER_ROW_BYTES,
-        "adapters": 2 * _F32 * ((rounds + 1) * kept + 3 * sizes.trainable),
+        "adapters": 2 * _F32 * ((rounds + 1) * stored + 3 * sizes.trainable),
         "reports": (rounds + 1) * (_REPORT_BYTES + heldout * sizes.image_tokens * 2 * 2),
     }
 
 
 def _clip_bytes(cfg: LoopConfig) -> int:
-    """Of the videos: as they lie there, or as they will be filmed."""
+    """Bytes of the videos on disk, and of those that will be filmed."""
     wanted: dict[Split, int] = {}
     if cfg.labelled.dataset is None:
         wanted = {"labelled": cfg.labelled.num_pairs, "heldout": cfg.labelled.num_heldout}

@@ -23,39 +23,39 @@ PUBLISHED = PACKAGE_ROOT / "assets" / "published"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """What the estimates are made from. Parameters are counts, not bytes."""
+    """Sizes of the base and of its adapters, as counts of parameters or tokens, not bytes."""
 
     source: str
-    """Where the shapes come from."""
+    """Origin of the shapes."""
     total: int
     """All parameters of the base; tied ones once."""
     image_tokenizer: int
-    """Of these, of the VQ model inside the network, which is never trained."""
+    """Parameters of the VQ model inside the network, which is never trained."""
     layers: int
-    """Of the decoder layers."""
+    """Parameters of all decoder layers."""
     largest_layer: int
     """Parameters of one decoder layer, with its adapter."""
     trainable: int
-    """Trained by one task: an adapter, or with ``train.method`` full the language model."""
+    """Parameters trained by one task: an adapter, or (``train.method`` full) the language model."""
     adapter_linear: int
-    """Of these, in LoRA matrices: what costs FLOPs beside the base's own."""
+    """Trained parameters in LoRA matrices, which cost FLOPs beside the base's own."""
     saved_modules: int
-    """Of these, copies of embeddings and head (``lora.train_embeddings``)."""
+    """Trained copies of embeddings and head (``lora.train_embeddings``)."""
     num_layers: int
     width: int
     feed_forward: int
     attention_width: int
-    """Heads times their width."""
+    """Number of heads times their width."""
     vocabulary: int
     num_codes: int
     image_tokens: int
     """L: codes a frame."""
     instruction_tokens: int
-    """Of the prompt, start token included."""
+    """Tokens of the prompt, start token included."""
     action_tokens: int
     """A: the longest action sentence."""
     tokenizer_flops: int
-    """Of encoding one frame; 0 where it does not matter."""
+    """FLOPs of encoding one frame; 0 where they do not matter."""
 
     @property
     def fdp_tokens(self) -> int:
@@ -123,7 +123,7 @@ def _of_checkpoint(cfg: LoopConfig) -> dict[str, Any]:
 
 
 def _network(config: dict[str, Any]) -> Any:
-    """The language model without memory."""
+    """The language model on the meta device."""
     parsed = AutoConfig.for_model(**config)
     (name,) = config["architectures"]
     with torch.device("meta"):
@@ -131,7 +131,7 @@ def _network(config: dict[str, Any]) -> Any:
 
 
 def _counted(network: Any, cfg: LoopConfig) -> dict[str, int]:
-    """Parameters of the base, then with what the run trains."""
+    """Parameters of the base, and of the parts that the run trains."""
     total = _count(network)
     image_tokenizer = _count(network, lambda name, _: "vqmodel." in name)
     layers = sum(_count(layer) for layer in _layers(network))

@@ -1,1 +1,1 @@
-"""What people look at: sample grids, one HTML page a run, the closing table."""
+"""Results for people: sample grids, one HTML page a run, the closing table."""

@@ -22,12 +22,12 @@ from dynamics.report.charts import (
 from dynamics.report.labels import CalibrationView
 
 STAGES = ("prepare", "label", "filter", "train", "evaluate", "guard", "serve")
-"""In the order of the loop."""
+"""Stages in the order of the loop."""
 
 _POINTS = 80
-"""Of a risk-coverage curve: more than its width in the eye's resolution needs."""
+"""Points of a risk-coverage curve: more than the eye tells apart at its width."""
 _LEAST_COVERAGE = 0.02
-"""Below it a risk-coverage curve shows noise: the fate of a few labels."""
+"""Coverage below which a risk-coverage curve shows noise: a few labels decide it."""
 
 
 def rounds_chart(reports: Sequence[RoundReport]) -> Markup:
@@ -43,7 +43,7 @@ def rounds_chart(reports: Sequence[RoundReport]) -> Markup:
 
 
 def labels_chart(reports: Sequence[RoundReport]) -> Markup | None:
-    """Share of correct labels over the rounds; None where no truth says which are correct."""
+    """Share of correct labels over the rounds; None without ground truth."""
     lines = [
         ("accepted labels", "label/accuracy_accepted", "s1"),
         ("all labels", "label/accuracy", "s2"),
@@ -125,7 +125,7 @@ def reliability_chart(view: CalibrationView) -> Markup:
 
 
 def risk_coverage_chart(view: CalibrationView) -> Markup:
-    """Share of wrong labels among the accepted ones, had each score set their number."""
+    """Share of wrong labels among those that each score would accept, by accepted share."""
     series = [
         Series(
             name=score.name,
@@ -183,7 +183,7 @@ def _rounds_chart(title: str, series: Sequence[Series], y_axis: Axis) -> Markup:
 
 
 def _log_axis(logarithms: Sequence[float]) -> Axis:
-    """Around base-10 logarithms, from a 1, 2 or 5 of a decade to another, labelled there."""
+    """Axis around base-10 logarithms; its ends are 1, 2 or 5 times a power of ten."""
     low, high = min(logarithms, default=0.0), max(logarithms, default=0.0)
     decades = range(math.floor(low), math.ceil(high) + 1)
     round_ones = [(d + math.log10(n), f"{n * 10.0**d:g}") for d in decades for n in (1, 2, 5)]

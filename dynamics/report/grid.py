@@ -1,4 +1,4 @@
-"""Sample grids: what the models draw, next to what is true, for MLflow and the page."""
+"""Sample grids: generated frames next to the true ones, for MLflow and the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from dynamics.storage.files import write_bytes
 from dynamics.storage.tables import codes_matrix
 
 _SIDE = 128
-"""About this many pixels a frame is shown at; the factor is a whole number, so cells stay sharp."""
+"""Approximate side of a shown frame, in pixels; the scale is a whole number, for sharp cells."""
 _PAD, _HEADER, _GUTTER, _TEXT = 12, 34, 30, 170
 _INK, _FAINT, _PAPER, _RULE = (28, 32, 38), (104, 112, 122), (250, 250, 248), (226, 227, 224)
-_RIGHT, _WRONG = (31, 138, 80), (201, 60, 55)
+_GREEN, _RED = (31, 138, 80), (201, 60, 55)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridRow:
     """One held-out scene. Frames are uint8 [H, W, 3]."""
 
-    before: np.ndarray
+    source: np.ndarray
     action: str
     greedy: np.ndarray
-    greedy_right: bool | None
+    greedy_correct: bool | None
     best: np.ndarray | None
-    best_right: bool | None
-    truth: np.ndarray
+    best_correct: bool | None
+    target: np.ndarray
 
 
 def grid_rows(
@@ -39,13 +39,13 @@ def grid_rows(
 ) -> list[GridRow]:
     """The first scenes with best of N: the same ones every round, good or bad.
 
-    All frames, also "before" and "truth", are decoded from codes: what the models can see.
+    All frames, also source and target, are decoded from codes: the models see no more.
 
     Args:
-        items: the evaluation table (`evaluation.items.results_schema`).
+        items: the evaluation table (`evaluation.heldout.results_schema`).
         heldout: TRANSITION_SCHEMA with the same pairs, any order.
         images: decodes the frames.
-        num_rows: at most so many.
+        num_rows: most rows.
     """
     with_best = items.filter(pc.is_valid(items["best_codes"]))
     shown = (with_best if with_best.num_rows else items).slice(0, num_rows)
@@ -53,7 +53,7 @@ def grid_rows(
     pairs = heldout.take(where)
     best = list(images.decode(codes_matrix(shown, "best_codes"))) if with_best.num_rows else []
     sizes = [int(name.rsplit("_", 1)[1]) for name in items.column_names if _is_best_of(name)]
-    best_right = shown[f"best_of_{max(sizes)}"].to_pylist() if sizes else [None] * shown.num_rows
+    best_correct = shown[f"best_of_{max(sizes)}"].to_pylist() if sizes else [None] * shown.num_rows
     frames = zip(
         images.decode(codes_matrix(pairs, "source_codes")),
         images.decode(codes_matrix(shown, "greedy_codes")),
@@ -63,19 +63,19 @@ def grid_rows(
     )
     return [
         GridRow(
-            before=before,
+            source=source,
             action=action,
             greedy=greedy,
-            greedy_right=greedy_right,
+            greedy_correct=greedy_correct,
             best=best_frame,
-            best_right=right,
-            truth=truth,
+            best_correct=correct,
+            target=target,
         )
-        for (before, greedy, best_frame, truth), action, greedy_right, right in zip(
+        for (source, greedy, best_frame, target), action, greedy_correct, correct in zip(
             frames,
             shown["action"].to_pylist(),
             shown["fdp_greedy_success"].to_pylist(),
-            best_right,
+            best_correct,
             strict=True,
         )
     ]
@@ -89,15 +89,15 @@ def _is_best_of(name: str) -> bool:
 def draw_grid(rows: Sequence[GridRow]) -> bytes:
     """The grid as PNG: before, action, greedy, best of N, truth.
 
-    A tick or a cross stands beside what was generated, judged by the oracle.
+    A tick or a cross beside a generated frame is the oracle's verdict.
 
     Raises:
         ValueError: no rows.
     """
     if not rows:
         raise ValueError("a sample grid needs at least one row")
-    scale = max(1, round(_SIDE / len(rows[0].before)))
-    side = scale * len(rows[0].before)
+    scale = max(1, round(_SIDE / len(rows[0].source)))
+    side = scale * len(rows[0].source)
     lefts = _columns(side)
     size = (lefts["end"], _HEADER + len(rows) * (side + _PAD))
     canvas = Image.new("RGB", size, _PAPER)
@@ -109,15 +109,15 @@ def draw_grid(rows: Sequence[GridRow]) -> bytes:
         top = _HEADER + number * (side + _PAD)
         _text(pen, row.action, (lefts["action"], top), side)
         frames = {
-            "before": (row.before, None),
-            "greedy": (row.greedy, row.greedy_right),
-            "best of N": (row.best, row.best_right),
-            "truth": (row.truth, None),
+            "before": (row.source, None),
+            "greedy": (row.greedy, row.greedy_correct),
+            "best of N": (row.best, row.best_correct),
+            "truth": (row.target, None),
         }
-        for heading, (frame, right) in frames.items():
+        for heading, (frame, correct) in frames.items():
             _frame(canvas, frame, (lefts[heading], top), side)
-            if right is not None:
-                _mark(pen, right, (lefts[heading] + side + _GUTTER // 2, top + side // 2))
+            if correct is not None:
+                _mark(pen, correct, (lefts[heading] + side + _GUTTER // 2, top + side // 2))
     return encode_png(canvas, compress_level=9)
 
 
@@ -129,7 +129,7 @@ def write_grid(
 
 
 def _columns(side: int) -> dict[str, int]:
-    """Left edge of every column, and where the picture ends."""
+    """Left edge of every column, and of the picture's end."""
     widths = {
         "before": side + _PAD,
         "action": _TEXT + _PAD,
@@ -168,14 +168,14 @@ def _text(pen: ImageDraw.ImageDraw, sentence: str, corner: tuple[int, int], side
     pen.multiline_text((corner[0], top), "\n".join(lines), fill=_INK, font=font, spacing=6)
 
 
-def _mark(pen: ImageDraw.ImageDraw, right: bool, centre: tuple[int, int]) -> None:
+def _mark(pen: ImageDraw.ImageDraw, correct: bool, centre: tuple[int, int]) -> None:
     """A tick or a cross, told apart by shape as well as by colour."""
     x, y = centre
-    if right:
-        pen.line([(x - 8, y), (x - 2, y + 6), (x + 8, y - 7)], fill=_RIGHT, width=4, joint="curve")
+    if correct:
+        pen.line([(x - 8, y), (x - 2, y + 6), (x + 8, y - 7)], fill=_GREEN, width=4, joint="curve")
         return
-    pen.line([(x - 6, y - 6), (x + 6, y + 6)], fill=_WRONG, width=4)
-    pen.line([(x - 6, y + 6), (x + 6, y - 6)], fill=_WRONG, width=4)
+    pen.line([(x - 6, y - 6), (x + 6, y + 6)], fill=_RED, width=4)
+    pen.line([(x - 6, y + 6), (x + 6, y - 6)], fill=_RED, width=4)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

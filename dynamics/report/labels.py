@@ -1,4 +1,4 @@
-"""Labels that the filter accepted and rejected, and what their confidence is worth."""
+"""Labels that the filter accepted and rejected, and the calibration of their confidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelTables:
-    """A round's labels with all that is known about them."""
+    """A round's labels, decisions and pairs, and their ground truth if there is one."""
 
     labels: pa.Table
     """LABEL_SCHEMA."""
@@ -55,8 +55,8 @@ class LabelExample:
 
     rank: int
     """1 = the highest score of those with the same decision."""
-    before: Picture
-    after: Picture
+    source: Picture
+    target: Picture
     action: str
     score: float
     """NaN when the label has none."""
@@ -64,7 +64,7 @@ class LabelExample:
     """exp(mean token log-prob); NaN without tokens."""
     reason: str
     true_action: str | None
-    """None where the truth is unknown."""
+    """None without ground truth."""
     correct: bool | None
 
 
@@ -73,27 +73,27 @@ class LabelExamples:
     """Labels of one round, accepted or rejected."""
 
     total: int
-    """How many there are; the examples are spread over them."""
+    """Number of labels; the examples are spread over them."""
     examples: Sequence[LabelExample]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelsView:
-    """What the page shows of a round's labels."""
+    """A round's labels on the page."""
 
     accepted: LabelExamples
     rejected: LabelExamples
 
     @property
     def has_truth(self) -> bool:
-        """Whether the truth of any example is known."""
+        """True when the ground truth of any example is known."""
         shown = (*self.accepted.examples, *self.rejected.examples)
         return any(one.true_action is not None for one in shown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreView:
-    """How well a score ranks the labels."""
+    """Ranking of the labels by one score."""
 
     name: str
     coverage: Floats
@@ -106,16 +106,16 @@ class ScoreView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationView:
-    """How far the confidence of a round's labels can be trusted."""
+    """Calibration of the confidence of a round's labels."""
 
     round_id: int
     num_labels: int
-    """With a score and a known truth; only these count here."""
+    """Labels with a score and a known truth; only these count here."""
     error: Estimate
     """Expected calibration error."""
     bins: Sequence[ReliabilityBin]
     scores: Sequence[ScoreView]
-    """Those that were measured, the best ranking first."""
+    """Measured scores, the best ranking first."""
     accepted: float
     """Share that the filter accepted."""
     accepted_risk: float
@@ -169,7 +169,7 @@ def _score_view(name: str, score: Floats, correct: Floats) -> ScoreView:
 
 
 def _by_score(score: NDArray[np.float32], rows: Rows) -> Rows:
-    """Best first; labels without a score last. Rows are in label_id order, which ties keep."""
+    """Rows by score, best first, without a score last; ties stay in label_id order."""
     ranked: Rows = rows[np.argsort(-score[rows], kind="stable")]
     return ranked
 
@@ -189,8 +189,8 @@ def _examples(
     true_actions, correct = _truth_of(labels, tables)
     columns: dict[str, list[Any]] = {
         "rank": (places + 1).tolist(),
-        "before": [picture(frame) for frame in frames["source_codes"]],
-        "after": [picture(frame) for frame in frames["target_codes"]],
+        "source": [picture(frame) for frame in frames["source_codes"]],
+        "target": [picture(frame) for frame in frames["target_codes"]],
         "action": labels["action"].to_pylist(),
         "score": decisions["score"].to_pylist(),
         "confidence": confidence(score_column(labels, CONFIDENCE)).tolist(),

@@ -1,6 +1,6 @@
 """One self-contained HTML page per run: results with intervals, scenes, labels, time, lineage.
 
-No script, no request to anywhere: pictures are inline, and the page's own policy forbids the rest.
+No script and no request: pictures are inline, and the page's content policy forbids the rest.
 Action sentences and file names come from outside, so everything is escaped.
 """
 
@@ -55,7 +55,7 @@ _KIND_PREFIX = "eval/fdp_success_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundView:
-    """What the page shows of one round."""
+    """One round's data on the page."""
 
     report: RoundReport
     seconds: dict[str, float]
@@ -68,27 +68,27 @@ class RoundView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """What the page shows of a run."""
+    """A run's data on the page."""
 
     name: str
     digest: str
-    """Of the config."""
+    """Digest of the config."""
     config: dict[str, Any]
     rounds: Sequence[RoundView]
     controls: ControlReport | None = None
     ingest: dict[str, Any] = field(default_factory=dict)
-    """Per split, what ingest counted."""
+    """Counts of ingest, per split."""
     scenes: Sequence[SceneView] = ()
     calibration: CalibrationView | None = None
-    """Of the last round's labels; None without their truth."""
+    """Calibration of the last round's labels; None without ground truth."""
     study: Sequence[tuple[str, bytes]] = ()
-    """Name and PNG file of the curves that `dynamics study --publish` left in the folder."""
+    """Names and PNG files of the curves that `dynamics study --publish` left in the folder."""
     has_frames: bool = True
     """False when the base checkpoint, which decodes the frames, is not on this machine."""
 
 
 def write_page(run: RunFolder, images: ImageTokenizer | None = None) -> Path:
-    """Write ``report.html`` of a run folder, from whatever its finished rounds left there.
+    """Write ``report.html`` of a run folder from the files of its finished rounds.
 
     Args:
         run: the folder.
@@ -137,7 +137,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
 
 
 def _load_images(cfg: LoopConfig) -> ImageTokenizer | None:
-    """None where the base is missing: a run folder may be looked at on another machine."""
+    """The base's image tokenizer; None where the base is missing, as on another machine."""
     try:
         return load_image_tokenizer(cfg.model.family, cfg.base_path())
     except UserError:
@@ -205,7 +205,7 @@ def render(view: RunView) -> str:
         "stage_style": stage_style,
     }
     reports = [one.report for one in view.rounds]
-    # A round that a guard blocked is shown, but the run is what was promoted.
+    # Blocked rounds are shown, but the run's result is its last promoted round.
     promoted = [one for one in view.rounds if one.report.promoted] or view.rounds
     return environment.get_template("page.html.j2").render(
         view=view,

@@ -10,7 +10,7 @@ from dynamics.core.images import data_uri, encode_png
 _LARGEST = 64
 """Side in pixels above which a frame is shrunk, so that hundreds of them fit into one page."""
 _COLOURS = 64
-"""Of a shrunk frame: photographs do not compress otherwise."""
+"""Colours of a shrunk frame: photographs do not compress otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class Picture:
     uri: str
     """``data:`` URI."""
     side: int
-    """Width and height to show it at, in CSS pixels: a whole multiple of the file's."""
+    """Width and height on the page, in CSS pixels: a whole multiple of the file's."""
 
 
 def picture(frame_HW3: np.ndarray) -> Picture:

@@ -1,4 +1,4 @@
-"""The same held-out scenes in every round: what the models drew, next to what is true."""
+"""The same held-out scenes in every round: generated frames next to the true ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ class Drawing:
     """A generated frame."""
 
     heading: str
-    """How it was chosen, e.g. ``greedy``."""
+    """Name of the decoding, e.g. ``greedy``."""
     round_id: int
     picture: Picture
-    right: bool | None
-    """Whether it shows the true next state; None where that is unknown."""
+    correct: bool | None
+    """True when it shows the true next state; None where that is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +24,10 @@ class SceneView:
     """One held-out scene through all rounds."""
 
     action: str
-    before: Picture
+    source: Picture
     drawings: Sequence[Drawing]
     """Greedy and, where it was evaluated, best of N; round by round."""
-    truth: Picture
+    target: Picture
 
 
 def scenes(rows_of_round: Mapping[int, Sequence[GridRow]], largest: int | None) -> list[SceneView]:
@@ -43,23 +43,23 @@ def scenes(rows_of_round: Mapping[int, Sequence[GridRow]], largest: int | None) 
     return [
         SceneView(
             action=rows[0].action,
-            before=picture(rows[0].before),
+            source=picture(rows[0].source),
             drawings=[
                 drawing
                 for round_id, row in zip(rows_of_round, rows, strict=True)
                 for drawing in _drawings(round_id, row, largest)
             ],
-            truth=picture(rows[0].truth),
+            target=picture(rows[0].target),
         )
         for rows in zip(*rows_of_round.values(), strict=True)
     ]
 
 
 def _drawings(round_id: int, row: GridRow, largest: int | None) -> list[Drawing]:
-    shown = [("greedy", row.greedy, row.greedy_right)]
+    shown = [("greedy", row.greedy, row.greedy_correct)]
     if row.best is not None:
-        shown.append((f"best of {largest}", row.best, row.best_right))
+        shown.append((f"best of {largest}", row.best, row.best_correct))
     return [
-        Drawing(heading=heading, round_id=round_id, picture=picture(frame), right=right)
-        for heading, frame, right in shown
+        Drawing(heading=heading, round_id=round_id, picture=picture(frame), correct=correct)
+        for heading, frame, correct in shown
     ]

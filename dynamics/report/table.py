@@ -10,14 +10,14 @@ from dynamics.evaluation.comparison import ControlReport
 from dynamics.evaluation.metrics import best_of_sizes
 
 MISSING = "-"
-"""Stands for what does not apply or was not measured."""
+"""Cell of a value that does not apply or was not measured."""
 
 
 def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) -> Table:
     """Labels, accepted ones, accuracies, success and time per round; fits 80 columns.
 
-    Rates are percent, with the 95 % bootstrap interval over pairs below. Below the number of a
-    round stands whether a guard blocks it, or was overridden.
+    Rates are percent, with the 95 % bootstrap interval over pairs below. Below a round's number
+    stands "blocked" when a guard blocks it, "accepted" when a guard was overridden.
 
     Args:
         reports: of the rounds, in order.
@@ -85,7 +85,7 @@ def control_table(report: ControlReport) -> Table:
 
 
 def _round(report: RoundReport) -> str:
-    """The round's number; below it what its guards came to, unless all passed."""
+    """The round's number; below it the guards' verdict, unless all passed."""
     number = str(report.round_id)
     if not report.promoted:
         return f"{number}\n[red]blocked[/red]"

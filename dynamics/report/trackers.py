@@ -29,7 +29,7 @@ class GridTracker:
         write_grid(self.folder.grid(report.round_id), items, heldout, images)
 
     def log_run(self, reports: Sequence[RoundReport]) -> None:
-        """Draw the rounds that a killed command left out."""
+        """Draw the rounds that have no grid because the command was killed."""
         for report in reports:
             if not self.folder.grid(report.round_id).exists():
                 self.log_round(report)

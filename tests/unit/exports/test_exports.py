@@ -70,7 +70,7 @@ def copied(run: RunFolder, tmp_path: Path) -> RunFolder:
 def truth(run: RunFolder) -> dict[str, Row]:
     """What is exported, by label_id, from the run itself."""
     rows = accepted_labels(run, None).rows(silent)
-    return {row.key: Row(row.action, row.before, row.after, row.lineage) for row in rows}
+    return {row.key: Row(row.action, row.source, row.target, row.lineage) for row in rows}
 
 
 @pytest.fixture

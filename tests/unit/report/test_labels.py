@@ -26,7 +26,7 @@ def test_examples_show_their_own_pair_and_truth():
         assert one.true_action in actions
         assert one.correct == (one.action == one.true_action)
         assert one.confidence == pytest.approx(np.exp(one.score))
-        assert one.before.uri != one.after.uri
+        assert one.source.uri != one.target.uri
 
 
 def test_fewer_labels_than_examples_are_shown_once():

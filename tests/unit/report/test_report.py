@@ -320,7 +320,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
 def test_grid_shows_one_row_per_scene_at_a_whole_factor():
     rows = grid_rows(items(0.4), HELDOUT, CellTokenizer(), num_rows=3)
     picture = Image.open(io.BytesIO(draw_grid(rows)))
-    source = np.asarray(rows[0].before)
+    source = np.asarray(rows[0].source)
     shown = np.asarray(picture)[34 : 34 + 120, 12 : 12 + 120]
     np.testing.assert_array_equal(shown, source.repeat(5, axis=0).repeat(5, axis=1))
     assert picture.height == 34 + 3 * 132
@@ -330,11 +330,11 @@ def test_grid_marks_what_the_evaluation_found():
     found = items(0.4)
     rows = grid_rows(found, HELDOUT.take(list(reversed(range(40)))), CellTokenizer())
     assert [row.action for row in rows] == HELDOUT["action"].to_pylist()[:8]
-    assert [row.greedy_right for row in rows] == found["fdp_greedy_success"].to_pylist()[:8]
-    assert [row.best_right for row in rows] == found["best_of_4"].to_pylist()[:8]
+    assert [row.greedy_correct for row in rows] == found["fdp_greedy_success"].to_pylist()[:8]
+    assert [row.best_correct for row in rows] == found["best_of_4"].to_pylist()[:8]
     for row in rows:
-        assert (row.greedy == row.truth).all() == row.greedy_right
-        assert (row.best == row.truth).all() == row.best_right
+        assert (row.greedy == row.target).all() == row.greedy_correct
+        assert (row.best == row.target).all() == row.best_correct
 
 
 def test_grid_without_best_of_shows_the_rest():
