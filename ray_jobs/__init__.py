@@ -1,1 +1,1 @@
-"""Orchestration: Ray (Data, Train, Serve), MLflow and the command. No maths lives here."""
+"""Orchestration: Ray (Data, Train, Serve), MLflow and the command."""

@@ -18,7 +18,7 @@ from ray_jobs import runtime
 
 
 def actor_pool(num_workers: int, *, num_gpus: float = 0) -> RunJobs:
-    """Runs jobs on that many actors; 0 takes one per CPU of the cluster."""
+    """Runs jobs on ``num_workers`` actors; 0 takes one per CPU of the cluster."""
 
     def run_jobs(
         make_worker: MakeWorker[Job], jobs: Sequence[Job], what: str, progress: Progress

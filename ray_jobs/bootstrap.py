@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 _HERE = Path(__file__).resolve().parent
-# Run as a script: import from the checkout, not from this folder (its `serve` is not ray's).
+# A script imports from the checkout, not from this folder.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 sys.path.insert(0, str(_HERE.parent))
 
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="e.g. filter.score=agreement"
     )
     parser.add_argument("--config", metavar="FILE", help="default: configs/tabletop.yaml")
-    parser.add_argument("--rounds", metavar="N", help="rounds after the seed round 0")
+    parser.add_argument("--rounds", metavar="N", help="rounds after round 0")
     parser.add_argument("--run-dir", metavar="DIR", help="where everything is written")
     parser.add_argument("--serve", action="store_true", help="keep the generator up until Ctrl-C")
     parser.add_argument("--no-ray", action="store_true", help="run in this process, without Ray")
@@ -122,7 +122,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _config(parsed: argparse.Namespace) -> LoopConfig:
-    """The resolved config; every path in it is absolute, since workers run in other folders."""
+    """The resolved config with absolute paths, since workers run in other folders."""
     overrides = list(parsed.overrides)
     if parsed.rounds is not None:
         overrides.append(f"rounds={parsed.rounds}")
@@ -145,7 +145,7 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
     if pool.path is not None:
         pool = _found_pool(pool)
         if not any(override.startswith("run_dir=") for override in overrides):
-            # Other videos are another run: beside the config's own folder, not in it.
+            # Other videos make another run, in a folder beside the config's own.
             run_dir = run_dir.with_name(f"{run_dir.name}-{pool.parts[0].name}")
     return cfg.model_copy(
         update={
@@ -158,7 +158,7 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
 
 
 def _found_pool(pool: PoolConfig) -> PoolConfig:
-    """With absolute paths; a missing or empty folder is an error now, not after Ray has started."""
+    """The config with absolute paths; refuse missing or empty folders before Ray starts."""
     from dynamics.data.video.sources import SOURCES
 
     parts = [part.model_copy(update={"path": _absolute(part.path)}) for part in pool.parts]
@@ -179,7 +179,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _all_done(cfg: LoopConfig, folder: RunFolder) -> bool:
-    """Whether the loop has nothing to do: its last round is done, or still blocked."""
+    """True when the loop has nothing to do: its last round is done, or still blocked."""
     reports = folder.reports(cfg.rounds)
     if (
         not folder.done.exists()
@@ -194,7 +194,7 @@ def _all_done(cfg: LoopConfig, folder: RunFolder) -> bool:
 
 
 def _stages(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray: bool) -> "Stages":
-    """Everything that a run is composed of: where it runs, and who writes its rounds down."""
+    """Stages of a run with their executor and trackers."""
     from dynamics.pipeline.executor import LocalExecutor
     from dynamics.pipeline.stages import Stages
     from dynamics.pipeline.tracking import Trackers
@@ -214,7 +214,7 @@ def _stages(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray:
 
 
 def _run_loop(cfg: LoopConfig, folder: RunFolder, stages: "Stages") -> None:
-    """Every round, up to done.json."""
+    """Run every round and write done.json."""
     from dynamics.loop import run_rounds
 
     folder.done.unlink(missing_ok=True)  # of fewer rounds, or of a round that was blocked
@@ -223,7 +223,7 @@ def _run_loop(cfg: LoopConfig, folder: RunFolder, stages: "Stages") -> None:
 
 
 def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
-    """The table, and where everything is."""
+    """Print the table of rounds and the paths of the results."""
     from dynamics.report.table import round_table
 
     reports = folder.reports(cfg.rounds)
@@ -262,7 +262,7 @@ def _keep_serving(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> Non
 
 
 def _check_address(cfg: LoopConfig) -> None:
-    """Refuse a taken port, where the service will come up on this machine."""
+    """Refuse a taken port where the service will start on this machine."""
     from ray_jobs.serving.serve import check_address
 
     if not runtime.ray_is_up() and not runtime.joins_cluster():

@@ -62,7 +62,7 @@ class RayExecutor:
     def serve(self, models: ModelRef, round_id: int, progress: Progress) -> None:
         """Deploy the round's generator and ask it for one held-out frame over HTTP.
 
-        A service that does not come up is one line on stderr: the rounds are worth more.
+        A service that fails to start costs one line on stderr, never the loop.
         """
         from ray_jobs.serving.serve import serve_round
 

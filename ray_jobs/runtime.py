@@ -1,4 +1,4 @@
-"""The only place that starts or joins Ray, and the only one that reads the environment for it."""
+"""Start, join and stop Ray; only this module reads the environment for it."""
 
 import logging
 import os
@@ -16,9 +16,9 @@ from dynamics.core.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig, o
 from dynamics.core.errors import UserError
 
 _ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # one thread a worker: actors, not threads, share the cores
+    "OMP_NUM_THREADS": "1",  # actors, not threads, share the cores
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # else the C++ core writes into the driver's terminal
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # else the C++ core writes to the terminal
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report() waits for this poll
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -28,7 +28,7 @@ _ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default keeps a dead server waiting for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "HF_HUB_OFFLINE": "1",  # nothing is ever downloaded behind the user's back
+    "HF_HUB_OFFLINE": "1",  # nothing is downloaded without being asked for
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
@@ -39,7 +39,7 @@ _local_folders: list[str] = []
 
 
 def prepare_environment() -> None:
-    """Set what Ray, MLflow and torch read at import; what the user exported wins."""
+    """Set variables that Ray, MLflow and torch read at import; the user's own win."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -53,27 +53,27 @@ def command(name: str, *arguments: str) -> str:
 
 
 def joins_cluster() -> bool:
-    """Whether Ray is joined (a Ray job sets ``RAY_ADDRESS``) instead of started here."""
+    """True when Ray is joined (a Ray job sets ``RAY_ADDRESS``), not started here."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def ray_is_up() -> bool:
-    """Whether this process is connected to a Ray already."""
+    """True when this process is connected to a Ray already."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
 
 def in_job_copy() -> bool:
-    """Whether this driver runs in the copy that ``ray job submit --working-dir`` made."""
+    """True when this driver runs in the copy that ``ray job submit --working-dir`` made."""
     return any(part.startswith("_ray_pkg_") for part in Path.cwd().parts)
 
 
 def resolve_run_dir(run_dir: Path) -> Path:
     """The absolute run folder.
 
-    A relative one counts from the current folder; in a job's copy of the working directory, which
-    is thrown away, from ``$DYNAMICS_HOME`` (default ``~/dynamics-runs``), so that submitting
-    again finds the run and resumes it.
+    A relative one counts from the current folder. A job's copy of the working directory is
+    temporary, so there it counts from ``$DYNAMICS_HOME`` (default ``~/dynamics-runs``), where a
+    second submission finds the run and resumes it.
 
     Raises:
         UserError: ``$DYNAMICS_HOME`` is an address.
@@ -88,7 +88,7 @@ def resolve_run_dir(run_dir: Path) -> Path:
 
 @contextmanager
 def on_ray(cluster: ClusterConfig) -> Iterator[None]:
-    """The body runs with Ray up; a `UserError` of a worker arrives as one, not as a traceback."""
+    """Run the body with Ray up; a worker's `UserError` is raised as one."""
     ensure_ray(cluster)
     try:
         yield
@@ -111,14 +111,14 @@ def ensure_ray(cluster: ClusterConfig) -> None:
     else:
         # Workers of a local Ray inherit this process' environment; the code may not be installed.
         os.environ["PYTHONPATH"] = _python_path()
-        # Nobody preempts this machine, and the watcher is one more process per fit to start.
+        # This machine is never preempted, and the watcher costs a process per fit.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # The only way into Serve's proxy, and read when Ray starts.
+        # Serve's proxy takes middlewares only so, when Ray starts.
         os.environ.setdefault(
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
             "dynamics.serving.http.proxy_limit.middlewares",
         )
-        # A folder of our own: Unix sockets in it need a short path, and it is removed at the end.
+        # An own folder: Unix sockets need a short path, and it is removed at the end.
         _remove_orphaned_folders()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir="/tmp")
         _local_folders.append(folder)
@@ -142,7 +142,7 @@ def stop_ray() -> None:
 
 
 def _remove_orphaned_folders() -> None:
-    """Of drivers that were killed: Ray dies with its driver, its files stay."""
+    """Remove files of killed drivers: Ray dies with its driver, its files stay."""
     for folder in Path("/tmp").glob(f"{_FOLDER_PREFIX}*"):
         owner = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
         if folder.stat().st_uid == os.getuid() and owner.isdigit() and not _lives(int(owner)):
@@ -151,7 +151,7 @@ def _remove_orphaned_folders() -> None:
 
 def _lives(process: int) -> bool:
     try:
-        os.kill(process, 0)  # signal 0 only asks
+        os.kill(process, 0)  # signal 0 only checks
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -187,7 +187,7 @@ def _user_error(error: BaseException | None) -> UserError | None:
 
 
 def _shipped_code() -> dict[str, Any]:
-    """What workers of a joined cluster need; a job's own working directory holds the code."""
+    """Environment of a joined cluster's workers; a job's working directory holds the code."""
     if in_job_copy():
         return {"env_vars": _ENVIRONMENT}
     packages = [str(PACKAGE_ROOT), str(Path(__file__).resolve().parent)]

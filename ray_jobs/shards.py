@@ -2,8 +2,8 @@
 
 Ray Data hands out shard numbers and balances them over the actors; the rows themselves go from
 Parquet into the actor and from the actor to the disk. So a killed actor or driver loses at most
-one shard per actor, Ray's order and retries are of no consequence, and nothing but counts passes
-through the object store.
+one shard per actor, Ray's order and retries do not matter, and only counts pass through the object
+store.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ Batch = dict[str, np.ndarray]
 
 
 class ShardActor:
-    """A worker; runs the shards that it is given by number."""
+    """A worker that runs shards by their numbers."""
 
     def __init__(self, make_worker: MakeWorker[Shard], shards: Sequence[Shard]) -> None:
         self._worker = make_worker()
         self._shards = shards
 
     def __call__(self, batch: Batch) -> Batch:
-        """Numbers of shards in, numbers of rows written out; durable when it returns."""
+        """Run shards; returns the numbers of rows, which are durable by then."""
         written = [self._worker.run(self._shards[number]) for number in batch["shard"].tolist()]
         return {"num_rows": np.array(written)}
 

@@ -1,8 +1,8 @@
 """MLflow, written by the driver only: a parent run for the bootstrap, a child run per round.
 
-Run ids are kept in the run folder (``tracking.json``), so that a resumed bootstrap continues its
-runs. A dead tracking server costs a warning, never the loop: what could not be written is written
-by the next round, or by the same command again.
+Run ids are stored in the run folder (``tracking.json``), so that a resumed bootstrap continues its
+runs. A dead tracking server costs a warning, never the loop: the next round, or the same command
+again, writes what is missing.
 """
 
 import sqlite3
@@ -38,7 +38,7 @@ class MlflowTracker:
     def log_round(self, report: RoundReport) -> None:
         """Write a finished round as a child run, once.
 
-        A round that is written is left alone, unless a guard was overridden since.
+        A written round stays as it is, unless a guard was overridden since.
         """
         state, key = self._state(), str(report.round_id)
         with self._surviving(f"round {report.round_id}"):
@@ -48,7 +48,7 @@ class MlflowTracker:
                 self._log_promotion(report)
 
     def log_run(self, reports: Sequence[RoundReport]) -> None:
-        """Write rounds that an earlier failure left out, the page, and close the parent."""
+        """Write the rounds that are missing and the page, and close the parent."""
         for report in reports:
             self.log_round(report)
         with self._surviving("the run"):
@@ -69,7 +69,7 @@ class MlflowTracker:
             run, metrics, tags=[RunTag(f"models.{k}", v) for k, v in report.models.items()]
         )
         client.log_batch(run, list(self._training_curves(report.round_id, now)))
-        client.log_batch(parent, metrics)  # over the step axis: one curve through the rounds
+        client.log_batch(parent, metrics)  # one curve through the rounds
         for path in (self.folder.timings_path(step), self.folder.grid(step)):
             if path.exists():
                 client.log_artifact(run, str(path))
@@ -80,7 +80,7 @@ class MlflowTracker:
         write_json(self._path, state)
 
     def _log_promotion(self, report: RoundReport) -> None:
-        """What a later command may change: the verdict, and the report that holds it."""
+        """Write the parts that a later command may change: the verdict and its report."""
         client, run = self._client(), self._child(report.round_id)
         client.set_tag(run, "promotion", promotion(report))
         client.log_artifact(run, str(self.folder.report_path(report.round_id)))
@@ -153,7 +153,7 @@ class MlflowTracker:
         return self._connected
 
     def _follow_move(self, client: "MlflowClient") -> None:
-        """Put the run folder's place into its own database, which names artifacts absolutely."""
+        """Update the run folder's path in its database, which names artifacts absolutely."""
         found = client.get_experiment_by_name(self.cfg.track.experiment)
         if found is None or found.artifact_location == self._artifacts:
             return
@@ -180,10 +180,10 @@ class MlflowTracker:
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:
-        """Turn whatever the tracker throws into one warning: the run matters more than its log."""
+        """Turn every exception into one warning: the run matters more than its log."""
         try:
             yield
-        except Exception as error:  # a broken server answers with anything: HTTP, SQL, JSON errors
+        except Exception as error:  # HTTP, SQL or JSON errors of a broken server
             reason = " ".join(str(error).split())[:200]
             self._warn(
                 f"warning: MLflow at {self.uri} did not take {what} ({reason}); the loop goes on, "

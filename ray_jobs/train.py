@@ -45,7 +45,7 @@ class DdpEngine(PlainEngine):
         self._replica: Any = prepared
 
     def unsynced(self) -> AbstractContextManager[None]:
-        """While it is open gradients stay on this worker."""
+        """Keep gradients on this worker while the context is open."""
         held_back: AbstractContextManager[None] = self._replica.no_sync()
         return held_back
 
@@ -74,7 +74,7 @@ class DeepSpeedEngine:
 
     @contextmanager
     def unsynced(self) -> Iterator[None]:
-        """While it is open DeepSpeed only adds up what it has reduced."""
+        """Let DeepSpeed only add up reduced gradients while the context is open."""
         self._engine.set_gradient_accumulation_boundary(is_boundary=False)
         try:
             yield
@@ -105,8 +105,7 @@ def fit_on_ray(
     strategy = fits[0].job.train.strategy
     # DeepSpeed takes the whole process group for one model: a trainer each.
     groups = [[fit] for fit in fits] if strategy == "deepspeed_zero2" else [fits]
-    # fit() blocks until its workers are done: a thread each, in this process, since a process of
-    # their own would import torch twice more.
+    # fit() blocks, so each has a thread; a process each would import torch twice more.
     threads = ThreadPoolExecutor(len(groups))
     try:
         pending = {threads.submit(_run_trainer, group) for group in groups}
@@ -134,13 +133,13 @@ def _fitted(job: FitJob) -> FitResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fit:
-    """One task's fit and where its loss curve goes."""
+    """One task's fit and the log of its loss curve."""
 
     job: FitJob
     log: TrainingLog
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: Ray's controller reads them, too, and must not import torch for that."""
+        """The fit as plain values, which Ray's controller reads without importing torch."""
         job = {field.name: getattr(self.job, field.name) for field in fields(self.job)}
         job |= {name: str(value) for name, value in job.items() if isinstance(value, Path)}
         return {
@@ -187,7 +186,7 @@ def _scaling(train: TrainConfig, num_fits: int) -> ScalingConfig:
 
 
 def _train_loop(config: dict[str, Any]) -> None:
-    """Runs in every worker: the first ``num_workers`` ranks fit the first job, and so on."""
+    """Fit in a worker: the first ``num_workers`` ranks fit the first job, and so on."""
     fits = [_Fit.from_json(payload) for payload in config["fits"]]
     world_rank = ray.train.get_context().get_world_rank()
     size = fits[0].job.train.num_workers
@@ -211,7 +210,7 @@ def _train_loop(config: dict[str, Any]) -> None:
 def _engine_maker(
     train: TrainConfig, mine: int, num_fits: int
 ) -> Callable[[nn.Module, Optimizer], Engine]:
-    """How this worker's gradients meet those of the task's other workers."""
+    """Engine that combines this worker's gradients with those of the task's other workers."""
     if train.strategy == "deepspeed_zero2":
         return DeepSpeedEngine
     if train.num_workers == 1:

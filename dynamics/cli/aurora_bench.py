@@ -12,7 +12,7 @@ from dynamics.cli.shared import local, named, run_module
 from dynamics.core.errors import UserError
 from dynamics.evaluation.aurora_bench.run import Request, run
 
-# What each option is; they stand apart so that the command itself can be read at a glance.
+# The options stand apart, so that the command itself is readable.
 _Data = Annotated[
     Path, typer.Option(help="Folder in AURORA's layout: test.json, data/ ...", callback=local)
 ]
@@ -34,7 +34,7 @@ _BestOf = Annotated[
 _Temperature = Annotated[
     float | None, typer.Option(min=0, help="Default: 0 (greedy), or 1 with --best-of.")
 ]
-_Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Random seed of the sampling.")]
 _Clip = Annotated[
     Path | None, typer.Option(help="Local CLIP folder: CLIP-I, CLIP-T ...", callback=local)
 ]
@@ -51,7 +51,7 @@ _JudgeKeyEnv = Annotated[str, typer.Option(help="Environment variable that holds
 _JudgeBudget = Annotated[
     int | None, typer.Option(min=0, help="Most calls, retries included; default: no limit.")
 ]
-_JudgeTimeout = Annotated[float, typer.Option(min=0.1, help="Of one call, in seconds.")]
+_JudgeTimeout = Annotated[float, typer.Option(min=0.1, help="Limit of one call, in seconds.")]
 _Workers = Annotated[
     int,
     typer.Option(min=0, help="Ray actors; 0: this process, on a cluster an actor per CPU."),

@@ -1,4 +1,4 @@
-"""``dynamics doctor``: whether this machine can run the loop."""
+"""``dynamics doctor``: a check that this machine can run the loop."""
 
 import os
 import platform

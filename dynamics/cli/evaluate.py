@@ -1,4 +1,4 @@
-"""``dynamics evaluate``: what the rounds measured, and AURORA-BENCH."""
+"""``dynamics evaluate``: the rounds' measurements, and AURORA-BENCH."""
 
 from typing import Annotated, Any
 
@@ -12,10 +12,10 @@ from dynamics.core.errors import UserError
 
 
 class _RunFirst(TyperGroup):
-    """A first word that names no command is the RUN that the command ``run`` is about."""
+    """Command group that reads a first word that names no command as the RUN of ``run``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the command's name in front where it is left out."""
+        """Put ``run`` in front where no command is named."""
         if args and args[0] not in (*self.commands, "--help"):
             args = ["run", *args]
         return super().parse_args(ctx, args)

@@ -48,7 +48,7 @@ app.add_typer(evaluate, name="evaluate")
 
 def main() -> None:
     """Entry point of the ``dynamics`` console command."""
-    # One bar is enough: transformers draws its own for every checkpoint that it loads.
+    # transformers draws a bar of its own for every checkpoint that it loads.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:transformers.modeling_utils")

@@ -1,4 +1,4 @@
-"""``dynamics plan``: what a run needs before it starts."""
+"""``dynamics plan``: needs of a run before it starts."""
 
 import json
 from typing import Annotated

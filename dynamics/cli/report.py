@@ -17,7 +17,7 @@ def report(
     ] = None,
 ) -> None:
     """Write RUN/report.html again from the stored results, and open it."""
-    folder = open_run(run)  # before the slow import: a wrong path is told at once
+    folder = open_run(run)  # before the slow import: a wrong path fails at once
     from dynamics.report.page import write_page
 
     page = write_page(folder)

@@ -16,7 +16,7 @@ def serve(context: typer.Context, run: Run) -> None:
     folder = open_run(run)
     cfg = folder.config()
     reports = folder.reports(cfg.rounds)
-    # A blocked round is the last one; what was promoted before it is served.
+    # A blocked round ends the run; the promoted one before it is served.
     if not reports or (reports[-1].promoted and reports[-1].round_id < cfg.rounds):
         raise UserError(f"{run} has not finished round {cfg.rounds}; bootstrap continues it")
     tree = cfg.model_dump(mode="json", exclude={"run_dir"})

@@ -1,4 +1,4 @@
-"""What the commands share: their parameters, the console, the run folder."""
+"""Parameters, console and run folder that the commands share."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def local(param: typer.CallbackParam, value: Path | None) -> Path | None:
-    """The ``callback`` of arguments and options that are paths.
+    """Check a path; the ``callback`` of arguments and options that are paths.
 
     Raises:
         UserError: the value is an address such as ``s3://lab/runs``.
@@ -62,14 +62,14 @@ Set = Annotated[
 
 
 def open_run(run: Path) -> "RunFolder":
-    """The run folder of an argument `Run`."""
+    """Open the run folder of an argument `Run`."""
     from dynamics.storage.run_folder import RunFolder
 
     return RunFolder(run.resolve())
 
 
 def run_module(module: str, arguments: list[str]) -> NoReturn:
-    """Go on as ``python -m module``.
+    """Replace this process by ``python -m module``.
 
     The core may not import the cluster's layer; a process of its own also gets the signals.
     """

@@ -16,8 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import httpx
 import numpy as np
@@ -38,18 +37,28 @@ from dynamics.core.images import (
 from dynamics.serving import schemas as api
 
 Picture = str | Path | bytes | Image.Image | NDArray[np.uint8]
-"""A file's name, an encoded picture (`dynamics.core.images.FORMATS`), a PIL picture, or uint8
-[H, W, 3]."""
+"""Path, encoded bytes (`dynamics.core.images.FORMATS`), PIL picture, or uint8 [H, W, 3]."""
 
 BUSY = (429, 503)
 MAX_WAIT_S = 30.0
-"""The longest pause before a busy service is asked again, whatever it says itself."""
+"""Longest pause before a busy service is asked again, whatever its Retry-After."""
 
 MessageT = TypeVar("MessageT", bound=BaseModel)
 
 
+class Sampling(TypedDict, total=False):
+    """Options of predictions and roll-outs, with the meaning and defaults of `api.Sampling`."""
+
+    n: int | None
+    temperature: float
+    seed: int
+    verifier: VerifierName | None
+    round: int | None
+    candidates: bool
+
+
 class RefusedError(UserError):
-    """The service understood who was asked and said no."""
+    """The service refused the request."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -66,11 +75,11 @@ class Chosen:
     chosen: int
     """Index of the frame among the N candidates."""
     scores: tuple[float, ...]
-    """One a candidate, higher is better, in nats."""
+    """Verifier score of each candidate in nats, higher is better."""
     candidates: tuple[Image.Image, ...] | None
-    """All N, where they were asked for."""
+    """Frames of all N candidates, where the request asked for them."""
     matches_ground_truth: bool | None
-    """Whether the domain's rules give exactly this frame; none = not known."""
+    """True when the domain's rules give exactly this frame; None when they do not know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +109,13 @@ class Step(Chosen):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """The prefix that is best after the last step; with a beam it may differ from the steps'."""
+    """The best prefix after the last step; with a beam it may differ from the steps'."""
 
     frames: tuple[Image.Image, ...]
-    """One an action."""
+    """Frames, one an action."""
     total: float
     matches_ground_truth: bool | None
-    """Whether the last frame is where the actions lead; none = not known."""
+    """True when the last frame shows where the actions lead; None when that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +125,7 @@ class Scene:
     name: str
     image: Image.Image
     actions: tuple[str, ...]
-    """Some that make sense on it."""
+    """Action sentences that make sense on it."""
 
 
 class Rollout(Iterator[Step]):
@@ -201,7 +210,7 @@ class Rollout(Iterator[Step]):
 
 
 class Client:
-    """One service. Not to be shared by threads that iterate over roll-outs at the same time."""
+    """Client of one service. Threads that iterate over roll-outs need one each."""
 
     def __init__(
         self,
@@ -210,14 +219,14 @@ class Client:
         timeout_s: float = 60.0,
         max_retries: int = 3,
     ) -> None:
-        """Nothing is sent yet.
+        """Configure the client; nothing is sent.
 
         Args:
-            url: where the service is, e.g. what ``dynamics serve`` prints.
+            url: address of the service, as ``dynamics serve`` prints it.
             api_key: sent as ``Authorization: Bearer``, where the service wants one.
             timeout_s: the longest silence of the service, not the length of a whole roll-out.
-            max_retries: how often a busy service is asked again, after the pause that it names.
-                Equal requests with equal seeds give equal answers, so that asking again is safe.
+            max_retries: most repeats to a busy service, after the pause that it names.
+                Repeating is safe, since equal requests with equal seeds get equal answers.
 
         Raises:
             UserError: not an address.
@@ -231,34 +240,14 @@ class Client:
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise UserError(f"{url!r} or its API key cannot be used: {_line(error)}") from error
 
-    def predict(
-        self,
-        image: Picture,
-        action: str,
-        *,
-        n: int | None = None,
-        temperature: float = 1.0,
-        seed: int = 0,
-        verifier: VerifierName | None = None,
-        round: int | None = None,
-        candidates: bool = False,
-    ) -> Prediction:
-        """The next frame after one action: the best of ``n`` (none = the service's own number).
+    def predict(self, image: Picture, action: str, **sampling: Unpack[Sampling]) -> Prediction:
+        """The next frame after one action: the best of ``n`` candidates.
 
         Raises:
             RefusedError: the picture or the action cannot be used, or the key is wrong.
             UserError: no answer.
         """
-        body = _without_none(
-            image=encode_image(image),
-            action=action,
-            n=n,
-            temperature=temperature,
-            seed=seed,
-            verifier=verifier,
-            round=round,
-            candidates=candidates,
-        )
+        body = _without_none(image=encode_image(image), action=action, **sampling)
         reply = self._ask(api.PredictReply, "POST", "/v1/predict", body)
         return Prediction(
             **_chosen(reply),
@@ -274,12 +263,7 @@ class Client:
         actions: Sequence[str],
         *,
         beam: int = 1,
-        n: int | None = None,
-        temperature: float = 1.0,
-        seed: int = 0,
-        verifier: VerifierName | None = None,
-        round: int | None = None,
-        candidates: bool = False,
+        **sampling: Unpack[Sampling],
     ) -> Rollout:
         """Several actions in a row; an iterator of steps that arrive as they are drawn.
 
@@ -288,15 +272,7 @@ class Client:
             UserError: no answer.
         """
         body = _without_none(
-            image=encode_image(image),
-            actions=list(actions),
-            beam=beam,
-            n=n,
-            temperature=temperature,
-            seed=seed,
-            verifier=verifier,
-            round=round,
-            candidates=candidates,
+            image=encode_image(image), actions=list(actions), beam=beam, **sampling
         )
         return Rollout(self._send("POST", "/v1/rollouts", body), self.url)
 
@@ -310,14 +286,14 @@ class Client:
         return self._ask(api.ModelsReply, "GET", "/v1/models")
 
     def scenes(self) -> tuple[Scene, ...]:
-        """Scenes at hand; empty where the service knows no world."""
+        """Example scenes; empty where the run's domain has none."""
         return tuple(
             Scene(name=scene.name, image=decode_image(scene.image), actions=tuple(scene.actions))
             for scene in self._ask(api.ScenesReply, "GET", "/v1/scenes").scenes
         )
 
     def ready(self) -> bool:
-        """Whether the service is there and has loaded its models; never raises for its absence."""
+        """True when the service has loaded its models; False also when nothing answers."""
         try:
             return self._http.get("/readyz").is_success
         except httpx.HTTPError:
@@ -330,12 +306,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ask(
@@ -373,7 +344,7 @@ class Client:
     def _why(self, response: httpx.Response) -> str:
         try:
             detail = api.ErrorReply.model_validate_json(response.content).detail
-        except ValidationError:  # of something between here and the service, e.g. a proxy
+        except ValidationError:  # the answer of a proxy, for example
             detail = response.reason_phrase or "no reason given"
         prefix = f"{self.url} refused ({response.status_code}): {_line(detail)}"
         if response.status_code == httpx.codes.UNAUTHORIZED:
@@ -413,7 +384,7 @@ def encode_image(picture: Picture) -> str:
 
 
 def open_image(picture: Picture) -> Image.Image:
-    """Its pixels, RGB.
+    """The picture's pixels, RGB.
 
     Raises:
         UserError: no such file, no picture, or not uint8 [H, W, 3].
@@ -437,7 +408,7 @@ def decode_image(text: str) -> Image.Image:
     """RGB picture of a reply's base64.
 
     Raises:
-        UserError: it is none.
+        UserError: it is no picture.
     """
     try:
         return read_picture(base64.b64decode(text, validate=True))
@@ -456,7 +427,7 @@ def pause_s(retry_after: str | None, attempt: int) -> float:
     if retry_after is not None and retry_after.isdecimal():
         wanted = float(retry_after)
     elif retry_after is not None:
-        with contextlib.suppress(ValueError):  # no date either: as if it said nothing
+        with contextlib.suppress(ValueError):  # no date either: ignored
             wanted = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
     return min(max(wanted, 0.0), MAX_WAIT_S)
 

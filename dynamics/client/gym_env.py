@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dynamics.client.client import Client, Picture, RefusedError, open_image
+from dynamics.client.client import Client, Picture, RefusedError, Sampling, open_image
 from dynamics.core.config import VerifierName
 from dynamics.core.errors import UserError
 from dynamics.serving.schemas import MAX_SEED, ModelsReply
@@ -33,9 +33,9 @@ RewardFunction = Callable[[Mapping[str, Any]], float]
 """From a step's ``info`` to its reward."""
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'-"
-"""What an action may be written with."""
+"""Characters of an action."""
 REFUSED_NATS = -100.0
-"""Below what a frame is scored with, so that saying nothing sensible is never the way to go."""
+"""Score of a refused action, below every frame's, so that nonsense never pays."""
 
 
 def no_reward(_: Mapping[str, Any]) -> float:
@@ -83,28 +83,28 @@ class RolloutEnv(gymnasium.Env[Frame, str]):
         reward_fn: RewardFunction = no_reward,
         render_mode: str | None = None,
     ) -> None:
-        """Ask the service what it can do; episodes need it all the time.
+        """Connect to the service, which every step asks.
 
         Args:
-            url: where the service is.
-            api_key: its key, where it wants one.
+            url: address of the service.
+            api_key: the service's key, where it wants one.
             n: candidates a step; none = the service's own number.
-            temperature: of sampling.
-            verifier: none = the service's own.
-            round: whose models answer; none = the round that is promoted now, for all episodes.
+            temperature: sampling temperature.
+            verifier: name of the verifier; none = the service's own.
+            round: round that answers; none = the promoted one now, for all episodes.
             max_steps: steps an episode.
             reward_fn: `no_reward`, `verifier_score`, or one of your own.
             render_mode: ``rgb_array`` or none.
 
         Raises:
-            UserError: no service, or one that cannot do what is asked.
+            UserError: no service, or one that does not offer these options.
         """
         self._client = Client(url, api_key)
         models = self._client.models()
         self.round = _round(models) if round is None else round
-        """Whose models answer."""
+        """Number of the round that answers."""
         _check(models, n, temperature, verifier, self.round, max_steps)
-        self._sampling: dict[str, Any] = {
+        self._sampling: Sampling = {
             "n": n,
             "temperature": temperature,
             "verifier": verifier,
@@ -148,16 +148,16 @@ class RolloutEnv(gymnasium.Env[Frame, str]):
         return self._frame.copy(), self._info("")
 
     def step(self, action: str) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Replace the picture by what the models say the sentence does to it.
+        """Replace the picture by the next frame that the models draw for the sentence.
 
         Raises:
             UserError: `reset` has not been called, or the service does not answer.
         """
         if self._frame is None:
             raise UserError("call reset before step")
-        seed = int(self.np_random.integers(MAX_SEED, endpoint=True))
+        self._sampling["seed"] = int(self.np_random.integers(MAX_SEED, endpoint=True))
         try:
-            drawn = self._client.predict(self._frame, action, seed=seed, **self._sampling)
+            drawn = self._client.predict(self._frame, action, **self._sampling)
         except RefusedError as error:
             if error.status != 422:
                 raise
@@ -224,7 +224,7 @@ def _check(
     round: int,
     max_steps: int,
 ) -> None:
-    """Refuse now what every step would be refused for, as if its action were at fault."""
+    """Refuse options for which the service would refuse every step."""
     rounds = [one.round for one in models.rounds]
     if n is not None and not 1 <= n <= models.max_samples:
         raise UserError(f"n={n}: the service draws 1 to {models.max_samples} candidates")

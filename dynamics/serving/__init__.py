@@ -1,1 +1,1 @@
-"""The generator as a service: its messages, its engine, and what guards both. No HTTP here."""
+"""The generator as a service: messages, batches, models and sessions, and the HTTP layer."""

@@ -13,7 +13,7 @@ class ServiceStatus:
 
     promoted: int | None
     refused: str | None
-    """Why the last promotion failed, if it did."""
+    """Reason why the last promotion failed, if it did."""
     waiting: int
     batch_sizes: dict[int, int]
     """Histogram: batch size, in requests, to number of batches."""
@@ -25,19 +25,19 @@ class Backend(Protocol):
     """The service behind the HTTP layer; bodies are JSON of `dynamics.serving.schemas`."""
 
     async def predict(self, body: bytes, timeout_s: float) -> ServiceResponse:
-        """The next frame."""
+        """`PredictRequest` to `PredictReply`."""
 
     def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event]:
-        """Events as they are made."""
+        """`RolloutRequest` to events, each sent when it is made."""
 
     async def label(self, body: bytes, timeout_s: float) -> ServiceResponse:
-        """The action between two frames."""
+        """`LabelRequest` to `LabelReply`."""
 
     async def models(self) -> ServiceResponse:
-        """Rounds and limits."""
+        """`ModelsReply`."""
 
     async def scenes(self) -> ServiceResponse:
-        """Examples to begin with."""
+        """`ScenesReply`."""
 
     async def status(self) -> ServiceStatus:
         """State, for readiness and metrics."""

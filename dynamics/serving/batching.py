@@ -1,7 +1,7 @@
-"""Requests that wait at the same time go through the model together.
+"""Batching: requests that wait at the same time go through the model together.
 
-There is no waiting for company: while one batch is computed the next one gathers, so a request that
-comes alone starts at once, and under load batches grow by themselves.
+A batch never waits to fill up: it takes the requests that arrived while the one before it was
+computed. So a single request starts at once, and batches grow with the load.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class _Waiting:
 
 
 class Batcher:
-    """Groups what is submitted by key and runs the groups in threads of its own.
+    """Groups submitted items by key and runs the groups in threads of its own.
 
     Args:
         run: Called with a key and its items, in a thread; returns one result an item, where an
@@ -66,8 +66,8 @@ class Batcher:
         Args:
             key: Items of one key may run together.
             item: What ``run`` gets.
-            rows: Its share of ``max_rows``.
-            deadline: On the clock of `time.monotonic`.
+            rows: The item's share of ``max_rows``.
+            deadline: Time on the clock of `time.monotonic`.
 
         Raises:
             ExpiredError: the deadline passed before its turn came.
@@ -97,13 +97,13 @@ class Batcher:
                 results = [error] * len(batch)
             self.seconds += time.perf_counter() - start
             for waiting, result in zip(batch, results, strict=True):
-                if waiting.future.done():  # its client has left meanwhile
+                if waiting.future.done():  # its client has left
                     continue
                 if isinstance(result, Exception):
                     waiting.future.set_exception(result)
                 else:
                     waiting.future.set_result(result)
-        # Not in a callback of the task: who was just answered may submit again before it runs.
+        # Not in a callback of the task: a client may submit again before that runs.
         self._num_running -= 1
 
     def _take(self) -> list[_Waiting]:

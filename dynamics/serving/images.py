@@ -1,4 +1,4 @@
-"""Pictures as they travel: base64 of encoded pictures in, base64 of PNG out."""
+"""Pictures in messages: base64 of encoded files in requests, base64 of PNG in replies."""
 
 import asyncio
 import base64
@@ -11,11 +11,11 @@ from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.serving.schemas import MAX_IMAGE_BYTES
 
 _SMALL_PICTURE_BYTES = 2**16
-"""Base64 of at most so many bytes is decoded at once: a thread would cost more than it frees."""
+"""Most bytes of base64 that are decoded without a thread, which would cost more."""
 
 
 async def to_frame(text: str, images: ImageTokenizer) -> np.ndarray:
-    """The picture in a base64 text as the model wants it, uint8 [H, W, 3].
+    """The picture in a base64 text at the model's size, uint8 [H, W, 3].
 
     Raises:
         PictureError: as `from_base64` and `read_picture`.

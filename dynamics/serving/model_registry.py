@@ -1,4 +1,4 @@
-"""Registry of a run's promoted rounds: which can be asked, and which are in memory."""
+"""Registry of a run's promoted rounds, the last two asked of which stay in memory."""
 
 import threading
 from collections import OrderedDict
@@ -33,10 +33,10 @@ def promoted_rounds(folder: RunFolder) -> dict[int, RoundReport]:
 
 
 def check_bytes(models: ModelRef) -> None:
-    """Compare adapters and base with the digests that the round's report names.
+    """Compare adapters and base with the digests in the round's report.
 
     Raises:
-        UserError: they are not what was evaluated.
+        UserError: they differ from those that were evaluated.
     """
     for fitted, digest in ((models.idm, models.idm_digest), (models.fdp, models.fdp_digest)):
         if not fitted.is_dir() or adapter_digest(models.base, fitted) != digest:
@@ -64,9 +64,9 @@ class ModelRegistry(Generic[Loaded]):
         self.folder = folder
         self._load = load
         self._loaded: OrderedDict[int, Loaded] = OrderedDict()
-        self._lock = threading.Lock()  # around what is loaded; never held while loading
+        self._lock = threading.Lock()  # guards _loaded; never held while loading
         self.promoted: int | None = None
-        """The round that answers when none is named; none before the first promotion."""
+        """Round of requests that name none; None before the first promotion."""
 
     def known(self) -> dict[int, RoundReport]:
         """Rounds that can be asked."""
@@ -106,13 +106,13 @@ class ModelRegistry(Generic[Loaded]):
         return loaded
 
     def promote(self, round_id: int) -> None:
-        """Answer with a round that is loaded already when none is named."""
+        """Make a loaded round the one that answers requests that name none."""
         with self._lock:
             self.promoted = round_id
             self._evict(keep=round_id)
 
     def drop(self, round_id: int) -> None:
-        """Forget a round that turned out bad; never the one that answers."""
+        """Unload a bad round, unless it is the promoted one."""
         with self._lock:
             if round_id != self.promoted:
                 self._loaded.pop(round_id, None)

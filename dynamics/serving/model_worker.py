@@ -21,7 +21,7 @@ from dynamics.models.image_tokenizer import ImageTokenizer
 
 MIN_ROWS = 8
 """Least sampled rows of a forward. Matrix products of fewer rows take other paths through the CPU's
-library and round differently, which would make a request's scores depend on its company."""
+library and round differently: a request's scores would depend on the rest of its batch."""
 
 _PROBE_ACTION = "left"
 _PROBE = SamplingParams(num_samples=2, temperature=1.0)
@@ -43,30 +43,30 @@ class InferenceRequest:
     """A best-of-N prediction to be made in a batch. Its callables run in the worker's thread."""
 
     source: Callable[[], Codes]
-    """Gives codes [K, L]."""
+    """Returns codes [K, L]."""
     action: str
     seeds: Callable[[], Sequence[int]]
-    """Gives K seeds."""
+    """Returns K seeds."""
     verifier: VerifierName
     finish: Callable[[Prediction], Any]
-    """Makes the result from a prediction of K sources."""
+    """Converts a prediction of K sources to the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two frames whose action is asked for, uint8 [H, W, 3] each."""
+    """Two frames to label, uint8 [H, W, 3] each."""
 
-    before: np.ndarray
-    after: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
 
 
 class ModelWorker:
     """One round's models. Not safe to call from two threads, except where the IDM is elsewhere.
 
     Args:
-        round_id: Which round it is.
-        inverse: Its IDM.
-        forward: Its FDP.
+        round_id: Number of the round.
+        inverse: The round's IDM.
+        forward: The round's FDP.
         max_action_tokens: Longest sentence that the IDM writes.
     """
 
@@ -80,7 +80,7 @@ class ModelWorker:
 
     @property
     def images(self) -> ImageTokenizer:
-        """Frames to codes and back."""
+        """Image tokenizer of the round's base."""
         return self.forward.images
 
     def check_action(self, action: str) -> None:
@@ -124,23 +124,26 @@ class ModelWorker:
                 results.append(
                     request.finish(_best_of(part, request.verifier, candidates, evidence))
                 )
-            except Exception as error:  # of one request: no reason to fail the others
+            except Exception as error:  # one request's failure must not fail the others
                 results.append(error)
         return results
 
     def label(self, pairs: Sequence[Pair]) -> list[Caption]:
-        """What the IDM sees between two frames."""
-        before = np.concatenate([self.encode(pair.before) for pair in pairs])
-        after = np.concatenate([self.encode(pair.after) for pair in pairs])
-        before, after = _at_least(MIN_ROWS, before), _at_least(MIN_ROWS, after)
-        captions = self.inverse.label(before, after, max_action_tokens=self._max_action_tokens)
+        """Greedy action sentences of the pairs."""
+        source_BL, target_BL = (
+            _at_least(MIN_ROWS, np.concatenate([self.encode(frame) for frame in frames]))
+            for frames in zip(*((pair.source, pair.target) for pair in pairs), strict=True)
+        )
+        captions = self.inverse.label(
+            source_BL, target_BL, max_action_tokens=self._max_action_tokens
+        )
         return captions[: len(pairs)]
 
     def probe(self) -> None:
-        """Draw and score something: a damaged or diverged adapter must not answer anybody.
+        """Draw and score one frame, to find a damaged or diverged adapter.
 
         Raises:
-            UserError: a probability or a code is not what it must be.
+            UserError: a log-probability is NaN or above 0.
         """
         side = self.images.frame_px
         grey = self.encode(np.full((side, side, 3), 128, dtype=np.uint8))

@@ -62,10 +62,10 @@ class RoundService:
         self._scenes: ServiceResponse | None = None
 
     async def promote(self, round_id: int) -> bool:
-        """Load a round, try it, and let it answer from now on; requests go on meanwhile.
+        """Load a round, try it, and promote it; requests are answered meanwhile.
 
-        False when it is no good: what answered before goes on, or, when nothing did, the newest
-        older round that is good. `status` says why.
+        False when the round is refused, for the reason in `status`: the promoted one stays, or,
+        where there is none, the newest good round before it is promoted.
         """
         self._refused = None
         candidates = [round_id]
@@ -82,7 +82,7 @@ class RoundService:
         return self._refused is None
 
     async def prepare(self, round_id: int) -> str | None:
-        """Load a round and try it, beside the one that answers; what is wrong with it, if it is."""
+        """Load and try a round without promoting it; the reason to refuse it, or None."""
         try:
             async with self._loading:
                 worker = await asyncio.to_thread(self._registry.get, round_id)
@@ -207,7 +207,7 @@ class RoundService:
         return self._scenes
 
     async def status(self) -> ServiceStatus:
-        """Readiness and figures."""
+        """State, for readiness and metrics."""
         return ServiceStatus(
             promoted=self._registry.promoted,
             refused=self._refused,
@@ -215,8 +215,6 @@ class RoundService:
             batch_sizes=dict(self._batcher.sizes),
             batch_seconds=self._batcher.seconds,
         )
-
-    # Details.
 
     async def _worker(self, round_id: int | None) -> ModelWorker:
         found = self._registry.cached(round_id)

@@ -1,4 +1,4 @@
-"""Sessions: one client request from its frame, over inference requests, to its messages."""
+"""Sessions: the frame, inference requests and messages of one client request."""
 
 from typing import Any
 
@@ -34,10 +34,10 @@ class _Session:
 
     Args:
         worker: Models of the round that is asked.
-        domain: What is known about where actions lead.
+        domain: Outcomes of actions, as far as they are known.
         frame: uint8 [H, W, 3], the picture as the model sees it.
         request: How candidates are drawn.
-        actions: One a step.
+        actions: Sentences, one a step.
         verifier: Name of the verifier that chooses.
     """
 
@@ -79,10 +79,9 @@ class _Session:
 
 
 def expected_states(domain: Domain, frame_HW3: np.ndarray, actions: list[str]) -> list[str | None]:
-    """The state after each action; None from where on it is not known.
+    """The state after each action; None from the first action on whose outcome is not known.
 
-    That is from the start when the frame is not recognised, else from the first sentence that leads
-    to no state.
+    All are None when the frame is not recognised.
     """
     state = domain.recognised(frame_HW3)
     states = []

@@ -1,4 +1,4 @@
-"""The HTTP layer's way to the generator's replicas, which may die on it."""
+"""Backend of the HTTP layer in the generator's replicas; survives their deaths."""
 
 import asyncio
 import json
@@ -16,19 +16,22 @@ from dynamics.serving.http.responses import Event, ServiceResponse, error_respon
 from ray_jobs.serving.generator import ATTEMPTS
 
 _CALLS = 2
-"""Calls on their way to every generator replica: one is computed, one is ready to be."""
+"""Calls per generator replica at a time: one is computed, one waits."""
+
+_Waiting = tuple[bytes, float, "asyncio.Future[ServiceResponse]"]
+"""A request: body, deadline on the clock of `time.monotonic`, response."""
 
 
 class Carrier:
-    """Takes predictions to the generator, those that wait at the same time in one call.
+    """Sends predictions to the generator, those that wait at the same time in one call.
 
-    A call costs a replica 3 ms beside its models, whether it holds one request or sixteen. One that
-    comes alone goes at once.
+    A call costs a replica 3 ms beside its models, whether it holds one request or sixteen. A single
+    request is sent at once.
 
     Args:
-        call: Sends bodies with their times left; gives answers in the same order.
-        most: Requests in a call.
-        calls: Calls on their way at a time.
+        call: Sends bodies with their remaining seconds; returns responses in the same order.
+        most: Most requests in a call.
+        calls: Most calls at a time.
     """
 
     def __init__(
@@ -41,11 +44,11 @@ class Carrier:
         self._call = call
         self._most = most
         self._free = calls
-        self._waiting: deque[tuple[bytes, float, asyncio.Future[ServiceResponse]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 
     async def ask(self, body: bytes, timeout_s: float) -> ServiceResponse:
-        """One prediction; cancelling it before it is sent takes it out."""
+        """One prediction; cancelling the caller takes it out of the queue until it is sent."""
         future: asyncio.Future[ServiceResponse] = asyncio.get_running_loop().create_future()
         self._waiting.append((body, time.monotonic() + timeout_s, future))
         self._send()
@@ -53,7 +56,7 @@ class Carrier:
 
     def _send(self) -> None:
         while self._free and self._waiting:
-            batch: list[tuple[bytes, float, asyncio.Future[ServiceResponse]]] = []
+            batch: list[_Waiting] = []
             while self._waiting and len(batch) < self._most:
                 if not (waiting := self._waiting.popleft())[2].done():
                     batch.append(waiting)
@@ -63,9 +66,7 @@ class Carrier:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _deliver(
-        self, batch: list[tuple[bytes, float, asyncio.Future[ServiceResponse]]]
-    ) -> None:
+    async def _deliver(self, batch: list[_Waiting]) -> None:
         def call() -> Awaitable[list[tuple[int, str]]]:
             now = time.monotonic()
             return self._call([(body, deadline - now) for body, deadline, _ in batch])
@@ -77,9 +78,8 @@ class Carrier:
                 if not future.done():
                     future.set_exception(error)
         else:
-            for (_, _, future), answer in zip(
-                batch, answers or [_dead()] * len(batch), strict=True
-            ):
+            answers = answers or [_dead()] * len(batch)
+            for (_, _, future), answer in zip(batch, answers, strict=True):
                 if not future.done():
                     future.set_result(ServiceResponse(*answer))
         finally:
@@ -88,9 +88,9 @@ class Carrier:
 
 
 class RemoteBackend:
-    """`dynamics.serving.service.Backend` in the generator's replicas.
+    """`dynamics.serving.backend.Backend` in the generator's replicas.
 
-    A call to a replica that dies is made again, with another one: the client does not notice.
+    A call to a replica that dies is repeated with another one; the client does not notice.
     """
 
     def __init__(self, generator: DeploymentHandle[Any], options: ServeConfig) -> None:
@@ -100,26 +100,26 @@ class RemoteBackend:
             most=max(1, options.batch_rows // options.num_samples),
             calls=_CALLS * (options.max_replicas or options.num_replicas),
         )
-        self._streams: Any = generator.options(stream=True)  # calls give iterators then
+        self._streams: Any = generator.options(stream=True)  # calls return iterators
 
     async def predict(self, body: bytes, timeout_s: float) -> ServiceResponse:
-        """The next frame."""
+        """As `Backend.predict`."""
         return await self._carrier.ask(body, timeout_s)
 
     async def label(self, body: bytes, timeout_s: float) -> ServiceResponse:
-        """The action between two frames."""
+        """As `Backend.label`."""
         return await self._ask(lambda: self._generator.label.remote(body, timeout_s))
 
     async def models(self) -> ServiceResponse:
-        """Rounds and limits."""
+        """As `Backend.models`."""
         return await self._ask(lambda: self._generator.models.remote())
 
     async def scenes(self) -> ServiceResponse:
-        """Scenes at hand."""
+        """As `Backend.scenes`."""
         return await self._ask(lambda: self._generator.scenes.remote())
 
     async def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event]:
-        """Events as they are made; after a death those that were sent are left out."""
+        """As `Backend.rollout`; after a death, events that were sent are not repeated."""
         sent = 0
         for _ in range(ATTEMPTS):
             position = 0
@@ -138,7 +138,7 @@ class RemoteBackend:
         yield Event("error", dead.body, dead.status)
 
     async def status(self) -> ServiceStatus:
-        """Summed over the replicas; the oldest promoted round, while they change."""
+        """Sums over the replicas; while they change rounds, the oldest promoted one."""
         replicas: list[ServiceStatus] = await self._generator.broadcast("status").results_async()
         rounds = [replica.promoted for replica in replicas if replica.promoted is not None]
         sizes: dict[int, int] = {}
@@ -160,7 +160,7 @@ class RemoteBackend:
 
 
 async def survive(call: Callable[[], Awaitable[Any]]) -> Any:
-    """The result of a call to replicas, made again when one dies; None when all do."""
+    """The result of a call, repeated when the replica dies; None after `ATTEMPTS` deaths."""
     for _ in range(ATTEMPTS):
         try:
             return await call()
@@ -170,7 +170,7 @@ async def survive(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def _of_round(body: bytes, start: str) -> bytes:
-    """The request for the round that its start names: a promotion must not change it midway."""
+    """The request pinned to the round in its start event, also over a promotion."""
     return json.dumps(json.loads(body) | {"round": json.loads(start)["round"]}).encode()
 
 

@@ -1,8 +1,8 @@
 """The replicas behind the HTTP layer: the generator (FDP) and the verifier (IDM) of a run.
 
-Serve calls ``reconfigure`` with ``{"round": 3}`` when a round is promoted: it is loaded and tried
-beside the one that answers, and takes over in between two requests. A bad one changes nothing;
-``status`` says why. Raising would make Serve replace a replica that works by one that cannot start.
+Serve calls ``reconfigure`` with ``{"round": 3}`` to promote a round, which is loaded and tried
+beside the promoted one and takes over between two requests. A bad round changes nothing; ``status``
+holds the reason. Raising would make Serve replace a working replica by one that cannot start.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from dynamics.storage.run_folder import RunFolder
 _log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
-"""How often a call is made to replicas that die. Repeating is safe: seeds decide the answer."""
+"""Most tries of a call whose replicas die. Repeating is safe: seeds decide the answer."""
 
 
 class Generator:
@@ -59,11 +59,11 @@ class Generator:
         self.service = RoundService(cfg, registry, num_threads=1 if verifier is None else 2)
 
     async def reconfigure(self, user_config: dict[str, int]) -> None:
-        """Promote ``user_config["round"]``, or keep what answers."""
+        """Promote ``user_config["round"]``, or keep the promoted one when it is bad."""
         await self.service.promote(user_config["round"])
 
     async def prepare(self, round_id: int) -> str | None:
-        """Load and try a round without letting it answer; what is wrong with it, if it is."""
+        """As `RoundService.prepare`."""
         return await self.service.prepare(round_id)
 
     async def predict(self, body: bytes, timeout_s: float) -> tuple[int, str]:
@@ -109,7 +109,7 @@ class Verifier:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="idm")
 
     async def reconfigure(self, user_config: dict[str, int]) -> None:
-        """Have ``user_config["round"]`` at hand; whether it is good the generator finds out."""
+        """Load ``user_config["round"]``; the generator tries it."""
         round_id = user_config["round"]
         try:
             await self._in_thread(self._registry.get, round_id)

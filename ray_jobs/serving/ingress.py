@@ -30,7 +30,7 @@ PAGE = Path(__file__).resolve().parent / "page"
 GENERATOR = "Generator"
 """The deployment that holds the rounds, in every layout."""
 _OPEN = 1000
-"""Requests that a replica may have open: our own bounds are lower, and answer in JSON."""
+"""Most open requests of a replica; our own bounds are lower, and answer in JSON."""
 
 
 @serve.ingress()
@@ -57,8 +57,8 @@ class Whole(Generator):
 def build(cfg: LoopConfig, run_dir: Path, round_id: int) -> Application:
     """The deployments that ``cfg.serve`` asks for, answering with a round of a run.
 
-    Their version says what they are made from, the round apart: without one every `serve.run` would
-    replace all replicas instead of telling them of the new round.
+    Their version hashes all arguments but the round, so that `serve.run` passes a new round to the
+    running replicas instead of replacing them.
     """
     options = cfg.serve
     run = str(run_dir)
@@ -98,15 +98,15 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run: Path
-    """Run folder, absolute, or relative to where Ray was started."""
+    """Run folder, absolute or relative to the folder in which Ray was started."""
     round: int | None = None
-    """None = the last promoted one."""
+    """Number of the round; None = the last promoted one."""
     overrides: list[str] = []
-    """E.g. ``serve.num_replicas=2``."""
+    """Overrides of the config, e.g. ``serve.num_replicas=2``."""
 
 
 def app(args: AppArgs) -> Application:
-    """For ``serve deploy``: the service of a finished run.
+    """The service of a finished run, for ``serve deploy``.
 
     Raises:
         UserError: no such run, or nothing in it was promoted.

@@ -1,4 +1,4 @@
-"""Put a run behind HTTP with Ray Serve: start, promote, check, tell how to ask it."""
+"""Put a run behind HTTP with Ray Serve: start, promote, check, write examples."""
 
 import logging
 import shlex
@@ -22,17 +22,17 @@ from dynamics.storage.run_folder import RunFolder
 from ray_jobs import runtime
 
 Example = tuple[Any, str]
-"""A frame, uint8 [H, W, 3], and an action sentence."""
+"""Example request: a frame, uint8 [H, W, 3], and an action sentence."""
 
 _APP = "dynamics"
 _EXAMPLE_STEPS = 3
 _PROXY_GRACE_S = 10.0
-"""What Serve's proxy waits beyond our own deadline, which answers better."""
+"""Seconds that Serve's proxy waits beyond our own deadline, whose error is clearer."""
 _READY_TIMEOUT_S = 120.0
 
 
 def check_address(options: ServeConfig) -> None:
-    """Refuse what cannot or must not be bound, before anything is started.
+    """Refuse an address that cannot or must not be bound, before anything is started.
 
     Raises:
         UserError: not a loopback address and no API key, or the port is taken.
@@ -59,12 +59,11 @@ def check_address(options: ServeConfig) -> None:
 def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
     """Have a round answer over HTTP; returns the URL.
 
-    Where the service is up with the same settings already, its replicas load the round beside the
-    one that answers, and switch.
+    Replicas of a running service with the same settings load the round beside the promoted one, and
+    switch.
 
     Raises:
-        UserError: the port is taken by somebody else, or the round is no good; in that case what
-            answered before still does.
+        UserError: the port is taken, or the round is bad; then the promoted one still answers.
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -72,7 +71,7 @@ def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
 
     from ray_jobs.serving.ingress import GENERATOR, build
 
-    # The import has reset the level. What goes wrong is raised, and told in one line by who asked.
+    # The import has reset the level; errors are raised and printed in one line.
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
     options = cfg.serve
     if not serve.status().proxies:
@@ -96,7 +95,7 @@ def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
 
 
 def _prepare(generator: Any, round_id: int) -> None:
-    """Have every replica load and try a round before any of them answers with it.
+    """Have every replica load and try a round before any of them promotes it.
 
     Raises:
         UserError: one of them refuses; all go on as before.
@@ -107,7 +106,7 @@ def _prepare(generator: Any, round_id: int) -> None:
 
 
 def url_of(options: ServeConfig) -> str:
-    """Where the service answers from this machine."""
+    """Address of the service from this machine."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     return f"http://{host}:{options.port}"
 
@@ -184,7 +183,7 @@ def write_examples(cfg: LoopConfig, folder: RunFolder, example: Example, url: st
 
 
 def serve_run(cfg: LoopConfig, folder: RunFolder) -> str:
-    """Deploy the last promoted round of a run; returns what to tell the user.
+    """Deploy the last promoted round of a run; returns lines for the user.
 
     Raises:
         UserError: no round is promoted, the port is taken, or no answer came.
@@ -199,8 +198,8 @@ def serve_round(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
     """Deploy a round and check that it answers; returns the page's address and a curl line.
 
     Raises:
-        UserError: Ray or Serve did not start, the port is taken, or the round does not answer. What
-            was started for it is taken down again.
+        UserError: Ray or Serve did not start, the port is taken, or the round does not answer. All
+            that this call started is stopped again.
     """
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
@@ -223,14 +222,14 @@ def serve_round(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
 
 @contextmanager
 def _all_or_nothing() -> Iterator[None]:
-    """A body that fails leaves of Serve what there was before it."""
+    """Restore Serve to its state before the body when the body fails."""
     from ray import serve
 
     before = serve.status()
     try:
         yield
     except Exception:
-        with suppress(Exception):  # the body's failure is the one to tell
+        with suppress(Exception):  # the body's failure is the one to raise
             if not before.proxies and not before.applications:
                 serve.shutdown()  # type: ignore[no-untyped-call]  # Serve has no annotation here
             elif _APP not in before.applications:
@@ -239,16 +238,16 @@ def _all_or_nothing() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The line of an error that says why."""
+    """Line of an error that holds the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    # The text of an error from a worker is a traceback, which ends with what went wrong.
+    # A worker's error is a traceback, whose last line is the reason.
     return lines[-1 if "ray::" in str(error) else 0].rstrip(".")
 
 
 def undeploy(cfg: LoopConfig) -> None:
-    """Take the generator down, and nothing else that may be served on a joined cluster."""
+    """Stop the generator, and nothing else that is served on a joined cluster."""
     from ray import serve
 
     with runtime.on_ray(cfg.cluster):
@@ -256,7 +255,7 @@ def undeploy(cfg: LoopConfig) -> None:
 
 
 def wait_for_interrupt() -> None:
-    """Return at Ctrl-C, or at the signal by which service managers end a process."""
+    """Wait for Ctrl-C, or the signal by which service managers end a process."""
     wanted = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: wanted.set())

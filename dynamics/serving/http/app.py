@@ -1,4 +1,4 @@
-"""The HTTP layer: routes, their description, server-sent events, the page. Knows no model."""
+"""The HTTP layer: routes, their description, server-sent events, the page."""
 
 import asyncio
 import json
@@ -176,7 +176,7 @@ class _Posts:
         """Count a request as open while the body runs.
 
         Raises:
-            Refused: as many are open as may be.
+            Refused: the most that may be open are open.
         """
         if self._open >= self._options.max_queued:
             raise Refused(503, "too many requests are waiting; ask again later", RETRY_AFTER_S)
@@ -270,7 +270,7 @@ def _respond(response: ServiceResponse) -> Response:
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
-    """Unknown paths and methods."""
+    """Error response for an unknown path or method."""
     assert isinstance(error, HTTPException)
     body = error_response(error.status_code, str(error.detail)).body
     return Response(body, error.status_code, error.headers, media_type=_JSON)

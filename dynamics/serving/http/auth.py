@@ -1,4 +1,4 @@
-"""The API key: from an environment variable or a file, and nowhere else."""
+"""The API key, from an environment variable or a file."""
 
 import os
 
@@ -12,7 +12,7 @@ def read_key(options: ServeConfig) -> str | None:
     """The key that clients must present; None when the config names no place for one.
 
     Raises:
-        UserError: a place is named, and no fit key is there. The key itself is never repeated.
+        UserError: the named place holds no fit key. The message never holds the key.
     """
     if options.api_key_env is None and options.api_key_file is None:
         return None

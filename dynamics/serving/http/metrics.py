@@ -1,4 +1,4 @@
-"""Figures for Prometheus: of the HTTP layer, and of the service behind it."""
+"""Metrics of the HTTP layer and of the service behind it, for Prometheus."""
 
 from collections.abc import Iterable
 
@@ -39,17 +39,17 @@ class HttpMetrics:
         )
 
     def begin(self) -> None:
-        """A request has come."""
+        """Count a request that arrived."""
         self._open.inc()
 
     def end(self, route: str, status: int, seconds: float) -> None:
-        """It is answered, or its client has left (status 0)."""
+        """Count a request that was answered, or whose client has left (status 0)."""
         self._open.dec()
         self._requests.labels(route, str(status) if status else "left").inc()
         self._seconds.labels(route).observe(seconds)
 
     def text(self, status: ServiceStatus) -> bytes:
-        """The exposition, with the service's own figures."""
+        """Metrics in Prometheus' text format, with the service's own."""
         own = CollectorRegistry()
         own.register(_ServiceFigures(status))
         return generate_latest(self._registry) + generate_latest(own)

@@ -43,7 +43,7 @@ class Refused(Exception):  # noqa: N818  an outcome, not a fault
 
 
 class BodyTooLargeError(Exception):
-    """The body is longer than the limit: raised to whoever reads it."""
+    """The body is longer than the limit; raised where it is read."""
 
 
 class ServiceMiddleware:
@@ -100,13 +100,13 @@ class ServiceMiddleware:
 
 
 class _Reply:
-    """Sends the reply on, with the security headers, and remembers its status."""
+    """Passes the reply on with the security headers, and remembers its status."""
 
     def __init__(self, send: Send, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self._send = send
         self._headers = headers
         self.status = 0
-        """0 before anything was sent."""
+        """HTTP status; 0 before anything was sent."""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -133,7 +133,7 @@ class _Reply:
 
 
 def _limited(receive: Receive) -> Receive:
-    """Count what is received; announced or not, too much is refused."""
+    """Count received bytes and refuse too many, whatever the request announced."""
     seen = 0
 
     async def counted() -> Message:
@@ -148,7 +148,7 @@ def _limited(receive: Receive) -> Receive:
 
 
 def _only_this_machine(scope: Scope) -> None:
-    """Without a key: neither another machine, nor a web page that made its name point here."""
+    """Refuse other machines, and web pages whose host name was made to point here."""
     server = scope.get("server")
     if server is not None and not is_loopback(server[0]):
         raise Refused(
@@ -163,7 +163,7 @@ def _only_this_machine(scope: Scope) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
+    """True for a host name or address of this machine's loopback."""
     if host == "localhost":
         return True
     try:

@@ -1,8 +1,7 @@
 """Limit on open requests in Serve's proxy, where refusing one costs least.
 
-Handing a request on costs the proxy and an HTTP replica about 4 ms each, refusing it here a tenth
-of that. Under ten times the load that is possible, requests that are only refused further inside
-would take the whole machine.
+Passing a request on costs the proxy and an HTTP replica about 4 ms each; refusing it here costs a
+tenth of that. At ten times the capacity, refusals in the replicas would take the whole machine.
 """
 
 from starlette.middleware import Middleware
@@ -49,7 +48,7 @@ class ProxyLimit:
         async def counting() -> Message:
             nonlocal counted
             message = await receive()
-            # Only from here on does it cost anything: who sends slowly keeps nobody out.
+            # A request counts once it has arrived: slow senders keep nobody out.
             if not (counted or message.get("more_body", False)):
                 counted = True
                 self._open += 1
@@ -60,8 +59,8 @@ class ProxyLimit:
                 headers = dict(message["headers"])
                 if (max_open := headers.pop(MAX_OPEN, None)) is not None:
                     self._max_open = int(max_open)
-                    kept = [pair for pair in message["headers"] if pair[0] != MAX_OPEN]
-                    message = {**message, "headers": kept}
+                    others = [pair for pair in message["headers"] if pair[0] != MAX_OPEN]
+                    message = {**message, "headers": others}
             await send(message)
 
         try:

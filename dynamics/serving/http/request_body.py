@@ -15,7 +15,7 @@ from dynamics.serving.http.responses import explain
 from dynamics.serving.schemas import MAX_BODY_BYTES, MAX_STEPS, Message
 
 BODY_TIMEOUT_S = 10.0
-"""A client that sends its request more slowly than this is cut off."""
+"""Longest time that a client may take to send its request."""
 
 
 async def read(request: Request, kind: type[Message]) -> bytes:

@@ -58,7 +58,7 @@ def error_response(status: int, detail: str) -> ServiceResponse:
 
 
 def explain(error: ValidationError) -> str:
-    """All problems in one line; what was sent is not repeated."""
+    """All problems in one line, without the values that were sent."""
     problems = []
     for problem in error.errors(include_input=False, include_url=False, include_context=False):
         place = ".".join(str(part) for part in problem["loc"])
@@ -67,6 +67,6 @@ def explain(error: ValidationError) -> str:
 
 
 def one_line(error: Exception | str) -> str:
-    """Without line ends and other control characters, at most 500 characters."""
+    """Text of an error without control characters, at most 500 characters."""
     text = " ".join(str(error).split())
     return "".join(letter for letter in text if letter.isprintable())[:500] or "unknown error"

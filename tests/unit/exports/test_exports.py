@@ -34,7 +34,7 @@ LABEL_FORMATS = [name for name in EXPORTS if name != "adapters"]
 
 
 class Row:
-    """What a reader of any format must find."""
+    """A row that a reader of any format must find."""
 
     def __init__(self, action: str, before: Any, after: Any, lineage: dict[str, Any]) -> None:
         self.action = action
@@ -68,7 +68,7 @@ def copied(run: RunFolder, tmp_path: Path) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def truth(run: RunFolder) -> dict[str, Row]:
-    """What is exported, by label_id, from the run itself."""
+    """The exported rows by label_id, from the run itself."""
     rows = accepted_labels(run, None).rows(silent)
     return {row.key: Row(row.action, row.source, row.target, row.lineage) for row in rows}
 
@@ -87,7 +87,7 @@ def open_png(payload: bytes) -> Image.Image:
 
 
 def read_aurora(folder: Path) -> Iterator[Row]:
-    """As AURORA's own loader does: in its folder, by the paths of the entries."""
+    """Read like AURORA's own loader: in its folder, by the paths of the entries."""
     (task,) = (folder / "data").iterdir()
     for entry in json.loads((folder / "data" / task.name / "train.json").read_text()):
         assert entry["input"].split("/")[1] == task.name
@@ -252,7 +252,7 @@ def test_without_clips_the_frames_are_drawn_from_the_codes(
     assert drawn == {key for key, row in truth.items() if row.lineage["clip_path"] in gone}
     assert drawn
     assert labels.frames_from == {"codes": len(drawn), "clip": len(truth) - len(drawn)}
-    assert all(rows[key].before.shape == truth[key].before.shape for key in drawn)
+    assert all(rows[key].source.shape == truth[key].before.shape for key in drawn)
 
 
 def test_large_exports_are_cut_into_shards(
