@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Outcome:
-    """One request: when it left, how long its answer took, both in seconds, and its status."""
+    """One request: its start and duration in seconds, and its status."""
 
     sent_s: float
     took_s: float
@@ -52,7 +52,7 @@ class Client:
         return status, reply
 
     def close(self) -> None:
-        """Close what is idle."""
+        """Close the idle connections."""
         while self.idle:
             self.idle.pop()[1].close()
 
@@ -113,6 +113,6 @@ async def open_loop(
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest rank; NaN of nothing."""
+    """Percentile by nearest rank; NaN without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")

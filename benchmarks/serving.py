@@ -1,4 +1,4 @@
-"""How the service behaves beside its own worker, under load, beyond it, and when replicas die.
+"""Overhead, throughput, overload and kills of the service, beside its own worker.
 
     python benchmarks/serving.py RUN                          all sections, ~6 minutes
     python benchmarks/serving.py RUN --sections overhead throughput --repeats 5
@@ -89,7 +89,7 @@ class Bench:
         self.cfg: LoopConfig = self.base
 
     def deploy(self, *overrides: str) -> None:
-        """Put the service up in a layout."""
+        """Deploy the service in a layout."""
         self.cfg = with_overrides(self.base, overrides)
         serve.deploy(self.cfg, self.folder, self.round_id)
 
@@ -99,7 +99,7 @@ class Bench:
         return Client("127.0.0.1", self.cfg.serve.port)
 
     def draw(self, requests: Sequence[PredictRequest]) -> list[np.ndarray]:
-        """What the worker makes of requests, frames and all, without the service."""
+        """Frames that the worker draws for requests, without the service."""
         return self.worker.predict([self._draw(r) for r in requests], SAMPLING)
 
     def _draw(self, request: PredictRequest) -> InferenceRequest:
@@ -133,7 +133,7 @@ def overhead(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def overhead_of(bench: Bench, name: str, repeats: int) -> None:
-    """In the layout that is up: pairs of one request each, worker first."""
+    """Overhead of the deployed layout: pairs of one request each, worker first."""
     client = bench.client
 
     async def ask(body: bytes) -> tuple[int, bytes]:
@@ -210,7 +210,7 @@ def goodput(outcomes: Sequence[Outcome], seconds: float) -> float:
 
 
 def throughput(bench: Bench, options: argparse.Namespace) -> float:
-    """16 clients that offer a tenth more than the worker can do; returns the service's capacity."""
+    """16 clients that offer a tenth more than the worker's rate; returns the capacity."""
     best = 0.0
     for name, layout in (
         ("one process", ONE_PROCESS),
@@ -454,7 +454,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")
     runtime.prepare_environment()
-    # As the replicas do: on two cores the second thread would be the one that HTTP has to do with.
+    # As in the replicas: on two cores HTTP needs the second thread.
     torch.set_num_threads(1)
     bench = Bench(options.run, options.port, options.set)
     try:
@@ -463,7 +463,7 @@ def main() -> None:
             SECTIONS[name](bench, options)
     finally:
         runtime.stop_ray()
-    # The results are kept in the repository: where somebody's run lies is nobody's business there.
+    # The results go into the repository, which the path of a run is no part of.
     words = ["RUN" if word == str(options.run) else word for word in sys.argv[1:]]
     write(bench, options.out, " ".join(["python benchmarks/serving.py", *words]))
 

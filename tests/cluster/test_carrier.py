@@ -1,4 +1,4 @@
-"""How predictions travel from the HTTP replica to the generator; no Ray is started."""
+"""The carrier of predictions from the HTTP replica to the generator, without Ray."""
 
 import asyncio
 from collections.abc import Sequence

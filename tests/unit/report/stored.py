@@ -35,7 +35,7 @@ DOMAIN = load_domain(CFG)
 HELDOUT, TRUTH = filmed(40)
 POOL, POOL_TRUTH = filmed(60, start=100)
 NONSENSE = "do <b>nothing</b>"
-"""What wrong labels say."""
+"""Sentence of the wrong labels."""
 
 
 @cache

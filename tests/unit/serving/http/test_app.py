@@ -1,4 +1,4 @@
-"""The HTTP layer before a fake backend: what it lets through, what it answers itself."""
+"""The HTTP layer before a fake backend."""
 
 import asyncio
 import json
