@@ -41,6 +41,9 @@ from dynamics.training.fit import WorkerContext, fit_adapter
 from dynamics.training.loss import Task
 
 Arm = Literal["labelled_only", "true_labels"]
+SEEDED_AS = {"labelled_only": "seed_only"}
+"""Arm to the earlier name that seeds its fits and intervals, published ones among them."""
+
 RunFits = Callable[[Sequence[FitJob], Progress], None]
 
 
@@ -152,7 +155,7 @@ def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, round_id: int, out: Path) ->
         transitions=out / TRAINING_SET,
         steps=control_steps(cfg.train.of(task), round_id),
         train=cfg.train,
-        seed=derive_seed(cfg.seed, "control", arm, task),
+        seed=derive_seed(cfg.seed, "control", SEEDED_AS.get(arm, arm), task),
         init_from=None,
         out=out / task,
         checkpoint_dir=out / f"{task}-checkpoints",

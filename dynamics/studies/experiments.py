@@ -97,7 +97,13 @@ FILTER_ARMS = (
 paper's class-stratified top K (by mean log-prob; filmed clips have no classes, so the classes are
 the predicted action types), and all pairs with their true labels."""
 
-ABLATION_ARMS = ("recognition_weights", "full", "joint", "from_scratch")
+ABLATIONS = {
+    "recognition_weights": "recognition-weighted loss (the paper's)",
+    "full": "all weights instead of LoRA",
+    "joint": "one joint adapter, the steps of two",
+    "from_scratch": "all weights, from random ones",
+}
+"""Arm to its row in the results."""
 
 
 def control(arm: str) -> Experiment:
@@ -121,7 +127,7 @@ def label_filter(arm: str) -> Experiment:
 
 
 def ablation(arm: str, task: Task) -> Experiment:
-    """Fit of an `ABLATION_ARMS` entry that ``task`` is measured on."""
+    """Fit of an `ABLATIONS` entry that ``task`` is measured on."""
     return Experiment(
         kind="ablation", arm=arm, task="joint" if arm == "joint" else task, after=DATA
     )
@@ -148,7 +154,7 @@ def schedule(plan: StudyPlan, cfg: LoopConfig) -> list[tuple[int, Experiment]]:
     ]
     compared = [SCORES, *map(label_filter, FILTER_ARMS)] if plan.filters else []
     if plan.ablations:
-        ablations = (ablation(arm, task) for arm in ABLATION_ARMS for task in TASKS)
+        ablations = (ablation(arm, task) for arm in ABLATIONS for task in TASKS)
         # Recognition weighs image codes, which the IDM only reads. The joint fit serves both tasks.
         weighed_idm = ablation("recognition_weights", "idm")
         compared += [one for one in dict.fromkeys(ablations) if one != weighed_idm]

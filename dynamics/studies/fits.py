@@ -10,7 +10,7 @@ from dynamics.core.config import FilterConfig, LoopConfig, TrainConfig
 from dynamics.core.domain import Domain
 from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA
 from dynamics.core.seeds import derive_seed, numpy_rng
-from dynamics.evaluation.controls import control_steps
+from dynamics.evaluation.controls import SEEDED_AS, control_steps
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.labelling.filter import StratifiedTopKRule, TopFractionRule, decide
 from dynamics.labelling.labeller import Labeller
@@ -147,8 +147,7 @@ def _fit_and_measure(
     """Fit an arm and write its outcomes on the held-out scenes, one table a task."""
     cfg, base, folder = study.cfg, base or study.cfg.base_path(), study.folder(experiment)
     task = _task(experiment)
-    # The published fit of this arm was seeded by its earlier name.
-    arm = "seed_only" if experiment.arm == "labelled_only" else experiment.arm
+    arm = SEEDED_AS.get(experiment.arm, experiment.arm)
     training_set = folder / "transitions.parquet"
     write_table(training_set, rows, TRANSITION_SCHEMA)
     fitted = fit_adapter(

@@ -30,12 +30,12 @@ def _place(table: Table) -> tuple[bool, str]:
     return not table.title.startswith("("), table.title
 
 
-def shown(number: Number | None, *, with_seeds: bool = True) -> str:
+def shown(number: Number | None) -> str:
     """Number as text: ``71.6 [69.9, 73.3] (70.1 / 72.4 / 72.3)``."""
     if number is None:
         return ""
     text = f"{_percent(number.value)} [{_percent(number.low)}, {_percent(number.high)}]"
-    if with_seeds and len(number.seeds) > 1:
+    if len(number.seeds) > 1:
         text += f" ({' / '.join(map(_percent, number.seeds))})"
     return text
 

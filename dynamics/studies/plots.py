@@ -1,6 +1,6 @@
 """The study's curves as PNG files, drawn from `Results` alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,17 @@ _SIZE = (6.4, 4.0)
 _DPI = 110
 
 
-def write_plots(results: Results, folder: Path) -> list[Path]:
-    """Write the curves that the results have data for; return their files."""
-    drawn = [
-        ("ease.png", _ease(results.tables.get("ease"))),
-        ("rounds.png", _rounds(results.tables.get("rounds"))),
-        ("risk-coverage.png", _risk_coverage(results.tables.get("risk-coverage"))),
-        ("reliability.png", _reliability(results.tables.get("reliability"))),
-        *(
-            (f"{name}.png", _best_of(table))
-            for name, table in results.tables.items()
-            if name.startswith("verification-")
-        ),
-    ]
-    paths = []
-    for name, figure in drawn:
-        if figure is not None:
-            paths.append(folder / name)
-            write_bytes(paths[-1], _png(figure))
-    return paths
+def write_plots(results: Results, folder: Path) -> None:
+    """Write the curves that the results have data for."""
+    for name, table in results.tables.items():
+        draw = _best_of if name.startswith("verification-") else _CURVES.get(name)
+        if draw and (figure := draw(table)) is not None:
+            write_bytes(folder / f"{name}.png", _png(figure))
 
 
-def _ease(table: Table | None) -> Any:
+def _ease(table: Table) -> Any:
     """Claim (a): both tasks against the number of labels."""
-    rows = [row for row in table.rows if row.name.endswith(" labels")] if table else []
+    rows = [row for row in table.rows if row.name.endswith(" labels")]
     if len(rows) < 2:
         return None
     sizes = [float(row.name.removesuffix(" labels").replace(",", "")) for row in rows]
@@ -51,10 +38,10 @@ def _ease(table: Table | None) -> Any:
     return _finished(figure, axes)
 
 
-def _rounds(table: Table | None) -> Any:
+def _rounds(table: Table) -> Any:
     """Claim (b): round by round, the controls as level lines."""
-    rows = [row for row in table.rows if row.name.startswith("round ")] if table else []
-    if table is None or len(rows) < 2:
+    rows = [row for row in table.rows if row.name.startswith("round ")]
+    if len(rows) < 2:
         return None
     figure, axes = _axes("(b) held-out success by round", "round")
     places = [float(index) for index in range(len(rows))]
@@ -76,10 +63,8 @@ def _rounds(table: Table | None) -> Any:
     return _finished(figure, axes)
 
 
-def _risk_coverage(table: Table | None) -> Any:
+def _risk_coverage(table: Table) -> Any:
     """Claim (b): the error of the most trusted labels."""
-    if table is None:
-        return None
     coverages = [float(row.name.removeprefix("best ").removesuffix(" %")) for row in table.rows]
     figure, axes = _axes("(b) labels, most trusted first", "% of round 1's labels accepted")
     axes.set_ylabel("% of them wrong")
@@ -91,10 +76,8 @@ def _risk_coverage(table: Table | None) -> Any:
     return figure
 
 
-def _reliability(table: Table | None) -> Any:
+def _reliability(table: Table) -> Any:
     """Claim (b): correctness against confidence."""
-    if table is None:
-        return None
     figure, axes = _axes("(b) reliability of round 1's labels", "confidence, %")
     axes.set_ylabel("% correct")
     axes.plot([0, 100], [0, 100], ":", color="#888888", linewidth=1, label="calibrated")
@@ -118,6 +101,14 @@ def _best_of(table: Table) -> Any:
         values = [100 * row.cells[column].value for row in table.rows]
         axes.plot(sizes, values, style, color="#444444", linewidth=1.2, label=column)
     return _finished(figure, axes)
+
+
+_CURVES: dict[str, Callable[[Table], Any]] = {
+    "ease": _ease,
+    "rounds": _rounds,
+    "risk-coverage": _risk_coverage,
+    "reliability": _reliability,
+}
 
 
 def _axes(title: str, x_title: str) -> tuple[Any, Any]:

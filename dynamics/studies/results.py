@@ -29,11 +29,6 @@ class Number:
     seeds: tuple[float, ...]
     """The same statistic for every seed alone."""
 
-    @property
-    def differs_from_zero(self) -> bool:
-        """True when the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:

@@ -22,7 +22,6 @@ from dynamics.training.loss import Task
 OUTCOME_SCHEMA = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),  # the true action's: "move", ...
         pa.field("success", pa.bool_(), nullable=False),
         pa.field("copy", pa.bool_()),  # FDP only: the frame shows the source state
     ]
@@ -95,7 +94,7 @@ def measure_outcomes(study: Study, models: ModelRef, task: Task) -> pa.Table:
     """OUTCOME_SCHEMA over the held-out scenes."""
     cfg = study.cfg
     heldout = read_table(data_refs(study).heldout, TRANSITION_SCHEMA)
-    actions, states = heldout["action"].to_pylist(), true_states(study)
+    states = true_states(study)
     pairs = [states[pair] for pair in heldout["pair_id"].to_pylist()]
     source_BL, target_BL = (codes_matrix(heldout, f"{end}_codes") for end in ENDS)
     copies: list[bool | None] = [None] * len(pairs)
@@ -108,12 +107,11 @@ def measure_outcomes(study: Study, models: ModelRef, task: Task) -> pa.Table:
         ]
     else:
         fdp = load_fdp(models, cfg.model)
-        drawn = fdp.generate(source_BL, actions, GREEDY)
+        drawn = fdp.generate(source_BL, heldout["action"].to_pylist(), GREEDY)
         shown = StateReader(fdp.images, study.domain).read(drawn.codes[:, 0])
         correct = [state == target for state, (_, target) in zip(shown, pairs, strict=True)]
         copies = [state == source for state, (source, _) in zip(shown, pairs, strict=True)]
-    columns = [heldout["pair_id"], list(map(study.domain.kind, actions)), correct, copies]
-    return pa.table(columns, schema=OUTCOME_SCHEMA)
+    return pa.table([heldout["pair_id"], correct, copies], schema=OUTCOME_SCHEMA)
 
 
 def data_refs(study: Study) -> DataRefs:

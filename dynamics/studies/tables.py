@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from dynamics.evaluation.controls import SEEDED_AS
 from dynamics.studies import best_of_n_tables, guard_checks, label_tables
-from dynamics.studies.experiments import TASKS, ablation, control
+from dynamics.studies.experiments import ABLATIONS, TASKS, ablation, control
 from dynamics.studies.outcomes import Arms
 from dynamics.studies.results import (
     Check,
@@ -105,11 +106,11 @@ def _rounds(arms: Arms) -> Table:
             cells["share of the gap closed"] = share_of_gap(fdp, floor, ceiling, f"{name} gap")
         rows.append(Row(name=name.replace("labelled seed", "labelled set"), cells=cells))
         previous = fdp
-    for arm, seeded, name, success in (
-        ("labelled_only", "seed_only", "labelled set only, as many steps", floor),
-        ("true_labels", "true_labels", "true labels", ceiling),
+    for arm, name, success in (
+        ("labelled_only", "labelled set only, as many steps", floor),
+        ("true_labels", "true labels", ceiling),
     ):
-        copied = arms.fit(control(arm), "fdp", "copy")
+        copied, seeded = arms.fit(control(arm), "fdp", "copy"), SEEDED_AS.get(arm, arm)
         if success is not None and copied is not None:
             cells = {
                 "FDP, greedy": mean(success, f"{seeded} fdp"),
@@ -145,7 +146,7 @@ def _ablations(arms: Arms) -> Table:
             "IDM": mean(reference["idm"], "ablation reference idm"),
         }
         rows.append(Row(name="as shipped: LoRA, one adapter a task", cells=cells))
-    for arm, name in _ABLATION_NAMES.items():
+    for arm, name in ABLATIONS.items():
         cells = {}
         for task, column in zip(TASKS, ("FDP, greedy", "IDM"), strict=True):
             outcomes, against = arms.fit(ablation(arm, task), task), reference[task]
@@ -161,14 +162,6 @@ def _ablations(arms: Arms) -> Table:
         columns=("FDP, greedy", "FDP, more than as shipped", "IDM", "IDM, more than as shipped"),
         rows=tuple(rows),
     )
-
-
-_ABLATION_NAMES = {
-    "recognition_weights": "recognition-weighted loss (the paper's)",
-    "full": "all weights instead of LoRA",
-    "joint": "one joint adapter, the steps of two",
-    "from_scratch": "all weights, from random ones",
-}
 
 
 def _checks(arms: Arms, tables: dict[str, Table]) -> list[Check]:

@@ -47,7 +47,7 @@ def test_a_difference_is_paired() -> None:
     better = [np.maximum(one, np.arange(1000) % 10 == 0) for one in arm]
     gain = difference(better, arm, "gain")
     unpaired = mean(better, "better")
-    assert gain.differs_from_zero
+    assert gain.low > 0
     assert gain.high - gain.low < unpaired.high - unpaired.low
 
 
