@@ -24,7 +24,7 @@ TASKS: tuple[Task, ...] = ("fdp", "idm")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyPlan:
-    """How much is measured."""
+    """Extent of a study."""
 
     seeds: tuple[int, ...] = FRESH_SEEDS
     label_sizes: tuple[int, ...] = (256, 1024, 2048, 4096, 8192)
@@ -63,7 +63,7 @@ class Experiment:
     kind: str
     """Key in `dynamics.studies.run_experiment.KINDS`."""
     arm: str = ""
-    """What is varied within the kind; empty when there is one only."""
+    """Variant within the kind; empty when there is one only."""
     task: FitTask | None = None
     """Adapter that is fitted."""
     after: "Experiment | None" = None
@@ -164,5 +164,5 @@ def schedule(plan: StudyPlan, cfg: LoopConfig) -> list[tuple[int, Experiment]]:
 def ready(
     todo: Sequence[tuple[int, Experiment]], unfinished: set[tuple[int, Experiment]]
 ) -> list[tuple[int, Experiment]]:
-    """Those of ``todo`` that wait for nothing unfinished, in order."""
+    """Experiments of ``todo`` that wait for nothing unfinished, in order."""
     return [(seed, one) for seed, one in todo if (seed, one.after) not in unfinished]

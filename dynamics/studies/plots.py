@@ -67,7 +67,7 @@ def _risk_coverage(table: Table) -> Any:
     """Claim (b): the error of the most trusted labels."""
     coverages = [float(row.name.removeprefix("best ").removesuffix(" %")) for row in table.rows]
     figure, axes = _axes("(b) labels, most trusted first", "% of round 1's labels accepted")
-    axes.set_ylabel("% of them wrong")
+    axes.set_ylabel("% of them incorrect")
     for score, colour in zip(table.columns, _COLOURS, strict=True):
         values = [100 * (1 - row.cells[score].value) for row in table.rows]
         axes.plot(coverages, values, "o-", color=colour, label=score, ms=4)

@@ -14,7 +14,7 @@ CODES = pa.list_(pa.uint16())
 
 
 def evidence() -> GuardEvidence:
-    """Of an FDP that is right on all of 20 pairs."""
+    """Evidence of an FDP that is correct on all of 20 pairs."""
     source, target = (pa.array(np.full((20, 4), code).tolist(), CODES) for code in (1, 2))
     items = pa.table({"greedy_codes": target, "fdp_copy": pa.array([False] * 20)})
     return GuardEvidence(
@@ -37,6 +37,6 @@ def test_a_copier_is_blocked_where_the_fdp_passes() -> None:
 
 
 def test_a_copier_leaves_the_rest_of_the_evidence_alone() -> None:
-    before, after = evidence(), with_copier(evidence())
-    assert (codes_matrix(after.items, "greedy_codes") == 1).all()
-    assert after.heldout.equals(before.heldout)
+    healthy, copier = evidence(), with_copier(evidence())
+    assert (codes_matrix(copier.items, "greedy_codes") == 1).all()
+    assert copier.heldout.equals(healthy.heldout)
