@@ -1,4 +1,4 @@
-"""Whether the files at another path are those that a run's tables were made from."""
+"""Check that files at another path are those that a run's tables were made from."""
 
 from collections import defaultdict
 from functools import cache
@@ -39,14 +39,13 @@ def check_moved(folder: RunFolder, stored: LoopConfig, cfg: LoopConfig) -> None:
             if cfg.pool.more and old.name != new.name:
                 raise _other(old.path, new.path, "clips are told apart by the folder's name")
             _check_videos(table, old, new)
-    before, after = stored.labelled, cfg.labelled
-    heldout = (before.heldout_path or before.path, after.heldout_path or after.path)
-    for table, (path, now) in (
-        (folder.labelled, (before.path, after.path)),
-        (folder.heldout, heldout),
+    was, now = stored.labelled, cfg.labelled
+    for table, lay_in, lies_in in (
+        (folder.labelled, was.path, now.path),
+        (folder.heldout, was.heldout_path or was.path, now.heldout_path or now.path),
     ):
-        if cfg.labelled.dataset and path and now and path != now and table.exists():
-            _check_labelled(table, cfg.labelled.dataset, path, now)
+        if now.dataset and lay_in and lies_in and lay_in != lies_in and table.exists():
+            _check_labelled(table, now.dataset, lay_in, lies_in)
 
 
 def _check_videos(table: Path, old: PoolPart, new: PoolPart) -> None:
@@ -77,7 +76,7 @@ def _check_labelled(table: Path, dataset: str, old: Path, new: Path) -> None:
 
 
 def _readable_sha256(frames: Stills | Segment) -> str:
-    """Empty where a file cannot be read."""
+    """The digest of a pair's files, empty when one cannot be read."""
     try:
         return clip_sha256(frames)
     except (OSError, Refused):

@@ -1,6 +1,6 @@
 """Chameleon, Anole, and the tiny checkpoint: transformers' `ChameleonForConditionalGeneration`.
 
-Which image tokenizer a folder has is told by its files:
+The files of a folder say which image tokenizer it has:
 
 - ``image_tokenizer.json``: the tiny FSQ tokenizer, with this project's own prompts beside it;
 - ``vqgan.json``: the published VQGAN as ``dynamics convert-vqgan`` wrote it, in full precision;
@@ -57,7 +57,7 @@ def load(base: Path, device: str) -> UnifiedVLM:
 
 
 def load_network(base: Path) -> ChameleonForConditionalGeneration:
-    """The language model, in the precision of its files, with what the folder has of a VQGAN.
+    """The language model, in the precision of its files, with the VQGAN weights among them.
 
     Raises:
         UserError: the folder is missing, incomplete, or holds another model.
@@ -77,7 +77,7 @@ def load_network(base: Path) -> ChameleonForConditionalGeneration:
 
 
 def load_image_tokenizer(base: Path, device: str = "cpu") -> ImageTokenizer:
-    """The folder's image tokenizer; see the module's text for which one.
+    """The folder's image tokenizer, see the list above.
 
     Raises:
         UserError: there is no decoder, or the VQGAN is not the one the checkpoint was trained with.
@@ -106,7 +106,7 @@ def _vq_config(base: Path) -> ChameleonVQVAEConfig:
 
 
 def _check_same_codebook(base: Path, codebook_KD: Tensor) -> None:
-    """Code numbers of another VQGAN would mean nothing to the language model, without an error."""
+    """Refuse another VQGAN, whose codes would mean nothing to the language model."""
     own = read_weights(base, _VQ + "quantize.").get("embedding.weight", torch.empty(0))
     # The checkpoint's copy is rounded to half precision.
     if own.shape != codebook_KD.shape or not torch.allclose(own, codebook_KD, rtol=1e-2, atol=1e-4):
@@ -153,5 +153,5 @@ def image_ids(vocabulary: Mapping[str, int]) -> Tensor:
 
 
 def image_token_name(code: int) -> str:
-    """Chameleon's name of a code; inverse of what `image_ids` reads."""
+    """Chameleon's name of a code; inverse of `image_ids`."""
     return "IMGIMG" + str(code).translate(str.maketrans("0123456789", "ABCDEFGHIJ")) + "Z"

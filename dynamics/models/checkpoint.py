@@ -1,7 +1,4 @@
-"""Reading published checkpoint folders: what they hold, whole and of the right kind, or one line.
-
-Only safetensors and JSON are read; nothing in a folder is ever executed.
-"""
+"""Readers of checkpoint folders: only safetensors and JSON, so nothing in them is executed."""
 
 import hashlib
 import json
@@ -156,12 +153,12 @@ def token_id(base: Path, tokenizer: Any, name: str) -> int:
 
 
 def adapter_digest(base: Path, adapter: Path) -> str:
-    """sha256 over base and adapter files: what decides the model's output."""
+    """sha256 over base and adapter files, which decide the model's output."""
     return hashlib.sha256(
         (checkpoint_digest(base) + checkpoint_digest(adapter)).encode()
     ).hexdigest()
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a fit wrote a whole checkpoint (``train.method`` full) instead of an adapter."""
-    return (folder / "config.json").is_file()
+    """True for a whole checkpoint (``train.method`` full), False for an adapter."""
+    return (folder / CONFIG_FILE).is_file()

@@ -28,7 +28,7 @@ _TRAINING_ONLY = "loss."
 def convert_vqgan(ckpt: Path, out: Path, config: ChameleonVQVAEConfig = CHAMELEON_VQGAN) -> int:
     """Write ``vqgan.json`` and ``vqgan.safetensors`` into ``out``; returns the number of weights.
 
-    ``out`` is the checkpoint folder that shall draw with it; it is made when it does not exist.
+    ``out`` is the checkpoint folder that uses it; it is made when it does not exist.
 
     Raises:
         UserError: no such file, not a torch checkpoint, one that needs more than tensors, or a
@@ -54,7 +54,7 @@ def _state_dict(ckpt: Path) -> dict[str, Tensor]:
         loaded: Any = torch.load(
             ckpt, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(ckpt)
         )
-    except Exception as error:  # any of them, e.g. IndexError: bytes of anything run the unpickler
+    except Exception as error:  # of any type: the bytes decide what the unpickler does
         needs = re.search(r"GLOBAL ([\w.]+)", str(error))
         if needs is None:
             raise UserError(f"{ckpt} is no torch checkpoint, or is damaged") from error

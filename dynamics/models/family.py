@@ -1,7 +1,6 @@
-"""What the rest of the system asks of a unified VLM, and what a family must bring for it.
+"""Interface of a model family: a module with the three functions of `Family`.
 
-A family is a module with the three functions of `Family`. What `Family.load` returns is a
-`dynamics.models.vlm.UnifiedVLM`, which holds
+`Family.load` returns a `dynamics.models.vlm.UnifiedVLM`, which holds
 
 - ``images``: an `ImageTokenizer`, frames to codes and back;
 - ``tokens``: a `dynamics.models.tokens.Tokens`, texts and codes to rows of vocabulary ids, by the

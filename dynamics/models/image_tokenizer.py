@@ -1,4 +1,4 @@
-"""Frames to codes and back: what every image tokenizer does."""
+"""Interface of the image tokenizers."""
 
 from typing import Protocol, runtime_checkable
 

@@ -5,7 +5,7 @@ beside those of the words. To the rest of the system they follow the words in on
 with the id (text rows + c), in the order in which `JanusVLM.logits` puts the two heads together.
 
 Both tasks see frames as codes, so the SigLIP branch with which Janus looks at pictures for
-questions is left out: what the IDM knows of pictures it learns in fine-tuning.
+questions is left out: the IDM learns about pictures in fine-tuning.
 
 B rows, T positions, L codes a frame, D feature width.
 """
@@ -51,7 +51,7 @@ def load(base: Path, device: str) -> UnifiedVLM:
     """The unified VLM of a folder; see `dynamics.models.family.Family`."""
     images = load_image_tokenizer(base, device)
     network = read_network(base, JanusForConditionalGeneration, may_lack=_UNUSED)
-    # Gone, so that no adapter grows on layers that never run.
+    # Removed, so that no adapter is put on layers that never run.
     del network.model.vision_model, network.model.aligner
     return JanusVLM(base, network, images, load_tokens(base, images), device)
 

@@ -31,7 +31,7 @@ sequence for the FDP, a chat turn for the IDM. One wording each, where SWIRL dra
 action is filled up to a fixed length and follows a line break."""
 
 BACKGROUND = (122, 116, 104)
-"""RGB of the bars with which Liquid squares what it looks at."""
+"""RGB of the bars with which Liquid squares its pictures."""
 
 
 def load(base: Path, device: str) -> UnifiedVLM:

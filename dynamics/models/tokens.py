@@ -1,4 +1,4 @@
-"""THE place for prompts, special ids and sequence layouts.
+"""Prompts, special ids and sequence layouts; nothing else in the code knows them.
 
 A = action tokens, L = codes a frame. Both tasks use rows of one fixed length without padding
 masks; short text is filled with the ordinary pad token, so that under rotary positions the step
@@ -96,14 +96,14 @@ def _is_slot(part: str) -> bool:
 
 
 def _control_name(part: str) -> str | None:
-    """``<name>`` of a ``{<name>}``."""
+    """The ``<name>`` within a ``{<name>}``, None for any other part."""
     name = part[1:-1]
     return name if _is_slot(part) and name.startswith("<") and name.endswith(">") else None
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Token rows and what to predict."""
+    """Token rows and the ids to predict."""
 
     ids: Tensor
     """int64 [B, T]."""
@@ -146,7 +146,7 @@ class Tokens:
         self.special_ids = frozenset(
             (boi, eoi, *controls, *ids.values(), *tokenizer.all_special_ids)
         ) - {self._unknown}
-        """Ids that no text may become, image ids apart."""
+        """Ids that no text may become, besides the image ids."""
         self._forbidden = self.special_ids | frozenset(image_ids.tolist())
         self._fdp, self._idm = self._pieces(fdp, ids), self._pieces(idm, ids)
 

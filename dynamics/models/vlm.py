@@ -35,7 +35,7 @@ class UnifiedVLM:
     vocabulary_layers: ClassVar[tuple[str, ...]] = ("embed_tokens", "lm_head")
     """Embeddings and heads, by the end of their names: what ``lora.train_embeddings`` trains."""
     heads_apart: ClassVar[bool] = False
-    """Whether words and codes have heads of their own, so that a task may leave one unused."""
+    """True when words and codes have heads of their own, of which a task may leave one unused."""
 
     def __init__(
         self, base: Path, network: Any, images: ImageTokenizer, tokens: Tokens, device: str

@@ -1,4 +1,4 @@
-"""What runs backward and optimizer steps of a fit; strategies bring their own."""
+"""Engines: backward and optimizer steps of a fit."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -11,7 +11,7 @@ class Engine(Protocol):
     """Runs backward and optimizer steps; strategies (DDP, DeepSpeed) bring their own."""
 
     module: nn.Module
-    """What forward is called on."""
+    """The module that computes the loss."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients."""
@@ -20,7 +20,7 @@ class Engine(Protocol):
         """Clip, update, clear."""
 
     def unsynced(self) -> AbstractContextManager[None]:
-        """While it is open gradients stay on this worker: for all micro-batches but the last."""
+        """Keep gradients on this worker while it is open: for all micro-batches but the last."""
 
 
 class PlainEngine:
@@ -42,5 +42,5 @@ class PlainEngine:
         self._optimizer.zero_grad()
 
     def unsynced(self) -> AbstractContextManager[None]:
-        """Nothing to hold back: there is no other worker."""
+        """Do nothing: there is no other worker."""
         return nullcontext()

@@ -17,13 +17,12 @@ from dynamics.training.loss import Task
 from dynamics.training.objectives import Objective
 
 FitTask = Task | Literal["joint"]
-"""What one fit learns. "joint": both tasks in one adapter, in turn, so that ``steps`` of it are
-half a fit of each."""
+"""Task of a fit; "joint" trains both in one adapter, in turn, half of the steps each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitJob:
-    """What to fit, from what, into where."""
+    """One fit: its data, start, settings and folders."""
 
     task: FitTask
     family: str
@@ -35,7 +34,7 @@ class FitJob:
     train: TrainConfig
     seed: int
     init_from: Path | None
-    """What an earlier fit wrote, to start from; None = the base."""
+    """Output of an earlier fit to start from; None = the base."""
     out: Path
     """Adapter folder, with ``train.method`` full a whole checkpoint; complete when it exists."""
     checkpoint_dir: Path
@@ -47,19 +46,15 @@ class Batches:
     def __init__(self, job: FitJob, model: UnifiedVLM, objective: Objective) -> None:
         self._table = read_table(job.transitions, TRANSITION_SCHEMA).combine_chunks()
         self._job, self._tokens, self._objective = job, model.tokens, objective
-        is_labelled = np.array(
-            [origin == "labelled" for origin in self._table["origin"].to_pylist()]
-        )
-        self._labelled_rows, self._new_rows = (
-            np.flatnonzero(is_labelled),
-            np.flatnonzero(~is_labelled),
-        )
+        is_labelled = np.array(self._table["origin"].to_pylist()) == "labelled"
+        self._labelled_rows = np.flatnonzero(is_labelled)
+        self._accepted_rows = np.flatnonzero(~is_labelled)
 
     def rows_of(self, step: int) -> np.ndarray:
-        """Indices of a step's batch: ``labelled_fraction`` of it from the true seed."""
+        """Indices of a step's batch: ``labelled_fraction`` of it from the labelled set."""
         rng = numpy_rng(self._job.seed, "batch", step)
         size = self._job.train.batch_size
-        share = self._job.train.labelled_fraction if len(self._new_rows) else 1.0
+        share = self._job.train.labelled_fraction if len(self._accepted_rows) else 1.0
         from_labelled = round(size * share) if len(self._labelled_rows) else 0
         parts = [
             rng.choice(self._labelled_rows, from_labelled)
@@ -67,7 +62,7 @@ class Batches:
             else self._labelled_rows[:0]
         ]
         if from_labelled < size:
-            parts.append(rng.choice(self._new_rows, size - from_labelled))
+            parts.append(rng.choice(self._accepted_rows, size - from_labelled))
         return np.concatenate(parts)
 
     def task_of(self, step: int) -> Task:
@@ -77,7 +72,7 @@ class Batches:
         return self._job.task
 
     def batch(self, step: int) -> tuple[Rows, Tensor | None]:
-        """Token rows and what the objective weighs them by, see `Objective.weights`."""
+        """Token rows and their weights, see `Objective.weights`."""
         batch, task = self._table.take(self.rows_of(step)), self.task_of(step)
         source, target = (codes_matrix(batch, name) for name in ("source_codes", "target_codes"))
         actions = batch["action"].to_pylist()

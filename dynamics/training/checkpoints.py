@@ -1,4 +1,4 @@
-"""What a fit writes: resumable states while it runs, the adapter folder at its end.
+"""Output of a fit: resumable states while it runs, the adapter folder at its end.
 
     00000400-<sha256>.safetensors   after step 400: weights, optimizer state, recent losses
 
@@ -80,13 +80,13 @@ class FitResult:
 
 
 def finished_fit(job: FitJob) -> FitResult | None:
-    """What a complete fit wrote, None while there is none."""
+    """The result of a complete fit, None while it is not complete."""
     done = job.out / "fit.json"
     return fit_result(job, json.loads(done.read_text())) if done.is_file() else None
 
 
 def state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What a resumed fit needs, by name; all workers call this, since shards are gathered."""
+    """The tensors of a checkpoint, by name; all workers call this, since shards are gathered."""
     tensors: dict[str, Tensor] = {}
     for index, (name, parameter) in enumerate(trainable_parameters(network).items()):
         tensors[f"parameter/{name}"] = whole(parameter.detach()).contiguous()
@@ -122,7 +122,7 @@ def publish(job: FitJob, network: Any, weights: dict[str, Tensor] | None, loss: 
     fresh = job.out.with_name(job.out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     if job.train.method == "full":
-        # A checkpoint of its own, with the base's tokenizers and prompts: it loads without it.
+        # A whole checkpoint, with the base's tokenizers and prompts: it loads without the base.
         shutil.copytree(job.base, fresh, ignore=shutil.ignore_patterns("model*", "*.npy"))
         network.save_pretrained(str(fresh), state_dict=weights)
     else:
@@ -145,7 +145,7 @@ def _sort_config(path: Path) -> None:
 
 
 def fit_result(job: FitJob, record: dict[str, Any]) -> FitResult:
-    """What a finished fit wrote; ``record`` is its ``fit.json``."""
+    """The result of a finished fit; ``record`` is its ``fit.json``."""
     digest = adapter_digest(job.base, job.out) if job.out.is_dir() else ""
     return FitResult(
         adapter=job.out, digest=digest, steps=int(record["steps"]), loss=float(record["loss"])

@@ -37,7 +37,7 @@ REPORT_EVERY = 25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
-    """Where this process stands among the workers of a fit."""
+    """Place of this process among the workers of a fit."""
 
     rank: int = 0
     world_size: int = 1
@@ -61,7 +61,7 @@ def _autocast(job: FitJob, device: torch.device) -> AbstractContextManager[None]
 
 
 def _lower_frozen(job: FitJob, network: nn.Module) -> None:
-    """With bfloat16, keep what is not trained in it: half the memory of the base."""
+    """Store frozen weights in bfloat16 where it is the precision: half the memory of the base."""
     if job.train.precision == "bfloat16":
         for parameter in network.parameters():
             if not parameter.requires_grad:
@@ -97,8 +97,8 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
             group["lr"] = learning_rate(job.train, step, job.steps)
         torch.manual_seed(derive_seed(job.seed, "dropout", step, context.rank))
         with _autocast(job, model.device):
-            taken = _step(engine, job, batches, step, context, model.device)
-        recent = [*recent[-(REPORT_EVERY - 1) :], taken]
+            loss_per_token = _step(engine, job, batches, step, context, model.device)
+        recent = [*recent[-(REPORT_EVERY - 1) :], loss_per_token]
         finished = step + 1
         checkpoint = finished % job.train.checkpoint_every == 0 and finished < job.steps
         if checkpoint:
@@ -127,18 +127,17 @@ def _step(
     task = batches.task_of(step)
     total = int((rows.labels != IGNORE).sum())
     parts = list(_micro_batches(rows, weights_BT, context, job.train.micro_batch_rows))
-    taken = 0.0
+    loss_per_token = 0.0
     for number, (part, weights_bT) in enumerate(parts, start=1):
         weights = None if weights_bT is None else weights_bT.to(device)
         with nullcontext() if number == len(parts) else engine.unsynced():
             loss = engine.module(part.ids.to(device), part.labels.to(device), weights, task)
-            # The workers' gradients are averaged: times world_size makes that the sum over the
-            # whole batch.
+            # Workers' gradients are averaged: world_size makes that the sum over the batch.
             loss = loss * (context.world_size / total)
             engine.backward(loss)
-        taken += float(loss.detach())
+        loss_per_token += float(loss.detach())
     engine.step()
-    return taken
+    return loss_per_token
 
 
 def _micro_batches(

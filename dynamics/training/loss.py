@@ -27,7 +27,7 @@ class RowLoss(nn.Module):
         self.network = model.network
         self._model = model
         self.some_unused = model.heads_apart
-        """Whether a task may leave trained weights without a gradient."""
+        """True when a task may leave trained weights without a gradient."""
         vocabulary = model.logits(model.hidden(torch.tensor([[model.tokens.bos]]))).shape[-1]
         code_of = torch.full((vocabulary,), IGNORE, device=model.device)
         code_of[model.image_ids] = torch.arange(len(model.image_ids), device=model.device)

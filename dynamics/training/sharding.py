@@ -38,7 +38,7 @@ class FsdpEngine(PlainEngine):
 
     @contextmanager
     def unsynced(self) -> Iterator[None]:
-        """While it is open gradients stay on this worker."""
+        """Keep gradients on this worker while it is open."""
         assert isinstance(self.module, FSDPModule)
         self.module.set_requires_gradient_sync(False)
         try:
@@ -50,14 +50,14 @@ class FsdpEngine(PlainEngine):
 def _follow(
     optimizer: torch.optim.Optimizer, before: dict[str, nn.Parameter], after: dict[str, Any]
 ) -> None:
-    """Make an optimizer of whole parameters one of their shards."""
+    """Replace an optimizer's whole parameters and their state by this worker's shards."""
     names = {id(parameter): name for name, parameter in before.items()}
     for group in optimizer.param_groups:
         group["params"] = [after[names[id(old)]] for old in group["params"]]
     for old in list(optimizer.state):
         shard = after[names[id(old)]]
         optimizer.state[shard] = {
-            # What has the parameter's shape belongs to its elements; the step count does not.
+            # State of the parameter's shape is sharded with it; the step count is not.
             key: distribute_tensor(value, shard.device_mesh, shard.placements)
             if isinstance(value, Tensor) and value.shape == shard.shape
             else value
@@ -66,15 +66,14 @@ def _follow(
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together, which all its workers must ask for; any other one itself."""
+    """The full tensor of a sharded one (all workers must call this); any other one itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_state(network: nn.Module) -> dict[str, Tensor] | None:
-    """What a sharded network has learnt, put together; None when it is not sharded.
+    """Full weights of a sharded network, None when it is not sharded; all workers must call this.
 
-    All workers must call this. Of a network with an adapter only the trained weights, of a fully
-    trained one all.
+    With an adapter these are the trained weights alone.
     """
     parameters = dict(network.named_parameters())
     if not any(isinstance(parameter, DTensor) for parameter in parameters.values()):

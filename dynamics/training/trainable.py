@@ -15,16 +15,11 @@ from dynamics.models.vlm import UnifiedVLM
 from dynamics.training.batches import FitJob
 
 _IMAGE_TOKENIZER = re.compile(r"\bvqmodel\.")
-
-
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def trainable_model(job: FitJob) -> UnifiedVLM:
-    """The base with what the job trains switched on.
-
-    That is a LoRA adapter, fresh or from an earlier fit, or every weight of the language model.
-    """
+    """The base, with a LoRA adapter (fresh or from an earlier fit) or every weight trainable."""
     if job.train.method == "full":
         model = load_model(job.family, job.init_from or job.base, job.device)
         train_all(model.network)
@@ -38,7 +33,7 @@ def trainable_model(job: FitJob) -> UnifiedVLM:
 
 
 def train_all(network: nn.Module) -> None:
-    """Switch every weight on but those of the image tokenizer."""
+    """Make every weight trainable but those of the image tokenizer."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not _IMAGE_TOKENIZER.search(name))
 

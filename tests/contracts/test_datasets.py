@@ -12,7 +12,7 @@ from dynamics.core.errors import UserError
 from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.data.labelled import DATASETS
 from dynamics.data.labelled.listing import MAX_ACTION_CHARS, Labelled, Segment
-from dynamics.data.labelled.read import Rows, read_rows
+from dynamics.data.labelled.read import LabelledRows, read_pairs
 from dynamics.data.labelled.split import split
 from dynamics.data.video.sandbox import DecodePool
 from dynamics.models import load_image_tokenizer
@@ -38,8 +38,8 @@ def listed(request: pytest.FixtureRequest, tmp_path: Path) -> Labelled:
     return DATASETS[request.param](DATASET_WRITERS[request.param](tmp_path))
 
 
-def everything(listed: Labelled, images: ImageTokenizer, decoders: DecodePool) -> Rows:
-    return read_rows(listed.pairs, 1000, images, lambda action: True, decoders)
+def everything(listed: Labelled, images: ImageTokenizer, decoders: DecodePool) -> LabelledRows:
+    return read_pairs(listed.pairs, 1000, images, lambda action: True, decoders)
 
 
 def test_every_set_has_a_sample():
@@ -77,10 +77,10 @@ def test_listing_reads_no_pixel(listed):
         if isinstance(pair.frames, Segment):
             assert pair.frames.path.is_file()
         else:
-            assert len(pair.frames.before.read()) > 0
+            assert len(pair.frames.source.read()) > 0
 
 
-def test_no_source_is_in_seed_and_heldout_set(listed):
+def test_no_source_is_in_labelled_and_heldout_set(listed):
     seed, heldout = split(listed.pairs, 0.4, seed=3)
     assert len(seed) + len(heldout) == len(listed.pairs)
     assert seed
@@ -107,5 +107,5 @@ def test_an_empty_folder_says_where_to_get_the_set(tmp_path):
 def test_rows_come_in_the_order_that_was_asked_for(listed, images, decoders):
     order = np.random.default_rng(0).permutation(len(listed.pairs))
     pairs = [listed.pairs[index] for index in order]
-    rows = read_rows(pairs, len(pairs) - 1, images, lambda action: True, decoders)
+    rows = read_pairs(pairs, len(pairs) - 1, images, lambda action: True, decoders)
     assert rows.table["action"].to_pylist() == [pair.action for pair in pairs[:-1]]

@@ -1,8 +1,7 @@
 """Labelled sets: real pictures and videos with an action sentence.
 
-To add one: a module with a function from a path to a `Labelled`, one line in DATASETS, one name in
-`DatasetName`. A function reads manifests only; pixels are read when a pair is used
-(`dynamics.data.labelled.read`).
+To add one: a module with a function from a path to a `Labelled`, and one line in DATASETS. A
+function reads manifests only; pixels are read when a pair is used (`dynamics.data.labelled.read`).
 """
 
 from collections.abc import Callable

@@ -11,7 +11,7 @@ from dynamics.core.progress import Progress
 from dynamics.core.records import TRANSITION_SCHEMA, DatasetRef
 from dynamics.data.labelled import DATASETS
 from dynamics.data.labelled.listing import Labelled, LabelledPair
-from dynamics.data.labelled.read import Rows, read_rows
+from dynamics.data.labelled.read import LabelledRows, read_pairs
 from dynamics.data.labelled.split import capped, drawn, split
 from dynamics.data.video.sandbox import DecodePool
 from dynamics.models.image_tokenizer import ImageTokenizer
@@ -32,7 +32,7 @@ def build_labelled(
 ) -> tuple[dict[str, DatasetRef], dict[str, Any]]:
     """Write ``labelled.parquet`` and ``heldout.parquet`` (TRANSITION_SCHEMA).
 
-    The held-out set is read first; a picture or video behind it is never used for the seed, under
+    The held-out set is read first; no picture or video behind it gets into the labelled set, under
     whatever name (reject ``in_heldout``). Both are written last, so that they belong together.
 
     Args:
@@ -40,10 +40,10 @@ def build_labelled(
         folder: of the run; the tables go among its data.
         images: tokenizes the frames.
         fits: whether an action sentence fits the model's prompts.
-        progress: told what is read.
+        progress: called while pairs are read.
 
     Returns:
-        The tables, and what was counted, by ``seed`` and ``heldout``.
+        The tables, and their counts for ingest.json, by ``labelled`` and ``heldout``.
 
     Raises:
         UserError: no usable pair for one of the two, or a full disk.
@@ -58,18 +58,20 @@ def build_labelled(
     with DecodePool(
         _NUM_WORKERS, memory_mb=cfg.pool.decode_memory_mb, timeout_s=cfg.pool.decode_timeout_s
     ) as decoders:
-        read = partial(read_rows, images=images, fits=fits, decoders=decoders, progress=progress)
-        heldout = read(heldout_pairs, wanted.num_heldout, what="heldout")
-        labelled = read(labelled_pairs, wanted.num_pairs, what="labelled", taken=heldout.digests)
+        read = partial(read_pairs, images=images, fits=fits, decoders=decoders, progress=progress)
+        held_out = read(heldout_pairs, wanted.num_heldout, what="heldout")
+        labelled = read(
+            labelled_pairs, wanted.num_pairs, what="labelled", heldout_digests=held_out.digests
+        )
     counted = {
         "labelled": _counted(found, labelled_pairs, labelled),
-        "heldout": _counted(held or found, heldout_pairs, heldout),
+        "heldout": _counted(held or found, heldout_pairs, held_out),
     }
-    return _written(folder, {"heldout": heldout, "labelled": labelled}, counted), counted
+    return _written(folder, {"heldout": held_out, "labelled": labelled}, counted), counted
 
 
 def _written(
-    folder: RunFolder, parts: dict[str, Rows], counted: dict[str, dict[str, Any]]
+    folder: RunFolder, parts: dict[str, LabelledRows], counted: dict[str, dict[str, Any]]
 ) -> dict[str, DatasetRef]:
     for name, rows in parts.items():
         if not rows.table.num_rows:
@@ -84,7 +86,7 @@ def _written(
 
 
 def built(folder: RunFolder) -> dict[str, DatasetRef] | None:
-    """What `build_labelled` wrote, None unless both are there."""
+    """The tables that `build_labelled` wrote, None unless both are there."""
     paths = {name: folder.table(name) for name in ("labelled", "heldout")}
     if not all(path.exists() for path in paths.values()):
         return None
@@ -108,8 +110,8 @@ def _listings(cfg: LoopConfig, progress: Progress) -> tuple[Labelled, Labelled |
     return listings[0], listings[1]
 
 
-def _counted(found: Labelled, pairs: Sequence[LabelledPair], rows: Rows) -> dict[str, Any]:
-    """For ingest.json: where everything went that the manifest listed."""
+def _counted(found: Labelled, pairs: Sequence[LabelledPair], rows: LabelledRows) -> dict[str, Any]:
+    """Counts for ingest.json: rows listed, used, and rejected by reason."""
     reasons: dict[str, list[str]] = {}
     for name, reason in (*found.rejects, *rows.rejects):
         reasons.setdefault(reason, []).append(name)

@@ -8,8 +8,8 @@ finest first,
 - ``subtask_index`` per frame, named by ``meta/subtasks.parquet``,
 - ``task_index`` per frame, named by ``meta/tasks.parquet``.
 
-Frames with the same words in a row are one segment; its first and last frame are the pair. Of
-several cameras the first one that info.json lists is used.
+Frames with the same words in a row are one segment; its first and last frame are the pair. Only the
+first camera that info.json lists is used.
 """
 
 import json
@@ -134,7 +134,7 @@ class _Dataset:
         return [] if found is None else _spans(found, self._words)
 
     def _place(self, template: str, prefix: str, episode: dict[str, Any]) -> str:
-        """A path of info.json with its fields filled in; nothing else of a format is obeyed."""
+        """A path of info.json with its fields filled in; other format syntax stays as it is."""
         fields = {
             "video_key": self.camera,
             "chunk_index": f"{int(episode[f'{prefix}/chunk_index']):03d}",
@@ -191,7 +191,7 @@ def _names(path: Path, column: str) -> dict[int, str]:
 
 @dataclass(slots=True)
 class _Episode:
-    """What a data file says of an episode."""
+    """The rows of a data file for an episode."""
 
     language: list[dict[str, Any]]
     """Its ``language_persistent`` rows, which every frame repeats."""
@@ -238,7 +238,7 @@ def _subtasks(rows: Iterable[dict[str, Any]]) -> list[tuple[float, str]]:
 
 
 def _in_force(subtasks: list[tuple[float, str]], time_s: float) -> str | None:
-    """The words that were said last."""
+    """The last words that begin by ``time_s``."""
     # Both are float32 of the same clock, so equal moments are equal.
     started = [words for start, words in subtasks if start <= time_s]
     return started[-1] if started else None

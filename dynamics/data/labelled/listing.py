@@ -1,4 +1,4 @@
-"""What a labelled set offers: pairs of pictures or segments of videos, and what was left out."""
+"""Listings of data sets: pairs of pictures or segments of videos, and rejected rows."""
 
 import re
 from collections import Counter
@@ -8,6 +8,7 @@ from typing import Protocol
 
 from dynamics.core.errors import UserError
 from dynamics.data.labelled.paths import Refused
+from dynamics.data.video.sources import plain_text
 
 MAX_ACTION_CHARS = 512
 """Longest action sentence; the generator's endpoint takes no longer one either."""
@@ -20,17 +21,17 @@ _UNSPOKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2
 
 
 class Picture(Protocol):
-    """An encoded picture somewhere."""
+    """An encoded picture."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name in messages."""
 
     def read(self) -> bytes:
-        """Its bytes.
+        """The encoded bytes.
 
         Raises:
-            Refused: it cannot be read.
+            Refused: they cannot be read.
         """
 
 
@@ -38,8 +39,8 @@ class Picture(Protocol):
 class Stills:
     """Two pictures."""
 
-    before: Picture
-    after: Picture
+    source: Picture
+    target: Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,14 @@ class LabelledPair:
     """A pair of frames with its action sentence; nothing of it is decoded yet."""
 
     name: str
-    """Where the pair comes from: becomes ``clip_path``."""
+    """Origin of the pair; becomes ``clip_path``."""
     frames: Stills | Segment
     action: str
     """Plain text, 1 to `MAX_ACTION_CHARS` characters."""
     clip_class: str = ""
     sources: tuple[str, ...]
-    """The videos, or pictures, that it was cut from. Pairs that share one are never split between
-    seed and held-out set."""
+    """Videos or pictures that it was cut from. Pairs that share one are never split between
+    labelled and held-out set."""
     place: int = 0
     """Number among the usable rows of the data set."""
 
@@ -75,10 +76,10 @@ class Labelled:
     title: str
     """Name of the data set and where it was looked for."""
     origin: str
-    """Where its parts are to be had."""
+    """Addresses to get its parts from."""
     pairs: tuple[LabelledPair, ...]
     rejects: tuple[tuple[str, str], ...]
-    """(name, reason) of what is left out."""
+    """(name, reason) of every row or part that cannot be used."""
 
     def counts(self) -> Counter[str]:
         """Rejects by reason."""
@@ -111,11 +112,11 @@ class Collector:
         self._rejects: list[tuple[str, str]] = []
 
     def add(self, pair: LabelledPair) -> None:
-        """A usable row."""
+        """Add a usable row."""
         self._pairs.append(replace(pair, place=len(self._pairs)))
 
     def reject(self, name: object, reason: str) -> None:
-        """A row, or a part of the set, that cannot be used."""
+        """Add a row, or a part of the set, that cannot be used."""
         self._rejects.append((printable(name), reason))
 
     def done(self) -> Labelled:
@@ -159,6 +160,5 @@ def plain_action(said: object) -> str:
 
 def printable(name: object) -> str:
     """A name from a manifest, fit for one line of a message or a table."""
-    text = str(name).encode(errors="backslashreplace").decode()
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = plain_text(str(name))
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -11,7 +11,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 
 
 class Refused(Exception):  # noqa: N818 - a verdict on the input, not a failure of ours
-    """A row cannot be used; ``str`` is the reason."""
+    """A row that cannot be used; ``str`` is the reason."""
 
 
 class Root:
@@ -51,7 +51,7 @@ class Root:
         return Path(path)
 
     def _stays_inside(self, folder: str) -> bool:
-        """Whether a folder's links end below the root; asked once a folder."""
+        """True when a folder's links end below the root; looked up once a folder."""
         if folder not in self._inside:
             self._inside[folder] = f"{os.path.realpath(folder)}{os.sep}".startswith(self._prefix)
         return self._inside[folder]
@@ -65,7 +65,7 @@ class ImageFile:
     name: str
 
     def read(self) -> bytes:
-        """Its bytes.
+        """The encoded bytes.
 
         Raises:
             Refused: ``missing_file`` (gone, or a link by now), ``not_a_file`` or ``file_size``.

@@ -32,12 +32,12 @@ class _Read:
     ends: Ends
     clip_sha256: str
     digests: frozenset[str]
-    """Of the files that its frames come from."""
+    """sha256 of the files that its frames come from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """What was read."""
+class LabelledRows:
+    """The usable pairs of a set."""
 
     table: pa.Table
     """TRANSITION_SCHEMA."""
@@ -47,17 +47,17 @@ class Rows:
     """(name, reason) of pairs that could not be used."""
 
 
-def read_rows(
+def read_pairs(
     pairs: Sequence[LabelledPair],
     wanted: int,
     images: ImageTokenizer,
     fits: Callable[[str], bool],
     decoders: DecodePool,
     *,
-    taken: Set[str] = frozenset(),
+    heldout_digests: Set[str] = frozenset(),
     what: str = "pairs",
     progress: Progress = silent,
-) -> Rows:
+) -> LabelledRows:
     """The first ``wanted`` usable pairs, as a table.
 
     Args:
@@ -65,17 +65,17 @@ def read_rows(
         wanted: at most so many rows.
         images: tokenizes the frames.
         fits: whether an action sentence fits the model's prompts.
-        decoders: decode.
-        taken: digests of files that must not be used again (those of the held-out set).
-        what: name of the part in what ``progress`` is told.
-        progress: told of usable pairs.
+        decoders: decode the pictures and videos.
+        heldout_digests: sha256 of the held-out set's files, which must not be used again.
+        what: name of the set in progress messages.
+        progress: called with the number of usable pairs.
 
     Returns:
         Rows in the order of ``pairs``. Besides the decoder's reasons a reject has ``action_tokens``
         (the sentence is too long for the model), ``in_heldout``, ``no_change`` (both frames are the
         same), ``duplicate_pair``, or what `Picture.read` refuses.
     """
-    reader = _Reader(images, fits, decoders, taken)
+    reader = _Reader(images, fits, decoders, heldout_digests)
     start = 0
     while start < len(pairs) and len(reader.order) < wanted:
         stop = min(len(pairs), start + wanted - len(reader.order))
@@ -88,19 +88,19 @@ def read_rows(
 
 
 class _Reader:
-    """The rows so far."""
+    """Gathers the rows of the usable pairs."""
 
     def __init__(
         self,
         images: ImageTokenizer,
         fits: Callable[[str], bool],
         decoders: DecodePool,
-        taken: Set[str],
+        heldout_digests: Set[str],
     ) -> None:
         self._images = images
         self._fits = fits
         self._decoders = decoders
-        self._taken = taken
+        self._heldout_digests = heldout_digests
         self._videos: dict[Path, str] = {}
         self._seen: set[str] = set()
         self._digests: set[str] = set()
@@ -110,7 +110,7 @@ class _Reader:
         """Numbers of the usable pairs, in the order of the rows."""
 
     def read(self, pairs: Sequence[tuple[int, LabelledPair]]) -> Iterator[None]:
-        """Yields after every pair."""
+        """Read pairs; yields after each of them."""
         waiting: list[_Read] = []
         jobs = [self._job(pair) for _, pair in pairs]
         for (index, pair), result in zip(pairs, self._decoders.run(jobs), strict=True):
@@ -128,9 +128,9 @@ class _Reader:
         if waiting:
             self._tables.append(_table(waiting, self._images))
 
-    def rows(self) -> Rows:
+    def rows(self) -> LabelledRows:
         table = pa.concat_tables(self._tables).take(np.argsort(self.order, kind="stable"))
-        return Rows(table=table, digests=self._digests, rejects=self._rejects)
+        return LabelledRows(table=table, digests=self._digests, rejects=self._rejects)
 
     def _job(self, pair: LabelledPair) -> Callable[[DecodeWorker], _Read | str]:
         if not self._fits(pair.action):
@@ -140,8 +140,8 @@ class _Reader:
         return partial(_read_stills, pair, pair.frames, self._images)
 
     def _unusable(self, read: _Read) -> str:
-        """Why a decoded pair is left out, else empty; remembers those that are not."""
-        if not read.digests.isdisjoint(self._taken):
+        """The reject reason of a decoded pair; "" for a usable one, which is remembered."""
+        if not read.digests.isdisjoint(self._heldout_digests):
             return "in_heldout"
         if np.array_equal(*read.ends.frames):
             return "no_change"
@@ -175,13 +175,13 @@ def _read_stills(
     pair: LabelledPair, stills: Stills, images: ImageTokenizer, worker: DecodeWorker
 ) -> _Read | str:
     try:
-        before, after = stills.before.read(), stills.after.read()
+        payloads = (stills.source.read(), stills.target.read())
     except Refused as error:
         return str(error)
-    ends = worker.pictures(before, after, images.frame_px, images.bars)
+    ends = worker.pictures(*payloads, images.frame_px, images.bars)
     if isinstance(ends, Rejected):
         return ends.reason
-    digests = [hashlib.sha256(payload).hexdigest() for payload in (before, after)]
+    digests = [hashlib.sha256(payload).hexdigest() for payload in payloads]
     return _Read(pair=pair, ends=ends, clip_sha256=_both(digests), digests=frozenset(digests))
 
 
@@ -194,7 +194,7 @@ def clip_sha256(frames: Stills | Segment) -> str:
     """
     if isinstance(frames, Segment):
         return sha256_file(frames.path)
-    pictures = (frames.before, frames.after)
+    pictures = (frames.source, frames.target)
     return _both([hashlib.sha256(picture.read()).hexdigest() for picture in pictures])
 
 
@@ -203,7 +203,7 @@ def _both(digests: Sequence[str]) -> str:
 
 
 def _labelled_id(read: _Read) -> str:
-    """A pair may have several sentences: each is a row of its own."""
+    """Key of a row; a pair with several sentences has a row for each."""
     return stable_hash(pair_id(read.clip_sha256, *read.ends.indices), read.pair.action)
 
 

@@ -1,4 +1,4 @@
-"""Seed and held-out set: no video and no picture is in both, and equal seeds split equally."""
+"""Labelled and held-out set: no video or picture is in both, and equal seeds split equally."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from dynamics.data.labelled.listing import LabelledPair
 def split(
     pairs: Sequence[LabelledPair], fraction: float, seed: int
 ) -> tuple[list[LabelledPair], list[LabelledPair]]:
-    """Seed and held-out pairs, each in a drawn order.
+    """Labelled and held-out pairs, each in a drawn order.
 
     Pairs that share a source, also over other pairs, stay together. Whole groups are held out, in
     an order that ``seed`` draws, as long as they fit into ``fraction`` of the pairs; when none
@@ -61,13 +61,13 @@ def capped(pairs: Sequence[LabelledPair], most: Mapping[str, int]) -> list[Label
             f"labelled.max_pairs names {', '.join(unknown)}, but the classes of the data set are "
             f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
         )
-    taken: Counter[str] = Counter()
-    kept = []
+    seen: Counter[str] = Counter()
+    found = []
     for pair in pairs:
-        taken[pair.clip_class] += 1
-        if taken[pair.clip_class] <= most.get(pair.clip_class, len(pairs)):
-            kept.append(pair)
-    return kept
+        seen[pair.clip_class] += 1
+        if seen[pair.clip_class] <= most.get(pair.clip_class, len(pairs)):
+            found.append(pair)
+    return found
 
 
 def _key(pair: LabelledPair) -> str:

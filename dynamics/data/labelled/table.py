@@ -102,7 +102,7 @@ class _Table:
         self._starts = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Row numbers with what is small: texts and paths, no picture."""
+        """Row numbers with texts and paths, without pictures."""
         small = {*_TEXTS, *IMAGES} - self.embedded
         columns = [name for name in self._file.schema_arrow.names if name in small]
         start = 0
@@ -141,7 +141,7 @@ class _TableImage:
         self.name = name
 
     def read(self) -> bytes:
-        """Its bytes.
+        """The encoded bytes.
 
         Raises:
             Refused: ``missing_image``, ``file_size`` or ``unreadable``.

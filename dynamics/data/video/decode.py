@@ -22,10 +22,9 @@ THUMB_PX = 32
 """Side of the thumbnails on which motion is measured."""
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 8192
 KEEP_BYTES = 64 * 2**20
-"""A clip whose raw frames fit in here is decoded once, a larger one twice."""
+"""Clips whose raw frames fit in it are decoded once, larger ones twice."""
 MIN_READ_FRACTION = 0.9
-"""Less than this share of the frames that the container declares is a damaged clip. Not all,
-since edit lists may hide some."""
+"""Share of the declared frames that a sound clip gives at least; edit lists may hide some."""
 OPEN_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm",
@@ -33,15 +32,15 @@ OPEN_OPTIONS = {
 # Without the two flags swscale's area filter is off by up to 65 of 255 at colour edges.
 SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 Bars = tuple[int, int, int] | None
-"""How a picture becomes square: bars of this RGB colour on its shorter side, or, None, its middle
-kept. The model's rule (`dynamics.models.image_tokenizer.ImageTokenizer`)."""
+"""RGB of the bars that make a picture square; None = cut out its middle. The model's rule
+(`dynamics.models.image_tokenizer.ImageTokenizer`)."""
 SLACK_S = 1.0
 """A segment may end this much after its video's last frame: annotations are made by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeSpec:
-    """What to take from every clip; the fields of `KeyframeConfig` plus the model's frame."""
+    """Settings for every clip: the fields of `KeyframeConfig` and the model's frame."""
 
     frame_px: int
     top_k: int
@@ -53,10 +52,10 @@ class DecodeSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipFrames:
-    """What a clip gave."""
+    """The key frames of a clip."""
 
     frames: np.ndarray
-    """uint8 [P, frame_px, frame_px, 3], RGB: the frames that kept pairs use."""
+    """uint8 [P, frame_px, frame_px, 3], RGB: the frames that accepted pairs use."""
     indices: tuple[int, ...]
     """Frame index in the clip of each of ``frames``, ascending."""
     times_s: tuple[float, ...]
@@ -65,7 +64,7 @@ class ClipFrames:
 
 
 class BadClip(Exception):  # noqa: N818 - a verdict on the input, not a failure of ours
-    """The clip cannot be used; ``str`` is the detail."""
+    """A clip that cannot be used; ``str`` is the detail."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(detail)
@@ -73,7 +72,7 @@ class BadClip(Exception):  # noqa: N818 - a verdict on the input, not a failure 
 
 
 def read_clip(path: Path, spec: DecodeSpec) -> ClipFrames:
-    """Decode a clip, choose key frames, return those that kept pairs use.
+    """Decode a clip, choose key frames, return those that accepted pairs use.
 
     Raises:
         BadClip: ``unreadable``, ``no_video``, ``frame_size``, ``too_short`` or ``damaged``.
@@ -88,8 +87,8 @@ def read_clip(path: Path, spec: DecodeSpec) -> ClipFrames:
     )
     if not pairs:
         raise BadClip("too_short", f"{len(scan.times_s)} frames give no two picks")
-    kept = [pair for pair in pairs if pair.verdict == "kept"]
-    indices = sorted({index for pair in kept for index in (pair.first, pair.second)})
+    accepted = [pair for pair in pairs if pair.verdict == "accepted"]
+    indices = sorted({index for pair in accepted for index in (pair.source, pair.target)})
     raw = _fetch(path, indices) if scan.raw is None else [scan.raw[index] for index in indices]
     scale = VideoReformatter()
     frames = np.zeros((len(indices), spec.frame_px, spec.frame_px, 3), dtype=np.uint8)
@@ -123,9 +122,9 @@ def read_ends(
 
     Args:
         path: the video.
-        span_s: what is shown at these two moments, seconds; None is the whole video.
+        span_s: the segment, seconds; None is the whole video.
         frame_px: side of the frames.
-        bars: how they become square.
+        bars: see `Bars`.
 
     Raises:
         BadClip: as `read_clip`, ``empty_segment`` or ``past_the_end``.
@@ -162,7 +161,7 @@ def _whole(path: Path) -> list[_Found]:
 
 
 def _shown_at(path: Path, moment_s: float) -> _Found:
-    """What a player shows at a moment: the newest frame that is not later."""
+    """The frame that a player shows at a moment: the newest one that is not later."""
     # A damaged index may lead past the moment: then from the beginning.
     for seeks in (True, False):
         if (found := _newest(path, moment_s, seeks=seeks)) is not None:
@@ -196,7 +195,7 @@ def _newest(path: Path, moment_s: float, *, seeks: bool) -> _Found | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scan:
-    """A whole clip, seen once."""
+    """A whole clip after one pass over it."""
 
     thumbs: np.ndarray
     """uint8 [T, THUMB_PX, THUMB_PX, 3]."""

@@ -33,7 +33,7 @@ _PIXELS_PER_BATCH = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedClip:
-    """A clip that gave nothing."""
+    """A clip that cannot be used."""
 
     clip_path: str
     reason: str
@@ -42,17 +42,17 @@ class RejectedClip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestReport:
-    """What an ingest found."""
+    """Result and counts of an ingest."""
 
     dataset: DatasetRef
     """PAIR_SCHEMA."""
     num_clips: int
     """Clips looked at: all of the folder, or fewer when ``max_pairs`` was reached before."""
     num_read: int
-    """Of these, decoded to the end."""
+    """Clips decoded to the end."""
     num_pairs: int
     rejects: Counter[str]
-    """By reason: ``clip/unreadable`` counts clips, ``pair/near_copy`` and so on count pairs."""
+    """Counts by reason: ``clip/unreadable`` of clips, ``pair/near_copy`` and so on of pairs."""
     rejected_clips: tuple[RejectedClip, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class IngestReport:
 
 
 def decode_spec(keyframes: KeyframeConfig, images: ImageTokenizer) -> DecodeSpec:
-    """What is asked of the decoder, which must not import the config."""
+    """Settings of the decoder, which must not import the config."""
     return DecodeSpec(frame_px=images.frame_px, bars=images.bars, **keyframes.model_dump())
 
 
@@ -158,10 +158,10 @@ class _Gathered:
             return
         self._seen.add(sha256)
         verdicts = Counter(pair.verdict for pair in result.pairs)
-        kept = verdicts.pop("kept", 0)
+        accepted = verdicts.pop("accepted", 0)
         self._pair_rejects.update(verdicts)
-        if kept:
-            self.num_pairs += kept
+        if accepted:
+            self.num_pairs += accepted
             self._waiting.append(_ReadyClip(clip=clip, sha256=sha256, content=result))
         if sum(len(ready.content.indices) for ready in self._waiting) >= self._batch_frames:
             self._tokenize()
@@ -221,8 +221,8 @@ def code_columns(
 
     Args:
         frames_BHW3: uint8 frames.
-        sources: per pair the row of its first frame.
-        targets: per pair the row of its second frame.
+        sources: row of every pair's source.
+        targets: row of every pair's target.
         images: tokenizes.
 
     Returns:
@@ -247,7 +247,7 @@ def batch_frames(images: ImageTokenizer) -> int:
 
 
 def _pair_table(clips: Sequence[_ReadyClip], images: ImageTokenizer) -> pa.Table:
-    """Tokenize each frame once; one row per kept pair, PAIR_SCHEMA."""
+    """Tokenize each frame once; one row per accepted pair, PAIR_SCHEMA."""
     frames_BHW3 = np.concatenate([ready.content.frames for ready in clips])
     # Rows of `frames_BHW3` in which the pairs' sources and targets lie.
     rows: list[dict[str, Any]] = []
@@ -268,19 +268,19 @@ def _pair_table(clips: Sequence[_ReadyClip], images: ImageTokenizer) -> pa.Table
 
 
 def _rows(ready: _ReadyClip) -> Iterator[dict[str, Any]]:
-    """The columns of a clip's kept pairs that need no tokenizer."""
+    """The columns of a clip's accepted pairs that need no tokenizer."""
     times_s = dict(zip(ready.content.indices, ready.content.times_s, strict=True))
     for pair in ready.content.pairs:
-        if pair.verdict == "kept":
+        if pair.verdict == "accepted":
             yield {
-                "pair_id": pair_id(ready.sha256, pair.first, pair.second),
+                "pair_id": pair_id(ready.sha256, pair.source, pair.target),
                 "clip_sha256": ready.sha256,
                 "clip_path": ready.clip.name,
                 "clip_class": ready.clip.clip_class,
-                "frame0": pair.first,
-                "frame1": pair.second,
-                "t0_s": times_s[pair.first],
-                "t1_s": times_s[pair.second],
+                "frame0": pair.source,
+                "frame1": pair.target,
+                "t0_s": times_s[pair.source],
+                "t1_s": times_s[pair.target],
                 "motion": pair.motion,
             }
 

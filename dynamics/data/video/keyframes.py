@@ -1,4 +1,4 @@
-"""Which frames of a clip become pairs: motion peaks, no shot cuts, no near-copies.
+"""Choice of the frames of a clip that become pairs: motion peaks, no shot cuts or near-copies.
 
 The paper (arXiv 2506.06006, section 3.2) takes per clip the K_f = 6 frames with the most motion, at
 least I_f = 20 frames apart, and pairs consecutive picks. It measures motion by optical flow of an
@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-Verdict = Literal["kept", "near_copy", "shot_cut"]
+Verdict = Literal["accepted", "near_copy", "shot_cut"]
 
 BINS = 8
 """Histogram bins per colour channel."""
@@ -29,24 +29,23 @@ _CHUNK = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two consecutive picks and what became of them."""
+    """Two consecutive picks, by frame index: ``source < target``."""
 
-    first: int
-    """Frame index of the source, then of the target: ``first < second``."""
-    second: int
+    source: int
+    target: int
     motion: float
     """Mean absolute change between the two, 0..1."""
     verdict: Verdict
 
 
-def change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def change(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Mean absolute difference over pixels and colours, 0..1, of frames [..., H, W, 3] uint8.
 
     Over the colour channels rather than luma: an object painted from red to blue hardly changes
     its luma. A grey-level change gives the same value either way.
     """
     # The wider minus the narrower: uint8 without overflow, a quarter of the memory of floats.
-    difference = np.maximum(before, after) - np.minimum(before, after)
+    difference = np.maximum(source, target) - np.minimum(source, target)
     return np.asarray(difference.mean(axis=(-3, -2, -1), dtype=np.float64) / 255.0)
 
 
@@ -66,13 +65,13 @@ def colour_histograms(thumbs_THW3: np.ndarray) -> np.ndarray:
     return np.asarray((counts @ weights_VB).reshape(num, -1) / (3 * values_TN3.shape[1]))
 
 
-def histogram_distance(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def histogram_distance(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Total variation distance of histograms [..., N]: 0 equal, 1 nothing in common."""
-    return np.asarray(np.abs(before - after).sum(-1) / 2)
+    return np.asarray(np.abs(source - target).sum(-1) / 2)
 
 
 def frame_motion(thumbs_THW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per frame its change and its histogram distance from the frame before; both [T], first 0."""
+    """Change and histogram distance of each frame from the one before; both [T], first 0."""
     motion_T = np.zeros(len(thumbs_THW3))
     distance_T = np.zeros(len(thumbs_THW3))
     for begin, chunk in _overlapping(thumbs_THW3):
@@ -124,7 +123,7 @@ def select_pairs(
     min_change: float,
     max_cut: float,
 ) -> list[Pair]:
-    """Pair consecutive picks and judge every pair.
+    """Pair consecutive picks, each pair with a verdict.
 
     A cut's own frame counts as motionless, since what changed there is the camera's subject. A pair
     spans a cut when one lies between its frames, or when their histograms are too far apart (fades
@@ -141,12 +140,12 @@ def select_pairs(
     histograms = colour_histograms(picked)
     jumps = histogram_distance(histograms[:-1], histograms[1:])
     pairs = []
-    for number, (first, second) in enumerate(pairwise(picks)):
-        verdict: Verdict = "kept"
-        if jumps[number] > max_cut or cut_T[first + 1 : second + 1].any():
+    for number, (source, target) in enumerate(pairwise(picks)):
+        verdict: Verdict = "accepted"
+        if jumps[number] > max_cut or cut_T[source + 1 : target + 1].any():
             verdict = "shot_cut"
         elif changes[number] < min_change:
             verdict = "near_copy"
         motion = float(changes[number])
-        pairs.append(Pair(first=first, second=second, motion=motion, verdict=verdict))
+        pairs.append(Pair(source=source, target=target, motion=motion, verdict=verdict))
     return pairs

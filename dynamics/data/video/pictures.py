@@ -11,16 +11,17 @@ from dynamics.core.images import read_picture
 from dynamics.data.video.decode import Bars, Ends, square
 
 
-def read_pictures(before: bytes, after: bytes, frame_px: int, bars: Bars = None) -> Ends:
+def read_pictures(source: bytes, target: bytes, frame_px: int, bars: Bars = None) -> Ends:
     """Two encoded pictures as frames, squared as ``bars`` says.
 
-    Scaled like a frame of a video, so that a pool of videos and a seed of pictures look alike.
+    Scaled like frames of a video, so that a pool of videos and a labelled set of pictures look
+    alike.
 
     Raises:
         PictureError: as `read_picture`.
     """
     frames = []
-    for payload in (before, after):
+    for payload in (source, target):
         frame = av.VideoFrame.from_ndarray(np.array(read_picture(payload)), format="rgb24")
         frames.append(square(VideoReformatter(), frame, frame_px, bars))
     return Ends(frames=np.stack(frames))

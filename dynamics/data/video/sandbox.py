@@ -33,12 +33,12 @@ _Answer = TypeVar("_Answer")
 START_TIMEOUT_S = 60.0
 _MAX_HEADER_BYTES = 1 << 20
 _PASSED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
-"""A decoder that a hostile file took over finds no keys in its environment."""
+"""All that a decoder finds of our environment: a hostile file that took it over gets no keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """A clip that gave nothing, and why."""
+    """The reason why a file cannot be used."""
 
     reason: str
     detail: str = ""
@@ -46,14 +46,14 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadClip:
-    """A clip's digest and what it gave."""
+    """A clip's digest and its key frames."""
 
     sha256: str
     result: ClipFrames | Rejected
 
 
 class _WorkerLost(Exception):  # noqa: N818 - an outcome of a request
-    """The worker is gone; the reason is the clip's verdict."""
+    """A worker that is gone; ``str`` is the reject reason of its clip."""
 
 
 class DecodeWorker:
@@ -93,10 +93,10 @@ class DecodeWorker:
         return self._ask(request, 6 * frame_px**2, partial(_parse_ends, frame_px))
 
     def pictures(
-        self, before: bytes, after: bytes, frame_px: int, bars: Bars = None
+        self, source: bytes, target: bytes, frame_px: int, bars: Bars = None
     ) -> Ends | Rejected:
         """Two encoded pictures; rejects as `decode`."""
-        payloads = [base64.b64encode(payload).decode() for payload in (before, after)]
+        payloads = [base64.b64encode(payload).decode() for payload in (source, target)]
         request = {"kind": "pictures", "payloads": payloads, "frame_px": frame_px, "bars": bars}
         return self._ask(request, 6 * frame_px**2, partial(_parse_ends, frame_px))
 
@@ -215,8 +215,8 @@ def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec) -> ClipFrame
     times_s = tuple(float(time_s) for time_s in answer["times_s"])
     pairs = tuple(
         Pair(
-            first=int(pair["first"]),
-            second=int(pair["second"]),
+            source=int(pair["source"]),
+            target=int(pair["target"]),
             motion=float(pair["motion"]),
             verdict=pair["verdict"],
         )
@@ -224,9 +224,8 @@ def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec) -> ClipFrame
     )
     shape = (len(indices), spec.frame_px, spec.frame_px, 3)
     frames = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
-    used = {
-        index for pair in pairs if pair.verdict == "kept" for index in (pair.first, pair.second)
-    }
+    accepted = [pair for pair in pairs if pair.verdict == "accepted"]
+    used = {index for pair in accepted for index in (pair.source, pair.target)}
     if len(times_s) != len(indices) or used != set(indices):
         raise ValueError("the reply contradicts itself")
     return ClipFrames(frames=frames, indices=indices, times_s=times_s, pairs=pairs)

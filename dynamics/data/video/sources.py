@@ -1,4 +1,4 @@
-"""Where clips come from: a listing of files to read, and of files refused unread.
+"""Sources of clips: listings of files to read, and of files refused unread.
 
 A source is a function from a folder to a `Listing`. They differ in what a clip's class is, which
 the class-stratified filter (`StratifiedTopKRule`, the paper's Algorithm 1) takes turns by.
@@ -18,7 +18,7 @@ from dynamics.core.errors import UserError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".webm", ".mkv"})
 MAX_SIDECAR_BYTES = 1 << 20
-"""Of a tar's json or cls member: larger ones say nothing about a class."""
+"""Largest json or cls member of a tar that is read for a class."""
 MAX_CLIP_BYTES = 4 << 30
 
 _UCF101 = re.compile(r"v_(?P<clip_class>[A-Za-z0-9]+)_g\d+_c\d+")
@@ -37,7 +37,7 @@ class Clip:
     name: str
     """Path relative to the source's root, with ``/``."""
     clip_class: str
-    """What the source calls the clip's class, ``""`` when it has none."""
+    """Class of the clip in its source, ``""`` when it has none."""
     place: tuple[int, int] | None = None
     """First byte and size of a clip inside a tar."""
 
@@ -48,8 +48,8 @@ class Listing:
 
     clips: tuple[Clip, ...]
     refused: tuple[tuple[str, str], ...]
-    """(name, reason) of what is never opened: ``symlink``, ``not_a_file``, ``file_name``; of tars
-    also ``tar_unreadable``, ``tar_truncated``, ``tar_member``, ``path_outside``."""
+    """(name, reason) of files that are never opened: ``symlink``, ``not_a_file``, ``file_name``; in
+    tars also ``tar_unreadable``, ``tar_truncated``, ``tar_member``, ``path_outside``."""
 
 
 def list_folder(root: Path) -> Listing:
@@ -144,9 +144,7 @@ SOURCES: dict[str, Callable[[Path], Listing]] = {
 
 
 def clips_by_path(parts: Sequence[PoolPart]) -> dict[str, Clip]:
-    """Clips of a pool by their ``clip_path`` in its table.
-
-    Of several folders it begins with the folder's name.
+    """Clips of a pool by ``clip_path``, which begins with the folder's name if there are several.
 
     Raises:
         UserError: a folder is missing or holds no video.
@@ -245,10 +243,10 @@ def _in_tar(shard: Clip) -> tuple[list[Clip], list[tuple[str, str]]]:
                 name = f"{shard.name}/{member.name}"
                 if suffix in VIDEO_SUFFIXES:
                     if reason := _member_refusal(member, size):
-                        refused.append((_plain(name), reason))
+                        refused.append((plain_text(name), reason))
                         continue
                     place = (member.offset_data, member.size)
-                    clip = Clip(path=shard.path, name=_plain(name), clip_class="", place=place)
+                    clip = Clip(path=shard.path, name=plain_text(name), clip_class="", place=place)
                     found.append((key, clip))
                 elif label := _label(tar, member, suffix):
                     classes[key] = label
@@ -293,10 +291,10 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> str:
         found = tree.get("class", tree.get("label")) if isinstance(tree, dict) else None
         text = str(found) if isinstance(found, str | int) else ""
     # A slash tells the folders of a pool apart.
-    return _plain(" ".join(text.replace("/", " ").split())[:200])
+    return plain_text(" ".join(text.replace("/", " ").split())[:200])
 
 
-def _plain(text: str) -> str:
-    """Without what cannot be stored or shown as text."""
+def plain_text(text: str) -> str:
+    """The text without characters that cannot be stored or shown."""
     encoded = text.encode(errors="backslashreplace").decode()
     return "".join(letter if letter.isprintable() else "?" for letter in encoded)

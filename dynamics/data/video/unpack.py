@@ -22,7 +22,7 @@ class Unpacked:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def path(self, clip: Clip) -> Path:
-        """Where the clip lies as a file."""
+        """The clip as a file, unpacked now if it lies in a tar."""
         if clip.place is None:
             return clip.path
         path, (start, size) = self._file(clip), clip.place
@@ -36,7 +36,7 @@ class Unpacked:
         return path
 
     def drop(self, clip: Clip) -> None:
-        """The clip has been read."""
+        """Delete what `path` unpacked."""
         if clip.place is not None:
             self._file(clip).unlink()
 

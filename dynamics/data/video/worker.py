@@ -59,20 +59,15 @@ def _clip(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 
 
 def _segment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    span_s = request["span_s"]
-    whole = span_s is None
-    ends = read_ends(
-        Path(request["path"]),
-        None if whole else (span_s[0], span_s[1]),
-        request["frame_px"],
-        _bars(request["bars"]),
+    span_s = None if request["span_s"] is None else tuple(request["span_s"])
+    return _ends(
+        read_ends(Path(request["path"]), span_s, request["frame_px"], _bars(request["bars"]))
     )
-    return _of(ends)
 
 
 def _pictures(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    before, after = (base64.b64decode(payload) for payload in request["payloads"])
-    return _of(read_pictures(before, after, request["frame_px"], _bars(request["bars"])))
+    source, target = (base64.b64decode(payload) for payload in request["payloads"])
+    return _ends(read_pictures(source, target, request["frame_px"], _bars(request["bars"])))
 
 
 def _spec(fields: dict[str, Any]) -> DecodeSpec:
@@ -84,12 +79,12 @@ def _bars(colour: list[int] | None) -> Bars:
     return None if colour is None else (colour[0], colour[1], colour[2])
 
 
-def _of(ends: Ends) -> tuple[dict[str, Any], bytes]:
+def _ends(ends: Ends) -> tuple[dict[str, Any], bytes]:
     return {"indices": ends.indices, "times_s": ends.times_s}, ends.frames.tobytes()
 
 
 _ANSWERS = {"clip": _clip, "segment": _segment, "pictures": _pictures}
-"""What a request of each kind asks for."""
+"""Kind of request to the function that answers it."""
 
 
 def _reply(stream: IO[bytes], answer: dict[str, Any], pixels: bytes = b"") -> None:
@@ -109,7 +104,7 @@ def _limit_process(memory_mb: int) -> None:
 
 
 def limit_cpu(seconds: int) -> None:
-    """A clip that spins ends the process even when the parent is gone."""
+    """Limit processor time: an endless decode ends the process even when the parent is gone."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = usage.ru_utime + usage.ru_stime
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]

@@ -13,6 +13,13 @@ def centre_crop(picture: Image.Image, px: int, resample: Image.Resampling = LANC
     return np.array(cropped)
 
 
+def check_frames(frames_BHW3: np.ndarray, px: int) -> None:
+    """Raise ValueError unless the frames are uint8 [B, px, px, 3]."""
+    dtype, shape = frames_BHW3.dtype, frames_BHW3.shape
+    if dtype != np.uint8 or shape[1:] != (px, px, 3):
+        raise ValueError(f"frames must be uint8 [B, {(px, px, 3)}], got {dtype} {shape}")
+
+
 def pad_to_square(picture: Image.Image, px: int, fill: tuple[int, int, int]) -> np.ndarray:
     """uint8 [px, px, 3]: nothing is cut; bars of colour ``fill`` on the shorter side."""
     side = max(picture.size)

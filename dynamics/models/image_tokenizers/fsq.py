@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dynamics.core.errors import UserError
-from dynamics.models.image_tokenizers.frames import AREA, centre_crop
+from dynamics.models.image_tokenizers.frames import AREA, centre_crop, check_frames
 
 CONFIG_FILE = "image_tokenizer.json"
 WEIGHTS_FILE = "image_tokenizer.safetensors"
@@ -112,11 +112,7 @@ class FsqTokenizer:
         self._batch_size = batch_size
 
     def _latents(self, frames_BHW3: np.ndarray) -> Tensor:
-        expected = (self.frame_px, self.frame_px, 3)
-        if frames_BHW3.shape[1:] != expected or frames_BHW3.dtype != np.uint8:
-            raise ValueError(
-                f"frames must be uint8 [B, {expected}], got {frames_BHW3.dtype} {frames_BHW3.shape}"
-            )
+        check_frames(frames_BHW3, self.frame_px)
         parts = np.split(frames_BHW3, range(self._batch_size, len(frames_BHW3), self._batch_size))
         with torch.inference_mode():
             return torch.cat([self.model.bound(to_pixels(part)) for part in parts])

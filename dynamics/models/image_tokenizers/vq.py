@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dynamics.models.image_tokenizers.frames import centre_crop, pad_to_square
+from dynamics.models.image_tokenizers.frames import centre_crop, check_frames, pad_to_square
 from dynamics.models.image_tokenizers.fsq import to_pixels
 
 _PIXELS_PER_BATCH = 4 * 512 * 512
@@ -19,16 +19,16 @@ _PIXELS_PER_BATCH = 4 * 512 * 512
 
 
 class VqModel(Protocol):
-    """Pixels are float [B, 3, H, W] in -1..1."""
+    """A frozen VQ model; pixels are float [B, 3, H, W] in -1..1."""
 
     def features(self, pixels_B3HW: Tensor) -> Tensor:
-        """What the codebook is searched with, [B, L, D]."""
+        """Vectors to look up in the codebook, [B, L, D]."""
 
     def codes(self, features_BLD: Tensor) -> Tensor:
-        """int64 [B, L]."""
+        """Nearest code of each feature, int64 [B, L]."""
 
     def pixels(self, codes_BL: Tensor) -> Tensor:
-        """[B, 3, H, W], about -1..1."""
+        """Pixels of codes, about -1..1."""
 
 
 class VqTokenizer:
@@ -64,7 +64,7 @@ class VqTokenizer:
         return np.concatenate([part.numpy() for part in parts])
 
     def features(self, frames_BHW3: np.ndarray) -> np.ndarray:
-        """What the codebook is searched with, float32 [B, L, D]."""
+        """Vectors to look up in the codebook, float32 [B, L, D]."""
         parts = [part.float().cpu() for part in self._features(frames_BHW3)]
         return np.concatenate([part.numpy() for part in parts])
 
@@ -81,11 +81,7 @@ class VqTokenizer:
         return np.concatenate(frames)
 
     def _features(self, frames_BHW3: np.ndarray) -> Iterator[Tensor]:
-        expected = (self.frame_px, self.frame_px, 3)
-        if frames_BHW3.shape[1:] != expected or frames_BHW3.dtype != np.uint8:
-            raise ValueError(
-                f"frames must be uint8 [B, {expected}], got {frames_BHW3.dtype} {frames_BHW3.shape}"
-            )
+        check_frames(frames_BHW3, self.frame_px)
         for start in range(0, len(frames_BHW3), self._batch):
             pixels = to_pixels(frames_BHW3[start : start + self._batch]).to(self._device)
             with torch.inference_mode():

@@ -99,7 +99,7 @@ class Vqgan(nn.Module):
         self.decoder = VqganDecoder(config)
 
     def features(self, pixels_B3HW: Tensor) -> Tensor:
-        """What the codebook is searched with, [B, L, D]."""
+        """Vectors to look up in the codebook, [B, L, D]."""
         latents: Tensor = self.quant_conv(self.encoder(pixels_B3HW))
         return latents.flatten(2).transpose(1, 2)
 
@@ -136,7 +136,7 @@ def vqgan_from(source: Path, config: ChameleonVQVAEConfig, weights: dict[str, Te
 
 
 def load_vqgan(folder: Path) -> Vqgan | None:
-    """What ``dynamics convert-vqgan`` put into a folder, None where it did not.
+    """The VQGAN that ``dynamics convert-vqgan`` wrote into a folder, None without one.
 
     Raises:
         UserError: the files are damaged or do not belong together.

@@ -1,4 +1,4 @@
-"""How a fit learns. To add an objective: a module with two functions, a line in OBJECTIVES."""
+"""Training objectives. To add one: a module with two functions, a line in OBJECTIVES."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
@@ -16,7 +16,7 @@ OBJECTIVES: dict[str, str] = {"nll": "dynamics.training.objectives.nll"}
 
 
 class Objective(Protocol):
-    """What the module of an objective holds: a step descends the sum of weight times loss.
+    """Functions of an objective's module: a step descends the sum of weight times loss.
 
     B rows, T positions, S scored positions, V answers that the task allows.
     """
@@ -28,8 +28,8 @@ class Objective(Protocol):
 
         Args:
             batch: The transitions (TRANSITION_SCHEMA).
-            rows: The same as token rows; where ``rows.labels`` is IGNORE, no weight is read.
-            task: What the rows teach.
+            rows: Their token rows; where ``rows.labels`` is IGNORE, no weight is read.
+            task: The task of the rows.
             train: The settings of this task.
         """
         ...

@@ -218,7 +218,7 @@ def test_a_joint_fit_takes_both_tasks_in_turn(job: FitJob) -> None:
     assert fit_adapter(joint).steps == job.steps
 
 
-def test_batches_hold_the_asked_share_of_true_seed(job: FitJob) -> None:
+def test_batches_hold_the_asked_share_of_the_labelled_set(job: FitJob) -> None:
     from dynamics.models import load_model
     from dynamics.training.batches import Batches
 

@@ -31,7 +31,7 @@ def test_paths_of_a_task_s_manifest_count_from_the_checkout(tmp_path):
     write_aurora(tmp_path)
     listed = list_aurora(tmp_path / "data" / "ag" / "train.json")
     assert len(listed.pairs) == 8
-    assert listed.pairs[0].frames.before.read() == picture(100)
+    assert listed.pairs[0].frames.source.read() == picture(100)
 
 
 def test_frames_of_one_video_and_turns_of_one_picture_share_a_source(tmp_path):

@@ -22,8 +22,8 @@ def test_embedded_pictures_are_read_when_they_are_used(tmp_path):
     ]
     for number in (7, 0, 6, 2):  # over row groups, in any order
         frames = listed.pairs[number].frames
-        assert frames.before.read() == picture(9 * number)
-        assert frames.after.read() == picture(9 * number + 4)
+        assert frames.source.read() == picture(9 * number)
+        assert frames.target.read() == picture(9 * number + 4)
 
 
 def test_pictures_may_be_paths_that_count_from_the_table(tmp_path):
@@ -37,7 +37,7 @@ def test_pictures_may_be_paths_that_count_from_the_table(tmp_path):
     )
     listed = list_parquet(path)
     (pair,) = listed.pairs
-    assert pair.frames.after.read() == picture(ord("b"))
+    assert pair.frames.target.read() == picture(ord("b"))
     assert pair.sources == ("a.png", "b.png")
     assert listed.counts() == {"path_outside": 2}
 
@@ -50,9 +50,9 @@ def test_pictures_may_be_those_of_hugging_face(tmp_path):
         action=["open it"],
     )
     (pair,) = list_parquet(path).pairs
-    assert pair.frames.before.read() == picture(1)
+    assert pair.frames.source.read() == picture(1)
     with pytest.raises(Refused, match="missing_image"):
-        pair.frames.after.read()
+        pair.frames.target.read()
 
 
 def test_a_folder_gives_all_its_tables(tmp_path):

@@ -37,7 +37,7 @@ def test_picked_frames_are_the_states_of_the_clip(film, tmp_path):
         clip = read_clip(tmp_path / "clip.mp4", SPEC)
         assert clip.indices == (3, 6, 9, 12, 15, 18)
         assert clip.times_s == pytest.approx([index / 6 for index in clip.indices])
-        assert {pair.verdict for pair in clip.pairs} == {"kept"}
+        assert {pair.verdict for pair in clip.pairs} == {"accepted"}
         error = clip.frames - area_mean(frames[list(clip.indices)], 4)
         assert abs(error).mean() < 1.5
 

@@ -97,10 +97,10 @@ def test_jumping_objects_are_no_cut(film):
 def test_pairs_across_a_cut_are_rejected_and_the_cut_itself_is_not_picked():
     thumbs = np.concatenate([textured(0, 30, 1), textured(9, 30, 1)])
     pairs = select_pairs(thumbs, **{**SETTINGS, "spacing_frames": 8})
-    spanning = [pair for pair in pairs if pair.first < 30 <= pair.second]
+    spanning = [pair for pair in pairs if pair.source < 30 <= pair.target]
     assert [pair.verdict for pair in spanning] == ["shot_cut"]
-    assert {pair.verdict for pair in pairs if pair not in spanning} == {"kept"}
-    assert 30 not in {index for pair in pairs for index in (pair.first, pair.second)}
+    assert {pair.verdict for pair in pairs if pair not in spanning} == {"accepted"}
+    assert 30 not in {index for pair in pairs for index in (pair.source, pair.target)}
 
 
 def test_cut_between_alike_scenes_is_a_spike_but_a_fast_pan_is_not():
