@@ -94,19 +94,19 @@ class OpenVideo:
         return normalised_text(sentence)
 
     def kind(self, sentence: str) -> str:
-        """Unknown."""
+        """No kind is known."""
         return ""
 
     def outcome(self, sentence: str, state: str) -> str | None:
-        """Unknown."""
+        """No outcome is known."""
         return None
 
     def states(self, frames_BHW3: "NDArray[np.uint8]") -> list[str | None]:
-        """Unknown."""
+        """No state is known."""
         return [None] * len(frames_BHW3)
 
     def recognised(self, frame_HW3: "NDArray[np.uint8]") -> str | None:
-        """Unknown."""
+        """No state is known."""
         return None
 
     def examples(self, data: Path) -> list[ExampleScene]:

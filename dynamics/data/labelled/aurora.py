@@ -95,10 +95,9 @@ class _Unusable(Refused):
 
 def _image(root: Root, name: object) -> ImageFile:
     try:
-        return ImageFile(root.find(name), str(name))
+        return ImageFile(root.find(name, "missing_image"), str(name))
     except Refused as error:
-        reason = "missing_image" if str(error) == "missing_file" else str(error)
-        raise _Unusable(name, reason) from error
+        raise _Unusable(name, str(error)) from error
 
 
 def _task(row: dict[str, object]) -> str:

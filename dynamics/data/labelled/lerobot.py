@@ -115,19 +115,12 @@ class _Dataset:
                 raise UserError(f"{file} is damaged; get it again") from error
 
     def video(self, episode: dict[str, Any]) -> Path:
-        try:
-            return self.root.find(self._place(self._video_path, f"videos/{self.camera}", episode))
-        except Refused as error:
-            missing = str(error) == "missing_file"
-            raise Refused("missing_video" if missing else str(error)) from error
+        place = self._place(self._video_path, f"videos/{self.camera}", episode)
+        return self.root.find(place, "missing_video")
 
     def spans(self, episode: dict[str, Any]) -> list[_Span]:
         """Segments in the order of time."""
-        try:
-            file = self.root.find(self._place(self._data_path, "data", episode))
-        except Refused as error:
-            missing = str(error) == "missing_file"
-            raise Refused("missing_data" if missing else str(error)) from error
+        file = self.root.find(self._place(self._data_path, "data", episode), "missing_data")
         if self._data is None or self._data[0] != file:
             self._data = (file, _by_episode(file))
         found = self._data[1].get(episode["episode_index"])

@@ -22,12 +22,12 @@ class Root:
         self._prefix = f"{str(self.folder).rstrip(os.sep)}{os.sep}"
         self._inside: dict[str, bool] = {}
 
-    def find(self, name: object) -> Path:
-        """The file of a relative name.
+    def find(self, name: object, missing: str = "missing_file") -> Path:
+        """The file of a relative name; ``missing`` is the reason when there is none.
 
         Raises:
             Refused: ``no_path`` (not a name), ``path_outside`` (absolute, a URL, or with ``..``),
-                ``symlink`` (a link leads out of the root), ``missing_file`` or ``not_a_file``.
+                ``symlink`` (a link leads out of the root), ``missing`` or ``not_a_file``.
         """
         if not isinstance(name, str) or not name:
             raise Refused("no_path")
@@ -45,7 +45,7 @@ class Root:
                     raise Refused("symlink")
                 status = os.lstat(path)
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-            raise Refused("missing_file") from error
+            raise Refused(missing) from error
         if not stat.S_ISREG(status.st_mode):
             raise Refused("not_a_file")
         return Path(path)

@@ -100,6 +100,13 @@ def to_pixels(frames_BHW3: np.ndarray) -> Tensor:
     )
 
 
+def to_frames(pixels_B3HW: Tensor) -> np.ndarray:
+    """Pixels in about -1..1 to uint8 frames [B, H, W, 3]; inverse of `to_pixels`."""
+    levels = ((pixels_B3HW + 1) * 127.5).round().clamp(0, 255).byte()
+    frames: np.ndarray = levels.permute(0, 2, 3, 1).cpu().numpy()
+    return frames
+
+
 class FsqTokenizer:
     """`ImageTokenizer` over an `FsqAutoencoder`."""
 
@@ -139,9 +146,7 @@ class FsqTokenizer:
                 self.model.reconstruct(self.model.latents(c))
                 for c in torch.split(codes, self._batch_size)
             ]
-            pixels = ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).byte()
-        frames: np.ndarray = pixels.permute(0, 2, 3, 1).numpy()
-        return frames
+            return to_frames(torch.cat(parts))
 
     def save(self, folder: Path) -> None:
         """Write config and safetensors into a checkpoint folder."""

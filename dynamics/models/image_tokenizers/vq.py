@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dynamics.models.image_tokenizers.frames import centre_crop, check_frames, pad_to_square
-from dynamics.models.image_tokenizers.fsq import to_pixels
+from dynamics.models.image_tokenizers.fsq import to_frames, to_pixels
 
 _PIXELS_PER_BATCH = 4 * 512 * 512
 """A 512 px frame needs about 1 GB inside a published encoder."""
@@ -76,8 +76,7 @@ class VqTokenizer:
                 np.asarray(codes_BL[start : start + self._batch], np.int64), device=self._device
             )
             with torch.inference_mode():
-                pixels = ((self._model.pixels(codes) + 1) * 127.5).round().clamp(0, 255).byte()
-            frames.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+                frames.append(to_frames(self._model.pixels(codes)))
         return np.concatenate(frames)
 
     def _features(self, frames_BHW3: np.ndarray) -> Iterator[Tensor]:
