@@ -1,1 +1,1 @@
-"""The paper's claims, measured on the tabletop against fair controls: ``dynamics claims``."""
+"""The paper's claims, measured on the tabletop against fair controls: ``dynamics study``."""
