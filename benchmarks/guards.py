@@ -32,7 +32,7 @@ from dynamics.core.seeds import numpy_rng
 from dynamics.data.video.decode import read_clip
 from dynamics.data.video.ingest import decode_spec
 from dynamics.evaluation.guards.leakage import count_leakage, leaked_pairs
-from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence, judge
+from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence, evaluate_guards
 from dynamics.inference.load import load_idm
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.pipeline.stages import Stages
@@ -81,7 +81,7 @@ def read_run(root: Path) -> Run:
     ledger = Ledger(folder.ledger)
     rounds = {
         n: GuardEvidence(
-            items=results[n],
+            results=results[n],
             heldout=heldout,
             labelled_actions=labelled["action"].to_pylist(),
             leakage=count_leakage(same_B, alike_B),
@@ -145,11 +145,11 @@ def _encoded_anew(
 
 def draw(evidence: GuardEvidence, run: Run, rng: np.random.Generator) -> GuardEvidence:
     """The round with held-out pairs, labels and labelled sentences drawn anew."""
-    rows = rng.integers(evidence.items.num_rows, size=evidence.items.num_rows)
+    rows = rng.integers(evidence.results.num_rows, size=evidence.results.num_rows)
     said = evidence.labelled_actions
     drawn = replace(
         evidence,
-        items=evidence.items.take(rows),
+        results=evidence.results.take(rows),
         heldout=evidence.heldout.take(rows),
         labelled_actions=[said[row] for row in rng.integers(len(said), size=len(said))],
         leakage=count_leakage(run.same[rows], run.alike[rows]),
@@ -215,9 +215,9 @@ def errs_as_surely(
     """A third of the IDM's correct answers are wrong, with the same likelihoods."""
     if evidence.first_results is None:
         return None
-    correct = evidence.items["idm_correct"].to_pylist()
+    correct = evidence.results["idm_correct"].to_pylist()
     correct = [bool(answer and rng.random() >= 1 / 3) for answer in correct]
-    return replace(evidence, items=_with(evidence.items, "idm_correct", correct))
+    return replace(evidence, results=_with(evidence.results, "idm_correct", correct))
 
 
 def leaks_one_clip(evidence: GuardEvidence, rng: np.random.Generator, run: Run) -> GuardEvidence:
@@ -276,7 +276,7 @@ def results(
             for seed in range(num_seeds):
                 rng = numpy_rng("guards", number, round_id, seed)
                 drawn = draw(evidence, run, rng)
-                for result in judge(drawn, limits):
+                for result in evaluate_guards(drawn, limits):
                     yield "healthy", result
                 for case, (name, breaks) in FAULTS.items():
                     broken = breaks(drawn, rng, run)

@@ -1,4 +1,4 @@
-"""How far a label's confidence can be trusted, and what ranking labels by a score is worth.
+"""Calibration of labels' confidence, and quality of their ranking by a score.
 
 N labels: ``confidence_N`` within 0 .. 1, ``score_N`` any finite numbers where higher is more
 trusted, ``correct_N`` 0 or 1. Equal values are never told apart: no result depends on the order of
@@ -15,8 +15,8 @@ from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.intervals import Floats, bootstrap_mean, bootstrap_statistic
 
 _DECIMALS = 3
-"""Of a confidence, for the interval of the calibration error: few distinct rows are fast to
-resample, and the interval moves by less than it is printed with."""
+"""Decimals of a confidence in the interval of the calibration error: few distinct rows are fast
+to resample, and the interval moves by less than its last printed digit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

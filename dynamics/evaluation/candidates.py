@@ -25,9 +25,9 @@ CANDIDATE_SCHEMA = pa.schema(
         pa.field("temperature", pa.float64(), nullable=False),  # 0: the greedy frame alone
         pa.field("correct", pa.list_(pa.bool_()), nullable=False),  # shows the true next state
         pa.field("copied", pa.list_(pa.bool_()), nullable=False),  # shows the source state
-        pa.field("idm_logprob", pa.list_(pa.float64()), nullable=False),  # of the action
+        pa.field("idm_logprob", pa.list_(pa.float64()), nullable=False),  # log p(action)
         pa.field("idm_copy_logprob", pa.float64(), nullable=False),  # the same, frame unchanged
-        pa.field("fdp_logprob", pa.list_(pa.float64()), nullable=False),  # of the frame's codes
+        pa.field("fdp_logprob", pa.list_(pa.float64()), nullable=False),  # log p(frame)
     ]
 )
 """One row per pair and temperature; lists hold a value per candidate, in the order of the draws,
@@ -91,7 +91,7 @@ def candidates_table(
 def _shows(
     codes_BNL: Codes, states: Sequence[str | None], reader: StateReader
 ) -> list[list[bool | None]]:
-    """[B][N]: read at once, 250 sources with 8 candidates each are one call to the tokenizer."""
+    """[B][N]: all frames are read at once, in one call to the image tokenizer."""
     num_samples, length = codes_BNL.shape[1:]
     repeated = [state for state in states for _ in range(num_samples)]
     flat = reader.shows(codes_BNL.reshape(-1, length), repeated)
@@ -99,7 +99,7 @@ def _shows(
 
 
 def evidence_of(candidates: pa.Table) -> Evidence:
-    """What the models say about the rows of a candidates table, equally many candidates each."""
+    """Evidence of the rows of a candidates table, equally many candidates each."""
     action_BN, copy_B, frame_BN = (
         np.array(candidates[name].to_pylist(), dtype=np.float64)
         for name in ("idm_logprob", "idm_copy_logprob", "fdp_logprob")
@@ -114,7 +114,7 @@ def scores_of(candidates: pa.Table) -> dict[str, Scores]:
 
 
 def best_of_columns(candidates: pa.Table, sizes: Sequence[int]) -> dict[str, list[Any]]:
-    """Success of the best of n by every verifier and by the oracle, columns of the items table."""
+    """Success of the best of n by every verifier and by the oracle, columns of the results."""
     correct_BN = candidates["correct"].to_pylist()
     columns: dict[str, list[Any]] = {}
     for verifier, scores_BN in scores_of(candidates).items():

@@ -12,7 +12,7 @@ from dynamics.evaluation.intervals import Floats, bootstrap_statistic
 from dynamics.evaluation.metrics import METRIC_OF_COLUMN, summarise
 
 COMPARED = ("fdp_greedy_success", "idm_correct")
-"""Columns of the items table whose gap is reported."""
+"""Columns of the held-out results whose gap is reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int
 
     Args:
         items: tables with `results_schema`, keyed ``labelled_only``, ``round``, ``true_labels``.
-        round_id: of ``round``.
+        round_id: number of the round.
         steps: training steps of the controls' FDPs.
         num_pool: pool pairs with a true label.
     """
@@ -89,6 +89,7 @@ def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int
 
 def _gap_closed(means_R3: Floats) -> Floats:
     """Columns labelled_only, round, true_labels; NaN where there is no gap to close."""
-    seed_R, round_R, true_R = means_R3.T
+    labelled_R, round_R, true_R = means_R3.T
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(true_R > seed_R, (round_R - seed_R) / (true_R - seed_R), np.nan)
+        closed_R = (round_R - labelled_R) / (true_R - labelled_R)
+        return np.where(true_R > labelled_R, closed_R, np.nan)

@@ -1,9 +1,9 @@
-"""The two models that a bootstrapped one has to be held against.
+"""The two control models that a bootstrapped one is compared with.
 
-* ``labelled_only``: the labelled set alone, for as many steps as the round's models had. What more
-  training without more labels gives; beating round 0 alone would prove less.
-* ``true_labels``: seed plus the TRUE action sentences of the whole pool, as many steps. What
-  perfect pseudo-labels would give. The only place where training reads the pool's truth.
+* ``labelled_only``: the labelled set alone, for as many steps as the round's models had. It
+  measures more training without more labels; beating round 0 alone would prove less.
+* ``true_labels``: the labelled set plus the TRUE action sentences of the whole pool, as many
+  steps. It stands for perfect pseudo-labels; only here does training read the pool's truth.
 
 The share of the gap between the two that the round closed is the result.
 """
@@ -137,9 +137,9 @@ def label_truly(pool: pa.Table, truth: pa.Table) -> pa.Table:
 
 
 def _training_sets(data: DataRefs, truth: pa.Table) -> dict[Arm, pa.Table]:
-    seed = read_table(data.labelled, TRANSITION_SCHEMA)
+    labelled = read_table(data.labelled, TRANSITION_SCHEMA)
     pool = label_truly(read_table(data.pool, PAIR_SCHEMA), truth)
-    return {"labelled_only": seed, "true_labels": pa.concat_tables([seed, pool])}
+    return {"labelled_only": labelled, "true_labels": pa.concat_tables([labelled, pool])}
 
 
 def _num_true(training_set: pa.Table) -> int:

@@ -1,4 +1,4 @@
-"""One row per held-out pair: what the round's two models do on it, judged by the domain.
+"""Held-out results: one row per pair, with the answers of the round's two models.
 
 Success is exact: the decoded frame must show the true next state in every cell. A row depends on
 its pair, the models and the seed, not on the rows around it, so the table can be cut anywhere.
@@ -22,7 +22,7 @@ from dynamics.evaluation.candidates import (
     scores_of,
 )
 from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_prefix, choosers
-from dynamics.evaluation.state_reader import StateReader
+from dynamics.evaluation.state_reader import StateReader, states_by_pair
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.inference.sampling import GREEDY, SamplingParams
@@ -32,10 +32,13 @@ Columns = dict[str, list[Any]]
 
 
 def results_schema(best_of: Sequence[int]) -> pa.Schema:
-    """Columns of the evaluation table for the N of ``cfg.evaluate.best_of``.
+    """Columns of the held-out results for the N of ``cfg.evaluate.best_of``.
 
     Success columns are null where the truth is unknown; the best-of ones, one per N and verifier,
     also where best of N was not evaluated.
+
+    Example: ``fb5eab9b..., shove the yellow cross one step left, move, nudge the yellow cross left,
+    -0.045, [436, 436, 112, ...], [436, 436, 112, ...], true, true, true, true, false, true, ...``.
     """
     curves = [best_of_prefix(chooser) for chooser in choosers()]
     return pa.schema(
@@ -76,7 +79,7 @@ def evaluate_heldout(
         idm: with its adapter loaded.
         fdp: with its adapter loaded; brings the image tokenizer.
         cfg: batch size, best-of-N settings, seed and domain.
-        round_id: part of every item's sampling seed.
+        round_id: part of every pair's sampling seed.
         with_best_of: how many of the first rows get best of N, or one flag per row (for a part
             of a table whose first rows lie elsewhere).
 
@@ -89,15 +92,15 @@ def evaluate_heldout(
         else np.asarray(with_best_of, dtype=bool)
     )
     schema = results_schema(cfg.evaluate.best_of)
-    states = _states(truth)
+    states = {} if truth is None else states_by_pair(truth)
     domain = load_domain(cfg)
     reader = StateReader(fdp.images, domain)
     parts, order = [schema.empty_table()], [np.zeros(0, dtype=np.intp)]
     for rows, best_of in _batches(flags, cfg):
         pairs = labelled_pairs(heldout.take(rows), states)
         seeds = [derive_seed(cfg.seed, round_id, pair) for pair in pairs.pair_ids]
-        columns = _judge_idm(pairs, idm, cfg, domain)
-        columns |= _judge_fdp(pairs, seeds, idm, fdp, reader, cfg, best_of)
+        columns = _idm_columns(pairs, idm, cfg, domain)
+        columns |= _fdp_columns(pairs, seeds, idm, fdp, reader, cfg, best_of)
         nothing = [None] * len(rows)
         parts.append(
             pa.table({name: columns.get(name, nothing) for name in schema.names}, schema=schema)
@@ -116,14 +119,7 @@ def _batches(
             yield rows[start : start + cfg.evaluate.batch_size], best_of
 
 
-def _states(truth: pa.Table | None) -> dict[str, tuple[str, str]]:
-    if truth is None:
-        return {}
-    columns = (truth[name].to_pylist() for name in ("pair_id", "source_state", "target_state"))
-    return {pair: (source, target) for pair, source, target in zip(*columns, strict=True)}
-
-
-def _judge_idm(
+def _idm_columns(
     pairs: LabelledPairs, idm: InverseDynamics, cfg: LoopConfig, domain: Domain
 ) -> Columns:
     captions = idm.label(pairs.source, pairs.target, max_action_tokens=cfg.label.max_action_tokens)
@@ -143,7 +139,7 @@ def _judge_idm(
     }
 
 
-def _judge_fdp(
+def _fdp_columns(
     pairs: LabelledPairs,
     seeds: Sequence[int],
     idm: InverseDynamics,

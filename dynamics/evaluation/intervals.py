@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how far a mean over items would move with other items.
+"""Bootstrap intervals: the spread of a mean over items under resampling of the items.
 
 They cover the choice of held-out items only. The spread between training seeds is a separate,
 often larger, uncertainty that one run cannot show.

@@ -1,4 +1,4 @@
-"""How good pseudo-labels are, measured against the truth; how far their confidence can be trusted.
+"""Quality of pseudo-labels against the ground truth, and the scores it is compared with.
 
 B labels, N of them with a known truth and every score.
 """
@@ -14,6 +14,7 @@ from dynamics.core.domain import Domain
 from dynamics.core.records import Estimate, ScoreScale
 from dynamics.evaluation.intervals import Floats, known
 from dynamics.evaluation.metrics import estimate_of
+from dynamics.evaluation.state_reader import states_by_pair
 from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import score_column, score_names
 
@@ -35,17 +36,17 @@ class ScoredLabels:
     """The labels on which scores are compared: those with a known truth and every score."""
 
     rows: NDArray[np.bool_]
-    """Which N of the B labels these are, [B]."""
+    """Mask of these N among the B labels, [B]."""
     correct: Floats
     """1 or 0, [N]."""
     scores: dict[str, Floats]
-    """By name, [N]; those that were measured."""
+    """Measured scores by name, [N] each."""
     verdicts: Floats
     """Correctness of all labels, [B]; NaN where the truth is unknown."""
 
 
 def scored_labels(labels: pa.Table, truth: pa.Table, domain: Domain) -> ScoredLabels:
-    """What is known about the labels (LABEL_SCHEMA) whose pairs are in ``truth``."""
+    """Correctness and scores of the labels (LABEL_SCHEMA) whose pairs are in ``truth``."""
     # None becomes NaN.
     correct_B = np.array(correct_labels(labels, truth, domain), dtype=np.float64)
     scores = {name: score_column(labels, name) for name in sorted(score_names(labels))}
@@ -83,16 +84,10 @@ def label_accuracy(
 
 
 def correct_labels(labels: pa.Table, truth: pa.Table, domain: Domain) -> list[bool | None]:
-    """Per label (LABEL_SCHEMA), whether its action has the true effect; None without truth."""
-    names = ("pair_id", "source_state", "target_state")
-    states = {
-        pair: (source, target)
-        for pair, source, target in zip(*(truth[name].to_pylist() for name in names), strict=True)
-    }
-    verdicts: list[bool | None] = []
-    for pair, action in zip(
-        labels["pair_id"].to_pylist(), labels["action"].to_pylist(), strict=True
-    ):
-        state = states.get(pair)
-        verdicts.append(None if state is None else domain.outcome(action, state[0]) == state[1])
-    return verdicts
+    """Per label (LABEL_SCHEMA), True when its action has the true effect; None without truth."""
+    states = states_by_pair(truth)
+    columns = (labels[name].to_pylist() for name in ("pair_id", "action"))
+    return [
+        domain.outcome(action, states[pair][0]) == states[pair][1] if pair in states else None
+        for pair, action in zip(*columns, strict=True)
+    ]

@@ -23,14 +23,14 @@ METRIC_OF_COLUMN = {
     "idm_exact": "eval/idm_exact",
     "tokenizer_ceiling": "eval/tokenizer_ceiling",
 }
-"""Column of the items table to metric; best-of columns keep their name under ``eval/``."""
+"""Column of the held-out results to metric; best-of columns keep their name under ``eval/``."""
 
 HEADLINE_VERIFIER: VerifierName = "noisy_channel"
-"""Behind ``best_of_N``. Fixed, so that the serving options, which the run's digest leaves out,
-change no measurement."""
+"""Verifier behind ``best_of_N``. Fixed, so that the serving options, which the run's digest leaves
+out, change no measurement."""
 
 ORACLE = "oracle"
-"""Chooses a right candidate where there is one: what a perfect verifier would reach."""
+"""Chooser of a correct candidate where there is one: the bound of every verifier."""
 
 _CURVE_COLUMN = re.compile(r"(?:\w+_)?best_of_\d+")
 
@@ -41,13 +41,13 @@ def best_of_prefix(chooser: str) -> str:
 
 
 def choosers() -> dict[str, str]:
-    """Who chooses among N candidates, to a label: the headline, other verifiers, the oracle."""
+    """Choosers among N candidates to their labels: headline, other verifiers, oracle."""
     first = dict.fromkeys((HEADLINE_VERIFIER, *VERIFIERS))
     return {name: label_of(name) for name in first} | {ORACLE: ORACLE}
 
 
 def summarise(items: pa.Table) -> dict[str, Estimate]:
-    """Metrics of an evaluation table; one whose column holds nothing is left out.
+    """Metrics of held-out results; one whose column holds nothing is left out.
 
     Besides one metric per column: ``eval/best_of_greedy``, greedy success on the pairs of the
     best-of curve (the number to beat), and ``eval/fdp_success_<kind>`` per action type.
@@ -61,21 +61,17 @@ def summarise(items: pa.Table) -> dict[str, Estimate]:
     for kind in sorted(set(items["action_kind"].to_pylist()) - {""}):
         of_kind = items.filter(pc.equal(items["action_kind"], kind))
         columns[f"eval/fdp_success_{kind}"] = of_kind["fdp_greedy_success"]
-    return {name: _estimate(name, column) for name, column in columns.items() if _holds(column)}
+    return {
+        name: estimate_of(name, known(column.to_pylist()))
+        for name, column in columns.items()
+        if len(column) > column.null_count
+    }
 
 
 def best_of_sizes(metrics: dict[str, Estimate]) -> list[int]:
     """The N that were evaluated, ascending."""
     names = (re.fullmatch(r"eval/best_of_(\d+)", name) for name in metrics)
     return sorted(int(match[1]) for match in names if match)
-
-
-def _holds(column: pa.ChunkedArray) -> bool:
-    return bool(len(column) > column.null_count)
-
-
-def _estimate(name: str, column: pa.ChunkedArray) -> Estimate:
-    return estimate_of(name, known(column.to_pylist()))
 
 
 def estimate_of(name: str, values: np.ndarray) -> Estimate:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from dynamics.core.domain import Domain
 from dynamics.inference.verifiers import Codes
@@ -11,8 +12,14 @@ from dynamics.models.image_tokenizer import ImageTokenizer
 Success = list[bool | None]
 
 
+def states_by_pair(truth: pa.Table) -> dict[str, tuple[str, str]]:
+    """Source and target state of every pair of the ground truth (TRUTH_SCHEMA)."""
+    columns = (truth[name].to_pylist() for name in ("pair_id", "source_state", "target_state"))
+    return {pair: (source, target) for pair, source, target in zip(*columns, strict=True)}
+
+
 class StateReader:
-    """Image codes to the state that their decoded frame shows; each distinct frame once."""
+    """Reader of the states that decoded frames show; reads each distinct frame once."""
 
     def __init__(self, images: ImageTokenizer, domain: Domain) -> None:
         self._images = images
@@ -29,12 +36,12 @@ class StateReader:
         return [self._known[key] for key in keys]
 
     def shows(self, codes_BL: Codes, states: Sequence[str | None]) -> Success:
-        """Whether each frame shows its state; None where either is unknown.
+        """Per frame, True when it shows its state; None where either is unknown.
 
         A frame whose true state is unknown is not even decoded.
         """
         known = [row for row, state in enumerate(states) if state is not None]
-        verdicts: Success = [None] * len(states)
+        found: Success = [None] * len(states)
         for row, shown in zip(known, self.read(codes_BL[known]), strict=True):
-            verdicts[row] = None if shown is None else shown == states[row]
-        return verdicts
+            found[row] = None if shown is None else shown == states[row]
+        return found

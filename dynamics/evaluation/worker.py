@@ -27,13 +27,13 @@ class EvaluationWorker:
         """Evaluate a shard of the held-out pairs; returns its rows, durably written."""
         pairs = read_shard(self._data.heldout, shard, TRANSITION_SCHEMA.names)
         with_best_of = max(0, self._cfg.evaluate.num_best_of_items - shard.start)
-        items = evaluate_heldout(
+        results = evaluate_heldout(
             pairs, self._truth, self._idm, self._fdp, self._cfg, self._round_id, with_best_of
         )
         schema = results_schema(self._cfg.evaluate.best_of)
-        return write_table(part_path(self._parts, shard), items, schema).num_rows
+        return write_table(part_path(self._parts, shard), results, schema).num_rows
 
 
 def part_path(parts: Path, shard: Shard) -> Path:
-    """Where a shard's evaluation lies until all are there."""
+    """File of a shard's results until all shards are there."""
     return parts / f"{shard.start:08d}-{shard.stop:08d}.parquet"

@@ -32,7 +32,7 @@ def guard_evidence(
     schema = results_schema(cfg.evaluate.best_of)
     labelled = read_table(data.labelled, TRANSITION_SCHEMA, ["action"])
     return GuardEvidence(
-        items=read_table(folder.results(round_id), schema),
+        results=read_table(folder.results(round_id), schema),
         heldout=read_table(data.heldout, TRANSITION_SCHEMA),
         labelled_actions=labelled["action"].to_pylist(),
         leakage=_leakage(folder, images, data),

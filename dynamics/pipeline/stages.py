@@ -28,7 +28,7 @@ from dynamics.core.records import (
     ModelRef,
     RoundReport,
 )
-from dynamics.evaluation.guards.rules import judge
+from dynamics.evaluation.guards.rules import evaluate_guards
 from dynamics.evaluation.heldout import results_schema
 from dynamics.evaluation.label_quality import label_accuracy
 from dynamics.evaluation.metrics import summarise
@@ -187,7 +187,7 @@ class Stages:
             evidence = guard_evidence(
                 self.cfg, self.folder, self.images, data, decisions, report.round_id
             )
-            results = judge(evidence, limits)
+            results = evaluate_guards(evidence, limits)
         return replace(report, guards=results).accepting(limits.accept)
 
     def commit(self, report: RoundReport) -> None:

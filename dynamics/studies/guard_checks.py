@@ -49,7 +49,7 @@ def _copier_is_blocked(study: Study, round_id: int) -> bool:
     heldout = read_table(study.run.heldout, TRANSITION_SCHEMA)
     nothing = Leakage(num_heldout=results.num_rows, by_digest=0, by_hash=0, either=0)
     evidence = GuardEvidence(
-        items=results, heldout=heldout, labelled_actions=(), leakage=nothing, domain=study.domain
+        results=results, heldout=heldout, labelled_actions=(), leakage=nothing, domain=study.domain
     )
     result = copy_rate(with_copier(evidence), study.cfg.guards)
     return result is not None and not result.passed
@@ -57,12 +57,12 @@ def _copier_is_blocked(study: Study, round_id: int) -> bool:
 
 def with_copier(evidence: GuardEvidence) -> GuardEvidence:
     """The evidence of an FDP that returns its input, read by no oracle, as on real video."""
-    items = evidence.items
-    unread = pa.nulls(items.num_rows, pa.bool_())
+    results = evidence.results
+    unread = pa.nulls(results.num_rows, pa.bool_())
     for name, values in (
         ("greedy_codes", evidence.heldout["source_codes"]),
         ("fdp_copy", unread),
     ):
-        place = items.schema.get_field_index(name)
-        items = items.set_column(place, items.schema.field(name), values)
-    return replace(evidence, items=items)
+        place = results.schema.get_field_index(name)
+        results = results.set_column(place, results.schema.field(name), values)
+    return replace(evidence, results=results)

@@ -10,7 +10,7 @@ from dynamics.core.domain import Domain, load_domain
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
 from dynamics.evaluation.controls import label_truly
 from dynamics.evaluation.guards.rules import GUARDS
-from dynamics.evaluation.state_reader import StateReader
+from dynamics.evaluation.state_reader import StateReader, states_by_pair
 from dynamics.inference.load import load_fdp, load_idm, model_ref
 from dynamics.inference.sampling import GREEDY
 from dynamics.pipeline.prepare import prepared
@@ -135,6 +135,4 @@ def true_states(study: Study) -> dict[str, tuple[str, str]]:
     """Source and target state of every pair whose truth is known."""
     refs = data_refs(study)
     assert refs.truth is not None
-    names = ("pair_id", "source_state", "target_state")
-    columns = (read_table(refs.truth, TRUTH_SCHEMA)[name].to_pylist() for name in names)
-    return {pair: (source, target) for pair, source, target in zip(*columns, strict=True)}
+    return states_by_pair(read_table(refs.truth, TRUTH_SCHEMA))

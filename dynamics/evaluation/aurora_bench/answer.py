@@ -1,7 +1,7 @@
-"""What a contestant answers: a picture, a sentence and its preferences per item; DiscEdit.
+"""Answers of a contestant: a picture, a sentence and its preferences per item; DiscEdit.
 
 Everything that needs the models happens here, once; scoring reads the stored answers. A part is a
-fixed piece of the items, answered in one batch whoever does it, so that no float depends on how
+fixed piece of the items, answered in one batch by any worker, so that no float depends on how
 the work was spread.
 
 B items, N samples, L codes a frame.
@@ -45,7 +45,7 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("subset", pa.string(), nullable=False),
         pa.field("told", pa.string(), nullable=False),  # the instruction as the model got it
         pa.field("num_tokens", pa.int32(), nullable=False),
-        pa.field("num_unknown", pa.int32(), nullable=False),  # of them without meaning
+        pa.field("num_unknown", pa.int32(), nullable=False),  # tokens without meaning
         pa.field("truncated", pa.bool_(), nullable=False),
         # The rest is null for an instruction of which nothing could be told.
         pa.field("prediction", pa.binary(), nullable=True),  # PNG, P x P
@@ -76,10 +76,10 @@ _UNTOLD = {field.name: None for field in ANSWER_SCHEMA if field.nullable}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decode:
-    """How next frames are drawn."""
+    """Options of drawing next frames."""
 
     sampling: SamplingParams = GREEDY
-    """Of several samples the verifier takes the best."""
+    """The verifier chooses the best of several samples."""
     seed: int = 0
 
     def text(self) -> str:

@@ -1,11 +1,11 @@
-"""One evaluation: who is measured on what, the parts it leaves on disk, and their sum.
+"""One evaluation of a contestant: the parts that it leaves on disk, and their sum.
 
 OUT/answers/KEY.parquet   what the models answered to a piece of the items
 OUT/disc/KEY.parquet      DiscEdit of a piece
 OUT/scores/KEY.parquet    scores of a piece, the contestant's and the copy's
 OUT/judge/KEY.json        replies of the judge
 
-A key hashes everything that its part depends on, so a part that exists is right and is never made
+A key hashes everything that its part depends on, so a part that exists is correct and never made
 again: the same command resumes, and another model, option or encoder adds its own parts.
 """
 
@@ -46,14 +46,14 @@ PART_ITEMS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job(Shard):
-    """A part that the models have to make: of which items."""
+    """A part that the models have to make: a kind and a range of items."""
 
     kind: Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """Who is measured on what, with where its parts lie. Cheap to pickle: it holds no model."""
+    """Contestant, data and folder of an evaluation. Cheap to pickle: it holds no model."""
 
     contestant: Contestant
     decode: Decode
@@ -73,7 +73,7 @@ class Benchmark:
         return disc_key(self.contestant, self.decode, self.data.disc_items[start:stop])
 
     def path(self, job: Job) -> Path:
-        """Where a part lies."""
+        """File of a part."""
         return self.out / job.kind / f"{self.key(job)}.parquet"
 
     def jobs(self) -> list[Job]:

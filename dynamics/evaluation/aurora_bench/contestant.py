@@ -1,4 +1,4 @@
-"""Who is measured: a run's round, a checkpoint, the shipped tiny base, or a plain copy."""
+"""Contestants: a run's round, a checkpoint, the shipped tiny base, or a plain copy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from dynamics.storage.files import checkpoint_digest
 from dynamics.storage.run_folder import RunFolder
 
 COPY = "copy"
-"""The contestant that gives its source back: what every metric is held against."""
+"""The contestant that gives its source back: the baseline of every metric."""
 TINY = "tiny"
 
 
@@ -47,7 +47,7 @@ class Contestant:
 
 
 def contestant(name: str, *, round_id: int | None, family: str, device: Device) -> Contestant:
-    """From what a person names: a run folder, a checkpoint folder, ``tiny`` or ``copy``.
+    """Contestant by name: a run folder, a checkpoint folder, ``tiny`` or ``copy``.
 
     Args:
         name: the words win over folders of the same name; write ``./tiny`` for the folder.

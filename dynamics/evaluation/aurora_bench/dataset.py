@@ -36,7 +36,7 @@ class Item:
     instruction: str
     """One line; of several wordings the first."""
     caption: str
-    """What the target shows, "" where the benchmark does not say."""
+    """Caption of the target, "" where the benchmark has none."""
     digest: str
     """Over the bytes of both pictures and the texts."""
 
@@ -56,7 +56,7 @@ class DiscItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchData:
-    """What of a benchmark folder can be used, and what cannot."""
+    """Usable items of a benchmark folder, and counts of the other rows."""
 
     root: Path
     items: tuple[Item, ...]

@@ -24,7 +24,7 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderFolders:
-    """Where the optional encoders lie; None leaves their metrics out."""
+    """Folders of the optional encoders; None leaves their metrics out."""
 
     clip: Path | None = None
     dino: Path | None = None
@@ -33,7 +33,7 @@ class EncoderFolders:
     def missing(self) -> list[str]:
         """One line per encoder that is not there: what is left out, what to get, where to put it.
 
-        Which checkpoints: those of MagicBrush's evaluation, which AURORA and the paper follow.
+        The checkpoints are those of MagicBrush's evaluation, which AURORA and the paper follow.
         """
         told = (
             (self.clip, "CLIP-I, CLIP-T and nearer target (CLIP)", "clip", _CLIP),
@@ -162,7 +162,7 @@ def load_encoders(folders: EncoderFolders) -> Encoders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """How pictures become pixels [B, 3, H, W], as the checkpoint's preprocessor_config.json says.
+    """Pictures to pixels [B, 3, H, W], as the checkpoint's preprocessor_config.json says.
 
     Read by hand: transformers' own image processors want torchvision.
     """

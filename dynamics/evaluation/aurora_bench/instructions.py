@@ -1,4 +1,4 @@
-"""What a model can be told of an instruction: unknown words and too many of them, both counted."""
+"""Instructions cut to what a model's prompt holds, with their unknown words counted."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Told:
 def fit_instruction(tokens: Tokens, instruction: str) -> Told:
     """The longest beginning of an instruction that the model's prompt has room for.
 
-    Whole words from the start; of a first word that alone is too long, a half, a quarter ...
+    Whole words from the start; a first word that alone is too long is halved until it fits.
     """
     limit = tokens.prompts.action_tokens
     # No more words than tokens: an endless instruction costs no more than a long one.

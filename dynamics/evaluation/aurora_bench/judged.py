@@ -1,4 +1,4 @@
-"""AURORA-BENCH in front of a judge: which pictures it sees, and what comes of its scores."""
+"""AURORA-BENCH before the LLM judge: its cases, and the figures of its scores."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from dynamics.evaluation.judge.protocol import PROMPT_VERSION
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeSettings:
-    """Whom to ask, and for how much."""
+    """Endpoint, key and budget of the judge."""
 
     endpoint: Endpoint
     key: str | None
@@ -92,5 +92,5 @@ def _cases(benchmark: Benchmark, answers: pa.Table | None) -> list[Case]:
 
 def _pictures(item: Item, prediction: bytes | None) -> tuple[Image.Image, Image.Image]:
     """Source and prediction, both of the source's size; the target is never shown."""
-    before = read_picture(item.source)
-    return before, before if prediction is None else fitted(read_picture(prediction), before.size)
+    source = read_picture(item.source)
+    return source, source if prediction is None else fitted(read_picture(prediction), source.size)

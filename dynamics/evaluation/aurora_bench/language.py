@@ -1,4 +1,4 @@
-"""How close an action sentence comes to the reference: BLEU, ROUGE-L.
+"""Closeness of an action sentence to the reference: BLEU, ROUGE-L.
 
 Both ignore case: an IDM's vocabulary may be lower case only. R resamples.
 """
@@ -23,7 +23,7 @@ def _bleu() -> BLEU:
 
 
 def bleu_statistics(said: str, reference: str) -> list[float]:
-    """What a sentence adds to a corpus' BLEU: ORDER matches, ORDER n-grams, both lengths.
+    """Statistics of a sentence for corpus BLEU: ORDER matches, ORDER n-grams, both lengths.
 
     sacrebleu's tokenizer "13a". Corpus BLEU is a function of the mean of these, so that its
     interval can be bootstrapped over items.

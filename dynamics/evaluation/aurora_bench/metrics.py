@@ -74,11 +74,11 @@ def _blur(map_HW: torch.Tensor) -> torch.Tensor:
     return map_HW
 
 
-def change_mask(before: Image.Image, after: Image.Image) -> NDArray[np.bool_]:
-    """Which cells of the MASK_PX grid changed, [MASK_PX, MASK_PX]; see CHANGED."""
+def change_mask(source: Image.Image, target: Image.Image) -> NDArray[np.bool_]:
+    """Changed cells of the MASK_PX grid, bool [MASK_PX, MASK_PX]; see CHANGED."""
     side = (MASK_PX, MASK_PX)
     grids = [
-        np.asarray(p.resize(side, Image.Resampling.BOX), dtype=np.float32) for p in (before, after)
+        np.asarray(p.resize(side, Image.Resampling.BOX), dtype=np.float32) for p in (source, target)
     ]
     changed: NDArray[np.bool_] = np.abs(grids[0] - grids[1]).mean(axis=-1) / 255 > CHANGED
     return changed
@@ -87,7 +87,7 @@ def change_mask(before: Image.Image, after: Image.Image) -> NDArray[np.bool_]:
 def mask_iou(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
     """Intersection over union of two change masks; a copy, which changes nothing, scores 0.
 
-    None where the true mask is empty: there is no place to be right about.
+    None where the true mask is empty.
     """
     if not true.any():
         return None
@@ -97,7 +97,7 @@ def mask_iou(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | N
 def nearer_target(
     predicted: NDArray[np.float32], source: NDArray[np.float32], target: NDArray[np.float32]
 ) -> bool:
-    """Whether features lie strictly nearer to the target's than to the source's (squared L2).
+    """True when features lie strictly nearer to the target's than to the source's (squared L2).
 
     A copy is at distance 0 from its source and can never be.
     """

@@ -1,4 +1,4 @@
-"""How pictures of the benchmark are resized.
+"""Resizing of the benchmark's pictures.
 
 H, W are a picture's own sides in pixels, P is the side of the square frame that a model sees.
 """
@@ -22,7 +22,7 @@ def to_frame(picture: Image.Image, side_px: int) -> Pixels:
 
 
 def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at another (width, height), bicubic; itself when the size is right already.
+    """The picture at another (width, height), bicubic; itself when it has that size.
 
     The filter is part of the protocol: with any other, the copy baseline's L1 on MagicBrush is
     not the published one.

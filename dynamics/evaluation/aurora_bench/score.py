@@ -51,7 +51,7 @@ class Scorer:
     """Scores with the encoders that are there.
 
     Args:
-        encoders: of CLIP-I, CLIP-T, DINO, BERTScore; those that are None leave nulls.
+        encoders: CLIP, DINO and BERTScore; those that are None leave nulls.
     """
 
     def __init__(self, encoders: Encoders) -> None:

@@ -84,13 +84,13 @@ class BenchReport:
     rejects: dict[str, int]
     """Rows of the manifests that could not be used, per reason."""
     instructions: dict[str, int]
-    """``truncated``, ``with_unknown_words``, ``unanswered``: items whose instruction was."""
+    """Items per problem: ``truncated``, ``with_unknown_words``, ``unanswered``."""
     metrics: dict[str, dict[Who, Figures]]
     """By name of `METRICS`; what was not measured is not there."""
     left_out: list[str]
     """One line per encoder that is missing."""
     judge: dict[str, Any] = field(default_factory=dict)
-    """Who judged and how many cases ended how; empty without a judge."""
+    """The judge's model and its cases per outcome; empty without a judge."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON."""
@@ -178,7 +178,7 @@ def _answered(measured: Measured) -> dict[str, Values]:
 
 
 def _answered_by_copy(measured: Measured) -> dict[str, Values]:
-    """What a copy answers is known.
+    """Answers of a copy, known without a model.
 
     It never leaves its source: it is never nearer the target, and of DiscEdit's prompts neither
     moves it less than the other.

@@ -56,7 +56,7 @@ def bench_table(report: BenchReport, columns: Sequence[str]) -> Table:
 
 
 def notes(report: BenchReport) -> list[str]:
-    """What the table does not show, one line each."""
+    """Remarks below the table, one line each."""
     pairs = ", ".join(f"{subset} {count}" for subset, count in report.num_items.items())
     lines = [
         "below each figure: 95 % interval over items; mean: over subsets; pictures are compared at "

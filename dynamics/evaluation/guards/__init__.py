@@ -1,1 +1,1 @@
-"""What keeps a bad round from being promoted."""
+"""Guards: checks that keep a bad round from being promoted."""

@@ -52,7 +52,7 @@ def find_leakage(pool: pa.Table, heldout: pa.Table, images: ImageTokenizer) -> L
 
 
 def count_leakage(same_B: NDArray[np.bool_], alike_B: NDArray[np.bool_]) -> Leakage:
-    """What `leaked_pairs` found, in numbers."""
+    """Counts of the pairs that `leaked_pairs` found."""
     return Leakage(
         num_heldout=len(same_B),
         by_digest=int(same_B.sum()),
@@ -81,7 +81,7 @@ def leaked_pairs(
 
 
 def near_pairs(pairs: tuple[Hashes, Hashes], others: tuple[Hashes, Hashes]) -> NDArray[np.bool_]:
-    """Which pairs have one among the others that looks alike in both frames.
+    """Pairs that look like one of the others in both frames.
 
     Args:
         pairs: hashes [B, U] of the source and of the target frames.

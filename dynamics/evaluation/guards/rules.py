@@ -10,6 +10,7 @@ B held-out pairs, L codes a frame.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import pyarrow as pa
@@ -33,12 +34,12 @@ _PAIRS_A_BIN = 25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardEvidence:
-    """What the guards look at."""
+    """Tables of a round, and what else its guards read."""
 
-    items: pa.Table
-    """The round's evaluation (`evaluation.items.results_schema`)."""
+    results: pa.Table
+    """The round's held-out results (`evaluation.heldout.results_schema`)."""
     heldout: pa.Table
-    """The held-out pairs, at least ``source_codes`` and ``target_codes``; rows as in ``items``."""
+    """Held-out pairs, at least ``source_codes`` and ``target_codes``; rows as in ``results``."""
     labelled_actions: Sequence[str]
     """Action sentences of the labelled set."""
     leakage: Leakage
@@ -48,13 +49,13 @@ class GuardEvidence:
     decisions: pa.Table | None = None
     """DECISION_SCHEMA, one row per label; None in round 0."""
     first_results: pa.Table | None = None
-    """Round 0's evaluation; None in round 0."""
+    """Round 0's held-out results; None in round 0."""
 
 
 Guard = Callable[[GuardEvidence, GuardConfig], GuardResult | None]
 
 
-def judge(evidence: GuardEvidence, limits: GuardConfig) -> tuple[GuardResult, ...]:
+def evaluate_guards(evidence: GuardEvidence, limits: GuardConfig) -> tuple[GuardResult, ...]:
     """The results of all guards that have evidence, in the order of `GUARDS`."""
     results = (guard(evidence, limits) for guard in GUARDS.values())
     return tuple(result for result in results if result is not None)
@@ -69,9 +70,9 @@ def copy_rate(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | Non
     source_BL, target_BL = (
         codes_matrix(evidence.heldout, name) for name in ("source_codes", "target_codes")
     )
-    same_B = (codes_matrix(evidence.items, "greedy_codes") == source_BL).all(axis=1)
+    same_B = (codes_matrix(evidence.results, "greedy_codes") == source_BL).all(axis=1)
     changes_B = (source_BL != target_BL).any(axis=1)
-    seen_B = np.array([bool(copied) for copied in evidence.items["fdp_copy"].to_pylist()])
+    seen_B = np.array([bool(copied) for copied in evidence.results["fdp_copy"].to_pylist()])
     if not changes_B.any():
         return None
     copied = (same_B | seen_B)[changes_B]
@@ -87,10 +88,10 @@ def copy_rate(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | Non
 
 
 def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
-    """Entropy of what the labels mean, held against the seed's; and the most common meaning.
+    """Entropy of the labels' meanings over that of the labelled set; and the most common meaning.
 
-    The entropy of a sample grows with its size, so equally many labels and seed sentences, drawn
-    by a fixed seed, are compared. The value is the ratio of the two.
+    The entropy of a sample grows with its size, so equally many labels and sentences of the
+    labelled set, drawn by a fixed random seed, are compared.
     """
     if evidence.labels is None or evidence.labels.num_rows < MIN_LABELS:
         return None
@@ -98,7 +99,7 @@ def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResul
     taught = [_meaning(action, evidence.domain) for action in evidence.labelled_actions]
     size = min(len(said), len(taught))
     known = _entropy(_sample(taught, size, "seed"))
-    # A seed that only ever says one thing has nothing that labels could lose.
+    # A labelled set with one meaning has nothing that labels could lose.
     ratio = _entropy(_sample(said, size, "labels")) / known if known else 1.0
     common, count = Counter(said).most_common(1)[0]
     share = count / len(said)
@@ -107,7 +108,7 @@ def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResul
         ratio,
         limits.min_entropy_ratio,
         ratio >= limits.min_entropy_ratio and share <= limits.max_common_share,
-        f"share of the entropy that the seed's sentences have; {100 * share:.1f} % of the labels "
+        f"share of the entropy that the labelled set has; {100 * share:.1f} % of the labels "
         f"mean {common!r}, limit {100 * limits.max_common_share:g} %",
         "a stricter filter (filter.rule) or more labelled pairs (labelled.num_pairs)",
     )
@@ -123,9 +124,8 @@ def type_skew(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | Non
     if not accepted.any():
         return None
     kinds = _kinds(evidence.labels["action"].to_pylist(), evidence.domain)
-    before = _mix(kinds)
-    after = _mix([kind for kind, kept in zip(kinds, accepted, strict=True) if kept])
-    change = {kind: after.get(kind, 0.0) - share for kind, share in before.items()}
+    all_mix, accepted_mix = _mix(kinds), _mix(list(compress(kinds, accepted)))
+    change = {kind: accepted_mix.get(kind, 0.0) - share for kind, share in all_mix.items()}
     value = sum(abs(points) for points in change.values()) / 2
     most = max(change, key=lambda kind: abs(change[kind]))
     return _result(
@@ -134,7 +134,8 @@ def type_skew(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | Non
         limits.max_type_skew,
         value <= limits.max_type_skew,
         f"distance of the accepted labels' action types from all labels'; most for {most!r}, "
-        f"{100 * before[most]:.1f} % of all and {100 * after.get(most, 0.0):.1f} % of the accepted",
+        f"{100 * all_mix[most]:.1f} % of all and "
+        f"{100 * accepted_mix.get(most, 0.0):.1f} % of the accepted",
         "another score or rule (filter.score, filter.rule)",
     )
 
@@ -146,7 +147,7 @@ def calibration_drift(evidence: GuardEvidence, limits: GuardConfig) -> GuardResu
     """
     if evidence.first_results is None:
         return None
-    now, first = _calibration_error(evidence.items), _calibration_error(evidence.first_results)
+    now, first = _calibration_error(evidence.results), _calibration_error(evidence.first_results)
     value = now - first
     return _result(
         "calibration_drift",
@@ -155,7 +156,8 @@ def calibration_drift(evidence: GuardEvidence, limits: GuardConfig) -> GuardResu
         value <= limits.max_calibration_drift,
         f"the IDM's confidence is off by {100 * now:.1f} points on held-out pairs, in round 0 by "
         f"{100 * first:.1f}",
-        "a stricter filter (filter.rule) or more of the seed in a batch (train.labelled_fraction)",
+        "a stricter filter (filter.rule) or more labelled pairs in a batch "
+        "(train.labelled_fraction)",
     )
 
 
@@ -224,9 +226,9 @@ def _mix(values: Sequence[str]) -> dict[str, float]:
     return {value: count / len(values) for value, count in Counter(values).items()}
 
 
-def _calibration_error(items: pa.Table) -> float:
-    score_B = items["idm_mean_logprob"].to_numpy().astype(np.float64)
-    exact, by_state = (items[name].to_pylist() for name in ("idm_exact", "idm_correct"))
+def _calibration_error(results: pa.Table) -> float:
+    score_B = results["idm_mean_logprob"].to_numpy().astype(np.float64)
+    exact, by_state = (results[name].to_pylist() for name in ("idm_exact", "idm_correct"))
     # Without a known state the same action is the best that can be asked for.
     correct = [a if b is None else b for a, b in zip(exact, by_state, strict=True)]
     num_bins = max(1, min(10, len(correct) // _PAIRS_A_BIN))

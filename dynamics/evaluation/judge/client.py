@@ -15,7 +15,7 @@ from dynamics.evaluation.judge.protocol import MAX_REPLY_TOKENS
 
 _MAX_REPLY_BYTES = 1_000_000
 _WRONG_SETTINGS = {401, 403, 404, 405}
-"""Every further call would end alike."""
+"""Statuses that every further call would get, too."""
 _MAX_WAIT_S = 60.0
 
 
@@ -53,16 +53,16 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where the judge answers."""
+    """Chat endpoint of the judge."""
 
     url: str
     """Base URL, e.g. ``https://host/v1``; ``/chat/completions`` is added."""
     model: str
     timeout_s: float = 120.0
-    """Of one attempt."""
+    """Limit of one attempt."""
     max_attempts: int = 4
     first_wait_s: float = 1.0
-    """Before the second attempt; doubles with each one, unless the server says how long."""
+    """Wait before the second attempt; doubles with each one, unless the server says how long."""
 
     def __post_init__(self) -> None:
         try:

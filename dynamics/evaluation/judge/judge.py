@@ -1,4 +1,4 @@
-"""Judging cases: each reply is paid once, kept by content, and every case ends counted."""
+"""Judging of cases: each reply is paid for once and stored by content; every case is counted."""
 
 import hashlib
 from collections import Counter
@@ -36,12 +36,12 @@ class Case:
     subset: str
     instruction: str
     pictures: Callable[[], tuple[Image.Image, Image.Image]]
-    """Before and after, opened when they are needed."""
+    """Source and edited picture, opened when they are needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """How a case ended."""
+    """The outcome of a case."""
 
     item_id: str
     subset: str
@@ -51,7 +51,7 @@ class Judgement:
 
 
 class Asks(Protocol):
-    """What a judge needs of a client."""
+    """A client of the judge."""
 
     def ask(self, messages: list[dict[str, object]]) -> str:
         """The reply to a chat."""
@@ -59,7 +59,7 @@ class Asks(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostEstimate:
-    """What judging will cost at most, were every first attempt answered."""
+    """Upper bound of the cost of judging when every first attempt is answered."""
 
     num_cases: int
     num_cached: int
@@ -91,7 +91,7 @@ class ReplyStore:
     model: str
 
     def path(self, case: Case) -> Path:
-        """Where the reply to a case lies."""
+        """File of the reply to a case."""
         digests = [_digest(picture) for picture in case.pictures()]
         key = stable_hash(PROMPT_VERSION, self.model, case.instruction, *digests)
         return self.folder / f"{key}.json"
@@ -101,7 +101,7 @@ class ReplyStore:
         return str(read_json(path)["reply"]) if path.exists() else None
 
     def write(self, path: Path, reply: str) -> None:
-        """Keep a reply, also one that cannot be parsed: it was paid for."""
+        """Store a reply, also one that cannot be parsed: it was paid for."""
         today = datetime.now(UTC).date().isoformat()
         record = {"model": self.model, "prompt": PROMPT_VERSION, "day": today, "reply": reply}
         write_json(path, record)
@@ -131,7 +131,7 @@ def judge(
     store: ReplyStore,
     progress: Progress,
 ) -> list[Judgement]:
-    """One judgement per case, in order, whatever happened to it.
+    """One judgement per case, in order, failed ones included.
 
     Raises:
         UserError: the endpoint's settings are wrong.

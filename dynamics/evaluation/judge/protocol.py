@@ -1,4 +1,4 @@
-"""What a judge is asked, and how strictly its answer is read.
+"""The question to the LLM judge, and the strict reading of its reply.
 
 The two-score protocol of arXiv:2506.06006 (figure 10, after GoT): success of the edit and minimal
 editing, 0 to 10 each, the lower one counts. The wording is our own. The target picture is not
@@ -61,15 +61,15 @@ class Verdict:
         return min(self.success, self.restraint)
 
 
-def messages(before: Image.Image, after: Image.Image, instruction: str) -> list[dict[str, Any]]:
+def messages(source: Image.Image, edited: Image.Image, instruction: str) -> list[dict[str, Any]]:
     """The chat of one case, pictures as data URLs."""
     return [
         {
             "role": "user",
             "content": [
                 {"type": "text", "text": prompt_text(instruction)},
-                {"type": "image_url", "image_url": {"url": data_uri(encode_png(shown(before)))}},
-                {"type": "image_url", "image_url": {"url": data_uri(encode_png(shown(after)))}},
+                {"type": "image_url", "image_url": {"url": data_uri(encode_png(shown(source)))}},
+                {"type": "image_url", "image_url": {"url": data_uri(encode_png(shown(edited)))}},
             ],
         }
     ]

@@ -149,7 +149,7 @@ def test_a_third_domain_groups_what_guards_count(cfg: LoopConfig) -> None:
     labels = label(cfg)
     kept = [action != "sing" for action in labels["action"].to_pylist()]
     evidence = GuardEvidence(
-        items=pa.table({}),
+        results=pa.table({}),
         heldout=pa.table({}),
         labelled_actions=labels["action"].to_pylist(),
         leakage=Leakage(num_heldout=0, by_digest=0, by_hash=0, either=0),

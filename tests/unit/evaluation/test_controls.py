@@ -37,10 +37,10 @@ HELDOUT, HELDOUT_TRUTH = filmed(200)
 
 def _items(success: Sequence[bool]) -> pa.Table:
     """An evaluation in which FDP and IDM succeed on the same, given pairs."""
-    right = {
+    correct = {
         action for action, ok in zip(HELDOUT["action"].to_pylist(), success, strict=True) if ok
     }
-    fdp = ScriptedFDP(sure=lambda action: action in right)
+    fdp = ScriptedFDP(sure=lambda action: action in correct)
     return evaluate_heldout(HELDOUT, HELDOUT_TRUTH, ScriptedIDM(), fdp, CFG, 3, 0)
 
 

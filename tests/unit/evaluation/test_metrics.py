@@ -20,17 +20,17 @@ def _items(truth=TRUTH, with_best_of=100, sure=lambda action: "paint" not in act
     return evaluate_heldout(PAIRS, truth, ScriptedIDM(), fdp, CFG, 1, with_best_of)
 
 
-def _labels(right: list[bool], accepted: list[bool]):
+def _labels(correct: list[bool], accepted: list[bool]):
     actions = PAIRS["action"].to_pylist()
     labels = pa.table(
         {
-            "label_id": [f"label-{n}" for n in range(len(right))],
-            "pair_id": PAIRS["pair_id"][: len(right)],
-            "action": [actions[n] if ok else "" for n, ok in enumerate(right)],
+            "label_id": [f"label-{n}" for n in range(len(correct))],
+            "pair_id": PAIRS["pair_id"][: len(correct)],
+            "action": [actions[n] if good else "" for n, good in enumerate(correct)],
         }
     )
     decisions = pa.table({"label_id": labels["label_id"], "accepted": accepted})
-    return labels, decisions.take(list(reversed(range(len(right)))))
+    return labels, decisions.take(list(reversed(range(len(correct)))))
 
 
 def test_metrics_are_the_means_of_their_columns():

@@ -72,9 +72,9 @@ def test_every_verifier_returns_one_finite_score_per_candidate(verifier: str):
 
 @pytest.mark.parametrize("verifier", sorted(set(VERIFIERS) - {"fdp"}))
 def test_verifiers_that_ask_the_idm_do_not_reward_a_copy_over_the_right_frame(verifier: str):
-    right, copy = -0.5, -6.0
+    correct, copy = -0.5, -6.0
     evidence = Evidence(
-        action=np.array([[copy, right]]),
+        action=np.array([[copy, correct]]),
         action_of_copy=np.array([copy]),
         frame=np.array([[-3.0, -3.0]]),
     )
@@ -105,11 +105,11 @@ def test_best_of_1_is_plain_sampling():
 
 
 def test_best_of_n_finds_the_right_frame_whenever_it_was_drawn():
-    prediction, right = _best_of(8)
-    _, right_of_1 = _best_of(1)
+    prediction, correct = _best_of(8)
+    _, correct_of_1 = _best_of(1)
     copies = (prediction.candidates.codes == _sources(40)[0][:, None]).all(axis=(1, 2))
-    assert right[~copies].all()
-    assert right.mean() > right_of_1.mean() + 0.3
+    assert correct[~copies].all()
+    assert correct.mean() > correct_of_1.mean() + 0.3
 
 
 def test_each_distinct_frame_is_scored_once():

@@ -16,9 +16,9 @@ CODES = pa.list_(pa.uint16())
 def evidence() -> GuardEvidence:
     """Evidence of an FDP that is correct on all of 20 pairs."""
     source, target = (pa.array(np.full((20, 4), code).tolist(), CODES) for code in (1, 2))
-    items = pa.table({"greedy_codes": target, "fdp_copy": pa.array([False] * 20)})
+    results = pa.table({"greedy_codes": target, "fdp_copy": pa.array([False] * 20)})
     return GuardEvidence(
-        items=items,
+        results=results,
         heldout=pa.table({"source_codes": source, "target_codes": target}),
         labelled_actions=(),
         leakage=Leakage(num_heldout=20, by_digest=0, by_hash=0, either=0),
@@ -38,5 +38,5 @@ def test_a_copier_is_blocked_where_the_fdp_passes() -> None:
 
 def test_a_copier_leaves_the_rest_of_the_evidence_alone() -> None:
     healthy, copier = evidence(), with_copier(evidence())
-    assert (codes_matrix(copier.items, "greedy_codes") == 1).all()
+    assert (codes_matrix(copier.results, "greedy_codes") == 1).all()
     assert copier.heldout.equals(healthy.heldout)

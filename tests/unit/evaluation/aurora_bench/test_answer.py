@@ -1,4 +1,4 @@
-"""What the shipped tiny base answers: real model, real pictures, no skill."""
+"""Answers of the shipped tiny base: real model, real pictures, no skill."""
 
 import json
 
@@ -134,7 +134,7 @@ def test_disc_edit_counts_samples_that_move_less_for_what_is_so_already(tiny, di
 
 
 def test_a_model_that_cannot_see_prefers_neither(models):
-    """Where frames and actions are equal, every log-likelihood is: a tie is half a preference."""
+    """Equal frames and actions have equal log-likelihoods: a tie is half a preference."""
     idm, fdp = models
     codes = np.arange(16)[None].repeat(3, axis=0)
     actions = ["the red cube"] * 3

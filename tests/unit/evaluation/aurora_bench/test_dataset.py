@@ -1,4 +1,4 @@
-"""What of a benchmark folder is read, counted and refused."""
+"""Rows of a benchmark folder that are read, counted and refused."""
 
 import json
 import os

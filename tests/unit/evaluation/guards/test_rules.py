@@ -12,7 +12,7 @@ from dynamics.core.domain import OpenVideo, load_domain
 from dynamics.core.records import GuardResult
 from dynamics.core.seeds import numpy_rng
 from dynamics.evaluation.guards.leakage import Leakage
-from dynamics.evaluation.guards.rules import GUARDS, MIN_LABELS, GuardEvidence, judge
+from dynamics.evaluation.guards.rules import GUARDS, MIN_LABELS, GuardEvidence, evaluate_guards
 from dynamics.evaluation.heldout import evaluate_heldout
 from dynamics.inference.idm import Caption
 from dynamics.tabletop.language import say
@@ -47,14 +47,14 @@ def sentences(num: int, seed: int, only: str = "") -> list[str]:
 
 
 def evidence(seed: int, *, copies: float = 0.0, with_truth: bool = True) -> GuardEvidence:
-    """Of a round 0 whose FDP copies this share of the held-out pairs and is right on the rest."""
+    """Evidence of round 0: its FDP copies this share of the pairs, the rest is correct."""
     pairs, truth = filmed(24, start=1000 * seed)
     rng = numpy_rng("copies", seed)
-    right = {action: bool(rng.random() >= copies) for action in pairs["action"].to_pylist()}
-    fdp = ScriptedFDP(sure=right.__getitem__)
-    items = evaluate_heldout(pairs, truth if with_truth else None, QuietIDM(), fdp, CFG, 0, 0)
+    correct = {action: bool(rng.random() >= copies) for action in pairs["action"].to_pylist()}
+    fdp = ScriptedFDP(sure=correct.__getitem__)
+    results = evaluate_heldout(pairs, truth if with_truth else None, QuietIDM(), fdp, CFG, 0, 0)
     return GuardEvidence(
-        items=items,
+        results=results,
         heldout=pairs,
         labelled_actions=sentences(400, seed),
         leakage=CLEAN,
@@ -62,12 +62,14 @@ def evidence(seed: int, *, copies: float = 0.0, with_truth: bool = True) -> Guar
     )
 
 
-def labelled(actions: list[str], kept: list[bool] | None = None, **other: object) -> GuardEvidence:
-    """Of a round with these labels; all are kept unless ``kept`` says otherwise."""
+def labelled(
+    actions: list[str], accepted: list[bool] | None = None, **other: object
+) -> GuardEvidence:
+    """Evidence of a round with these labels, all accepted by default."""
     ids = [f"label-{number}" for number in range(len(actions))]
-    decisions = pa.table({"label_id": ids[::-1], "accepted": (kept or [True] * len(ids))[::-1]})
+    decisions = pa.table({"label_id": ids[::-1], "accepted": (accepted or [True] * len(ids))[::-1]})
     parts = {
-        "items": pa.table({}),
+        "results": pa.table({}),
         "heldout": pa.table({}),
         "labelled_actions": sentences(400, 7),
         "leakage": CLEAN,
@@ -81,19 +83,19 @@ def labelled(actions: list[str], kept: list[bool] | None = None, **other: object
 
 
 def answers(confidence: float, accuracy: float, num: int = 1000) -> pa.Table:
-    """An evaluation whose IDM is about this sure and right this often."""
+    """An evaluation whose IDM is about this sure and correct this often."""
     rng = np.random.default_rng(0)
-    right = np.arange(num) < round(accuracy * num)
+    correct = np.arange(num) < round(accuracy * num)
     columns = {
         "idm_mean_logprob": np.log(confidence * rng.uniform(0.98, 1, num)).astype(np.float32),
-        "idm_exact": right,
+        "idm_exact": correct,
         "idm_correct": pa.nulls(num, pa.bool_()),
     }
     return pa.table(columns)
 
 
 def drift(first: pa.Table, now: pa.Table) -> GuardResult | None:
-    return GUARDS["calibration_drift"](labelled([], items=now, first_results=first), LIMITS)
+    return GUARDS["calibration_drift"](labelled([], results=now, first_results=first), LIMITS)
 
 
 @pytest.mark.parametrize("with_truth", [True, False], ids=["oracle", "codes-only"])
@@ -113,7 +115,7 @@ def test_giving_back_a_source_whose_codes_do_not_change_is_no_copy():
 
 def test_healthy_rounds_are_blocked_in_none_of_twenty_seeds():
     # 19 % copies is the most that a healthy round has ever had.
-    results = [judge(evidence(seed, copies=0.19), LIMITS) for seed in SEEDS]
+    results = [evaluate_guards(evidence(seed, copies=0.19), LIMITS) for seed in SEEDS]
     assert [result.name for result in results[0]] == ["copy_rate", "leakage"]
     assert all(result.passed for one in results for result in one)
 
@@ -121,8 +123,10 @@ def test_healthy_rounds_are_blocked_in_none_of_twenty_seeds():
 def test_healthy_labels_are_blocked_in_none_of_twenty_seeds():
     for seed in SEEDS:
         rng = numpy_rng("kept", seed)
-        kept = (rng.random(3000) < 0.8).tolist()
-        one = labelled(sentences(3000, 100 + seed), kept, labelled_actions=sentences(1000, seed))
+        accepted = (rng.random(3000) < 0.8).tolist()
+        one = labelled(
+            sentences(3000, 100 + seed), accepted, labelled_actions=sentences(1000, seed)
+        )
         for name in ("caption_collapse", "type_skew"):
             assert GUARDS[name](one, LIMITS).passed, (name, seed)
 
@@ -149,8 +153,8 @@ def test_wordings_of_one_action_are_one_meaning():
 
 def test_on_real_video_the_words_are_the_meaning_and_the_first_word_the_type():
     actions = ["Open the door.", "open  the door", "close the door", "wash a cup"] * 50
-    kept = [True, True, False, False] * 50
-    one = labelled(actions, kept, domain=OpenVideo(CFG), labelled_actions=actions)
+    accepted = [True, True, False, False] * 50
+    one = labelled(actions, accepted, domain=OpenVideo(CFG), labelled_actions=actions)
     assert GUARDS["caption_collapse"](one, LIMITS).value == pytest.approx(1.0, abs=0.05)
     assert GUARDS["type_skew"](one, LIMITS).value == pytest.approx(0.5)
 
@@ -197,9 +201,12 @@ def test_a_clip_of_equal_bytes_is_a_leak_and_a_few_lookalikes_are_chance():
 
 
 def test_guards_without_evidence_say_nothing():
-    assert {result.name for result in judge(evidence(0), LIMITS)} == {"copy_rate", "leakage"}
-    nothing_kept = labelled(sentences(50, 1), [False] * 50)
-    assert GUARDS["type_skew"](nothing_kept, LIMITS) is None
+    assert {result.name for result in evaluate_guards(evidence(0), LIMITS)} == {
+        "copy_rate",
+        "leakage",
+    }
+    nothing_accepted = labelled(sentences(50, 1), [False] * 50)
+    assert GUARDS["type_skew"](nothing_accepted, LIMITS) is None
     assert GUARDS["caption_collapse"](labelled([]), LIMITS) is None
 
 
