@@ -67,7 +67,7 @@ def test_an_older_run_opens(older: RunFolder) -> None:
     training_set = read_table(older.training_set(1), TRANSITION_SCHEMA)
     assert training_set.num_rows == cfg.labelled.num_pairs + accepted
     for round_id in (0, 1):
-        items = read_table(older.items(round_id), results_schema(cfg.evaluate.best_of))
+        items = read_table(older.results(round_id), results_schema(cfg.evaluate.best_of))
         assert items.num_rows == cfg.labelled.num_heldout
         assert older.training_log(round_id, "idm").last_step() > 0
 
