@@ -19,8 +19,8 @@ from dynamics.tabletop.scene import Scene, action_type, apply
 from dynamics.tabletop.seen import seen_transitions
 
 _MAX_DIFFERENCE = 20.0
-"""Mean absolute difference, of 255, between a frame and what the oracle reads in it drawn afresh:
-at most 7 on frames of the tabletop, 47 and more on noise and plain colours."""
+"""Mean absolute difference, of 255, between a frame and a drawing of the scene read from it: at
+most 7 on frames of the tabletop, 47 and more on noise and plain colours."""
 
 
 class Tabletop:
@@ -32,7 +32,7 @@ class Tabletop:
 
     @property
     def simulator(self) -> "Tabletop":
-        """Itself."""
+        """The tabletop films its own episodes."""
         return self
 
     def meaning(self, sentence: str) -> str:
@@ -50,13 +50,13 @@ class Tabletop:
         return _outcome(sentence, state)
 
     def states(self, frames_BHW3: np.ndarray) -> list[str | None]:
-        """What the oracle reads; None for frames of another size than the tabletop's."""
+        """States that the oracle reads; None for frames of another size than the tabletop's."""
         if frames_BHW3.shape[1:3] != (self._world.frame_px, self._world.frame_px):
             return [None] * len(frames_BHW3)
         return [scene.to_text() for scene in read_scenes(frames_BHW3, self._world)]
 
     def recognised(self, frame_HW3: np.ndarray) -> str | None:
-        """What the oracle reads, unless the frame looks otherwise than that scene."""
+        """The state that the oracle reads; None when the frame does not look like it."""
         (state,) = self.states(frame_HW3[None])
         if state is None:
             return None
@@ -78,11 +78,11 @@ class Tabletop:
         film_split(split, self._world, num_pairs, self._cfg.seed, out, progress, seen=seen)
 
     def keyframes(self, split: Split) -> KeyframeConfig:
-        """One frame of every state."""
+        """Settings that pick one frame of every state."""
         return filmed_keyframes(self._world, split)
 
     def truth(self, pairs: pa.Table, out: Path) -> pa.Table:
-        """What was filmed (TRUTH_SCHEMA)."""
+        """Ground truth of the pairs (TRUTH_SCHEMA)."""
         return truth_table(pairs, out, self._world)
 
     def num_pixels(self, split: Split, num_pairs: int) -> int:

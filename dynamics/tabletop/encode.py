@@ -29,8 +29,8 @@ X264_OPTIONS = {"preset": "ultrafast", "tune": "zerolatency", "crf": "20"}
 def write_mp4(path: Path, frames: Iterable[np.ndarray] | np.ndarray, fps: int) -> None:
     """Write uint8 RGB frames, each [H, W, 3] with even sides, as an mp4.
 
-    The file appears under its name complete or not at all. It is not flushed to the disk: who
-    writes thousands flushes them once (``os.sync``) before it records that they are done.
+    The file appears under its name complete or not at all. It is not flushed to the disk:
+    callers that write thousands flush once (``os.sync``) before they record them as done.
 
     Raises:
         UserError: odd sides, no frames, or a full disk.

@@ -1,4 +1,4 @@
-"""Scenes to begin with: photographs of tabletops that no clip of the run shows."""
+"""Example scenes: photographs of tabletops that no clip of the run shows."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def filmed_states(data: Path) -> frozenset[str]:
 def example_scenes(cfg: LoopConfig, data: Path) -> list[ExampleScene]:
     """The same scenes every time, each with actions that are possible one after the other.
 
-    They come from a stream of random numbers of their own, and what a clip shows is drawn again.
+    They have random numbers of their own; a scene that a clip shows is drawn again.
     """
     seen = filmed_states(data)
     world = cfg.world

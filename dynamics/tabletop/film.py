@@ -1,4 +1,4 @@
-"""Film episodes into real mp4 files, with the truth kept beside them.
+"""Films episodes into real mp4 files and writes their ground truth beside them.
 
 A clip holds every state for ``hold_frames`` frames and then jumps to the next, so motion peaks at
 the jumps, which is where key-frame picking lands.
@@ -43,7 +43,7 @@ CLIPS_SCHEMA = pa.schema(
 )
 
 
-# What a split is called in the seeds of its clips: another name would film other scenes.
+# Name of a split in the seeds of its clips: another name would film other scenes.
 _STREAMS = {"labelled": "seed"}
 
 
@@ -70,9 +70,9 @@ def sample_episode(
     unseen = int(rng.integers(0, 4))
     for _ in range(unseen + num_actions):
         action = sample_action(rng, states[-1], min_objects=max(1, world.min_objects - 1))
-        after = apply(states[-1], action)
-        assert after is not None  # sample_action only offers possible actions
-        states.append(after)
+        target = apply(states[-1], action)
+        assert target is not None  # sample_action only offers possible actions
+        states.append(target)
         sentences.append(say(action, rng))
     return states[unseen:], sentences[unseen:]
 
@@ -80,8 +80,8 @@ def sample_episode(
 def film_frames(states: list[Scene], world: WorldConfig, rng: np.random.Generator) -> np.ndarray:
     """Video frames of a state sequence, uint8 [T, H, W, 3], H = W = ``film_scale * frame_px``."""
     offsets = [sample_offsets(rng, world.grid)]
-    for before, after in pairwise(states):
-        offsets.append(carry_offsets(before, after, offsets[-1]))
+    for source, target in pairwise(states):
+        offsets.append(carry_offsets(source, target, offsets[-1]))
     cells = np.array([state.cells for state in states])
     still = render_cells(cells, np.stack(offsets), world.cell_px * world.film_scale)
     lit = np.repeat(light(still, sample_lighting(rng)), world.hold_frames, axis=0)
@@ -101,7 +101,7 @@ def film_split(
     """Film clips for ``num_pairs`` pairs into ``out/clips``; ``out/clips.parquet`` comes last.
 
     A finished split is left as it is. Clips depend on (seed, split, clip number) and on ``seen``:
-    the `transition_key` of what the base was pretrained on, which no clip shows again.
+    every `transition_key` of the base's pretraining, which no clip shows again.
     """
     if (out / "clips.parquet").is_file():
         return
@@ -142,14 +142,14 @@ def truth_table(pairs: pa.Table, out: Path, world: WorldConfig) -> pa.Table:
     columns = pairs.select(["pair_id", "clip_path", "frame0", "frame1"]).to_pylist()
     for pair in columns:
         clip = clips[pair["clip_path"]]
-        before, after = pair["frame0"] // world.hold_frames, pair["frame1"] // world.hold_frames
-        if after == before + 1:
+        source, target = pair["frame0"] // world.hold_frames, pair["frame1"] // world.hold_frames
+        if target == source + 1:
             rows.append(
                 {
                     "pair_id": pair["pair_id"],
-                    "action": clip["actions"][before],
-                    "source_state": clip["states"][before],
-                    "target_state": clip["states"][after],
+                    "action": clip["actions"][source],
+                    "source_state": clip["states"][source],
+                    "target_state": clip["states"][target],
                 }
             )
     return pa.Table.from_pylist(rows, schema=TRUTH_SCHEMA)

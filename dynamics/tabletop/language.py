@@ -91,17 +91,15 @@ def _value(name: str, text: str) -> object:
 
 
 KIND_BY_NAME = {f"{c} {s}": Kind(c, s) for c in COLOURS for s in SHAPES}
+_SLOT_WORDS = set(" ".join((*COLOURS, *SHAPES, *DIRECTIONS, *SIDES, "the")).split())
 
 
 def action_words() -> list[str]:
     """Every word that an action sentence can hold, sorted."""
     fixed = " ".join(text for texts in WORDINGS.values() for text in texts)
-    words = set(re.sub(r"\{\w+\}", " ", fixed).split())
-    slots = " ".join((*COLOURS, *SHAPES, *DIRECTIONS, *SIDES, "the"))
-    return sorted(words | set(slots.split()))
+    return sorted(_SLOT_WORDS | set(re.sub(r"\{\w+\}", " ", fixed).split()))
 
 
 def action_only_words() -> list[str]:
     """Verbs and other words of the wordings themselves: the base must never have met them."""
-    slots = set(" ".join((*COLOURS, *SHAPES, *DIRECTIONS, *SIDES, "the")).split())
-    return [word for word in action_words() if word not in slots]
+    return [word for word in action_words() if word not in _SLOT_WORDS]

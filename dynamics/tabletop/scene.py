@@ -37,7 +37,7 @@ _STEP: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class Kind:
-    """What an object looks like."""
+    """The look of an object."""
 
     colour: Colour
     shape: Shape
@@ -56,7 +56,7 @@ KINDS: tuple[Kind, ...] = tuple(Kind(colour, shape) for colour in COLOURS for sh
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Which kind lies in which cell."""
+    """A state of the table: the kind of object in each cell."""
 
     grid: int
     cells: tuple[int, ...]
@@ -94,7 +94,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One cell in a direction; pushes the whole chain of objects in front."""
+    """Move an object one cell; it pushes the whole chain of objects in front."""
 
     obj: Kind
     direction: Direction
@@ -102,7 +102,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Slide:
-    """In a direction until the edge or another object."""
+    """Slide an object until the edge or another object."""
 
     obj: Kind
     direction: Direction
@@ -110,7 +110,7 @@ class Slide:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """To the free cell at one side of another object."""
+    """Put an object into the free cell at one side of another object."""
 
     obj: Kind
     side: Side
@@ -119,7 +119,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """Two objects change places."""
+    """Swap the places of two objects."""
 
     obj: Kind
     other: Kind
@@ -127,14 +127,14 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Off the table."""
+    """Remove an object from the table."""
 
     obj: Kind
 
 
 @dataclass(frozen=True, slots=True)
 class Paint:
-    """Another colour; impossible when that kind is on the table already."""
+    """Paint an object; impossible when that kind is on the table already."""
 
     obj: Kind
     colour: Colour

@@ -8,6 +8,6 @@ SEEN_FILE = "pretraining_transitions.npy"
 
 
 def seen_transitions(base: Path) -> frozenset[int]:
-    """What a checkpoint's pretraining videos showed; empty for one that saw no tabletop."""
+    """Every `transition_key` of a checkpoint's pretraining; empty when it saw no tabletop."""
     path = base / SEEN_FILE
     return frozenset(np.load(path, allow_pickle=False).tolist()) if path.is_file() else frozenset()

@@ -1,4 +1,4 @@
-"""What the tiny base is pretrained on: pictures, captions, questions, and unlabelled video frames.
+"""Pretraining corpus of the tiny base: pictures, captions, questions, unlabelled video frames.
 
 No action sentence and no labelled transition is in it. Two-picture questions are asked about
 pictures that no single action connects (checked for every pair), so that "what differs" is
@@ -73,7 +73,7 @@ class Corpus:
 
 
 def reachable(source: Scene, target: Scene) -> bool:
-    """Whether one action leads from source to target."""
+    """True when one action leads from source to target."""
     return any(apply(source, action) == target for action in all_actions(source))
 
 
@@ -121,9 +121,9 @@ def sample_episodes(num: int, length: int, world: WorldConfig, seed: int) -> lis
     for _ in range(num):
         states = [sample_scene(rng, world.grid, world.min_objects, world.max_objects)]
         for _ in range(length):
-            after = apply(states[-1], sample_action(rng, states[-1], world.min_objects - 1))
-            assert after is not None
-            states.append(after)
+            target = apply(states[-1], sample_action(rng, states[-1], world.min_objects - 1))
+            assert target is not None
+            states.append(target)
         episodes.append(states)
     return episodes
 
@@ -210,7 +210,7 @@ def _name(kind: int) -> str:
 
 
 def _some_kind(rng: np.random.Generator, *scenes: Scene) -> Kind:
-    """Mostly a kind that is on one of the tables."""
+    """A random kind, mostly one that is on the tables."""
     present = [kind for scene in scenes for kind in scene.objects]
     return (
         KINDS[int(rng.integers(NUM_KINDS))]
@@ -286,7 +286,7 @@ def ask_about_two(first: Scene, second: Scene, rng: np.random.Generator) -> QA:
 
 
 def neighbours(scene: Scene, kind: Kind) -> list[tuple[Side, Kind]]:
-    """On which side of which other objects an object on the table is."""
+    """Other objects beside an object on the table, each with the side that it is on."""
     here = scene.cell_of(kind)
     found: list[tuple[Side, Kind]] = []
     for other in scene.objects:
@@ -320,7 +320,7 @@ def _elsewhere(first: Scene, second: Scene) -> list[Kind]:
 
 
 def _path(first: Scene, second: Scene, kind: Kind) -> str:
-    """How many cells on which side of its first place an object is: ``left of left of above``."""
+    """Steps from an object's first cell to its second: ``left of left of above``."""
     here, there = first.cell_of(kind), second.cell_of(kind)
     if here is None or there is None:
         return "nowhere"

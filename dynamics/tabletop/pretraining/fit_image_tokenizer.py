@@ -18,7 +18,7 @@ from dynamics.tabletop.render import (
     sample_lighting,
     sample_offsets,
 )
-from dynamics.tabletop.scene import NUM_KINDS, Scene, sample_scene
+from dynamics.tabletop.scene import NUM_KINDS, sample_scene
 
 OBJECT_WEIGHT = 4.0
 EDGE_WEIGHT = 2.0
@@ -26,18 +26,14 @@ STABILITY_WEIGHT = 0.1
 
 
 def photograph_twice(
-    num: int, world: WorldConfig, rng: np.random.Generator
+    cells_BK: np.ndarray, world: WorldConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two exposures of the same lit tables, uint8 [num, H, W, 3] each: only noise differs.
+    """Two exposures of tables (kind indices [B, G*G]), each table under its own light.
 
-    Tables are crowded (half of the cells hold an object) so that every kind is seen often.
+    Returns uint8 [B, H, W, 3] twice: only noise differs.
     """
-    cells_num = world.grid**2
-    cells = rng.integers(1, NUM_KINDS + 1, size=(num, cells_num)) * (
-        rng.random((num, cells_num)) < 0.5
-    )
-    offsets = np.stack([sample_offsets(rng, world.grid) for _ in range(num)])
-    canvas = render_cells(cells, offsets, world.cell_px * world.film_scale)
+    offsets = np.stack([sample_offsets(rng, world.grid) for _ in cells_BK])
+    canvas = render_cells(cells_BK, offsets, world.cell_px * world.film_scale)
     lit = np.concatenate([light(frame[None], sample_lighting(rng)) for frame in canvas])
     first, second = (downscale(expose(lit, rng), world.frame_px) for _ in range(2))
     return first, second
@@ -66,7 +62,10 @@ def fit_image_tokenizer(
     """Train with Adam and a cosine schedule; returns the tokenizer."""
     torch.manual_seed(derive_seed(seed, "image-tokenizer"))
     rng = numpy_rng(seed, "image-tokenizer-data")
-    first, second = (to_pixels(frames) for frames in photograph_twice(num_tables, world, rng))
+    # Crowded tables: half of the cells hold an object, so that every kind is seen often.
+    shape = (num_tables, world.grid**2)
+    cells = rng.integers(1, NUM_KINDS + 1, size=shape) * (rng.random(shape) < 0.5)
+    first, second = (to_pixels(frames) for frames in photograph_twice(cells, world, rng))
     model = FsqAutoencoder(FsqConfig(frame_px=world.frame_px, patch_px=world.cell_px))
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -92,33 +91,21 @@ def fit_image_tokenizer(
 def read_back(
     tokenizer: FsqTokenizer, world: WorldConfig, *, num: int, seed: int
 ) -> dict[str, float]:
-    """How much survives encode and decode.
+    """Shares of ``frames`` and ``cells`` that the oracle reads correctly after encode and decode.
 
-    The share of frames and cells that the oracle still reads right, and the share of codes that
-    differ between two exposures of the same table.
+    ``flips`` is the share of codes that differ between two exposures of the same table.
     """
     rng = numpy_rng(seed, "read-back")
     scenes = [
         sample_scene(rng, world.grid, world.min_objects, world.max_objects) for _ in range(num)
     ]
-    first, second = photograph_scenes_twice(scenes, world, rng)
-    codes = tokenizer.encode(first)
     truth = np.array([scene.cells for scene in scenes])
-    right = read_cells(tokenizer.decode(codes), world) == truth
+    first, second = photograph_twice(truth, world, rng)
+    codes = tokenizer.encode(first)
+    correct = read_cells(tokenizer.decode(codes), world) == truth
     flips = codes != tokenizer.encode(second)
     return {
-        "frames": float(right.all(1).mean()),
-        "cells": float(right.mean()),
+        "frames": float(correct.all(1).mean()),
+        "cells": float(correct.mean()),
         "flips": float(flips.mean()),
     }
-
-
-def photograph_scenes_twice(
-    scenes: list[Scene], world: WorldConfig, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two exposures of given scenes, each under its own light."""
-    cells = np.array([scene.cells for scene in scenes])
-    offsets = np.stack([sample_offsets(rng, world.grid) for _ in scenes])
-    canvas = render_cells(cells, offsets, world.cell_px * world.film_scale)
-    lit = np.concatenate([light(frame[None], sample_lighting(rng)) for frame in canvas])
-    return downscale(expose(lit, rng), world.frame_px), downscale(expose(lit, rng), world.frame_px)
