@@ -158,13 +158,28 @@ def test_serve_keeps_the_generator_up_until_interrupted(
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize(
+    "proxy_ready_s",
+    [
+        pytest.param(None, id="no answer in time"),
+        # Serve gives a proxy a minute, three times here.
+        pytest.param("0.001", id="no proxy in time", marks=pytest.mark.slow),
+    ],
+)
 def test_a_service_that_does_not_start_costs_no_round(
-    small: LoopConfig, local_run: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proxy_ready_s: str | None,
+    small: LoopConfig,
+    local_run: LocalRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = RunFolder(copy_of(local_run.folder, tmp_path / "run"))
     (folder.round(0) / "report.json").unlink()  # round 0 is then committed and served once more
-    monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "0.001")
     command = arguments(small, folder.root)
+    if proxy_ready_s is None:
+        command.append("serve.deadline_s=0.001")
+    else:
+        monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", proxy_ready_s)
     done = run([*command, "serve.each_round=true"])
     assert done.returncode == 0, done.stdout + done.stderr
     said = _said(done)
