@@ -74,7 +74,7 @@ def test_what_the_service_refuses_has_its_reason(client):
     with pytest.raises(RefusedError) as caught:
         client.predict(scene.image, scene.actions[0], round=7)
     assert "7" in str(caught.value)
-    with pytest.raises(RefusedError, match="image"):
+    with pytest.raises(RefusedError, match="picture"):
         client.predict(b"nothing", scene.actions[0])
 
 

@@ -139,7 +139,7 @@ def test_labels_models_scenes_and_figures_are_there(url: str, cfg: LoopConfig) -
     [
         ({"image": "not base64!"}, 422),
         ({"image": png((8, 8))[:40]}, 422),
-        ({"image": png((5000, 5000), "1")}, 413),
+        ({"image": png((5001, 5000), "1")}, 413),
         ({"image": "A" * (MAX_BODY_BYTES + 1)}, 413),
         ({"action": ""}, 422),
         ({"action": "x" * 513}, 422),

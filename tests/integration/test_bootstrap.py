@@ -107,7 +107,7 @@ def test_the_last_lines_say_where_everything_is(killed_and_resumed: tuple[Path, 
     assert f"report:    {run_dir}/report.html" in output
     assert f"mlflow ui --backend-store-uri sqlite:///{run_dir}/mlflow.db" in output
     assert f"dynamics serve {run_dir}" in output
-    assert re.search(r"FDP.*\n.*labelled.*success", output), output  # headings are on two lines
+    assert re.search(r"FDP.*\n.*labels.*success", output), output  # headings are on two lines
     assert "Traceback" not in output
 
 

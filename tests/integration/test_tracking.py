@@ -161,7 +161,7 @@ def test_a_moved_run_goes_on_in_its_own_database(tmp_path: Path) -> None:
     page = moved.root / "report.html"
     page.write_text("<html></html>")
     reports = [finished_round(moved, round_id) for round_id in range(2)]
-    MlflowTracker(CFG, moved, warnings.append).log_run(reports, [page])
+    MlflowTracker(CFG, moved, warnings.append).log_run(reports)
     assert warnings == []
     assert not folder.root.exists()
     from mlflow import MlflowClient
