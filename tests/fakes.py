@@ -38,8 +38,9 @@ class CellTokenizer:
         centred = np.zeros((*codes_BL.shape, 2), np.float32)
         return np.rint(255 * render_cells(codes_BL, centred, self.world.cell_px)).astype(np.uint8)
 
-    def features(self, frames_BHW3: np.ndarray) -> np.ndarray:
-        return self.encode(frames_BHW3)[..., None].astype(np.float32)
+    def encode_with_features(self, frames_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        codes_BL = self.encode(frames_BHW3)
+        return codes_BL, codes_BL[..., None].astype(np.float32)
 
 
 def scene(codes_L: Sequence[int]) -> Scene:

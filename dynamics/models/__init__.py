@@ -8,7 +8,7 @@ from dynamics.core.errors import UserError
 from dynamics.models.family import Family
 
 if TYPE_CHECKING:
-    from dynamics.models.image_tokenizer import ImageTokenizer
+    from dynamics.models.image_tokenizer import ImageTokenizer, Precision
     from dynamics.models.tokens import Tokens
     from dynamics.models.vlm import UnifiedVLM
 
@@ -31,9 +31,13 @@ def load_model(family: str, base: Path, device: str = "cpu") -> "UnifiedVLM":
     return _family(family).load(base, device)
 
 
-def load_image_tokenizer(family: str, base: Path) -> "ImageTokenizer":
-    """The image tokenizer of a checkpoint folder on the CPU, without its language model."""
-    return _family(family).load_image_tokenizer(base, "cpu")
+def load_image_tokenizer(
+    family: str, base: Path, device: str = "cpu", precision: "Precision" = "float32"
+) -> "ImageTokenizer":
+    """The image tokenizer of a checkpoint folder, without its language model."""
+    images = _family(family).load_image_tokenizer(base, device)
+    images.precision = precision
+    return images
 
 
 def load_tokens(family: str, base: Path, images: "ImageTokenizer") -> "Tokens":

@@ -1,9 +1,11 @@
 """Interface of the image tokenizers."""
 
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @runtime_checkable
@@ -18,6 +20,8 @@ class ImageTokenizer(Protocol):
     """Codes a frame, L."""
     num_codes: int
     """Size of the codebook; codes are 0 .. num_codes - 1."""
+    precision: Precision
+    """Precision of the encoder's products; a small tokenizer may ignore it."""
 
     def fit(self, picture: Image.Image) -> np.ndarray:
         """An RGB picture of any size as uint8 frame [H, W, 3], squared by the model's rule."""
@@ -25,8 +29,12 @@ class ImageTokenizer(Protocol):
     def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:
         """uint8 frames to int64 codes [B, L]."""
 
+    def encode_with_features(self, frames_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and the features before quantisation, float32 [B, L, D], of one encoder pass.
+
+        The features are the paper's recognition features. A frame's result does not depend on the
+        frames beside it.
+        """
+
     def decode(self, codes_BL: np.ndarray) -> np.ndarray:
         """Codes to uint8 frames [B, H, W, 3]."""
-
-    def features(self, frames_BHW3: np.ndarray) -> np.ndarray:
-        """Features before quantisation, float32 [B, L, D]: the paper's recognition features."""

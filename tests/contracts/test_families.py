@@ -78,10 +78,34 @@ def test_frames_survive_as_codes_in_shape_and_type(built: Built) -> None:
     decoded = images.decode(codes)
     assert decoded.dtype == np.uint8
     assert decoded.shape == frames.shape
-    features = images.features(frames)
+    again, features = images.encode_with_features(frames)
+    assert np.array_equal(again, codes)
     assert features.dtype == np.float32
     assert features.shape[:2] == codes.shape
     assert np.isfinite(features).all()
+
+
+def test_a_frame_has_the_same_codes_and_features_alone_and_in_company(built: Built) -> None:
+    images = load_image_tokenizer(built.family, built.base)
+    size = (images.frame_px, images.frame_px, 3)
+    frames = np.random.default_rng(0).integers(0, 256, size=(19, *size), dtype=np.uint8)
+    codes, features = images.encode_with_features(frames)
+    for start, stop in ((0, 1), (1, 8), (8, 19)):
+        alone = images.encode_with_features(frames[start:stop])
+        assert np.array_equal(alone[0], codes[start:stop])
+        assert np.array_equal(alone[1], features[start:stop])
+
+
+def test_an_encoder_in_half_precision_gives_float32_features_of_nearly_the_same_codes(
+    built: Built,
+) -> None:
+    images = load_image_tokenizer(built.family, built.base)
+    half = load_image_tokenizer(built.family, built.base, "cpu", "bfloat16")
+    size = (images.frame_px, images.frame_px, 3)
+    frames = np.random.default_rng(0).integers(0, 256, size=(2, *size), dtype=np.uint8)
+    codes, features = half.encode_with_features(frames)
+    assert features.dtype == np.float32
+    assert np.mean(codes == images.encode(frames)) > 0.5
 
 
 def test_frames_of_another_size_are_refused(built: Built) -> None:

@@ -230,8 +230,8 @@ def code_columns(
     """
     batch = batch_frames(images)
     parts = [frames_BHW3[begin : begin + batch] for begin in range(0, len(frames_BHW3), batch)]
-    codes_BL = np.concatenate([images.encode(part) for part in parts]).astype(np.uint16)
-    features_BLD = np.concatenate([images.features(part) for part in parts])
+    codes, features = zip(*map(images.encode_with_features, parts), strict=True)
+    codes_BL, features_BLD = np.concatenate(codes).astype(np.uint16), np.concatenate(features)
     recognition = np.square(features_BLD[targets] - features_BLD[sources]).sum(-1)
     columns = {
         "source_codes": codes_BL[sources],

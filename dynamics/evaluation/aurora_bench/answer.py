@@ -173,7 +173,7 @@ class Answerer:
             _DISC_SAMPLING,
             seeds=[derive_seed(self._decode.seed, "disc", item.digest, part) for part in range(2)],
         ).codes
-        origin = self._images.features(self._images.decode(source_BL))[0]
+        origin = self._features(source_BL)[0]
         moved = [
             [squared_distance(features, origin) for features in self._features(codes_NL)]
             for codes_NL in drawn
@@ -181,7 +181,7 @@ class Answerer:
         return float(np.mean([less < more for less, more in zip(*moved, strict=True)]))
 
     def _features(self, codes_NL: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._images.features(self._images.decode(codes_NL))
+        return self._images.encode_with_features(self._images.decode(codes_NL))[1]
 
     def _frames(self, paths: Sequence[Any]) -> Pixels:
         side = self._images.frame_px
@@ -208,7 +208,9 @@ class Answerer:
 
     def _nearer(self, predicted: Pixels, source: Pixels, target: Pixels) -> list[bool]:
         """Like with like: all three frames are as the tokenizer draws them."""
-        features = (self._images.features(frames) for frames in (predicted, source, target))
+        features = (
+            self._images.encode_with_features(frames)[1] for frames in (predicted, source, target)
+        )
         return [nearer_target(*row) for row in zip(*features, strict=True)]
 
     def _preferences(

@@ -16,10 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dynamics.core.errors import UserError
+from dynamics.models.image_tokenizer import Precision
 from dynamics.models.image_tokenizers.frames import AREA, centre_crop, check_frames
 
 CONFIG_FILE = "image_tokenizer.json"
 WEIGHTS_FILE = "image_tokenizer.safetensors"
+_MIN_BATCH = 16
+"""CPUs round the products of fewer rows differently: with 16 frames and more every frame had the
+same bits in every batch, with 8 an eighth of the features moved by 1e-5 (no code did)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +120,19 @@ class FsqTokenizer:
         self.bars: tuple[int, int, int] | None = None
         self.num_tokens = (model.config.frame_px // model.config.patch_px) ** 2
         self.num_codes = model.config.num_codes
+        self.precision: Precision = "float32"
         self._batch_size = batch_size
 
     def _latents(self, frames_BHW3: np.ndarray) -> Tensor:
         check_frames(frames_BHW3, self.frame_px)
         parts = np.split(frames_BHW3, range(self._batch_size, len(frames_BHW3), self._batch_size))
         with torch.inference_mode():
-            return torch.cat([self.model.bound(to_pixels(part)) for part in parts])
+            return torch.cat([self._bound(part) for part in parts])
+
+    def _bound(self, frames_BHW3: np.ndarray) -> Tensor:
+        missing = max(0, _MIN_BATCH - len(frames_BHW3))
+        filled = np.pad(frames_BHW3, [(0, missing), (0, 0), (0, 0), (0, 0)])
+        return self.model.bound(to_pixels(filled))[: len(frames_BHW3)]
 
     def fit(self, picture: Image.Image) -> np.ndarray:
         """An RGB picture of any size as uint8 frame [H, W, 3], centre-cropped as ingest does."""
@@ -130,13 +140,12 @@ class FsqTokenizer:
 
     def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:
         """uint8 frames to int64 codes [B, L]."""
-        codes: np.ndarray = self.model.codes(self._latents(frames_BHW3)).numpy()
-        return codes
+        return self.encode_with_features(frames_BHW3)[0]
 
-    def features(self, frames_BHW3: np.ndarray) -> np.ndarray:
-        """Latents before rounding, float32 [B, L, D]."""
-        latents: np.ndarray = self._latents(frames_BHW3).numpy()
-        return latents
+    def encode_with_features(self, frames_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes, and the latents before rounding, float32 [B, L, D]."""
+        latents_BLD = self._latents(frames_BHW3)
+        return self.model.codes(latents_BLD).numpy(), latents_BLD.numpy()
 
     def decode(self, codes_BL: np.ndarray) -> np.ndarray:
         """Codes to uint8 frames [B, H, W, 3]."""

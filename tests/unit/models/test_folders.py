@@ -126,7 +126,7 @@ def test_features_are_what_the_codebook_is_searched_with(tmp_path: Path) -> None
     build_anole(tmp_path)
     images = load_image_tokenizer("chameleon", tmp_path)
     frames = np.random.default_rng(0).integers(0, 256, size=(2, 16, 16, 3), dtype=np.uint8)
-    features = torch.from_numpy(images.features(frames))
+    features = torch.from_numpy(images.encode_with_features(frames)[1])
     network = ChameleonForConditionalGeneration.from_pretrained(tmp_path)
     codebook = network.model.vqmodel.quantize.embedding.weight
     nearest = torch.cdist(features, codebook[None]).argmin(-1)
@@ -137,7 +137,7 @@ def test_janus_codes_are_searched_on_the_unit_sphere(tmp_path: Path) -> None:
     build_janus(tmp_path)
     images = load_image_tokenizer("janus", tmp_path)
     frames = np.random.default_rng(0).integers(0, 256, size=(2, 16, 16, 3), dtype=np.uint8)
-    features = torch.from_numpy(images.features(frames))
+    features = torch.from_numpy(images.encode_with_features(frames)[1])
     assert torch.allclose(features.norm(dim=-1), torch.ones(2, 16), atol=1e-5)
     network = JanusForConditionalGeneration.from_pretrained(tmp_path)
     codebook = network.model.vqmodel.quantize.embedding.weight
@@ -173,7 +173,7 @@ def test_a_checkpoint_in_half_precision_stays_so_and_works(tmp_path: Path, name:
     half = load_model(case.family, tmp_path)
     assert {parameter.dtype for parameter in half.network.parameters()} == {torch.bfloat16}
     frames = half.images.decode(np.zeros((1, half.images.num_tokens), np.int64))
-    assert half.images.features(frames).dtype == np.float32
+    assert half.images.encode_with_features(frames)[1].dtype == np.float32
     codes = np.arange(half.images.num_tokens)[None] % half.images.num_codes
     action = ["push the ring"]
     sampling = SamplingParams(num_samples=2, temperature=1.0)

@@ -13,11 +13,12 @@ class BlockTokenizer:
     num_codes = 256
 
     def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:
-        return self.features(frames_BHW3).mean(-1).round().astype(np.int64)
+        return self.encode_with_features(frames_BHW3)[0]
 
-    def features(self, frames_BHW3: np.ndarray) -> np.ndarray:
+    def encode_with_features(self, frames_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         blocks = frames_BHW3.reshape(-1, 4, 8, 4, 8, 3).mean((2, 4), dtype=np.float32)
-        return blocks.reshape(-1, 16, 3)
+        features_BLD = blocks.reshape(-1, 16, 3)
+        return features_BLD.mean(-1).round().astype(np.int64), features_BLD
 
     def decode(self, codes_BL: np.ndarray) -> np.ndarray:
         raise NotImplementedError
