@@ -1,8 +1,9 @@
 """RayExecutor: `dynamics.pipeline.executor.Executor` on Ray."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
@@ -16,6 +17,9 @@ from dynamics.training.checkpoints import FitResult
 from dynamics.training.loss import Task
 from ray_jobs import runtime
 
+if TYPE_CHECKING:  # imports Ray
+    from ray_jobs.sight import Sight
+
 
 class RayExecutor:
     """Labels and evaluates on Ray Data, trains on Ray Train, serves on Ray Serve.
@@ -26,6 +30,7 @@ class RayExecutor:
     def __init__(self, cfg: LoopConfig, folder: RunFolder) -> None:
         self.cfg = cfg
         self.folder = folder
+        self._sight: Sight | None = None
 
     def run_shards(
         self,
@@ -37,11 +42,11 @@ class RayExecutor:
     ) -> None:
         """Run the shards on a pool of ``label.num_actors`` or ``evaluate.num_actors``."""
         num_actors = {"label": self.cfg.label.num_actors, "evaluate": self.cfg.evaluate.num_actors}
-        with self._on_ray(progress):
+        with self._on_ray(progress) as sight:
             from ray_jobs.shards import run_shards_on_ray
 
             run_shards_on_ray(
-                make_worker,
+                sight.checked(make_worker),
                 shards,
                 f"{stage}, round {round_id}",
                 progress,
@@ -53,11 +58,11 @@ class RayExecutor:
         self, jobs: Mapping[Task, FitJob], round_id: int, progress: Progress
     ) -> dict[Task, FitResult]:
         """Fit the adapters side by side, each on ``train.num_workers``."""
-        with self._on_ray(progress):
+        with self._on_ray(progress) as sight:
             from ray_jobs.train import fit_on_ray
 
             logs = {task: self.folder.training_log(round_id, task) for task in jobs}
-            return fit_on_ray(jobs, logs, round_id, progress)
+            return fit_on_ray(jobs, logs, round_id, progress, sight)
 
     def serve(self, models: ModelRef, round_id: int, progress: Progress) -> None:
         """Deploy the round's generator and ask it for one held-out frame over HTTP.
@@ -72,7 +77,14 @@ class RayExecutor:
         except UserError as error:
             sys.stderr.write(f"{error}\n")
 
-    def _on_ray(self, progress: Progress) -> AbstractContextManager[None]:
+    @contextmanager
+    def _on_ray(self, progress: Progress) -> "Iterator[Sight]":
+        """Run the body with Ray up and every node seeing the run's places."""
         if not runtime.ray_is_up():
             progress(0, 0, "start Ray")
-        return runtime.on_ray(self.cfg.cluster)
+        with runtime.on_ray(self.cfg.cluster):
+            from ray_jobs.sight import sight_of
+
+            self._sight = self._sight or sight_of(self.cfg, self.folder.root)
+            self._sight.check_all_nodes()
+            yield self._sight

@@ -96,7 +96,8 @@ def on_ray(cluster: ClusterConfig) -> Iterator[None]:
         found = _user_error(error)
         if found is None or found is error:
             raise
-        raise found from error
+        # Ray Data appends lines about its retries to the error's own.
+        raise UserError(str(found).partition("\n")[0]) from error
 
 
 def ensure_ray(cluster: ClusterConfig) -> None:
@@ -165,8 +166,10 @@ def _quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    for name in ("ray.data", "ray.serve", "ray.train"):
+    context.raise_original_map_exception = True  # else a worker's UserError arrives as text
+    for name in ("ray.serve", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs, it raises as well
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

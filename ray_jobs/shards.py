@@ -7,13 +7,14 @@ store.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy
 
 from dynamics.core.progress import Progress
-from dynamics.storage.shards import AnyShard, MakeWorker, Shard, num_rows
+from dynamics.storage.shards import AnyShard, MakeWorker, Shard, ShardWorker, num_rows
 
 Batch = dict[str, np.ndarray]
 
@@ -22,8 +23,13 @@ class ShardActor:
     """A worker that runs shards by their numbers."""
 
     def __init__(self, make_worker: MakeWorker[Shard], shards: Sequence[Shard]) -> None:
-        self._worker = make_worker()
+        self._make_worker = make_worker
         self._shards = shards
+
+    @cached_property
+    def _worker(self) -> ShardWorker[Shard]:
+        """Made at the first shard: Ray passes on an actor's own errors, not its constructor's."""
+        return self._make_worker()
 
     def __call__(self, batch: Batch) -> Batch:
         """Run shards; returns the numbers of rows, which are durable by then."""

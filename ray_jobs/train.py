@@ -31,6 +31,7 @@ from dynamics.training.checkpoints import FitResult, finished_fit
 from dynamics.training.fit import WorkerContext, fit_adapter
 from dynamics.training.loss import RowLoss, Task
 from dynamics.training.sharding import FsdpEngine
+from ray_jobs.sight import Sight
 
 MAX_FAILURES = 2
 
@@ -94,9 +95,13 @@ _ZERO2: dict[str, Any] = {
 
 
 def fit_on_ray(
-    jobs: Mapping[Task, FitJob], logs: Mapping[Task, TrainingLog], round_id: int, progress: Progress
+    jobs: Mapping[Task, FitJob],
+    logs: Mapping[Task, TrainingLog],
+    round_id: int,
+    progress: Progress,
+    sight: Sight,
 ) -> dict[Task, FitResult]:
-    """Run the fits side by side; returns their results by task.
+    """Run the fits side by side, each worker once it has checked its sight; results by task.
 
     Raises:
         ray.train.TrainingFailedError: a worker failed more than `MAX_FAILURES` times.
@@ -108,7 +113,7 @@ def fit_on_ray(
     # fit() blocks, so each has a thread; a process each would import torch twice more.
     threads = ThreadPoolExecutor(len(groups))
     try:
-        pending = {threads.submit(_run_trainer, group) for group in groups}
+        pending = {threads.submit(_run_trainer, group, sight) for group in groups}
         total = sum(fit.job.steps for fit in fits)
         while pending:
             steps = sum(fit.log.last_step() for fit in fits)
@@ -157,12 +162,12 @@ class _Fit:
         return cls(job=FitJob(**job), log=TrainingLog(Path(payload["log"])))
 
 
-def _run_trainer(fits: Sequence[_Fit]) -> None:
+def _run_trainer(fits: Sequence[_Fit], sight: Sight) -> None:
     first = fits[0].job
     loop: Any = _train_loop
     trainer = TorchTrainer(
         loop,
-        train_loop_config={"fits": [fit.to_json() for fit in fits]},
+        train_loop_config={"fits": [fit.to_json() for fit in fits], "sight": sight},
         torch_config=TorchConfig(backend="nccl" if first.train.num_gpus_per_worker else "gloo"),
         scaling_config=_scaling(first.train, num_fits=len(fits)),
         run_config=RunConfig(
@@ -187,6 +192,7 @@ def _scaling(train: TrainConfig, num_fits: int) -> ScalingConfig:
 
 def _train_loop(config: dict[str, Any]) -> None:
     """Fit in a worker: the first ``num_workers`` ranks fit the first job, and so on."""
+    config["sight"].check()
     fits = [_Fit.from_json(payload) for payload in config["fits"]]
     world_rank = ray.train.get_context().get_world_rank()
     size = fits[0].job.train.num_workers

@@ -47,10 +47,11 @@ def make_job(small: LoopConfig, local_run: LocalRun, tmp_path: Path) -> MakeJob:
 
 
 def fit(jobs: dict[Task, FitJob], folder: Path, progress: Progress = silent) -> None:
+    from ray_jobs.sight import make_sight
     from ray_jobs.train import fit_on_ray
 
     logs = {task: TrainingLog(folder / f"{task}.jsonl") for task in jobs}
-    results = fit_on_ray(jobs, logs, 0, progress)
+    results = fit_on_ray(jobs, logs, 0, progress, make_sight(folder, ()))
     assert set(results) == set(jobs)
 
 
