@@ -40,6 +40,9 @@ def results(folder: Path) -> dict[str, bytes]:
         *folder.glob("ledger/rounds/*.json"),
         *folder.glob("ledger/shards/*"),
         *folder.glob("data/*.parquet"),
+        *folder.glob("data/*.parts/manifest.json"),
+        *folder.glob("data/*.parts/rows/*"),
+        *folder.glob("data/codes/*"),
         *folder.glob("data/ingest.json"),
         *folder.glob("data/leakage.json"),
     ]

@@ -16,6 +16,7 @@ from dynamics.data.labelled.read import clip_sha256
 from dynamics.data.video.sources import SOURCES
 from dynamics.data.video.unpack import Unpacked
 from dynamics.storage.files import sha256_file
+from dynamics.storage.pairs import is_whole
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import read_table
 
@@ -35,7 +36,7 @@ def check_moved(folder: RunFolder, stored: LoopConfig, cfg: LoopConfig) -> None:
     """
     for old, new in zip(stored.pool.parts, cfg.pool.parts, strict=True):
         table = folder.table(f"pool/{old.name}") if cfg.pool.more else folder.pool
-        if old.path != new.path and table.exists():
+        if old.path != new.path and is_whole(table):
             if cfg.pool.more and old.name != new.name:
                 raise _other(old.path, new.path, "clips are told apart by the folder's name")
             _check_videos(table, old, new)
@@ -44,7 +45,7 @@ def check_moved(folder: RunFolder, stored: LoopConfig, cfg: LoopConfig) -> None:
         (folder.labelled, was.path, now.path),
         (folder.heldout, was.heldout_path or was.path, now.heldout_path or now.path),
     ):
-        if now.dataset and lay_in and lies_in and lay_in != lies_in and table.exists():
+        if now.dataset and lay_in and lies_in and lay_in != lies_in and is_whole(table):
             _check_labelled(table, now.dataset, lay_in, lies_in)
 
 

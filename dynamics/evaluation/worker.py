@@ -25,7 +25,7 @@ class EvaluationWorker:
 
     def run(self, shard: Shard) -> int:
         """Evaluate a shard of the held-out pairs; returns its rows, durably written."""
-        pairs = read_shard(self._data.heldout, shard, TRANSITION_SCHEMA.names)
+        pairs = read_shard(self._data.heldout, shard, TRANSITION_SCHEMA.names, TRANSITION_SCHEMA)
         with_best_of = max(0, self._cfg.evaluate.num_best_of_items - shard.start)
         results = evaluate_heldout(
             pairs, self._truth, self._idm, self._fdp, self._cfg, self._round_id, with_best_of

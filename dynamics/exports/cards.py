@@ -15,6 +15,7 @@ from dynamics.core.config import PACKAGE_ROOT
 from dynamics.core.records import Estimate, RoundReport
 from dynamics.exports.labels import LINEAGE_SCHEMA, AcceptedLabels
 from dynamics.exports.rounds import ExportedRound
+from dynamics.storage.pairs import is_whole
 from dynamics.storage.tables import dataset_ref
 from dynamics.training.loss import Task
 
@@ -128,7 +129,7 @@ def _data_digests(origin: ExportedRound) -> dict[str, str]:
         "unlabelled pool": origin.run.pool,
         "held-out pairs": origin.run.heldout,
     }
-    return {name: dataset_ref(path).digest for name, path in tables.items() if path.is_file()}
+    return {name: dataset_ref(path).digest for name, path in tables.items() if is_whole(path)}
 
 
 def _size(num_rows: int) -> str:

@@ -11,12 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import load_domain
-from dynamics.core.records import LABEL_SCHEMA, DatasetRef, label_id
+from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA, DatasetRef, label_id
 from dynamics.core.seeds import derive_seed
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import Caption, InverseDynamics
@@ -24,11 +23,12 @@ from dynamics.inference.sampling import SamplingParams
 from dynamics.labelling.confidence import SCORES, Evidence, measured_scores
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.shards import Shard, cut
+from dynamics.storage.tables import read_table
 
 
 def unlabelled(pool: DatasetRef, attempted: set[str], shard_rows: int) -> list[Shard]:
     """The shards that hold a pair without a durable label."""
-    pairs = pq.read_table(pool.path, columns=["pair_id"])["pair_id"].to_pylist()
+    pairs = read_table(pool.path, PAIR_SCHEMA, ["pair_id"])["pair_id"].to_pylist()
     shards = cut(len(pairs), shard_rows)
     return [shard for shard in shards if not attempted.issuperset(pairs[shard.start : shard.stop])]
 

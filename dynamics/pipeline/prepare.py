@@ -19,6 +19,7 @@ from dynamics.data.labelled.build import build_labelled, built
 from dynamics.data.video.ingest import ingest_folder
 from dynamics.models import load_tokens
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.pairs import is_whole, write_pairs
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.tables import dataset_ref, read_table, write_table
 
@@ -72,7 +73,7 @@ class _Source:
     def labelled(self, split: Split, num_pairs: int) -> DatasetRef:
         """Filmed pairs with their true sentence (TRANSITION_SCHEMA)."""
         out = self._folder.table(split)
-        if out.exists():
+        if is_whole(out):
             return dataset_ref(out)
         pairs = self._filmed(split, num_pairs)
         truth = load_simulator(self._cfg).truth(pairs, self._folder.data / split)
@@ -81,7 +82,7 @@ class _Source:
         labelled = known.append_column("action", truth["action"].take(pc.drop_null(rows)))
         origin = pa.array(["labelled"] * labelled.num_rows, pa.string())
         labelled = labelled.append_column("origin", origin).slice(0, num_pairs)
-        return write_table(out, labelled, TRANSITION_SCHEMA)
+        return write_pairs(out, labelled, TRANSITION_SCHEMA, self._folder.codes)
 
     def real(self) -> dict[str, DatasetRef]:
         """Labelled and held-out pairs of a real data set (TRANSITION_SCHEMA)."""
@@ -95,15 +96,15 @@ class _Source:
     def pool(self) -> DatasetRef:
         """The unlabelled pairs (PAIR_SCHEMA), filmed or from the user's folders."""
         out = self._folder.pool
-        if out.exists():
+        if is_whole(out):
             return dataset_ref(out)
         cfg = self._cfg.pool
         if not cfg.parts:
             pairs = self._filmed("pool", cfg.num_pairs).slice(0, cfg.num_pairs)
-            return write_table(out, pairs, PAIR_SCHEMA)
+            return write_pairs(out, pairs, PAIR_SCHEMA, self._folder.codes)
         if not cfg.more:
             return self._ingest("pool", cfg.parts[0], out, cfg.keyframes, cfg.num_pairs)
-        return write_table(out, self._merged(cfg), PAIR_SCHEMA)
+        return write_pairs(out, self._merged(cfg), PAIR_SCHEMA, self._folder.codes)
 
     def _merged(self, cfg: PoolConfig) -> pa.Table:
         """Pairs of several folders; clips and classes carry their folder's name.
@@ -116,7 +117,7 @@ class _Source:
             path = self._folder.table(split)
             ref = (
                 dataset_ref(path)
-                if path.exists()
+                if is_whole(path)
                 else self._ingest(split, part, path, cfg.keyframes, part.num_pairs or cfg.num_pairs)
             )
             rows = read_table(ref, PAIR_SCHEMA)
@@ -168,6 +169,7 @@ class _Source:
             source=part.source,
             max_pairs=max_pairs,
             num_workers=2,
+            codes=self._folder.codes,
             progress=lambda done, total, _: self._progress(done, total, f"ingest {split}"),
         )
         self._count({split: report.to_json()})

@@ -12,36 +12,30 @@ timestamps, host names or pointers; everything else can be derived from the mani
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from dynamics.core.config import Strict
 from dynamics.core.errors import UserError
 from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA, PAIR_SCHEMA, DatasetRef
 from dynamics.storage.files import create_bytes, write_bytes
-from dynamics.storage.tables import from_parquet, read_table, to_parquet, write_table
+from dynamics.storage.pairs import is_whole
+from dynamics.storage.parquet import from_parquet, to_parquet
+from dynamics.storage.sealed import ContentFile, Sealed
+from dynamics.storage.tables import read_table, write_table
 
 _ROWS_PER_SHARD = 65_536
 _MANIFEST_NAME = re.compile(r"round-(\d{2,})\.json")
 
 
-class ShardFile(Strict):
-    """A committed file, named by the sha256 of its bytes."""
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    num_rows: int = Field(ge=0)
-
-
-class Manifest(Strict):
+class Manifest(Sealed):
     """Everything that a round committed.
 
     A new field has a default and a new column is nullable, so that older rounds stay readable.
@@ -50,42 +44,14 @@ class Manifest(Strict):
     version: Literal[2] = 2
     """Format; another one cannot be read. Version 1 had a column per score."""
     round_id: int = Field(ge=0)
-    labels: tuple[ShardFile, ...]
+    labels: tuple[ContentFile, ...]
     """LABEL_SCHEMA, sorted by label_id over all shards."""
-    decisions: ShardFile
+    decisions: ContentFile
     """DECISION_SCHEMA, one row per label, same order."""
     reasons: dict[str, int]
     """Labels per decision reason."""
     parents: dict[str, str]
     """Digests of what the labels were made from: pool, idm, config, prompt version."""
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON; its own digest inside makes any change of the file visible."""
-        return _sealed(self.model_dump(mode="json"))
-
-    @classmethod
-    def from_bytes(cls, payload: bytes, *, where: Path) -> "Manifest":
-        """Inverse of `to_bytes`; ``where`` is named in errors.
-
-        Raises:
-            UserError: not the bytes that `to_bytes` gave, or those of another version.
-        """
-        try:
-            content = json.loads(payload)
-            content.pop("digest")
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{where} is damaged: not a round manifest") from error
-        # Over the content as found: an older version wrote fewer fields.
-        if _sealed(content) != payload:
-            raise UserError(f"{where} is damaged: its content does not match its digest")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            ours = cls.model_fields["version"].default
-            raise UserError(
-                f"{where} was written by another version of this code (manifest version "
-                f"{content.get('version')}, here {ours}); read it with that one"
-            ) from error
 
 
 class Ledger:
@@ -228,7 +194,7 @@ class Ledger:
         """
         problems = []
         pairs = None
-        if pool is not None and pool.exists():
+        if pool is not None and is_whole(pool):
             try:
                 pairs = read_table(pool, PAIR_SCHEMA, ["pair_id"])["pair_id"]
             except UserError as error:
@@ -289,7 +255,7 @@ class Ledger:
         if not (path.exists() and path.read_bytes() == payload):
             write_bytes(path, payload)
 
-    def _shard_bytes(self, shard: ShardFile) -> bytes:
+    def _shard_bytes(self, shard: ContentFile) -> bytes:
         path = self._shard_path(shard.sha256)
         if not path.exists():
             raise UserError(f"{path} is missing; restore it from a copy of the ledger")
@@ -298,7 +264,7 @@ class Ledger:
             raise UserError(f"{path} is damaged; restore it from a copy of the ledger")
         return payload
 
-    def _read_shard(self, shard: ShardFile, schema: pa.Schema) -> pa.Table:
+    def _read_shard(self, shard: ContentFile, schema: pa.Schema) -> pa.Table:
         where = self._shard_path(shard.sha256)
         return from_parquet(self._shard_bytes(shard), schema, where=where)
 
@@ -347,14 +313,8 @@ def _sound(path: Path) -> bytes | None:
     return payload if hashlib.sha256(payload).hexdigest() == path.stem else None
 
 
-def _sealed(content: dict[str, Any]) -> bytes:
-    """Canonical JSON with the digest of its content."""
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**content, "digest": digest}, sort_keys=True, indent=1) + "\n").encode()
-
-
-def _shard(payload: bytes, num_rows: int) -> ShardFile:
-    return ShardFile(sha256=hashlib.sha256(payload).hexdigest(), num_rows=num_rows)
+def _shard(payload: bytes, num_rows: int) -> ContentFile:
+    return ContentFile(sha256=hashlib.sha256(payload).hexdigest(), num_rows=num_rows)
 
 
 def _check_round(labels: pa.Table, round_id: int) -> None:

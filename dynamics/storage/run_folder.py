@@ -21,6 +21,7 @@ from dynamics.core.config_file import validate
 from dynamics.core.errors import UserError
 from dynamics.core.records import ModelRef, RoundReport
 from dynamics.storage.files import checkpoint_digest, write_bytes
+from dynamics.storage.pairs import PARTS
 
 FORMAT = 1
 """Version of run.json and study.json."""
@@ -60,8 +61,17 @@ class RunFolder:
         return self.root / "ledger"
 
     def table(self, name: str) -> Path:
-        """A table of pairs by its name, e.g. ``pool``, or ``pool/clips`` of one of its folders."""
-        return self.data / f"{name}.parquet"
+        """A table of pairs by its name, e.g. ``pool``, or ``pool/clips`` of one of its folders.
+
+        In parts; in one file where an older version wrote it.
+        """
+        file = self.data / f"{name}.parquet"
+        return file if file.exists() else self.data / f"{name}{PARTS}"
+
+    @property
+    def codes(self) -> Path:
+        """The codes of all tables of pairs."""
+        return self.data / "codes"
 
     @property
     def labelled(self) -> Path:
@@ -81,7 +91,7 @@ class RunFolder:
     @property
     def truth(self) -> Path:
         """Ground truth of filmed pairs (TRUTH_SCHEMA); absent on real video."""
-        return self.table("truth")
+        return self.data / "truth.parquet"
 
     @property
     def ingest(self) -> Path:

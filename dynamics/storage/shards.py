@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dynamics.core.progress import Progress
-from dynamics.core.records import DatasetRef
+from dynamics.core.records import PAIR_SCHEMA, DatasetRef
+from dynamics.storage.tables import iter_table
 
 _COLUMNS = ["pair_id", "clip_class", "source_codes", "target_codes"]
 
@@ -60,12 +59,12 @@ def cut(table_rows: int, shard_rows: int) -> list[Shard]:
     return [Shard(start=start, stop=min(start + shard_rows, table_rows)) for start in starts]
 
 
-def read_shard(pool: DatasetRef, shard: Shard, columns: Sequence[str] = _COLUMNS) -> pa.Table:
-    """The shard's rows; reads only the row groups that hold them."""
-    file = pq.ParquetFile(pool.path)
-    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    ends = np.cumsum(sizes)
-    first = int(np.searchsorted(ends, shard.start, side="right"))
-    last = int(np.searchsorted(ends, shard.stop, side="left"))
-    rows = file.read_row_groups(list(range(first, last + 1)), columns=list(columns))
-    return rows.slice(shard.start - (int(ends[first]) - sizes[first]), shard.stop - shard.start)
+def read_shard(
+    source: DatasetRef,
+    shard: Shard,
+    columns: Sequence[str] = _COLUMNS,
+    schema: pa.Schema = PAIR_SCHEMA,
+) -> pa.Table:
+    """The shard's rows; reads only the parts or row groups that hold them."""
+    rows = iter_table(source.path, schema, columns, shard.start, shard.stop)
+    return pa.concat_tables([schema.empty_table().select(columns), *rows])

@@ -34,7 +34,7 @@ def make_job(small: LoopConfig, local_run: LocalRun, tmp_path: Path) -> MakeJob:
             family=small.model.family,
             base=small.base_path(),
             device="cpu",
-            transitions=local_run.folder / "data" / "labelled.parquet",
+            transitions=local_run.folder / "data" / "labelled.parts",
             steps=steps,
             train=small.train.model_copy(update=train),
             seed=3,

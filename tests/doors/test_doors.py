@@ -107,9 +107,9 @@ def test_a_new_export_is_offered_and_written(filmed_run: RunFolder, tmp_path: Pa
 
 
 def test_a_new_source_and_a_new_set_feed_a_run(real_run: RunFolder) -> None:
-    pool = read_table(real_run.data / "pool.parquet", PAIR_SCHEMA)
+    pool = read_table(real_run.pool, PAIR_SCHEMA)
     assert set(pool["clip_class"].to_pylist()) == {"pour", "cut"}
-    labelled = read_table(real_run.data / "labelled.parquet", TRANSITION_SCHEMA)
+    labelled = read_table(real_run.labelled, TRANSITION_SCHEMA)
     assert set(labelled["action"].to_pylist()) == {"pour it", "cut it"}
     assert "prefixed" in help_of("ingest")
 

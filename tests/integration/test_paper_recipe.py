@@ -86,7 +86,7 @@ def run(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 def test_the_recipe_of_the_7b_model_runs_on_real_folders(run: RunFolder) -> None:
     reports = run.reports(1)
     assert [report.round_id for report in reports] == [0, 1]
-    pool = read_table(run.data / "pool.parquet", PAIR_SCHEMA)
+    pool = read_table(run.pool, PAIR_SCHEMA)
     folders = [name.partition("/")[0] for name in pool["clip_class"].to_pylist()]
     assert folders.count("moments") > 4
     assert [folders.count(name) for name in ("kinetics700", "ucf101")] == [3, 3]
@@ -97,7 +97,7 @@ def test_the_recipe_of_the_7b_model_runs_on_real_folders(run: RunFolder) -> None
 
 @pytest.mark.cluster
 def test_a_capped_class_gives_no_more_than_its_share(run: RunFolder) -> None:
-    seed = read_table(run.data / "labelled.parquet", TRANSITION_SCHEMA)["clip_class"].to_pylist()
+    seed = read_table(run.labelled, TRANSITION_SCHEMA)["clip_class"].to_pylist()
     assert {name: seed.count(name) for name in set(seed)} == {
         "magicbrush": 8,
         "ag": 8,
@@ -107,7 +107,7 @@ def test_a_capped_class_gives_no_more_than_its_share(run: RunFolder) -> None:
 
 @pytest.mark.cluster
 def test_every_held_out_pair_is_of_the_benchmark_and_measured(run: RunFolder) -> None:
-    heldout = read_table(run.data / "heldout.parquet", TRANSITION_SCHEMA)
+    heldout = read_table(run.heldout, TRANSITION_SCHEMA)
     classes = ["ag"] * 4 + ["kubric"] * 2 + ["whatsup"] * 2
     assert sorted(heldout["clip_class"].to_pylist()) == classes
     assert run.reports(1)[1].metrics["eval/idm_exact"].num_items == heldout.num_rows
@@ -120,7 +120,7 @@ def test_the_real_benchmark_is_a_held_out_set(
     run = RunFolder(tmp_path / "run")
     with run.claimed(cfg):
         Stages(cfg, run.root).prepare()
-    heldout = read_table(run.data / "heldout.parquet", TRANSITION_SCHEMA)
+    heldout = read_table(run.heldout, TRANSITION_SCHEMA)
     subsets = {"magicbrush", "ag", "something", "whatsup", "kubric"}
     assert set(heldout["clip_class"].to_pylist()) == subsets
     counted = read_json(run.data / "ingest.json")["heldout"]

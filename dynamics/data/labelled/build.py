@@ -15,8 +15,9 @@ from dynamics.data.labelled.read import LabelledRows, read_pairs
 from dynamics.data.labelled.split import capped, drawn, split
 from dynamics.data.video.sandbox import DecodePool
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.pairs import is_whole, write_pairs
 from dynamics.storage.run_folder import RunFolder
-from dynamics.storage.tables import dataset_ref, write_table
+from dynamics.storage.tables import dataset_ref
 
 _NUM_WORKERS = 2
 _EXAMPLES = 20
@@ -30,7 +31,7 @@ def build_labelled(
     fits: Callable[[str], bool],
     progress: Progress,
 ) -> tuple[dict[str, DatasetRef], dict[str, Any]]:
-    """Write ``labelled.parquet`` and ``heldout.parquet`` (TRANSITION_SCHEMA).
+    """Write the tables ``labelled`` and ``heldout`` (TRANSITION_SCHEMA).
 
     The held-out set is read first; no picture or video behind it gets into the labelled set, under
     whatever name (reject ``in_heldout``). Both are written last, so that they belong together.
@@ -80,7 +81,7 @@ def _written(
                 f"{counted[name]['rejects']}; see labelled.path and labelled.heldout_fraction"
             )
     return {
-        name: write_table(folder.table(name), rows.table, TRANSITION_SCHEMA)
+        name: write_pairs(folder.table(name), rows.table, TRANSITION_SCHEMA, folder.codes)
         for name, rows in parts.items()
     }
 
@@ -88,7 +89,7 @@ def _written(
 def built(folder: RunFolder) -> dict[str, DatasetRef] | None:
     """The tables that `build_labelled` wrote, None unless both are there."""
     paths = {name: folder.table(name) for name in ("labelled", "heldout")}
-    if not all(path.exists() for path in paths.values()):
+    if not all(map(is_whole, paths.values())):
         return None
     return {name: dataset_ref(path) for name, path in paths.items()}
 

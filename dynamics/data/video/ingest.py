@@ -23,6 +23,7 @@ from dynamics.data.video.sandbox import DecodePool, Rejected
 from dynamics.data.video.sources import SOURCES, Clip, Listing
 from dynamics.data.video.unpack import Unpacked
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.pairs import write_pairs
 from dynamics.storage.tables import write_table
 
 USABLE = frozenset({"duplicate_clip", "too_short"})
@@ -78,12 +79,14 @@ def ingest_folder(
     source: str = "folder",
     max_pairs: int | None = None,
     num_workers: int = 1,
+    codes: Path | None = None,
     progress: Progress = silent,
 ) -> IngestReport:
     """Turn the videos under ``root``, laid out as ``source``, into frame pairs in ``out``.
 
-    ``source`` is a key of SOURCES. Clips inside tars are unpacked beside ``out``, under names of
-    our own, a few at a time.
+    ``source`` is a key of SOURCES. With ``codes``, a folder for them, the table is in parts, else
+    one Parquet file. Clips inside tars are unpacked beside ``out``, under names of our own, a few
+    at a time.
 
     Rows are sorted by (clip_path, frame0). With ``max_pairs``, clips are taken in the order of a
     hash of their names, so that a part of the folder has clips of all classes.
@@ -112,7 +115,7 @@ def ingest_folder(
             if gathered.full:
                 break
     gathered.check(root, pool.max_bad_fraction)
-    return gathered.write(out)
+    return gathered.write(out, codes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,12 +203,14 @@ class _Gathered:
         counts.update({f"pair/{reason}": count for reason, count in self._pair_rejects.items()})
         return counts
 
-    def write(self, out: Path) -> IngestReport:
+    def write(self, out: Path, codes: Path | None) -> IngestReport:
         self._tokenize()
         rows = pa.concat_tables(self._tables).slice(0, self._max_pairs)
         rows = rows.sort_by([("clip_path", "ascending"), ("frame0", "ascending")])
         return IngestReport(
-            dataset=write_table(out, rows, PAIR_SCHEMA),
+            dataset=write_pairs(out, rows, PAIR_SCHEMA, codes)
+            if codes
+            else write_table(out, rows, PAIR_SCHEMA),
             num_clips=self._num_clips,
             num_read=self._num_read,
             num_pairs=rows.num_rows,

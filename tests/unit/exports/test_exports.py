@@ -231,7 +231,7 @@ def test_equal_runs_export_equal_bytes(run: RunFolder, tmp_path: Path, name: str
 
 def test_frames_are_the_ones_that_the_model_saw(run: RunFolder, truth: dict[str, Row]) -> None:
     images = accepted_labels(run, None).images
-    pairs = read_table(run.data / "pool.parquet", PAIR_SCHEMA).to_pylist()
+    pairs = read_table(run.pool, PAIR_SCHEMA).to_pylist()
     pool = {row["pair_id"]: row for row in pairs}
     for frames, column in (("before", "source_codes"), ("after", "target_codes")):
         encoded = images.encode(np.stack([getattr(row, frames) for row in truth.values()]))
@@ -358,9 +358,10 @@ def test_a_blocked_round_is_exported_only_when_it_is_named(
 
 def with_pool(run: RunFolder, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Change the pool's rows, and the manifest's word for which pool it was."""
-    path = run.data / "pool.parquet"
-    rows = [change(row) for row in read_table(path, PAIR_SCHEMA).to_pylist()]
-    ref = write_table(path, pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), PAIR_SCHEMA)
+    rows = [change(row) for row in read_table(run.pool, PAIR_SCHEMA).to_pylist()]
+    ref = write_table(
+        run.data / "pool.parquet", pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), PAIR_SCHEMA
+    )
     manifest = Ledger(run.ledger).manifest(1)
     changed = manifest.model_copy(update={"parents": {**manifest.parents, "pool": ref.digest}})
     (run.ledger / "rounds" / "round-01.json").write_bytes(changed.to_bytes())
@@ -384,8 +385,8 @@ def test_a_link_out_of_the_pool_is_never_followed(copied: RunFolder, tmp_path: P
 
 
 def test_another_pool_than_the_labelled_one_is_refused(copied: RunFolder, tmp_path: Path) -> None:
-    path = copied.data / "pool.parquet"
-    write_table(path, read_table(path, PAIR_SCHEMA).slice(1), PAIR_SCHEMA)
+    rows = read_table(copied.pool, PAIR_SCHEMA).slice(1)
+    write_table(copied.data / "pool.parquet", rows, PAIR_SCHEMA)
     with pytest.raises(UserError, match="not the pool that round 1 labelled"):
         export_run(copied, "aurora", tmp_path / "out", None, silent)
 

@@ -7,14 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynamics.core.config import LoopConfig
-from dynamics.core.records import DatasetRef
+from dynamics.core.records import PAIR_SCHEMA, DatasetRef
 from dynamics.inference.idm import Caption
 from dynamics.inference.sampling import SamplingParams
 from dynamics.labelling.filter import decide
 from dynamics.labelling.labeller import Labeller, unlabelled
 from dynamics.storage.ledger import reason_counts
 from dynamics.storage.shards import Shard, cut, read_shard
-from dynamics.storage.tables import score_column, score_names
+from dynamics.storage.tables import score_column, score_names, write_table
+from tests.unit.storage.rows import make_pairs
 
 LENGTH, NUM_CODES = 4, 16
 
@@ -102,7 +103,7 @@ def test_shards_cover_every_row_once() -> None:
 def test_a_shard_is_the_same_rows_whatever_the_row_groups(
     tmp_path: Path, rows_per_group: int
 ) -> None:
-    table = pairs(11)
+    table = make_pairs(11).select(PAIR_SCHEMA.names)
     pq.write_table(table, tmp_path / "pool.parquet", row_group_size=rows_per_group)
     ref = DatasetRef(path=tmp_path / "pool.parquet", num_rows=11, digest="")
     for shard in cut(11, 4):
@@ -111,9 +112,9 @@ def test_a_shard_is_the_same_rows_whatever_the_row_groups(
 
 
 def test_only_shards_with_an_unlabelled_pair_are_left(tmp_path: Path) -> None:
-    pq.write_table(pairs(6), tmp_path / "pool.parquet")
-    ref = DatasetRef(path=tmp_path / "pool.parquet", num_rows=6, digest="")
-    done = {"pair-000", "pair-001", "pair-002"}
+    pool = make_pairs(6).select(PAIR_SCHEMA.names)
+    ref = write_table(tmp_path / "pool.parquet", pool, PAIR_SCHEMA)
+    done = set(pool["pair_id"].to_pylist()[:3])
     assert unlabelled(ref, done, 2) == [Shard(start=2, stop=4), Shard(start=4, stop=6)]
 
 

@@ -45,7 +45,7 @@ class CountingTracker:
 
 def test_a_run_leaves_what_the_run_folder_promises(small: LoopConfig, local_run: LocalRun) -> None:
     folder = local_run.folder
-    seed = read_table(folder / "data" / "labelled.parquet", TRANSITION_SCHEMA)
+    seed = read_table(folder / "data" / "labelled.parts", TRANSITION_SCHEMA)
     assert seed.num_rows == small.labelled.num_pairs
     labels = read_table(folder / "rounds" / "round-01" / "labels.parquet", LABEL_SCHEMA)
     assert labels.num_rows == small.pool.num_pairs
@@ -261,7 +261,7 @@ def test_real_pictures_go_through_every_stage_without_any_truth(
     reports = run_local(cfg, folder)
     assert [report.round_id for report in reports] == [0, 1]
     assert not (folder / "data" / "truth.parquet").exists()
-    pool = read_table(folder / "data" / "pool.parquet", PAIR_SCHEMA)
+    pool = read_table(folder / "data" / "pool.parts", PAIR_SCHEMA)
     assert {name.partition("/")[0] for name in pool["clip_class"].to_pylist()} == {"ucf", "k700"}
     assert "k700/passing American football (in game)" in pool["clip_class"].to_pylist()
     assert reports[1].num_labelled == pool.num_rows
@@ -271,7 +271,7 @@ def test_real_pictures_go_through_every_stage_without_any_truth(
     assert metrics["eval/idm_exact"].num_items == 4
     assert {guard.name for guard in reports[1].guards} == {"calibration_drift", "leakage"}
     page = (folder / "report.html").read_text()
-    heldout = read_table(folder / "data" / "heldout.parquet", TRANSITION_SCHEMA)
+    heldout = read_table(folder / "data" / "heldout.parts", TRANSITION_SCHEMA)
     assert heldout["action"][0].as_py() in page
     assert "rows can be used" in page
     ingest = json.loads((folder / "data" / "ingest.json").read_text())

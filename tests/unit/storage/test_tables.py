@@ -7,6 +7,7 @@ import pytest
 
 from dynamics.core.errors import UserError
 from dynamics.core.records import LABEL_SCHEMA, DatasetRef
+from dynamics.storage.parquet import to_parquet
 from dynamics.storage.tables import (
     codes_matrix,
     dataset_ref,
@@ -14,7 +15,6 @@ from dynamics.storage.tables import (
     read_table,
     score_column,
     score_names,
-    to_parquet,
     write_table,
 )
 
