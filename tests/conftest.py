@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import gc
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from dynamics.core.config import REPOSITORY_ROOT, ClusterConfig, LoopConfig, WorldConfig
 from dynamics.core.config_file import load
+from dynamics.core.places import StorePath
 from ray_jobs import runtime
 
 if TYPE_CHECKING:  # slow to import
@@ -128,3 +131,21 @@ def film() -> Callable[..., np.ndarray]:
         return np.stack(frames).astype(np.uint8)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The one S3 server of the session: starting it costs a second."""
+    from tests.stores import s3_server
+
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(s3_url: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorePath]:
+    """A folder of an S3 bucket for one test, and an empty cache."""
+    from tests.stores import BUCKET, at_store
+
+    with at_store(s3_url), mock.patch.dict("os.environ", DYNAMICS_CACHE=str(tmp_path / "cache")):
+        yield StorePath(f"s3://{BUCKET}/{request.node.name}-{secrets.token_hex(4)}")

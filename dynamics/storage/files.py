@@ -1,7 +1,8 @@
 """Durable, atomic files: a reader sees a complete file or none, also after a kill or power loss.
 
-A write goes to a hidden temporary file in the same folder, is flushed to the disk, and only then
-gets its name. A killed writer leaves at most one hidden ``.*.tmp`` file, which no reader lists.
+On this machine a write goes to a hidden temporary file in the same folder, is flushed to the disk,
+and only then gets its name. A killed writer leaves at most one hidden ``.*.tmp`` file, which no
+reader lists. In a store an object appears whole by itself.
 """
 
 import errno
@@ -9,48 +10,59 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place, StorePath
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Place) -> str:
     """Hex sha256 of a file's bytes, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def checkpoint_digest(folder: Path) -> str:
+def checkpoint_digest(folder: Place) -> str:
     """sha256 over names and bytes of the files that decide what a checkpoint computes."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(local_copy(folder).iterdir()):
         if path.suffix in (".safetensors", ".json"):
             digest.update(f"{path.name}\x1f{sha256_file(path)}\x1e".encode())
     return digest.hexdigest()
 
 
-def write_bytes(path: Path, payload: bytes) -> None:
+def write_bytes(path: Place, payload: bytes) -> None:
     """Write or replace ``path`` at once and durably; makes missing folders.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or the store refuses.
     """
+    if isinstance(path, StorePath):
+        path.write(payload)
+        return
     with _written(path, payload) as temporary:
         os.replace(temporary, path)
 
 
-def create_bytes(path: Path, payload: bytes) -> bool:
+def create_bytes(path: Place, payload: bytes) -> bool:
     """Create ``path`` durably unless it exists; of many writers exactly one gets True.
 
     Raises:
         UserError: the disk is full, or the file system has no hard links (they are what makes
-            "create if absent" atomic together with the content).
+            "create if absent" atomic together with the content), or the store refuses.
     """
+    if isinstance(path, StorePath):
+        return path.create(payload)
     with _written(path, payload) as temporary:
         try:
             os.link(temporary, path)
@@ -65,6 +77,96 @@ def create_bytes(path: Path, payload: bytes) -> bool:
     return True
 
 
+def list_files(folder: Place) -> Iterator[Place]:
+    """Every file below a folder, found as it is asked for; of a store in the order of names."""
+    if isinstance(folder, StorePath):
+        yield from (place for place, _ in folder.files())
+        return
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
+
+
+def remove_tree(folder: Place) -> None:
+    """Delete a folder with all that lies below; an absent one is left."""
+    if isinstance(folder, StorePath):
+        folder.delete([place for place, _ in folder.files()])
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def local_copy(place: Place) -> Path:
+    """A file or folder of a store on this machine; a path is returned as it is.
+
+    Copies stay below ``$DYNAMICS_CACHE`` (default ``~/.cache/dynamics``), under names that change
+    with the store's objects; any number of processes may ask at the same time.
+
+    Raises:
+        UserError: there is nothing at ``place``, the disk is full, or the store refuses.
+    """
+    if isinstance(place, Path):
+        return place
+    objects = {str(at.relative_to(place)): (at, meta) for at, meta in place.files()}
+    is_folder = bool(objects)
+    if not is_folder:
+        try:
+            objects[place.name] = (place, place.meta())
+        except FileNotFoundError as error:
+            raise UserError(f"{place} does not exist; check the name") from error
+    versions = [(name, meta["e_tag"], meta["size"]) for name, (_, meta) in sorted(objects.items())]
+    key = hashlib.sha256(repr((str(place), versions)).encode()).hexdigest()[:32]
+    entry = cache_folder() / key
+    if not entry.is_dir():
+        _fetch(objects, entry, place.name if is_folder else "")
+    return entry / place.name
+
+
+def cache_folder() -> Path:
+    """Where copies of what lies in stores are kept on this machine."""
+    chosen = os.environ.get("DYNAMICS_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "dynamics"
+
+
+def _fetch(objects: dict[str, tuple[StorePath, "ObjectMeta"]], entry: Path, below: str) -> None:
+    """Copy objects to a new entry of the cache, which appears whole or not at all."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".fetch-") as scratch:
+        fresh = Path(scratch) / entry.name
+        for name, (place, meta) in objects.items():
+            path = fresh / below / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with full_disk_named(path, meta["size"]):
+                place.fetch(path)
+        try:
+            fresh.rename(entry)
+        except OSError:
+            if not entry.is_dir():  # else another process was first
+                raise
+
+
+@contextmanager
+def new_folder(place: Place, last: str) -> Iterator[Path]:
+    """A local folder for the body to fill, which then replaces ``place``.
+
+    On this machine it does so in one rename; in a store its files are written one by one, the one
+    named ``last`` after all others: while that is there, the folder is whole.
+    """
+    if isinstance(place, StorePath):
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+            (place / last).unlink(missing_ok=True)
+            remove_tree(place)
+            files = [path for path in Path(scratch).rglob("*") if path.is_file()]
+            for path in sorted(files, key=lambda path: path == Path(scratch, last)):
+                (place / path.relative_to(scratch)).write(path)
+        return
+    fresh = place.with_name(place.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    yield fresh
+    shutil.rmtree(place, ignore_errors=True)
+    fresh.rename(place)
+
+
 def name_flushed(fresh: Path, path: Path) -> None:
     """Durably give a file that was just written in ``path``'s folder its name."""
     _flush(fresh)
@@ -72,9 +174,9 @@ def name_flushed(fresh: Path, path: Path) -> None:
     _flush(path.parent)
 
 
-def make_folder(folder: Path) -> None:
-    """``mkdir -p`` whose new entries survive a power loss."""
-    if folder.is_dir():
+def make_folder(folder: Place) -> None:
+    """``mkdir -p`` whose new entries survive a power loss; a store needs none."""
+    if isinstance(folder, StorePath) or folder.is_dir():
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from dynamics.core.errors import UserError
-from dynamics.storage.files import create_bytes, sha256_file, write_bytes
+from dynamics.core.places import Place, StorePath
+from dynamics.storage.files import (
+    cache_folder,
+    checkpoint_digest,
+    create_bytes,
+    list_files,
+    local_copy,
+    new_folder,
+    remove_tree,
+    sha256_file,
+    write_bytes,
+)
 
 
 def test_write_makes_folders_and_leaves_only_the_file(tmp_path: Path) -> None:
@@ -112,3 +123,63 @@ def test_a_file_system_without_hard_links_is_refused(
     with pytest.raises(UserError, match="no hard links"):
         create_bytes(tmp_path / "manifest.json", b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(params=["path", "store"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A folder of either kind."""
+    found: Place = request.getfixturevalue("s3") if request.param == "store" else tmp_path / "root"
+    return found
+
+
+def test_files_of_either_kind_are_written_created_listed_and_removed(root: Place) -> None:
+    write_bytes(root / "a" / "table", b"one")
+    write_bytes(root / "a" / "table", b"two")
+    assert create_bytes(root / "a" / "b" / "manifest", b"first")
+    assert not create_bytes(root / "a" / "b" / "manifest", b"second")
+    assert sha256_file(root / "a" / "table") == hashlib.sha256(b"two").hexdigest()
+    found = {str(place.relative_to(root)): place.read_bytes() for place in list_files(root)}
+    assert found == {"a/table": b"two", "a/b/manifest": b"first"}
+    remove_tree(root / "a" / "b")
+    assert [place.name for place in list_files(root)] == ["table"]
+    remove_tree(root / "absent")
+
+
+def test_a_new_folder_replaces_the_old_one_whole(root: Place) -> None:
+    place = root / "idm"
+    write_bytes(place / "old.json", b"{}")
+
+    def killed() -> None:
+        with new_folder(place, "fit.json") as fresh:
+            (fresh / "fit.json").write_text("torn")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    assert [found.name for found in place.iterdir()] == ["old.json"]
+    with new_folder(place, "fit.json") as fresh:
+        (fresh / "fit.json").write_text("{}")
+        (fresh / "sub").mkdir()
+        (fresh / "sub" / "weights").write_bytes(b"w" * 7_000_000)
+    assert sorted(str(found.relative_to(place)) for found in list_files(place)) == [
+        "fit.json",
+        "sub/weights",
+    ]
+
+
+def test_a_local_copy_is_made_once_for_each_content(s3: StorePath) -> None:
+    (s3 / "base" / "config.json").write(b"{}")
+    (s3 / "base" / "sub" / "x").write(b"x")
+    copy = local_copy(s3 / "base")
+    assert copy.name == "base"
+    assert (copy / "sub" / "x").read_bytes() == b"x"
+    assert local_copy(s3 / "base") == copy
+    assert local_copy(copy) == copy
+    one = local_copy(s3 / "base" / "config.json")
+    assert (one.name, one.read_bytes()) == ("config.json", b"{}")
+    (s3 / "base" / "config.json").write(b"[]")
+    assert (local_copy(s3 / "base") / "config.json").read_bytes() == b"[]"
+    assert checkpoint_digest(s3 / "base") == checkpoint_digest(local_copy(s3 / "base"))
+    assert not [entry for entry in cache_folder().iterdir() if entry.name.startswith(".")]
+    with pytest.raises(UserError, match="nothing does not exist"):
+        local_copy(s3 / "nothing")
