@@ -6,31 +6,29 @@ asks for it. Parts are written to ``--out``, which all nodes must share.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from dynamics.core.config import ClusterConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
-from dynamics.evaluation.aurora_bench.benchmark import Job, RunJobs
 from dynamics.evaluation.aurora_bench.run import Request, run
-from dynamics.storage.shards import MakeWorker
+from dynamics.storage.streams import Done, RunStream, Stream
 from ray_jobs import runtime
 
 
-def actor_pool(num_workers: int, *, num_gpus: float = 0) -> RunJobs:
-    """Runs jobs on ``num_workers`` actors; 0 takes one per CPU of the cluster."""
+def actor_pool(num_workers: int, *, num_gpus: float = 0) -> RunStream:
+    """Runs a stream on ``num_workers`` actors; 0 takes one per CPU of the cluster."""
 
-    def run_jobs(
-        make_worker: MakeWorker[Job], jobs: Sequence[Job], what: str, progress: Progress
-    ) -> None:
+    def run_parts(stream: Stream[Any], progress: Progress) -> Iterator[Done]:
         import ray
 
-        from ray_jobs.shards import run_shards_on_ray
+        from ray_jobs.streams import run_stream_on_ray
 
         size = num_workers or int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-        run_shards_on_ray(make_worker, jobs, what, progress, num_actors=size, num_gpus=num_gpus)
+        return run_stream_on_ray(stream, progress, num_actors=size, num_gpus=num_gpus)
 
-    return run_jobs
+    return run_parts
 
 
 def main(arguments: Sequence[str]) -> int:

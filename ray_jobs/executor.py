@@ -1,17 +1,17 @@
 """RayExecutor: `dynamics.pipeline.executor.Executor` on Ray."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.core.records import ModelRef
-from dynamics.pipeline.executor import ShardStage
+from dynamics.pipeline.executor import StreamStage
 from dynamics.storage.run_folder import RunFolder
-from dynamics.storage.shards import MakeWorker, Shard
+from dynamics.storage.streams import Done, Stream, run_stream
 from dynamics.training.batches import FitJob
 from dynamics.training.checkpoints import FitResult
 from dynamics.training.loss import Task
@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # imports Ray
 class RayExecutor:
     """Labels and evaluates on Ray Data, trains on Ray Train, serves on Ray Serve.
 
-    Ray starts at the first work that needs it; filming and ingest do not.
+    Ray starts at the first work that needs it. What costs no model's time to speak of on this
+    machine, ingest and the guards' decoding, goes to Ray only where a cluster is joined.
     """
 
     def __init__(self, cfg: LoopConfig, folder: RunFolder) -> None:
@@ -32,27 +33,23 @@ class RayExecutor:
         self.folder = folder
         self._sight: Sight | None = None
 
-    def run_shards(
-        self,
-        stage: ShardStage,
-        round_id: int,
-        make_worker: MakeWorker[Shard],
-        shards: Sequence[Shard],
-        progress: Progress,
-    ) -> None:
-        """Run the shards on a pool of ``label.num_actors`` or ``evaluate.num_actors``."""
-        num_actors = {"label": self.cfg.label.num_actors, "evaluate": self.cfg.evaluate.num_actors}
+    def run_stream(
+        self, stage: StreamStage, stream: Stream[Any], progress: Progress
+    ) -> Iterator[Done]:
+        """Run the stream on a pool of the stage's actors."""
+        cfg = self.cfg
+        num_actors, num_gpus = {
+            "label": (cfg.label.num_actors, cfg.label.num_gpus_per_actor),
+            "evaluate": (cfg.evaluate.num_actors, cfg.label.num_gpus_per_actor),
+        }.get(stage, (cfg.ingest.num_actors, cfg.ingest.num_gpus_per_actor))
+        if stage in ("ingest", "guard") and not runtime.joins_cluster():
+            yield from run_stream(stream, progress)
+            return
         with self._on_ray(progress) as sight:
-            from ray_jobs.shards import run_shards_on_ray
+            from ray_jobs.streams import run_stream_on_ray
 
-            run_shards_on_ray(
-                sight.checked(make_worker),
-                shards,
-                f"{stage}, round {round_id}",
-                progress,
-                num_actors=num_actors[stage],
-                num_gpus=self.cfg.label.num_gpus_per_actor,
-            )
+            seen = sight.checked(stream)
+            yield from run_stream_on_ray(seen, progress, num_actors=num_actors, num_gpus=num_gpus)
 
     def fit(
         self, jobs: Mapping[Task, FitJob], round_id: int, progress: Progress

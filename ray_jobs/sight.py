@@ -1,18 +1,19 @@
 """Sight: every node of a cluster must see the places that a run reads and writes."""
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.storage.files import write_bytes
-from dynamics.storage.shards import AnyShard, MakeWorker, ShardWorker
+from dynamics.storage.streams import Item, Stream, Work
 
 _WITNESS = ".seen-"
 
@@ -47,9 +48,13 @@ class Sight:
                     "or name a store that all nodes reach (s3://...)"
                 )
 
-    def checked(self, make_worker: MakeWorker[AnyShard]) -> MakeWorker[AnyShard]:
-        """The maker, which checks first."""
-        return partial(_checked, self, make_worker)
+    def checked(self, stream: Stream[Item]) -> Stream[Item]:
+        """The stream, whose every process checks first."""
+        return replace(
+            stream,
+            read=partial(_read, self, stream.read),
+            make_worker=partial(_make_worker, self, stream.make_worker),
+        )
 
     def check_all_nodes(self) -> None:
         """Check on every node that is up now.
@@ -91,6 +96,11 @@ def make_sight(run_dir: Path, inputs: Sequence[tuple[str, Path]]) -> Sight:
     return Sight(run_dir, witness, inputs)
 
 
-def _checked(sight: Sight, make_worker: MakeWorker[AnyShard]) -> ShardWorker[AnyShard]:
+def _read(sight: Sight, read: Callable[[Item], pa.Table], item: Item) -> pa.Table:
+    sight.check()
+    return read(item)
+
+
+def _make_worker(sight: Sight, make_worker: Callable[[], Work[Item]]) -> Work[Item]:
     sight.check()
     return make_worker()

@@ -226,6 +226,14 @@ class ModelConfig(Strict):
     """Engine that samples and scores (`dynamics.inference.decoder`)."""
 
 
+class IngestConfig(Strict):
+    """Videos and labelled pairs to codes; on a joined cluster a pool of actors does it."""
+
+    num_actors: Annotated[int, Mark.FREE] = Field(default=2, ge=1)
+    num_gpus_per_actor: Annotated[float, Mark.FREE] = Field(default=0.0, ge=0)
+    """With model.device=cuda at least a share of one; decoding the guards' frames takes as many."""
+
+
 class LabelConfig(Strict):
     """The IDM actor pool."""
 
@@ -473,6 +481,7 @@ class LoopConfig(Strict):
     pool: PoolConfig = PoolConfig()
     labelled: LabelledConfig = LabelledConfig()
     model: ModelConfig = ModelConfig()
+    ingest: IngestConfig = IngestConfig()
     label: LabelConfig = LabelConfig()
     filter: FilterConfig = Field(default_factory=FilterConfig)
     train: TrainConfig = TrainConfig()

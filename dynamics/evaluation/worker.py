@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+
 from dynamics.core.config import LoopConfig
-from dynamics.core.records import TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
+from dynamics.core.records import TRUTH_SCHEMA, DataRefs, ModelRef
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.inference.load import load_pair
-from dynamics.storage.shards import Shard, read_shard
+from dynamics.storage.shards import Shard
+from dynamics.storage.streams import Done
 from dynamics.storage.tables import read_table, write_table
 
 
@@ -17,21 +20,19 @@ class EvaluationWorker:
         self, cfg: LoopConfig, data: DataRefs, models: ModelRef, parts: Path, round_id: int
     ) -> None:
         self._cfg = cfg
-        self._data = data
         self._parts = parts
         self._round_id = round_id
         self._idm, self._fdp = load_pair(models, cfg.model)
         self._truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
 
-    def run(self, shard: Shard) -> int:
-        """Evaluate a shard of the held-out pairs; returns its rows, durably written."""
-        pairs = read_shard(self._data.heldout, shard, TRANSITION_SCHEMA.names, TRANSITION_SCHEMA)
-        with_best_of = max(0, self._cfg.evaluate.num_best_of_items - shard.start)
+    def run(self, item: Shard, rows: pa.Table) -> Done:
+        """Evaluate a shard of the held-out pairs."""
+        with_best_of = max(0, self._cfg.evaluate.num_best_of_items - item.start)
         results = evaluate_heldout(
-            pairs, self._truth, self._idm, self._fdp, self._cfg, self._round_id, with_best_of
+            rows, self._truth, self._idm, self._fdp, self._cfg, self._round_id, with_best_of
         )
         schema = results_schema(self._cfg.evaluate.best_of)
-        return write_table(part_path(self._parts, shard), results, schema).num_rows
+        return Done(count=write_table(part_path(self._parts, item), results, schema).num_rows)
 
 
 def part_path(parts: Path, shard: Shard) -> Path:

@@ -1,5 +1,6 @@
-"""Executors: where the work of a round runs. `LocalExecutor` is this process.
+"""Executors: where the work of a run goes on. `LocalExecutor` is this process.
 
+    INGEST    clips, or pairs of a labelled set       -> units of a table
     LABEL     shards of the pool, the promoted IDM    -> attempts in the ledger
     FIT       the training set, a job per task        -> adapters of the round, loss curves
     EVALUATE  shards of the held-out pairs, adapters  -> parts of the evaluation
@@ -9,10 +10,10 @@ Each waits for the one above it. `dynamics.pipeline.stages.Stages` gives an exec
 that is missing, and joins the results.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -24,33 +25,28 @@ from dynamics.inference.load import load_pair
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models import load_image_tokenizer
 from dynamics.storage.run_folder import RunFolder, TrainingLog
-from dynamics.storage.shards import MakeWorker, Shard, run_shards
+from dynamics.storage.streams import Done, Stream, run_stream
 from dynamics.storage.tables import codes_matrix, read_table
 from dynamics.training.batches import FitJob
 from dynamics.training.checkpoints import FitResult
 from dynamics.training.fit import WorkerContext, fit_adapter
 from dynamics.training.loss import Task
 
-ShardStage = Literal["label", "evaluate"]
+StreamStage = Literal["ingest", "label", "evaluate", "guard"]
 
 
 class Executor(Protocol):
-    """Runs the work of a round; the results are durable when a method returns."""
+    """Runs the work of a run."""
 
-    def run_shards(
-        self,
-        stage: ShardStage,
-        round_id: int,
-        make_worker: MakeWorker[Shard],
-        shards: Sequence[Shard],
-        progress: Progress,
-    ) -> None:
-        """Label shards of the pool, or evaluate shards of the held-out pairs."""
+    def run_stream(
+        self, stage: StreamStage, stream: Stream[Any], progress: Progress
+    ) -> Iterator[Done]:
+        """Run a stream; the part of an item is durable when its result comes."""
 
     def fit(
         self, jobs: Mapping[Task, FitJob], round_id: int, progress: Progress
     ) -> dict[Task, FitResult]:
-        """Fit the round's adapters."""
+        """Fit the round's adapters; they are durable when it returns."""
 
     def serve(self, models: ModelRef, round_id: int, progress: Progress) -> None:
         """Have the round's generator draw one held-out frame; never ends the loop."""
@@ -63,16 +59,11 @@ class LocalExecutor:
         self.cfg = cfg
         self.folder = folder
 
-    def run_shards(
-        self,
-        stage: ShardStage,
-        round_id: int,
-        make_worker: MakeWorker[Shard],
-        shards: Sequence[Shard],
-        progress: Progress,
-    ) -> None:
-        """Run one shard after the other."""
-        run_shards(make_worker, shards, f"{stage}, round {round_id}", progress)
+    def run_stream(
+        self, stage: StreamStage, stream: Stream[Any], progress: Progress
+    ) -> Iterator[Done]:
+        """Work on one item after the other."""
+        return run_stream(stream, progress)
 
     def fit(
         self, jobs: Mapping[Task, FitJob], round_id: int, progress: Progress

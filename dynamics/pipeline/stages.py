@@ -47,7 +47,8 @@ from dynamics.pipeline.prepare import prepare
 from dynamics.pipeline.tracking import Tracker, Trackers
 from dynamics.storage.ledger import Ledger, coverage
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
-from dynamics.storage.shards import Shard, cut, num_rows
+from dynamics.storage.shards import Shard, cut, num_rows, read_shard
+from dynamics.storage.streams import Stream
 from dynamics.storage.tables import dataset_ref, read_table, write_table
 
 
@@ -105,8 +106,16 @@ class Stages:
             attempted = self.ledger.attempted(round_id, models.idm_digest)
             shards = unlabelled(pool, attempted, self.cfg.label.shard_rows)
             if shards:
-                make = partial(LabelWorker, self.cfg, pool, models, self.ledger, round_id)
-                self.executor.run_shards("label", round_id, make, shards, self.progress)
+                make = partial(LabelWorker, self.cfg, models, self.ledger, round_id)
+                stream = Stream(
+                    what=f"label, round {round_id}",
+                    items=shards,
+                    total=num_rows(shards),
+                    read=partial(read_shard, pool),
+                    make_worker=make,
+                )
+                for _ in self.executor.run_stream("label", stream, self.progress):
+                    pass
             out = self.folder.labels(round_id)
             labels = self.ledger.merge(round_id, models.idm_digest, out)
             self._check_coverage(pool, labels, round_id)
@@ -238,8 +247,16 @@ class Stages:
         parts = self.folder.result_parts(round_id)
         shards = cut(data.heldout.num_rows, self.cfg.evaluate.batch_size)
         if missing := _unwritten(parts, shards):
-            make = partial(EvaluationWorker, self.cfg, data, models, parts, round_id)
-            self.executor.run_shards("evaluate", round_id, make, missing, self.progress)
+            names = TRANSITION_SCHEMA.names
+            stream = Stream(
+                what=f"evaluate, round {round_id}",
+                items=missing,
+                total=num_rows(missing),
+                read=partial(read_shard, data.heldout, columns=names, schema=TRANSITION_SCHEMA),
+                make_worker=partial(EvaluationWorker, self.cfg, data, models, parts, round_id),
+            )
+            for _ in self.executor.run_stream("evaluate", stream, self.progress):
+                pass
         if lost := _unwritten(parts, shards):
             of = f"{data.heldout.num_rows:,} held-out pairs"
             raise self._unseen(num_rows(lost), of, "evaluation", part_path(parts, lost[0]))

@@ -1,12 +1,10 @@
 """Shards: rows of a table cut by position, the unit of work and of resume."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
-from dynamics.core.progress import Progress
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef
 from dynamics.storage.tables import iter_table
 
@@ -19,33 +17,6 @@ class Shard:
 
     start: int
     stop: int
-
-
-AnyShard = TypeVar("AnyShard", bound=Shard)
-_Given = TypeVar("_Given", bound=Shard, contravariant=True)
-
-
-class ShardWorker(Protocol[_Given]):
-    """A worker that loads its models when it is made, and then runs any number of shards."""
-
-    def run(self, shard: _Given) -> int:
-        """Do the work of a shard; returns its rows, durably written."""
-
-
-MakeWorker = Callable[[], ShardWorker[AnyShard]]
-"""Makes a worker in the process that shall run it; picklable, so without any model."""
-
-
-def run_shards(
-    make_worker: MakeWorker[AnyShard], shards: Sequence[AnyShard], what: str, progress: Progress
-) -> None:
-    """Run the shards one after the other in this process; all are durable when it returns."""
-    total, done = num_rows(shards), 0
-    progress(done, total, what)
-    worker = make_worker()
-    for shard in shards:
-        done += worker.run(shard)
-        progress(done, total, what)
 
 
 def num_rows(shards: Sequence[Shard]) -> int:

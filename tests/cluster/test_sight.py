@@ -3,12 +3,13 @@
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from dynamics.core.config import ClusterConfig, LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import silent
-from dynamics.storage.shards import Shard
+from dynamics.storage.streams import Done, Stream
 from ray_jobs import runtime
 from tests.nodes import nodes, why_no_nodes
 
@@ -16,22 +17,26 @@ pytestmark = pytest.mark.cluster
 
 
 class Worker:
-    def run(self, shard: Shard) -> int:
-        return 1
+    def run(self, item: int, rows: pa.Table) -> Done:
+        return Done(count=1)
+
+
+def read(item: int) -> pa.Table:
+    return pa.table({"item": [item]})
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_worker_on_a_node_that_joined_later_says_what_it_does_not_see(tmp_path: Path) -> None:
-    from ray_jobs.shards import run_shards_on_ray
     from ray_jobs.sight import make_sight
+    from ray_jobs.streams import run_stream_on_ray
 
     sight = make_sight(tmp_path, [("pool.path", tmp_path / "videos")])
     (tmp_path / "videos").mkdir()
 
     def run() -> None:
-        make = sight.checked(Worker)
+        stream = Stream(what="x", items=[0], total=1, read=read, make_worker=Worker)
         with runtime.on_ray(ClusterConfig()):
-            run_shards_on_ray(make, [Shard(start=0, stop=1)], "x", silent, num_actors=1, num_gpus=0)
+            list(run_stream_on_ray(sight.checked(stream), silent, num_actors=1, num_gpus=0))
 
     run()
     (tmp_path / "videos").rmdir()

@@ -9,7 +9,7 @@ A key hashes everything that its part depends on, so a part that exists is corre
 again: the same command resumes, and another model, option or encoder adds its own parts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,7 +35,8 @@ from dynamics.evaluation.aurora_bench.score import (
     Scorer,
     score_key,
 )
-from dynamics.storage.shards import MakeWorker, Shard, cut, run_shards
+from dynamics.storage.shards import Shard, cut, num_rows
+from dynamics.storage.streams import Done, RunStream, Stream, run_stream
 from dynamics.storage.tables import read_table, write_table
 
 Kind = Literal["answers", "disc"]
@@ -103,17 +104,24 @@ class Worker:
         self._benchmark = benchmark
         self._answerer = Answerer(benchmark.contestant, benchmark.decode, benchmark.data)
 
-    def run(self, shard: Job) -> int:
-        """Make a part; returns its rows, durably written."""
-        if shard.kind == "answers":
-            table, schema = self._answerer.answer(shard.start, shard.stop), ANSWER_SCHEMA
+    def run(self, item: Job, rows: pa.Table) -> Done:
+        """Make a part."""
+        if item.kind == "answers":
+            table, schema = self._answerer.answer(item.start, item.stop), ANSWER_SCHEMA
         else:
-            table, schema = self._answerer.disc_edit(shard.start, shard.stop), DISC_SCHEMA
-        return write_table(self._benchmark.path(shard), table, schema).num_rows
+            table, schema = self._answerer.disc_edit(item.start, item.stop), DISC_SCHEMA
+        return Done(count=write_table(self._benchmark.path(item), table, schema).num_rows)
 
 
-RunJobs = Callable[[MakeWorker[Job], Sequence[Job], str, Progress], None]
-"""`dynamics.storage.shards.run_shards`, here or elsewhere."""
+def answer_stream(benchmark: Benchmark, jobs: Sequence[Job]) -> Stream[Job]:
+    """Parts that the models have to make; each worker reads the pictures that it looks at."""
+    return Stream(
+        what="answer",
+        items=jobs,
+        total=num_rows(jobs),
+        read=lambda job: pa.table({"start": [job.start]}),
+        make_worker=partial(Worker, benchmark),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +144,7 @@ def measure(
     benchmark: Benchmark,
     folders: EncoderFolders,
     progress: Progress,
-    run_jobs: RunJobs = run_shards,
+    run: RunStream = run_stream,
 ) -> Measured:
     """Make what is missing, read the rest.
 
@@ -147,7 +155,8 @@ def measure(
     missing = benchmark.missing()
     if missing:
         progress(0, 0, "load the models")
-        run_jobs(partial(Worker, benchmark), missing, "answer", progress)
+        for _ in run(answer_stream(benchmark, missing), progress):
+            pass
     answers, disc = benchmark.read("answers"), benchmark.read("disc")
     scores = None
     copy_scores = scored.table("copy", None)

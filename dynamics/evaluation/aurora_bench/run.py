@@ -14,8 +14,8 @@ from dynamics.core.console import ProgressView
 
 if TYPE_CHECKING:
     from dynamics.evaluation.aurora_bench.answer import Decode
-    from dynamics.evaluation.aurora_bench.benchmark import RunJobs
     from dynamics.evaluation.aurora_bench.judged import JudgeSettings
+    from dynamics.storage.streams import RunStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +43,8 @@ class Request:
     workers: int
 
 
-def run(request: Request, run_jobs: "RunJobs | None" = None) -> None:
-    """Measure and print; ``run_jobs`` makes the models' parts, by default in this process."""
+def run(request: Request, run_parts: "RunStream | None" = None) -> None:
+    """Measure and print; ``run_parts`` makes the models' parts, by default in this process."""
     from dynamics.evaluation.aurora_bench.benchmark import Benchmark, measure
     from dynamics.evaluation.aurora_bench.contestant import contestant
     from dynamics.evaluation.aurora_bench.dataset import read_benchmark
@@ -52,7 +52,7 @@ def run(request: Request, run_jobs: "RunJobs | None" = None) -> None:
     from dynamics.evaluation.aurora_bench.judged import with_judge
     from dynamics.evaluation.aurora_bench.summary import report as summed
     from dynamics.evaluation.aurora_bench.table import notes, show
-    from dynamics.storage.shards import run_shards
+    from dynamics.storage.streams import run_stream
 
     # Standard output is for the result alone when a program reads it.
     console = Console(stderr=request.as_json, soft_wrap=True, highlight=False)
@@ -72,7 +72,7 @@ def run(request: Request, run_jobs: "RunJobs | None" = None) -> None:
         out=Path(request.out),
     )
     with ProgressView(console) as progress:
-        measured = measure(benchmark, folders, progress, run_jobs or run_shards)
+        measured = measure(benchmark, folders, progress, run_parts or run_stream)
         report = summed(benchmark, measured, folders.missing())
         if judge is not None:
             report = with_judge(report, benchmark, measured.answers, judge, progress, progress.line)

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from dynamics.core.records import (
     TRANSITION_SCHEMA,
     RoundReport,
 )
-from dynamics.pipeline.executor import LocalExecutor, ShardStage
+from dynamics.pipeline.executor import LocalExecutor, StreamStage
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.streams import Done
 from dynamics.storage.tables import read_table
 from dynamics.tabletop.encode import write_mp4
 from tests.made_data import write_aurora, write_clip, write_kinetics700, write_ucf101
@@ -140,15 +141,15 @@ class BlindExecutor(LocalExecutor):
 
 
 class BlindToLabels(BlindExecutor):
-    def run_shards(self, stage: ShardStage, *work: Any) -> None:
-        super().run_shards(stage, *work)
+    def run_stream(self, stage: StreamStage, *work: Any) -> Iterator[Done]:
+        yield from super().run_stream(stage, *work)
         if stage == "label":
             self._hide(Ledger(self.folder.ledger).attempts(1))
 
 
 class BlindToParts(BlindExecutor):
-    def run_shards(self, stage: ShardStage, *work: Any) -> None:
-        super().run_shards(stage, *work)
+    def run_stream(self, stage: StreamStage, *work: Any) -> Iterator[Done]:
+        yield from super().run_stream(stage, *work)
         if stage == "evaluate":
             self._hide(self.folder.result_parts(0))
 
@@ -189,8 +190,8 @@ def test_labels_of_pairs_outside_the_pool_are_not_committed(
     small: LoopConfig, tmp_path: Path
 ) -> None:
     class WithForeignLabels(LocalExecutor):
-        def run_shards(self, stage: ShardStage, *work: Any) -> None:
-            super().run_shards(stage, *work)
+        def run_stream(self, stage: StreamStage, *work: Any) -> Iterator[Done]:
+            yield from super().run_stream(stage, *work)
             first = self.folder.report(0)
             if stage != "label" or first is None:
                 return

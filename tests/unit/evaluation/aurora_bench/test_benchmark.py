@@ -2,7 +2,6 @@
 
 import io
 import json
-from functools import partial
 
 import pytest
 from PIL import Image
@@ -10,13 +9,18 @@ from rich.console import Console
 
 from dynamics.core.progress import silent
 from dynamics.evaluation.aurora_bench.answer import Decode
-from dynamics.evaluation.aurora_bench.benchmark import PART_ITEMS, Benchmark, Worker, measure
+from dynamics.evaluation.aurora_bench.benchmark import (
+    PART_ITEMS,
+    Benchmark,
+    answer_stream,
+    measure,
+)
 from dynamics.evaluation.aurora_bench.contestant import contestant
 from dynamics.evaluation.aurora_bench.dataset import read_benchmark
 from dynamics.evaluation.aurora_bench.encoders import EncoderFolders
 from dynamics.evaluation.aurora_bench.summary import MEAN, METRICS, by_subset, figures, report
 from dynamics.evaluation.aurora_bench.table import notes, show
-from dynamics.storage.shards import run_shards
+from dynamics.storage.streams import run_stream
 
 
 def benchmark(root, out, name="tiny") -> Benchmark:
@@ -28,8 +32,8 @@ def benchmark(root, out, name="tiny") -> Benchmark:
     )
 
 
-def never(make_worker, jobs, what, progress) -> None:
-    raise AssertionError(f"{len(jobs)} parts were made again")
+def never(stream, progress) -> None:
+    raise AssertionError(f"{len(stream.items)} parts were made again")
 
 
 @pytest.fixture
@@ -57,12 +61,12 @@ def test_a_second_call_makes_nothing_again(many, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_bytes(many, tmp_path):
     whole, broken = (benchmark(many, tmp_path / name) for name in ("whole", "broken"))
     measure(whole, EncoderFolders(), silent)
-    run_shards(partial(Worker, broken), broken.jobs()[1:2], "answer", silent)
+    list(run_stream(answer_stream(broken, broken.jobs()[1:2]), silent))
     remaining = []
 
-    def rest(make_worker, jobs, what, progress):
-        remaining.extend(jobs)
-        run_shards(make_worker, jobs, what, progress)
+    def rest(stream, progress):
+        remaining.extend(stream.items)
+        yield from run_stream(stream, progress)
 
     measure(broken, EncoderFolders(), silent, rest)
     assert len(remaining) == len(broken.jobs()) - 1

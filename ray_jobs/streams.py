@@ -1,0 +1,119 @@
+"""Ray Data: items -> read tasks on all nodes -> a pool of actors with a worker each -> results.
+
+Of a stream's items Ray holds a few at a time: it reads as fast as the actors take rows (its
+backpressure), an item is one block of one row, and what is left of it in the end is a count. Ray
+starts killed actors and tasks again, also those of a lost node, and repeats their items; the parts
+that they write decide what is done.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from dynamics.core.progress import Progress
+from dynamics.storage.streams import Done, Stream, Work
+
+_ITEMS_PER_OBJECT = 32
+"""Items that are listed, sent and held together."""
+_MAX_TASKS = 4096
+"""Most read tasks; each one reads its items one after the other."""
+
+
+class _Items:
+    """The items of a stream, in Ray's object store."""
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self._parts: list[ray.ObjectRef[list[Any]]] = []
+        self.count = 0
+        while part := list(islice(items, _ITEMS_PER_OBJECT)):
+            self._parts.append(ray.put(part))
+            self.count += len(part)
+
+    def __getitem__(self, number: int) -> Any:
+        return ray.get(self._parts[number // _ITEMS_PER_OBJECT])[number % _ITEMS_PER_OBJECT]
+
+
+class _Worker:
+    """An actor of the pool."""
+
+    def __init__(self, make_worker: Callable[[], Work[Any]], items: _Items) -> None:
+        self._make_worker = make_worker
+        self._items = items
+
+    @cached_property
+    def _worker(self) -> Work[Any]:
+        """Made at the first item: Ray passes on an actor's own errors, not its constructor's."""
+        return self._make_worker()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Work on the item of a block; its part is durable when the result is sent."""
+        done = self._worker.run(self._items[block["id"][0].as_py()], _unpacked(block["rows"][0]))
+        return pa.table({"count": [done.count], "found": _packed(done.found)})
+
+
+def run_stream_on_ray(
+    stream: Stream[Any], progress: Progress, *, num_actors: int, num_gpus: float
+) -> Iterator[Done]:
+    """`dynamics.storage.streams.run_stream` over at most ``num_actors``, each with its GPUs."""
+    progress(stream.done, stream.total, stream.what)
+    items = _Items(iter(stream.items))
+    if not items.count:
+        return
+    source = ray.data.range(items.count, override_num_blocks=min(items.count, _MAX_TASKS))
+    # Every row is a block of its own, however large: a repetition repeats one item.
+    source.context.target_max_block_size = 1
+    # Waiting for nodes that come up, or for one long item, is no failure.
+    source.context.execution_no_progress_timeout_s = -1
+    results = source.map_batches(
+        partial(_read, stream.read, items),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0.5,
+    ).map_batches(
+        _Worker,
+        fn_constructor_args=(stream.make_worker, items),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=1, max_size=min(num_actors, items.count)),
+        # Other resources than a read task's keep Ray from fusing the two.
+        num_cpus=1,
+        num_gpus=num_gpus,
+    )
+    done = stream.done
+    blocks: Any = results.iter_batches(batch_size=None, batch_format="pyarrow")
+    for block in blocks:
+        for row in range(block.num_rows):
+            result = Done(count=block["count"][row].as_py(), found=_unpacked(block["found"][row]))
+            done += result.count
+            progress(done, stream.total, stream.what)
+            yield result
+
+
+def _read(read: Callable[[Any], pa.Table], items: _Items, block: pa.Table) -> pa.Table:
+    """The item of a block, with its rows as one value: an item stays one row of one block."""
+    return block.append_column("rows", _packed(read(items[block["id"][0].as_py()])))
+
+
+def _packed(rows: pa.Table | None) -> pa.Array:
+    """A table as a column of one value, in Arrow's own format; not copied again."""
+    if rows is None:
+        return pa.nulls(1, pa.large_binary())
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    payload = sink.getvalue()
+    ends = pa.py_buffer(np.array([0, payload.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, payload])
+
+
+def _unpacked(value: pa.LargeBinaryScalar) -> pa.Table | None:
+    """Inverse of `_packed`."""
+    buffer = value.as_buffer()
+    return None if buffer is None else pa.ipc.open_stream(buffer).read_all()
