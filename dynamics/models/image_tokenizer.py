@@ -21,7 +21,7 @@ class ImageTokenizer(Protocol):
     num_codes: int
     """Size of the codebook; codes are 0 .. num_codes - 1."""
     precision: Precision
-    """Precision of the encoder's products; a small tokenizer may ignore it."""
+    """Precision of the networks' products; a small tokenizer may ignore it."""
 
     def fit(self, picture: Image.Image) -> np.ndarray:
         """An RGB picture of any size as uint8 frame [H, W, 3], squared by the model's rule."""

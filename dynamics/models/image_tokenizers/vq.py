@@ -52,7 +52,7 @@ class VqTokenizer:
         self.precision: Precision = "float32"
         self._model = model
         self._device = device
-        self._batch = 1 if device == "cpu" else max(1, _PIXELS_PER_BATCH // frame_px**2)
+        self.batch_frames = 1 if device == "cpu" else max(1, _PIXELS_PER_BATCH // frame_px**2)
 
     def fit(self, picture: Image.Image) -> np.ndarray:
         """An RGB picture of any size as uint8 frame [H, W, 3], by the rule of the family."""
@@ -68,8 +68,8 @@ class VqTokenizer:
         """Codes, and the vectors that were looked up in the codebook, float32 [B, L, D]."""
         check_frames(frames_BHW3, self.frame_px)
         parts = [
-            self._encoded(frames_BHW3[start : start + self._batch])
-            for start in range(0, len(frames_BHW3), self._batch)
+            self._encoded(frames_BHW3[start : start + self.batch_frames])
+            for start in range(0, len(frames_BHW3), self.batch_frames)
         ]
         codes, features = zip(*parts, strict=True)
         return np.concatenate(codes), np.concatenate(features)
@@ -77,12 +77,12 @@ class VqTokenizer:
     def decode(self, codes_BL: np.ndarray) -> np.ndarray:
         """Codes to uint8 frames [B, H, W, 3]."""
         frames = []
-        for start in range(0, len(codes_BL), self._batch):
-            codes = torch.as_tensor(
-                np.asarray(codes_BL[start : start + self._batch], np.int64), device=self._device
-            )
-            with torch.inference_mode():
-                frames.append(to_frames(self._model.pixels(codes)))
+        for start in range(0, len(codes_BL), self.batch_frames):
+            part = np.asarray(codes_BL[start : start + self.batch_frames], np.int64)
+            codes = torch.as_tensor(part, device=self._device)
+            with torch.inference_mode(), self._autocast():
+                pixels = self._model.pixels(codes)
+            frames.append(to_frames(pixels.float()))
         return np.concatenate(frames)
 
     def _encoded(self, frames_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -91,13 +91,15 @@ class VqTokenizer:
         The codebook is searched in float32: its nearest entries often differ by less than bfloat16
         can tell.
         """
-        missing = self._batch - len(frames_BHW3)
+        missing = self.batch_frames - len(frames_BHW3)
         pixels = to_pixels(np.pad(frames_BHW3, [(0, missing), (0, 0), (0, 0), (0, 0)]))
-        half = self.precision == "bfloat16"
         with torch.inference_mode():
-            with torch.autocast(self._device, torch.bfloat16, enabled=half):
+            with self._autocast():
                 features_BLD = self._model.features(pixels.to(self._device))
             features_BLD = features_BLD.float()
             codes_BL = self._model.codes(features_BLD)
         kept = slice(len(frames_BHW3))
         return codes_BL[kept].cpu().numpy(), features_BLD[kept].cpu().numpy()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device, torch.bfloat16, enabled=self.precision == "bfloat16")
