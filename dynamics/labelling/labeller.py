@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import load_domain
-from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA, DatasetRef, label_id
+from dynamics.core.records import LABEL_SCHEMA, label_id
 from dynamics.core.seeds import derive_seed
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import Caption, InverseDynamics
@@ -23,14 +23,16 @@ from dynamics.inference.sampling import SamplingParams
 from dynamics.labelling.confidence import SCORES, Evidence, measured_scores
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.shards import Shard, cut
-from dynamics.storage.tables import read_table
 
 
-def unlabelled(pool: DatasetRef, attempted: set[str], shard_rows: int) -> list[Shard]:
-    """The shards that hold a pair without a durable label."""
-    pairs = read_table(pool.path, PAIR_SCHEMA, ["pair_id"])["pair_id"].to_pylist()
-    shards = cut(len(pairs), shard_rows)
-    return [shard for shard in shards if not attempted.issuperset(pairs[shard.start : shard.stop])]
+def unlabelled(num_rows: int, attempted: Sequence[Shard], shard_rows: int) -> list[Shard]:
+    """The shards of a pool of so many rows that hold a row which no attempt covers."""
+    done_B = np.zeros(num_rows, dtype=bool)
+    for shard in attempted:
+        done_B[shard.start : shard.stop] = True
+    return [
+        shard for shard in cut(num_rows, shard_rows) if not done_B[shard.start : shard.stop].all()
+    ]
 
 
 class Labeller:

@@ -28,5 +28,6 @@ class LabelWorker:
 
     def run(self, item: Shard, rows: pa.Table) -> Done:
         """Label a shard of the pool."""
-        self._ledger.write_attempt(self._round_id, self._labeller.label(rows, self._round_id))
+        labels = self._labeller.label(rows, self._round_id)
+        self._ledger.write_attempt(self._round_id, labels, item)
         return Done(count=rows.num_rows)

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.records import (
-    DECISION_SCHEMA,
     PAIR_SCHEMA,
     TRANSITION_SCHEMA,
     DataRefs,
@@ -30,14 +29,15 @@ def guard_evidence(
 ) -> GuardEvidence:
     """Evidence of an evaluated round; ``decisions`` are None in round 0."""
     schema = results_schema(cfg.evaluate.best_of)
+    ledger = Ledger(folder.ledger)
     labelled = read_table(data.labelled, TRANSITION_SCHEMA, ["action"])
     return GuardEvidence(
         results=read_table(folder.results(round_id), schema),
         heldout=read_table(data.heldout, TRANSITION_SCHEMA),
         labelled_actions=labelled["action"].to_pylist(),
         leakage=_leakage(folder, images, data),
-        labels=Ledger(folder.ledger).labels(round_id) if decisions else None,
-        decisions=read_table(decisions, DECISION_SCHEMA) if decisions else None,
+        labels=ledger.labels(round_id, ["label_id", "action"]) if decisions else None,
+        decisions=ledger.decisions(round_id) if decisions else None,
         first_results=read_table(folder.results(0), schema) if round_id else None,
         domain=load_domain(cfg),
     )

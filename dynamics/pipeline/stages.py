@@ -5,7 +5,7 @@ executors cannot drift apart.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import (
-    DECISION_SCHEMA,
     LABEL_SCHEMA,
     PAIR_SCHEMA,
     TRANSITION_SCHEMA,
@@ -45,7 +44,7 @@ from dynamics.pipeline.executor import Executor, LocalExecutor
 from dynamics.pipeline.fit_jobs import fit_jobs
 from dynamics.pipeline.prepare import prepare
 from dynamics.pipeline.tracking import Tracker, Trackers
-from dynamics.storage.ledger import Ledger, coverage
+from dynamics.storage.ledger import Ledger, coverage, keys_of
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.shards import Shard, cut, num_rows, read_shard
 from dynamics.storage.streams import Stream
@@ -102,10 +101,10 @@ class Stages:
         Raises:
             UserError: a pair of the pool has no label after all were made, or more than one.
         """
+        if round_id in self.ledger.rounds():
+            return self.ledger.ref(round_id)
         with self.folder.timed(round_id, "label"):
-            attempted = self.ledger.attempted(round_id, models.idm_digest)
-            shards = unlabelled(pool, attempted, self.cfg.label.shard_rows)
-            if shards:
+            if shards := self._unlabelled(pool, models, round_id):
                 make = partial(LabelWorker, self.cfg, models, self.ledger, round_id)
                 stream = Stream(
                     what=f"label, round {round_id}",
@@ -116,6 +115,9 @@ class Stages:
                 )
                 for _ in self.executor.run_stream("label", stream, self.progress):
                     pass
+            if lost := self._unlabelled(pool, models, round_id):
+                of = f"{pool.num_rows:,} pairs of the pool"
+                raise self._unseen(num_rows(lost), of, "label", self.ledger.attempts(round_id))
             out = self.folder.labels(round_id)
             labels = self.ledger.merge(round_id, models.idm_digest, out)
             self._check_coverage(pool, labels, round_id)
@@ -125,15 +127,16 @@ class Stages:
         """Decide on every label, commit labels and decisions to the ledger (DECISION_SCHEMA)."""
         with self.folder.timed(round_id, "filter"):
             if round_id not in self.ledger.rounds():
-                table = read_table(labels, LABEL_SCHEMA)
+                read = partial(self.ledger.merged, labels)
                 parents = {
                     "pool": dataset_ref(self.folder.pool).digest,
                     "config": self.folder.digest,
-                    "idm": _only(table, "idm_digest"),
-                    "prompt_version": _only(table, "prompt_version"),
+                    "idm": _only(read(["idm_digest"])),
+                    "prompt_version": _only(read(["prompt_version"])),
                 }
-                self.ledger.commit(round_id, labels, decide(table, self.cfg.filter), parents)
-            return self.ledger.decisions_ref(round_id)
+                decisions = decide(pa.concat_tables(read(LABEL_SCHEMA.names)), self.cfg.filter)
+                self.ledger.commit(round_id, labels, [decisions], parents)
+            return self.ledger.ref(round_id)
 
     def build_training_set(
         self, data: DataRefs, decisions: DatasetRef | None, round_id: int
@@ -172,10 +175,8 @@ class Stages:
         if decisions is not None:
             reasons = self.ledger.manifest(round_id).reasons
             truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
-            decided = read_table(decisions, DECISION_SCHEMA)
-            metrics |= label_accuracy(
-                self.ledger.labels(round_id), decided, truth, load_domain(self.cfg)
-            )
+            labels, decided = self.ledger.labels(round_id), self.ledger.decisions(round_id)
+            metrics |= label_accuracy(labels, decided, truth, load_domain(self.cfg))
         return RoundReport(
             round_id=round_id,
             num_labelled=sum(reasons.values()),
@@ -217,18 +218,23 @@ class Stages:
         """The base's image tokenizer, without its language model."""
         return load_image_tokenizer(self.cfg.model.family, self.cfg.base_path())
 
+    def _unlabelled(self, pool: DatasetRef, models: ModelRef, round_id: int) -> list[Shard]:
+        attempted = self.ledger.attempted(round_id, models.idm_digest)
+        return unlabelled(pool.num_rows, attempted, self.cfg.label.shard_rows)
+
     def _check_coverage(self, pool: DatasetRef, labels: DatasetRef, round_id: int) -> None:
         """Refuse merged labels that are not exactly one for each pair: a commit is for ever."""
-        pairs = read_table(pool, PAIR_SCHEMA, ["pair_id"])["pair_id"]
-        labelled = read_table(labels, LABEL_SCHEMA, ["pair_id"])["pair_id"]
-        missing, surplus = coverage(pairs, labelled)
-        attempts = self.ledger.attempts(round_id)
-        if missing:
-            raise self._unseen(missing, f"{len(pairs):,} pairs of the pool", "label", attempts)
-        if surplus:
+
+        def labelled() -> Iterator[pa.ChunkedArray]:
+            return (rows["pair_id"] for rows in self.ledger.merged(labels, ["pair_id"]))
+
+        missing, surplus = coverage(keys_of(pool), labelled)
+        if missing or surplus:
+            attempts = self.ledger.attempts(round_id)
             raise UserError(
                 f"{surplus:,} labels in {attempts} are repeats or of pairs that {pool.path} does "
-                "not hold; delete that folder, the same command labels the pool again"
+                f"not hold, and {missing:,} pairs have none; delete that folder, the same command "
+                "labels the pool again"
             )
 
     def _unseen(self, missing: int, of: str, what: str, folder: Path) -> UserError:
@@ -270,7 +276,7 @@ def _unwritten(parts: Path, shards: Sequence[Shard]) -> list[Shard]:
     return [shard for shard in shards if not part_path(parts, shard).exists()]
 
 
-def _only(table: pa.Table, column: str) -> str:
-    """The value that all rows share."""
-    (value,) = pc.unique(table[column]).to_pylist()
+def _only(tables: Iterator[pa.Table]) -> str:
+    """The value that all rows of tables of one column share."""
+    (value,) = {value for rows in tables for value in pc.unique(rows[0]).to_pylist()}
     return str(value)

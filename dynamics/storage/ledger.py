@@ -1,38 +1,55 @@
 """The ledger: pseudo-labels that are never lost, never doubled and never rewritten.
 
-    attempts/round-01/<sha256>.parquet   what workers wrote; any number, any order, repeats allowed
-    shards/<sha256>.parquet              committed labels and decisions, immutable
-    rounds/round-01.json                 the manifest: created once, last; it exists = committed
+    attempts/round-01/<idm>-<start>-<stop>-<sha256>.parquet
+                             what workers wrote about rows of the pool; any number, repeats allowed
+    shards/<sha256>.parquet  labels and decisions, immutable
+    rounds/round-01.json     the manifest: created once, last; it exists = committed
 
 Workers only append attempts. One committer drops repeats by ``label_id``, sorts, cuts shards of a
 fixed size and creates the manifest if it is absent, so that equal rows give equal bytes whoever
-wrote them. A shard's name is the sha256 of its bytes: damage is found on every read. There are no
-timestamps, host names or pointers; everything else can be derived from the manifests.
+wrote them. A file's name ends in the sha256 of its bytes: damage is found on every read. There are
+no timestamps, host names or pointers; everything else can be derived from the manifests.
+
+Everything that holds a row for each label is read and written a shard at a time.
 """
 
 import hashlib
-import itertools
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dynamics.core.errors import UserError
 from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA, PAIR_SCHEMA, DatasetRef
+from dynamics.storage.buckets import Buckets
 from dynamics.storage.files import create_bytes, write_bytes
 from dynamics.storage.pairs import is_whole
 from dynamics.storage.parquet import from_parquet, to_parquet
 from dynamics.storage.sealed import ContentFile, Sealed
-from dynamics.storage.tables import read_table, write_table
+from dynamics.storage.shards import Shard
+from dynamics.storage.tables import iter_table
 
 _ROWS_PER_SHARD = 65_536
 _MANIFEST_NAME = re.compile(r"round-(\d{2,})\.json")
+_ATTEMPT_NAME = re.compile(r"([0-9a-f]{12})-(\d+)-(\d+)-[0-9a-f]{64}\.parquet")
+
+Keys = Callable[[], Iterator[pa.ChunkedArray]]
+"""Reads a key column from its beginning, some rows at a time."""
+
+
+class Merged(Sealed):
+    """The labels of a round before they are decided on."""
+
+    version: Literal[1] = 1
+    labels: tuple[ContentFile, ...]
+    """LABEL_SCHEMA, sorted by label_id over all shards."""
 
 
 class Manifest(Sealed):
@@ -41,17 +58,24 @@ class Manifest(Sealed):
     A new field has a default and a new column is nullable, so that older rounds stay readable.
     """
 
-    version: Literal[2] = 2
-    """Format; another one cannot be read. Version 1 had a column per score."""
+    version: Literal[3] = 3
+    """Format; version 2 is read as well. Version 1 had a column per score."""
     round_id: int = Field(ge=0)
     labels: tuple[ContentFile, ...]
     """LABEL_SCHEMA, sorted by label_id over all shards."""
-    decisions: ContentFile
-    """DECISION_SCHEMA, one row per label, same order."""
+    decisions: tuple[ContentFile, ...]
+    """DECISION_SCHEMA, one row per label, same order; in version 2 one shard."""
     reasons: dict[str, int]
     """Labels per decision reason."""
     parents: dict[str, str]
     """Digests of what the labels were made from: pool, idm, config, prompt version."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_2(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and content.get("version") == 2:
+            return {**content, "version": 3, "decisions": [content.get("decisions")]}
+        return content
 
 
 class Ledger:
@@ -60,79 +84,108 @@ class Ledger:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def write_attempt(self, round_id: int, labels: pa.Table) -> Path:
+    def write_attempt(self, round_id: int, labels: pa.Table, shard: Shard) -> Path:
         """Store a worker's labels (LABEL_SCHEMA, any order); durable when it returns.
 
         Writing the same rows again changes nothing. Returns the attempt's file.
 
+        Args:
+            round_id: The round.
+            labels: All by one IDM.
+            shard: The rows of the pool that they are about.
+
         Raises:
-            ValueError: rows of another round, or another schema.
+            ValueError: rows of another round or of two IDMs, or another schema.
             UserError: the disk is full.
         """
         _check_round(labels, round_id)
         payload = to_parquet(labels.sort_by("label_id"), LABEL_SCHEMA)
-        path = self.attempts(round_id) / f"{hashlib.sha256(payload).hexdigest()}.parquet"
-        if not (path.exists() and path.read_bytes() == payload):
-            write_bytes(path, payload)
+        (idm,) = pc.unique(labels["idm_digest"]).to_pylist()
+        sha256 = hashlib.sha256(payload).hexdigest()
+        name = f"{idm[:12]}-{shard.start}-{shard.stop}-{sha256}.parquet"
+        path = self.attempts(round_id) / name
+        _write_unless_there(path, payload)
         return path
 
-    def attempted(self, round_id: int, idm_digest: str) -> set[str]:
-        """The pair_ids that have a durable label by this IDM: what a resumed round skips.
+    def attempted(self, round_id: int, idm_digest: str) -> list[Shard]:
+        """The rows of the pool that have a durable label by this IDM: a resumed round skips them.
 
         A damaged attempt counts as not written, so its pairs are labelled again.
         """
-        done: set[str] = set()
-        for rows in self._read_attempts(round_id, idm_digest):
-            done.update(rows["pair_id"].to_pylist())
-        return done
+        found = self._attempts_of(round_id, idm_digest)
+        return [shard for path, shard in found if _sound(path) is not None]
 
     def merge(self, round_id: int, idm_digest: str, out: Path) -> DatasetRef:
-        """Write the round's attempts as one table: one row per label_id, sorted by it.
+        """Write the round's attempts as shards, one row per label_id, sorted by it.
 
         When a label was computed twice with other floating-point noise, the choice depends on the
         rows alone, not on who wrote which file.
+
+        Args:
+            round_id: The round.
+            idm_digest: Of the IDM whose attempts count.
+            out: Gets the list of the shards (`Merged`).
         """
-        attempts = list(self._read_attempts(round_id, idm_digest))
-        rows = pa.concat_tables([LABEL_SCHEMA.empty_table(), *attempts])
-        return write_table(out, _one_per_label(rows), LABEL_SCHEMA)
+        attempts = self._attempts_of(round_id, idm_digest)
+        size = sum(shard.stop - shard.start for _, shard in attempts)
+        with Buckets(LABEL_SCHEMA, "label_id", size) as buckets:
+            for path, _ in attempts:
+                if (payload := _sound(path)) is not None:
+                    buckets.add(from_parquet(payload, LABEL_SCHEMA, where=path))
+            unique = (_one_per_label(rows) for _, rows in buckets.take())
+            shards = [
+                self._write_shard(rows, LABEL_SCHEMA) for rows in _cut(unique, _ROWS_PER_SHARD)
+            ]
+        payload = Merged(labels=tuple(shards)).to_bytes()
+        write_bytes(out, payload)
+        return _ref(out, payload, shards)
+
+    def merged(self, labels: DatasetRef, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of what `merge` wrote, a shard at a time, sorted by label_id."""
+        for shard in _merged(labels).labels:
+            yield self._read_shard(shard, LABEL_SCHEMA, columns)
 
     def commit(
-        self, round_id: int, labels: DatasetRef, decisions: pa.Table, parents: dict[str, str]
+        self,
+        round_id: int,
+        labels: DatasetRef,
+        decisions: Iterable[pa.Table],
+        parents: dict[str, str],
     ) -> Manifest:
         """Make a round part of the ledger; committing the same content again changes nothing.
 
         Args:
             round_id: The round.
             labels: What `merge` returned.
-            decisions: DECISION_SCHEMA, one row per label in the order of the labels.
+            decisions: DECISION_SCHEMA, one row per label in the order of the labels, however cut.
             parents: Digests of pool, idm and config, and the prompt version.
 
         Raises:
             UserError: the round was committed before with other content, or the disk is full.
             ValueError: labels and decisions do not belong together.
         """
-        rows = read_table(labels, LABEL_SCHEMA)
-        _check_round(rows, round_id)
-        _check_pairing(rows, decisions)
-        starts = range(0, rows.num_rows, _ROWS_PER_SHARD)
-        label_files = [to_parquet(rows.slice(at, _ROWS_PER_SHARD), LABEL_SCHEMA) for at in starts]
-        decision_file = to_parquet(decisions, DECISION_SCHEMA)
+        shards, reasons = _merged(labels).labels, Counter[str]()
+        decided: list[ContentFile] = []
+        last = ""
+        for shard, rows in zip(shards, _paired(decisions, shards), strict=True):
+            found = self._read_shard(shard, LABEL_SCHEMA, ["label_id", "pair_id", "round_id"])
+            _check_round(found, round_id)
+            last = _check_pairing(found, rows, after=last)
+            decided.append(self._write_shard(rows, DECISION_SCHEMA))
+            reasons.update(reason_counts(rows))
         manifest = Manifest(
             round_id=round_id,
-            labels=tuple(
-                _shard(payload, min(_ROWS_PER_SHARD, rows.num_rows - at))
-                for at, payload in zip(starts, label_files, strict=True)
-            ),
-            decisions=_shard(decision_file, decisions.num_rows),
-            reasons=reason_counts(decisions),
+            labels=shards,
+            decisions=tuple(decided),
+            reasons=dict(reasons),
             parents=parents,
         )
-        if round_id in self.rounds():
-            self._refuse_other(manifest)
-        for payload in (*label_files, decision_file):
-            self._write_shard(payload)
-        if not create_bytes(self._manifest_path(round_id), manifest.to_bytes()):
-            self._refuse_other(manifest)
+        path = self._manifest_path(round_id)
+        if not create_bytes(path, manifest.to_bytes()) and self.manifest(round_id) != manifest:
+            raise UserError(
+                f"round {round_id} is already committed with other content in {path}; "
+                "committed rounds never change: use another run_dir"
+            )
         return manifest
 
     def rounds(self) -> list[int]:
@@ -154,38 +207,59 @@ class Ledger:
             raise UserError(f"{path} is damaged: it describes round {manifest.round_id}")
         return manifest
 
-    def labels(self, round_id: int) -> pa.Table:
-        """The labels of a committed round (LABEL_SCHEMA), sorted by label_id.
+    def labels(self, round_id: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """All labels of a committed round, see `iter_labels`."""
+        return _whole(self.iter_labels(round_id, columns), LABEL_SCHEMA, columns)
+
+    def decisions(self, round_id: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """All decisions of a committed round, see `iter_decisions`."""
+        return _whole(self.iter_decisions(round_id, columns), DECISION_SCHEMA, columns)
+
+    def iter_labels(
+        self, round_id: int, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The labels of a committed round (LABEL_SCHEMA, or some columns), sorted by label_id.
 
         Raises:
             UserError: not committed, or a shard is missing or damaged.
         """
-        shards = self.manifest(round_id).labels
-        tables = [self._read_shard(shard, LABEL_SCHEMA) for shard in shards]
-        return pa.concat_tables([LABEL_SCHEMA.empty_table(), *tables])
+        for shard in self.manifest(round_id).labels:
+            yield self._read_shard(shard, LABEL_SCHEMA, columns)
 
-    def decisions(self, round_id: int) -> pa.Table:
-        """The decisions of a committed round (DECISION_SCHEMA), sorted by label_id.
+    def iter_decisions(
+        self, round_id: int, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The decisions of a committed round (DECISION_SCHEMA), row by row those of `iter_labels`.
 
         Raises:
-            UserError: not committed, or the shard is missing or damaged.
+            UserError: not committed, or a shard is missing or damaged.
         """
-        return self._read_shard(self.manifest(round_id).decisions, DECISION_SCHEMA)
+        manifest = self.manifest(round_id)
+        found = (self._read_shard(part, DECISION_SCHEMA, columns) for part in manifest.decisions)
+        return _paired(found, manifest.labels)
 
-    def decisions_ref(self, round_id: int) -> DatasetRef:
-        """Reference to the decisions of a committed round (DECISION_SCHEMA)."""
-        shard = self.manifest(round_id).decisions
-        path = self._shard_path(shard.sha256)
-        return DatasetRef(path=path, num_rows=shard.num_rows, digest=shard.sha256)
-
-    def accepted(self, round_id: int) -> pa.Table:
+    def iter_accepted(
+        self, round_id: int, columns: Sequence[str] = LABEL_SCHEMA.names
+    ) -> Iterator[pa.Table]:
         """The accepted labels of a committed round, sorted by label_id.
 
-        LABEL_SCHEMA, then ``score``: the one that the filter compared.
+        The named columns of LABEL_SCHEMA, then ``score``: the one that the filter compared.
         """
-        labels, decisions = self.labels(round_id), self.decisions(round_id)
-        scored = labels.append_column("score", decisions["score"])
-        return scored.filter(pa.array(is_accepted(labels, decisions)))
+        labels = self.iter_labels(round_id, columns)
+        decisions = self.iter_decisions(round_id, ["accepted", "score"])
+        for rows, decided in zip(labels, decisions, strict=True):
+            score = DECISION_SCHEMA.field("score")
+            yield rows.append_column(score, decided["score"]).filter(decided["accepted"])
+
+    def accepted(self, round_id: int) -> pa.Table:
+        """All accepted labels of a committed round, see `iter_accepted`."""
+        schema = LABEL_SCHEMA.append(DECISION_SCHEMA.field("score"))
+        return _whole(self.iter_accepted(round_id), schema, None)
+
+    def ref(self, round_id: int) -> DatasetRef:
+        """Reference to the labels and decisions of a committed round."""
+        path = self._manifest_path(round_id)
+        return _ref(path, path.read_bytes(), self.manifest(round_id).labels)
 
     def verify(self, pool: Path | None = None) -> list[str]:
         """Read every file and compare it with its digest; one line per problem, naming the file.
@@ -193,12 +267,14 @@ class Ledger:
         With a ``pool`` that exists (PAIR_SCHEMA), every round must have one label for each pair.
         """
         problems = []
-        pairs = None
         if pool is not None and is_whole(pool):
             try:
-                pairs = read_table(pool, PAIR_SCHEMA, ["pair_id"])["pair_id"]
+                _fingerprint(keys_of(pool))
             except UserError as error:
                 problems.append(str(error))
+                pool = None
+        else:
+            pool = None
         for round_id in self.rounds():
             try:
                 manifest = self.manifest(round_id)
@@ -207,26 +283,31 @@ class Ledger:
                 continue
             damaged = list(self._damaged_shards(manifest))
             problems += damaged
-            if pairs is None or damaged:
-                continue
-            missing, surplus = coverage(pairs, self.labels(round_id)["pair_id"])
-            if missing or surplus:
-                problems.append(
-                    f"{self._manifest_path(round_id)} lacks a label for {missing:,} of the "
-                    f"{len(pairs):,} pairs in {pool} and has {surplus:,} too many; committed "
-                    "rounds never change: use another run_dir"
-                )
+            if pool is not None and not damaged:
+                problems += self._uncovered(round_id, pool)
         for path in sorted(self.root.glob("attempts/round-*/*.parquet")):
             if _sound(path) is None:
                 problems.append(f"{path} is damaged; delete it, its pairs are labelled again")
         return problems
+
+    def _uncovered(self, round_id: int, pool: Path) -> Iterator[str]:
+        def labelled() -> Iterator[pa.ChunkedArray]:
+            return (rows["pair_id"] for rows in self.iter_labels(round_id, ["pair_id"]))
+
+        missing, surplus = coverage(keys_of(pool), labelled)
+        if missing or surplus:
+            yield (
+                f"{self._manifest_path(round_id)} lacks a label for {missing:,} of the "
+                f"pairs in {pool} and has {surplus:,} too many; committed "
+                "rounds never change: use another run_dir"
+            )
 
     def attempts(self, round_id: int) -> Path:
         """The folder that workers write a round's labels into."""
         return self.root / "attempts" / f"round-{round_id:02d}"
 
     def _damaged_shards(self, manifest: Manifest) -> Iterator[str]:
-        for shard in (*manifest.labels, manifest.decisions):
+        for shard in (*manifest.labels, *manifest.decisions):
             try:
                 self._shard_bytes(shard)
             except UserError as error:
@@ -242,18 +323,20 @@ class Ledger:
     def _shard_path(self, sha256: str) -> Path:
         return self.root / "shards" / f"{sha256}.parquet"
 
-    def _read_attempts(self, round_id: int, idm_digest: str) -> Iterator[pa.Table]:
+    def _attempts_of(self, round_id: int, idm_digest: str) -> list[tuple[Path, Shard]]:
+        """The attempts of an IDM with the rows of the pool that they cover."""
+        found = []
         for path in sorted(self.attempts(round_id).glob("*.parquet")):
-            payload = _sound(path)
-            if payload is not None:
-                rows = from_parquet(payload, LABEL_SCHEMA, where=path)
-                yield rows.filter(pc.equal(rows["idm_digest"], idm_digest))
+            name = _ATTEMPT_NAME.fullmatch(path.name)
+            if name and idm_digest.startswith(name[1]):
+                found.append((path, Shard(start=int(name[2]), stop=int(name[3]))))
+        return found
 
-    def _write_shard(self, payload: bytes) -> None:
-        path = self._shard_path(hashlib.sha256(payload).hexdigest())
-        # Compared, not only looked for: committing again repairs a damaged shard.
-        if not (path.exists() and path.read_bytes() == payload):
-            write_bytes(path, payload)
+    def _write_shard(self, rows: pa.Table, schema: pa.Schema) -> ContentFile:
+        payload = to_parquet(rows, schema)
+        sha256 = hashlib.sha256(payload).hexdigest()
+        _write_unless_there(self._shard_path(sha256), payload)
+        return ContentFile(sha256=sha256, num_rows=rows.num_rows)
 
     def _shard_bytes(self, shard: ContentFile) -> bytes:
         path = self._shard_path(shard.sha256)
@@ -264,17 +347,11 @@ class Ledger:
             raise UserError(f"{path} is damaged; restore it from a copy of the ledger")
         return payload
 
-    def _read_shard(self, shard: ContentFile, schema: pa.Schema) -> pa.Table:
+    def _read_shard(
+        self, shard: ContentFile, schema: pa.Schema, columns: Sequence[str] | None
+    ) -> pa.Table:
         where = self._shard_path(shard.sha256)
-        return from_parquet(self._shard_bytes(shard), schema, where=where)
-
-    def _refuse_other(self, manifest: Manifest) -> None:
-        path = self._manifest_path(manifest.round_id)
-        if self.manifest(manifest.round_id) != manifest:
-            raise UserError(
-                f"round {manifest.round_id} is already committed with other content in {path}; "
-                "committed rounds never change: use another run_dir"
-            )
+        return from_parquet(self._shard_bytes(shard), schema, where=where, columns=columns)
 
 
 def is_accepted(labels: pa.Table, decisions: pa.Table) -> NDArray[np.bool_]:
@@ -295,26 +372,97 @@ def is_accepted(labels: pa.Table, decisions: pa.Table) -> NDArray[np.bool_]:
     return verdicts
 
 
-def coverage(pairs: pa.ChunkedArray, labelled: pa.ChunkedArray) -> tuple[int, int]:
+def keys_of(pool: DatasetRef | Path) -> Keys:
+    """The pair_ids of a pool."""
+    return lambda: (rows["pair_id"] for rows in iter_table(pool, PAIR_SCHEMA, ["pair_id"]))
+
+
+def coverage(pairs: Keys, labelled: Keys) -> tuple[int, int]:
     """Number of pairs without a label, and of labels that are repeats or belong to no pair.
+
+    They are counted only where sums over all keys differ; both columns are then in memory.
 
     Args:
         pairs: The pair_ids of a pool; a repeated one needs one label.
         labelled: The pair_ids of its labels.
     """
-    wanted = pc.unique(pairs)
-    found = pc.sum(pc.is_in(wanted, value_set=pc.unique(labelled)), min_count=0).as_py()
-    return len(wanted) - found, len(labelled) - found
+    if _fingerprint(pairs) == _fingerprint(labelled):
+        return 0, 0
+    wanted = pc.unique(_chunks(pairs))
+    found = _chunks(labelled)
+    both = pc.sum(pc.is_in(wanted, value_set=pc.unique(found)), min_count=0).as_py()
+    return len(wanted) - both, len(found) - both
+
+
+def _fingerprint(keys: Keys) -> tuple[int, int]:
+    """Number and sum of the keys, hashes read as numbers: their order does not matter."""
+    count = total = 0
+    for column in keys():
+        count += len(column)
+        total += sum(map(int.from_bytes, column.cast(pa.binary()).to_pylist()))
+    return count, total
+
+
+def _chunks(keys: Keys) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for column in keys() for chunk in column.chunks], pa.string())
+
+
+def _merged(labels: DatasetRef) -> Merged:
+    return Merged.from_bytes(labels.path.read_bytes(), where=labels.path)
+
+
+def _ref(path: Path, payload: bytes, shards: Sequence[ContentFile]) -> DatasetRef:
+    rows = sum(shard.num_rows for shard in shards)
+    return DatasetRef(path=path, num_rows=rows, digest=hashlib.sha256(payload).hexdigest())
+
+
+def _whole(
+    tables: Iterator[pa.Table], schema: pa.Schema, columns: Sequence[str] | None
+) -> pa.Table:
+    return pa.concat_tables([schema.empty_table().select(columns or schema.names), *tables])
+
+
+def _cut(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of ``size`` rows; the last one may be shorter."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(rows.num_rows for rows in waiting) >= size:
+            rows = pa.concat_tables(waiting)
+            while rows.num_rows >= size:
+                yield rows.slice(0, size)
+                rows = rows.slice(size)
+            waiting = [rows]
+    if sum(rows.num_rows for rows in waiting):
+        yield pa.concat_tables(waiting)
+
+
+def _paired(tables: Iterable[pa.Table], shards: Sequence[ContentFile]) -> Iterator[pa.Table]:
+    """The same rows, cut like the shards."""
+    source = iter(tables)
+    waiting: list[pa.Table] = []
+    for shard in shards:
+        while sum(rows.num_rows for rows in waiting) < shard.num_rows:
+            if (more := next(source, None)) is None:
+                raise ValueError(_UNPAIRED)
+            waiting.append(more)
+        rows = pa.concat_tables(waiting)
+        yield rows.slice(0, shard.num_rows)
+        waiting = [rows.slice(shard.num_rows)]
+    if sum(rows.num_rows for rows in (*waiting, *source)):
+        raise ValueError(_UNPAIRED)
+
+
+def _write_unless_there(path: Path, payload: bytes) -> None:
+    # Compared, not only looked for: writing again repairs a damaged file.
+    if not (path.exists() and path.read_bytes() == payload):
+        write_bytes(path, payload)
 
 
 def _sound(path: Path) -> bytes | None:
-    """The bytes of a content-named file, None when they do not match the name."""
+    """The bytes of a file whose name ends in their sha256, None when they do not match."""
     payload = path.read_bytes()
-    return payload if hashlib.sha256(payload).hexdigest() == path.stem else None
-
-
-def _shard(payload: bytes, num_rows: int) -> ContentFile:
-    return ContentFile(sha256=hashlib.sha256(payload).hexdigest(), num_rows=num_rows)
+    return payload if path.stem.endswith(hashlib.sha256(payload).hexdigest()) else None
 
 
 def _check_round(labels: pa.Table, round_id: int) -> None:
@@ -323,23 +471,28 @@ def _check_round(labels: pa.Table, round_id: int) -> None:
         raise ValueError(f"labels of rounds {sorted(found)} given to round {round_id}")
 
 
-def _check_pairing(labels: pa.Table, decisions: pa.Table) -> None:
-    ids = labels["label_id"].to_pylist()
-    if any(first >= second for first, second in itertools.pairwise(ids)):
+def _check_pairing(labels: pa.Table, decisions: pa.Table, after: str) -> str:
+    """The last label_id; all must come ``after`` that of the shard before, ascending."""
+    ids = pa.concat_arrays([pa.array([after]), *labels["label_id"].chunks])
+    if not pc.all(pc.less(ids[:-1], ids[1:])).as_py():
         raise ValueError("labels must be sorted by label_id, without repeats")
     if not all(decisions[key].equals(labels[key]) for key in ("label_id", "pair_id")):
-        raise ValueError("decisions must have one row per label, in the order of the labels")
+        raise ValueError(_UNPAIRED)
+    return str(ids[-1].as_py())
+
+
+_UNPAIRED = "decisions must have one row per label, in the order of the labels"
 
 
 def _one_per_label(rows: pa.Table) -> pa.Table:
     """One row per label_id, sorted by it; among repeats the one whose text is smallest."""
-    ids = np.array(rows["label_id"].to_pylist(), dtype=object)
-    order = np.argsort(ids, kind="stable")
-    same = ids[order][1:] == ids[order][:-1]
+    rows = rows.combine_chunks().sort_by("label_id")
+    ids = rows["label_id"].combine_chunks()
+    same = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
     if not same.any():
-        return rows.take(pa.array(order))
+        return rows
     keep = []
-    for group in np.split(order, np.flatnonzero(~same) + 1):
+    for group in np.split(np.arange(len(ids)), np.flatnonzero(~same) + 1):
         texts = (
             [repr(row) for row in rows.take(pa.array(group)).to_pylist()]
             if len(group) > 1

@@ -128,8 +128,8 @@ class RunFolder:
         return self.root / "rounds" / f"round-{round_id:02d}"
 
     def labels(self, round_id: int) -> Path:
-        """The round's labels before they are decided on (LABEL_SCHEMA)."""
-        return self.round(round_id) / "labels.parquet"
+        """The list of the round's labels before they are decided on (`ledger.Merged`)."""
+        return self.round(round_id) / "labels.json"
 
     def training_set(self, round_id: int) -> Path:
         """The labelled set and the accepted labels (TRANSITION_SCHEMA)."""

@@ -27,6 +27,7 @@ from dynamics.exports import webdataset as webdataset_export
 from dynamics.exports.labels import LINEAGE_SCHEMA, accepted_labels
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from dynamics.storage.shards import Shard
 from dynamics.storage.tables import read_table, write_table
 from tests.runs import LocalRun
 
@@ -54,8 +55,9 @@ def run(local_run: LocalRun, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     column = LABEL_SCHEMA.get_field_index("action")
     labels = labels.set_column(column, LABEL_SCHEMA.field("action"), pa.array(said))
     shutil.rmtree(folder.ledger)
-    ref = write_table(folder.round(1) / "labels.parquet", labels, LABEL_SCHEMA)
-    ledger.commit(1, ref, decisions, parents)
+    ledger.write_attempt(1, labels, Shard(start=0, stop=labels.num_rows))
+    merged = ledger.merge(1, parents["idm"], folder.labels(1))
+    ledger.commit(1, merged, [decisions], parents)
     return folder
 
 

@@ -14,7 +14,7 @@ from dynamics.labelling.filter import decide
 from dynamics.labelling.labeller import Labeller, unlabelled
 from dynamics.storage.ledger import reason_counts
 from dynamics.storage.shards import Shard, cut, read_shard
-from dynamics.storage.tables import score_column, score_names, write_table
+from dynamics.storage.tables import score_column, score_names
 from tests.unit.storage.rows import make_pairs
 
 LENGTH, NUM_CODES = 4, 16
@@ -111,11 +111,14 @@ def test_a_shard_is_the_same_rows_whatever_the_row_groups(
         assert found == table["pair_id"].to_pylist()[shard.start : shard.stop]
 
 
-def test_only_shards_with_an_unlabelled_pair_are_left(tmp_path: Path) -> None:
-    pool = make_pairs(6).select(PAIR_SCHEMA.names)
-    ref = write_table(tmp_path / "pool.parquet", pool, PAIR_SCHEMA)
-    done = set(pool["pair_id"].to_pylist()[:3])
-    assert unlabelled(ref, done, 2) == [Shard(start=2, stop=4), Shard(start=4, stop=6)]
+def test_only_shards_with_an_unlabelled_pair_are_left() -> None:
+    def left(*covered: tuple[int, int]) -> list[tuple[int, int]]:
+        attempted = [Shard(start=start, stop=stop) for start, stop in covered]
+        return [(shard.start, shard.stop) for shard in unlabelled(7, attempted, 2)]
+
+    assert left() == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    assert left((0, 3)) == [(2, 4), (4, 6), (6, 7)]
+    assert left((5, 7), (0, 2), (1, 5)) == []
 
 
 def test_batch_size_is_the_configured_one() -> None:

@@ -15,7 +15,6 @@ from dynamics.core.config import KeyframeConfig, LabelledConfig, LoopConfig, Poo
 from dynamics.core.config_file import with_overrides
 from dynamics.core.errors import UserError
 from dynamics.core.records import (
-    LABEL_SCHEMA,
     PAIR_SCHEMA,
     TRANSITION_SCHEMA,
     RoundReport,
@@ -23,6 +22,7 @@ from dynamics.core.records import (
 from dynamics.pipeline.executor import LocalExecutor, StreamStage
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.shards import Shard
 from dynamics.storage.streams import Done
 from dynamics.storage.tables import read_table
 from dynamics.tabletop.encode import write_mp4
@@ -48,7 +48,7 @@ def test_a_run_leaves_what_the_run_folder_promises(small: LoopConfig, local_run:
     folder = local_run.folder
     seed = read_table(folder / "data" / "labelled.parts", TRANSITION_SCHEMA)
     assert seed.num_rows == small.labelled.num_pairs
-    labels = read_table(folder / "rounds" / "round-01" / "labels.parquet", LABEL_SCHEMA)
+    labels = Ledger(folder / "ledger").labels(1)
     assert labels.num_rows == small.pool.num_pairs
     report = RunFolder(folder).report(1)
     assert report is not None
@@ -196,7 +196,7 @@ def test_labels_of_pairs_outside_the_pool_are_not_committed(
             if stage != "label" or first is None:
                 return
             foreign = make_labels(5, round_id=1, idm=first.models["idm_digest"])
-            Ledger(self.folder.ledger).write_attempt(1, foreign)
+            Ledger(self.folder.ledger).write_attempt(1, foreign, Shard(start=0, stop=5))
 
     with pytest.raises(UserError, match="5 labels in"):
         run_local(small, tmp_path, executor=WithForeignLabels(small, RunFolder(tmp_path)))

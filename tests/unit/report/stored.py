@@ -22,6 +22,7 @@ from dynamics.labelling.filter import TopFractionRule, decide
 from dynamics.report.labels import LabelTables
 from dynamics.storage.ledger import Ledger, reason_counts
 from dynamics.storage.run_folder import RunFolder, write_json
+from dynamics.storage.shards import Shard
 from dynamics.storage.tables import write_table
 from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
 
@@ -104,9 +105,9 @@ def store_run(root: Path, labels: pa.Table, with_best_of: int = 20) -> RunFolder
     truth = pa.concat_tables([TRUTH, POOL_TRUTH])
     write_table(run.data / "truth.parquet", truth, TRUTH_SCHEMA)
     ledger = Ledger(run.ledger)
-    ledger.write_attempt(1, labels)
-    merged = ledger.merge(1, "1" * 64, run.round(1) / "labels.parquet")
-    ledger.commit(1, merged, decide(labels, CFG.filter), {})
+    ledger.write_attempt(1, labels, Shard(start=0, stop=labels.num_rows))
+    merged = ledger.merge(1, "1" * 64, run.labels(1))
+    ledger.commit(1, merged, [decide(labels, CFG.filter)], {})
     for round_id in (0, 1):
         here = run.round(round_id)
         found = items(0.4 + 0.4 * round_id, with_best_of)

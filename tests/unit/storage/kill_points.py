@@ -21,7 +21,7 @@ from rows import IDM, decide_all, make_labels, parents
 
 from dynamics.core.records import LABEL_SCHEMA
 from dynamics.storage.ledger import Ledger
-from dynamics.storage.tables import read_table
+from dynamics.storage.shards import Shard
 
 CALLS = ("open", "write", "fsync", "replace", "link", "mkdir", "unlink")
 LABELS = make_labels(40)
@@ -32,11 +32,12 @@ def label_and_commit(root: Path) -> None:
     ledger = Ledger(root / "ledger")
     done = ledger.attempted(1, IDM)
     for start in (0, 20):
-        shard = LABELS.slice(start, 20)
-        if not set(shard["pair_id"].to_pylist()) <= done:
-            ledger.write_attempt(1, shard)
-    merged = ledger.merge(1, IDM, root / "labels.parquet")
-    ledger.commit(1, merged, decide_all(read_table(merged, LABEL_SCHEMA)), parents())
+        shard = Shard(start=start, stop=start + 20)
+        if shard not in done:
+            ledger.write_attempt(1, LABELS.slice(start, 20), shard)
+    merged = ledger.merge(1, IDM, root / "labels.json")
+    (rows,) = ledger.merged(merged, LABEL_SCHEMA.names)
+    ledger.commit(1, merged, [decide_all(rows)], parents())
 
 
 def kill_at(point: int) -> None:

@@ -15,19 +15,33 @@ import pytest
 
 from dynamics.core.config import FilterConfig
 from dynamics.core.errors import UserError
-from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA
+from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA, DatasetRef
 from dynamics.labelling.filter import TopFractionRule, decide
+from dynamics.storage import buckets
 from dynamics.storage import ledger as store
-from dynamics.storage.ledger import Ledger, Manifest, is_accepted
-from dynamics.storage.tables import read_table
+from dynamics.storage.ledger import Ledger, Manifest, coverage, is_accepted
+from dynamics.storage.shards import Shard
 from tests.unit.storage.rows import IDM, decide_all, make_labels, parents
 
 
-def commit_round(ledger: Ledger, labels: pa.Table, *, round_id: int = 1) -> Manifest:
-    ledger.write_attempt(round_id, labels)
-    merged = ledger.merge(round_id, IDM, ledger.root.parent / "labels.parquet")
-    rows = read_table(merged, LABEL_SCHEMA)
-    return ledger.commit(round_id, merged, decide_all(rows), parents())
+def commit_round(ledger: Ledger, labels: pa.Table) -> Manifest:
+    if labels.num_rows:
+        write_attempt(ledger, labels)
+    merged = merge(ledger)
+    return ledger.commit(1, merged, [decide_all(rows_of(ledger, merged))], parents())
+
+
+def write_attempt(ledger: Ledger, labels: pa.Table, start: int = 0) -> Path:
+    return ledger.write_attempt(1, labels, Shard(start=start, stop=start + labels.num_rows))
+
+
+def merge(ledger: Ledger) -> DatasetRef:
+    return ledger.merge(1, IDM, ledger.root.parent / "labels.json")
+
+
+def rows_of(ledger: Ledger, merged: DatasetRef) -> pa.Table:
+    tables = ledger.merged(merged, LABEL_SCHEMA.names)
+    return pa.concat_tables([LABEL_SCHEMA.empty_table(), *tables])
 
 
 def committed_files(ledger: Ledger) -> dict[str, bytes]:
@@ -50,10 +64,10 @@ def test_committed_rows_come_back_sorted(tmp_path: Path) -> None:
 
 def test_accepted_labels_carry_the_score_that_they_were_accepted_for(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
-    ledger.write_attempt(1, make_labels(50))
-    merged = ledger.merge(1, IDM, tmp_path / "labels.parquet")
+    write_attempt(ledger, make_labels(50))
+    merged = merge(ledger)
     half = FilterConfig(rule=TopFractionRule(fraction=0.5))
-    ledger.commit(1, merged, decide(read_table(merged, LABEL_SCHEMA), half), parents())
+    ledger.commit(1, merged, [decide(rows_of(ledger, merged), half)], parents())
     accepted, decisions = ledger.accepted(1), ledger.decisions(1)
     kept = decisions.filter(decisions["accepted"])
     assert kept.num_rows == 25
@@ -88,9 +102,9 @@ def test_actors_and_order_do_not_change_a_byte(
         for start in range(0, len(rows), shard_rows):
             # Each actor also repeats a row of its last shard, as a retried task does.
             chosen = rows[max(0, start - 1) : start + shard_rows]
-            ledger.write_attempt(1, labels.take(pa.array(chosen)))
-    merged = ledger.merge(1, IDM, tmp_path / "labels.parquet")
-    ledger.commit(1, merged, decide_all(read_table(merged, LABEL_SCHEMA)), parents())
+            write_attempt(ledger, labels.take(pa.array(chosen)))
+    merged = merge(ledger)
+    ledger.commit(1, merged, [decide_all(rows_of(ledger, merged))], parents())
     assert committed_files(ledger) == committed_files(reference)
 
 
@@ -100,8 +114,8 @@ def test_repeated_labels_with_other_noise_resolve_by_content(tmp_path: Path) -> 
     for name, shards in {"a": (first, second), "b": (second, first.slice(3), first)}.items():
         ledger = Ledger(tmp_path / name)
         for shard in shards:
-            ledger.write_attempt(1, shard)
-        merged = ledger.merge(1, IDM, tmp_path / f"{name}.parquet")
+            write_attempt(ledger, shard)
+        merged = ledger.merge(1, IDM, tmp_path / f"{name}.json")
         assert merged.num_rows == 10
         digests.add(merged.digest)
     assert len(digests) == 1
@@ -110,36 +124,36 @@ def test_repeated_labels_with_other_noise_resolve_by_content(tmp_path: Path) -> 
 def test_a_resumed_round_skips_exactly_what_is_durable(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     labels = make_labels(30)
-    assert ledger.attempted(1, IDM) == set()
-    ledger.write_attempt(1, labels.slice(0, 20))
-    assert ledger.attempted(1, IDM) == set(labels["pair_id"].to_pylist()[:20])
-    assert ledger.attempted(2, IDM) == set()
-    assert ledger.attempted(1, "f" * 64) == set()
+    assert ledger.attempted(1, IDM) == []
+    write_attempt(ledger, labels.slice(0, 20), start=40)
+    assert ledger.attempted(1, IDM) == [Shard(start=40, stop=60)]
+    assert ledger.attempted(2, IDM) == []
+    assert ledger.attempted(1, "f" * 64) == []
 
 
 def test_labels_of_another_model_do_not_reach_the_merge(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
-    ledger.write_attempt(1, make_labels(5))
-    ledger.write_attempt(1, make_labels(9, idm="f" * 64))
-    assert ledger.merge(1, IDM, tmp_path / "labels.parquet").num_rows == 5
+    write_attempt(ledger, make_labels(5))
+    write_attempt(ledger, make_labels(9, idm="f" * 64))
+    assert merge(ledger).num_rows == 5
 
 
 def test_the_same_attempt_is_one_file(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     labels = make_labels(8)
-    assert ledger.write_attempt(1, labels) == ledger.write_attempt(1, labels.slice(0))
+    assert write_attempt(ledger, labels) == write_attempt(ledger, labels.slice(0))
     assert len(list(tmp_path.glob("attempts/round-01/*"))) == 1
 
 
 def test_a_damaged_attempt_is_labelled_again_and_healed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     labels = make_labels(8)
-    path = ledger.write_attempt(1, labels)
+    path = write_attempt(ledger, labels)
     path.write_bytes(path.read_bytes()[:-1])
-    assert ledger.attempted(1, IDM) == set()
+    assert ledger.attempted(1, IDM) == []
     assert path.name in ledger.verify()[0]
-    ledger.write_attempt(1, labels)
-    assert len(ledger.attempted(1, IDM)) == 8
+    write_attempt(ledger, labels)
+    assert ledger.attempted(1, IDM) == [Shard(start=0, stop=8)]
     assert ledger.verify() == []
 
 
@@ -159,7 +173,9 @@ def test_other_content_for_a_committed_round_is_refused(tmp_path: Path) -> None:
     files = committed_files(ledger)
     with pytest.raises(UserError, match="round 1 is already committed with other content"):
         commit_round(ledger, make_labels(21))
-    assert committed_files(ledger) == files
+    found = committed_files(ledger)
+    assert {name: found[name] for name in files} == files
+    assert ledger.labels(1).num_rows == 20
 
 
 def test_an_empty_round_can_be_committed(tmp_path: Path) -> None:
@@ -174,24 +190,64 @@ def test_long_rounds_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(store, "_ROWS_PER_SHARD", 16)
     ledger = Ledger(tmp_path / "ledger")
     manifest = commit_round(ledger, make_labels(50))
-    assert [shard.num_rows for shard in manifest.labels] == [16, 16, 16, 2]
+    for shards in (manifest.labels, manifest.decisions):
+        assert [shard.num_rows for shard in shards] == [16, 16, 16, 2]
     assert ledger.labels(1).equals(make_labels(50).sort_by("label_id"))
+    assert ledger.decisions(1).equals(decide_all(make_labels(50)))
+    assert ledger.accepted(1).num_rows == 25
+
+
+def test_more_labels_than_memory_holds_are_sorted_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_ROWS_PER_SHARD", 64)
+    whole = Ledger(tmp_path / "whole" / "ledger")
+    for ledger in (whole, Ledger(tmp_path / "buckets" / "ledger")):
+        for start in range(0, 600, 40):
+            labels = make_labels(600).slice(start, 50)
+            write_attempt(ledger, labels, start)
+        merged = merge(ledger)
+        ledger.commit(1, merged, [decide_all(rows_of(ledger, merged))], parents())
+        monkeypatch.setattr(buckets, "_BUCKET_ROWS", 20)
+        monkeypatch.setattr(buckets, "_SPILLED_ROWS", 100)
+    assert ledger.labels(1).equals(make_labels(600).sort_by("label_id"))
+    assert ledger.manifest(1) == whole.manifest(1)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "labelled", "expected"),
+    [
+        ("abcab", "cba", (0, 0)),
+        ("abc", "ab", (1, 0)),
+        ("abc", "abd", (1, 1)),
+        ("ab", "abb", (0, 1)),
+        ("", "", (0, 0)),
+    ],
+)
+def test_coverage_counts_pairs_without_a_label_and_labels_too_many(
+    pairs: str, labelled: str, expected: tuple[int, int]
+) -> None:
+    def keys(letters: str) -> Iterator[pa.ChunkedArray]:
+        for start in range(0, len(letters), 2):
+            yield pa.chunked_array([list(letters[start : start + 2])])
+
+    assert coverage(lambda: keys(pairs), lambda: keys(labelled)) == expected
 
 
 def test_rows_of_another_round_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rounds \[2\] given to round 1"):
-        Ledger(tmp_path).write_attempt(1, make_labels(3, round_id=2))
+        Ledger(tmp_path).write_attempt(1, make_labels(3, round_id=2), Shard(start=0, stop=3))
 
 
 def test_decisions_must_belong_to_the_labels(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
-    ledger.write_attempt(1, make_labels(10))
-    merged = ledger.merge(1, IDM, tmp_path / "labels.parquet")
+    write_attempt(ledger, make_labels(10))
+    merged = merge(ledger)
     with pytest.raises(ValueError, match="one row per label"):
-        ledger.commit(1, merged, decide_all(make_labels(9)), parents())
+        ledger.commit(1, merged, [decide_all(make_labels(9))], parents())
     shuffled = decide_all(make_labels(10)).take(pa.array([1, 0, *range(2, 10)]))
     with pytest.raises(ValueError, match="one row per label"):
-        ledger.commit(1, merged, shuffled, parents())
+        ledger.commit(1, merged, [shuffled], parents())
     assert ledger.rounds() == []
 
 
@@ -237,7 +293,7 @@ def test_a_manifest_cannot_point_outside_the_ledger(tmp_path: Path) -> None:
     commit_round(ledger, make_labels(3))
     path = ledger.root / "rounds" / "round-01.json"
     content = json.loads(path.read_text())
-    content["decisions"]["sha256"] = "../../secret"
+    content["decisions"][0]["sha256"] = "../../secret"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"round-01\.json is damaged"):
         ledger.decisions(1)
@@ -256,11 +312,11 @@ def test_a_newer_version_reads_the_rounds_of_an_older_one(
     monkeypatch.setattr("dynamics.storage.ledger.LABEL_SCHEMA", LABEL_SCHEMA.append(added))
     assert ledger.manifest(1) == Newer(**dict(older))
     assert ledger.labels(1)["added"].to_pylist() == [None] * 3
-    assert ledger.attempted(1, IDM) == set(make_labels(3)["pair_id"].to_pylist())
+    assert ledger.attempted(1, IDM) == [Shard(start=0, stop=3)]
     assert ledger.verify() == []
 
 
-@pytest.mark.parametrize("change", [{"version": 1}, {"version": 3}, {"added": "by a newer one"}])
+@pytest.mark.parametrize("change", [{"version": 1}, {"version": 4}, {"added": "by a newer one"}])
 def test_a_manifest_of_another_version_is_named_and_not_called_damaged(
     tmp_path: Path, change: dict[str, object]
 ) -> None:
@@ -272,7 +328,7 @@ def test_a_manifest_of_another_version_is_named_and_not_called_damaged(
     path.write_text(written)
     version = content["version"]
     with pytest.raises(
-        UserError, match=rf"another version .* \(manifest version {version}, here 2"
+        UserError, match=rf"another version .* \(manifest version {version}, here 3"
     ):
         ledger.manifest(1)
     path.write_text(written.replace('"round_id": 1', '"round_id": 2'))
