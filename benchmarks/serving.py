@@ -13,17 +13,13 @@ import argparse
 import asyncio
 import base64
 import io
-import json
 import os
-import platform
 import signal
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +27,7 @@ import numpy as np
 import torch
 from load import Client, Outcome, open_loop, percentile
 from PIL import Image
+from report import RESULTS, Measure, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -54,17 +51,6 @@ ONE_PROCESS = "serve.ingress_replicas=0"
 TWO_PROCESSES = "serve.ingress_replicas=1"
 """HTTP in a process of its own."""
 LAYOUTS = {"one process": ONE_PROCESS, "HTTP apart": TWO_PROCESSES}
-
-
-@dataclass
-class Measure:
-    """One line of the result."""
-
-    section: str
-    what: str
-    value: str
-    wanted: str = ""
-    holds: bool | None = None
 
 
 class Bench:
@@ -417,26 +403,6 @@ SECTIONS: dict[str, Callable[[Bench, argparse.Namespace], Any]] = {
 }
 
 
-def write(bench: Bench, out: Path, command: str) -> None:
-    """The result as JSON and as a short page."""
-    out.mkdir(parents=True, exist_ok=True)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    load = "load average {:.1f} {:.1f} {:.1f} at the end".format(*os.getloadavg())
-    path = out / f"serving-{date.today().isoformat()}"
-    lines = [asdict(line) for line in bench.lines]
-    head = {"date": date.today().isoformat(), "machine": machine, "load": load, "command": command}
-    path.with_suffix(".json").write_text(json.dumps(head | {"lines": lines}, indent=2) + "\n")
-    verdict = {True: "holds", False: "missed", None: ""}
-    rows = [
-        f"| {x.section} | {x.what} | {x.value} | {x.wanted} | {verdict[x.holds]} |"
-        for x in bench.lines
-    ]
-    table = ["| section | what | measured | wanted | |", "| --- | --- | --- | --- | --- |", *rows]
-    text = f"# The service, {head['date']}\n\n{machine}; {load}.\n\n`{command}`\n\n"
-    path.with_suffix(".md").write_text(text + "\n".join(table) + "\n")
-    print(f"written: {path}.json, {path}.md")
-
-
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(
@@ -450,7 +416,7 @@ def main() -> None:
     parser.add_argument("--kill-rate", type=float, default=15, help="requests a second")
     parser.add_argument("--port", type=int, default=8017)
     parser.add_argument("--set", action="append", default=[], metavar="key=value")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")
     runtime.prepare_environment()
@@ -465,7 +431,8 @@ def main() -> None:
         runtime.stop_ray()
     # The results go into the repository, which the path of a run is no part of.
     words = ["RUN" if word == str(options.run) else word for word in sys.argv[1:]]
-    write(bench, options.out, " ".join(["python benchmarks/serving.py", *words]))
+    command = " ".join(["python benchmarks/serving.py", *words])
+    write("serving", "The service", command, bench.lines, options.out)
 
 
 if __name__ == "__main__":
