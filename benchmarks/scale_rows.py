@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import load
+from dynamics.core.progress import Progress
 from dynamics.core.records import (
     PAIR_SCHEMA,
     TRANSITION_SCHEMA,
@@ -39,6 +41,7 @@ from dynamics.inference.idm import Caption
 from dynamics.pipeline.stages import Stages
 from dynamics.storage.pairs import TableWriter, store_codes
 from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.streams import Done
 from dynamics.training.batches import Batches, FitJob
 from ray_jobs import runtime
 from ray_jobs.executor import RayExecutor
@@ -92,10 +95,10 @@ class FreeExecutor(RayExecutor):
         super().__init__(cfg, folder)
         self._num_codes = num_codes
 
-    def run_shards(self, stage: Any, round_id: int, make_worker: Any, *rest: Any) -> None:
-        """Run the shards with `free_worker`."""
-        make = partial(free_worker, make_worker, self._num_codes)
-        super().run_shards(stage, round_id, make, *rest)
+    def run_stream(self, stage: Any, stream: Any, progress: Progress) -> Iterator[Done]:
+        """Run the stream with `free_worker`."""
+        make = partial(free_worker, stream.make_worker, self._num_codes)
+        return super().run_stream(stage, replace(stream, make_worker=make), progress)
 
 
 def clips(first: int, num: int) -> pa.Table:
