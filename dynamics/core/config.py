@@ -256,6 +256,8 @@ class FilterRule(Strict, ABC):
     kind: str
     reason: ClassVar[str]
     """Decision reason of the labels that the rule leaves out."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Columns of LABEL_SCHEMA that the rule reads, of texts or numbers."""
 
     @abstractmethod
     def accepted(
@@ -264,7 +266,7 @@ class FilterRule(Strict, ABC):
         """Mask of the accepted labels, bool [B]; all of them are eligible.
 
         Args:
-            labels: LABEL_SCHEMA, sorted by label_id.
+            labels: the rule's `columns`, as dictionaries, sorted by label_id.
             scores_B: the configured score; higher is more confident.
             eligible_B: labels with a sentence and a finite score.
         """

@@ -18,7 +18,6 @@ from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import (
-    LABEL_SCHEMA,
     PAIR_SCHEMA,
     TRANSITION_SCHEMA,
     TRUTH_SCHEMA,
@@ -33,7 +32,7 @@ from dynamics.evaluation.label_quality import label_accuracy
 from dynamics.evaluation.metrics import summarise
 from dynamics.evaluation.worker import EvaluationWorker, part_path
 from dynamics.inference.load import model_ref
-from dynamics.labelling.filter import decide
+from dynamics.labelling.filter import iter_decisions
 from dynamics.labelling.labeller import unlabelled
 from dynamics.labelling.training_set import build_training_set
 from dynamics.labelling.worker import LabelWorker
@@ -134,8 +133,8 @@ class Stages:
                     "idm": _only(read(["idm_digest"])),
                     "prompt_version": _only(read(["prompt_version"])),
                 }
-                decisions = decide(pa.concat_tables(read(LABEL_SCHEMA.names)), self.cfg.filter)
-                self.ledger.commit(round_id, labels, [decisions], parents)
+                decisions = iter_decisions(read, self.cfg.filter)
+                self.ledger.commit(round_id, labels, decisions, parents)
             return self.ledger.ref(round_id)
 
     def build_training_set(

@@ -1,5 +1,7 @@
 import math
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,13 @@ from hypothesis import strategies as st
 from dynamics.core.config import FilterConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA
-from dynamics.labelling.filter import StratifiedTopKRule, ThresholdRule, TopFractionRule, decide
+from dynamics.labelling.filter import (
+    StratifiedTopKRule,
+    ThresholdRule,
+    TopFractionRule,
+    decide,
+    iter_decisions,
+)
 from dynamics.storage.ledger import reason_counts
 
 RULES = (ThresholdRule(threshold=-1.0), TopFractionRule(fraction=0.5), StratifiedTopKRule(k=3))
@@ -202,3 +210,74 @@ def test_top_k_of_a_pool_of_several_folders_counts_for_each():
     kept = [row["label_id"] for row in decisions if row["accepted"]]
     assert kept == ["00", "02", "03", "04"]
     assert {row["reason"] for row in decisions} == {"accepted", "outside_top_k"}
+
+
+def one_by_one(labels: pa.Table, cfg: FilterConfig) -> list[bool]:
+    """The three rules again, a label at a time."""
+    rows = labels.sort_by("label_id").to_pylist()
+    scores = [np.float32(dict(row["scores"]).get(cfg.score, math.nan)) for row in rows]
+    eligible = [
+        bool(row["action"].strip()) and math.isfinite(score)
+        for row, score in zip(rows, scores, strict=True)
+    ]
+    best_first = sorted(
+        (place for place in range(len(rows)) if eligible[place]), key=lambda place: -scores[place]
+    )
+    rule = cfg.rule
+    if isinstance(rule, ThresholdRule):
+        chosen = {place for place in best_first if scores[place] >= np.float32(rule.threshold)}
+    elif isinstance(rule, TopFractionRule):
+        chosen = set(best_first[: int(rule.fraction * len(rows) + 1e-9)])
+    else:
+        assert isinstance(rule, StratifiedTopKRule)
+        classes = [row["clip_class"] for row in rows]
+        folders = [name.partition("/")[0] if "/" in name else "" for name in classes]
+        chosen = set()
+        for folder in set(folders):
+            used: Counter[str] = Counter()
+            passes = []
+            for place in (place for place in best_first if folders[place] == folder):
+                passes.append((used[classes[place]], place))
+                used[classes[place]] += 1
+            in_turn = sorted(passes, key=lambda entry: entry[0])
+            chosen.update(place for _, place in in_turn[: rule.k])
+    return [place in chosen for place in range(len(rows))]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_decisions_are_those_of_the_rules_read_label_by_label(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(1, 300))
+    scores = rng.choice([-2.5, -1.0, -0.5, math.nan, -math.inf, 0.1], size).tolist()
+    names = ["", "walk", "run", "a/walk", "a/run", "b/", "b/c/d"]
+    labels = make_labels(
+        scores,
+        classes=[names[place] for place in rng.integers(0, len(names), size)],
+        actions=rng.choice(["go", "", " \t", "\u2003", "\x1f"], size).tolist(),
+    )
+    labels = labels.set_column(
+        0, LABEL_SCHEMA.field(0), pa.array([f"{number:06d}" for number in rng.permutation(size)])
+    )
+    ordered = labels.sort_by("label_id")
+    for rule in (*RULES, TopFractionRule(fraction=0.07), StratifiedTopKRule(k=int(size / 5) + 1)):
+        cfg = FilterConfig(rule=rule)
+        found = decide(labels, cfg)
+        assert found["accepted"].to_pylist() == one_by_one(labels, cfg)
+
+        def in_pieces(columns: Sequence[str]) -> Iterator[pa.Table]:
+            for start in range(0, size, 37):
+                yield ordered.select(columns).slice(start, 37)
+
+        pieces = pa.concat_tables(iter_decisions(in_pieces, cfg))
+        assert repr(pieces.to_pylist()) == repr(found.to_pylist())
+
+
+def test_what_counts_as_a_sentence_is_what_python_does_not_strip() -> None:
+    blanks = [chr(code) for code in range(sys.maxunicode) if chr(code).isspace()]
+    others = [chr(code) for code in range(1, 0x3000) if not chr(code).isspace()]
+    labels = make_labels([-1.0] * len(blanks + others), actions=blanks + others)
+    labels = labels.set_column(
+        0, LABEL_SCHEMA.field(0), pa.array([f"{number:06d}" for number in range(labels.num_rows)])
+    )
+    reasons = decide(labels, FilterConfig(rule=ThresholdRule(threshold=-9)))["reason"].to_pylist()
+    assert reasons == ["empty_action"] * len(blanks) + ["accepted"] * len(others)
