@@ -23,7 +23,9 @@ from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
 from dynamics.core.errors import UserError
-from dynamics.storage.run_folder import RunFolder, RunFolderInUseError, read_json, write_json
+from dynamics.core.places import Place
+from dynamics.storage.claim import RunFolderInUseError
+from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs import runtime
 
 if TYPE_CHECKING:
@@ -160,21 +162,22 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
 def _found_pool(pool: PoolConfig) -> PoolConfig:
     """The config with absolute paths; refuse missing or empty folders before Ray starts."""
     from dynamics.data.video.sources import SOURCES
+    from dynamics.storage.files import local_copy
 
     parts = [part.model_copy(update={"path": _absolute(part.path)}) for part in pool.parts]
     for part in parts:
-        SOURCES[part.source](part.path)
+        SOURCES[part.source](local_copy(part.path))
     return pool.model_copy(update={"path": parts[0].path, "more": tuple(parts[1:])})
 
 
-def _existing(path: Path, key: str) -> Path:
+def _existing(path: Place, key: str) -> Place:
     path = _absolute(path)
     if not path.exists():
         raise UserError(f"labelled data {path} does not exist; check labelled.{key}")
     return path
 
 
-def _absolute(path: Path) -> Path:
+def _absolute(path: Place) -> Place:
     return path.expanduser().absolute()
 
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dynamics.core.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig, on_this_machine
+from dynamics.core.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place, StorePath, as_place
 
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # actors, not threads, share the cores
@@ -68,7 +69,7 @@ def in_job_copy() -> bool:
     return any(part.startswith("_ray_pkg_") for part in Path.cwd().parts)
 
 
-def resolve_run_dir(run_dir: Path) -> Path:
+def resolve_run_dir(run_dir: Place) -> Place:
     """The absolute run folder.
 
     A relative one counts from the current folder. A job's copy of the working directory is
@@ -76,13 +77,14 @@ def resolve_run_dir(run_dir: Path) -> Path:
     second submission finds the run and resumes it.
 
     Raises:
-        UserError: ``$DYNAMICS_HOME`` is an address.
+        UserError: ``$DYNAMICS_HOME`` is an address that is no place.
     """
-    home = os.environ.get("DYNAMICS_HOME", "~/dynamics-runs")
-    try:
-        start = Path(on_this_machine(home)).expanduser() if in_job_copy() else Path.cwd()
-    except ValueError as error:
-        raise UserError(f"DYNAMICS_HOME: {error}") from error
+    if isinstance(run_dir, StorePath):
+        return run_dir
+    home = as_place(os.environ.get("DYNAMICS_HOME", "~/dynamics-runs")).expanduser()
+    start = home if in_job_copy() else Path.cwd()
+    if isinstance(start, StorePath):
+        return start / run_dir
     return Path(os.path.abspath(start / run_dir.expanduser()))
 
 

@@ -4,7 +4,6 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import pyarrow as pa
 import ray
@@ -12,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.storage.files import write_bytes
 from dynamics.storage.streams import Item, Stream, Work
 
@@ -28,9 +28,9 @@ class Sight:
         inputs: further places, with the names of their settings.
     """
 
-    run_dir: Path
-    witness: Path
-    inputs: Sequence[tuple[str, Path]]
+    run_dir: Place
+    witness: Place
+    inputs: Sequence[tuple[str, Place]]
 
     def check(self) -> None:
         """Refuse to work on a node that does not see a place.
@@ -71,7 +71,7 @@ class Sight:
             ray.get([check.options(scheduling_strategy=place).remote(self) for place in places])
 
 
-def sight_of(cfg: LoopConfig, run_dir: Path) -> Sight:
+def sight_of(cfg: LoopConfig, run_dir: Place) -> Sight:
     """The places of a run."""
     inputs = [("pool.path", part.path) for part in cfg.pool.parts]
     labelled = cfg.labelled
@@ -87,7 +87,7 @@ def sight_of(cfg: LoopConfig, run_dir: Path) -> Sight:
     return make_sight(run_dir, inputs)
 
 
-def make_sight(run_dir: Path, inputs: Sequence[tuple[str, Path]]) -> Sight:
+def make_sight(run_dir: Place, inputs: Sequence[tuple[str, Place]]) -> Sight:
     """Leave a new witness in the folder, in place of those of earlier drivers."""
     for old in run_dir.glob(f"{_WITNESS}*"):
         old.unlink(missing_ok=True)

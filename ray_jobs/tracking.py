@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.records import RoundReport
+from dynamics.storage.files import local_copy
 from dynamics.storage.run_folder import RunFolder, flatten, read_json, write_json
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ class MlflowTracker:
         self.folder = folder
         self.uri = cfg.track.uri or f"sqlite:///{folder.mlflow}"
         self._warn = warn
-        self._path = folder.root / "tracking.json"
-        self._artifacts = (folder.root / "mlartifacts").as_uri()
+        # A server's run ids go on from any machine, those of the default database only beside it.
+        self._path = (folder.root if cfg.track.uri else folder.tracking) / "tracking.json"
+        self._artifacts = (folder.tracking / "mlartifacts").as_uri()
         self._connected: MlflowClient | None = None
 
     def log_round(self, report: RoundReport) -> None:
@@ -54,7 +56,7 @@ class MlflowTracker:
         with self._surviving("the run"):
             client, parent = self._client(), self._parent()
             if self.folder.page.exists():
-                client.log_artifact(parent, str(self.folder.page))
+                client.log_artifact(parent, str(local_copy(self.folder.page)))
             client.set_terminated(parent)
 
     def _log_round(self, report: RoundReport) -> None:
@@ -72,7 +74,7 @@ class MlflowTracker:
         client.log_batch(parent, metrics)  # one curve through the rounds
         for path in (self.folder.timings_path(step), self.folder.grid(step)):
             if path.exists():
-                client.log_artifact(run, str(path))
+                client.log_artifact(run, str(local_copy(path)))
         self._log_promotion(report)
         client.set_terminated(run)
         state = self._state()
@@ -83,7 +85,8 @@ class MlflowTracker:
         """Write the parts that a later command may change: the verdict and its report."""
         client, run = self._client(), self._child(report.round_id)
         client.set_tag(run, "promotion", promotion(report))
-        client.log_artifact(run, str(self.folder.report_path(report.round_id)))
+        report_file = local_copy(self.folder.report_path(report.round_id))
+        client.log_artifact(run, str(report_file))
         state = self._state()
         state["promotion"][str(report.round_id)] = promotion(report)
         write_json(self._path, state)

@@ -10,7 +10,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,7 +22,9 @@ from torch.optim import Optimizer
 
 from dynamics.core.config import TrainConfig
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place, as_place
 from dynamics.core.progress import Progress
+from dynamics.storage.files import local_state
 from dynamics.storage.run_folder import TrainingLog
 from dynamics.training.backend import Engine, PlainEngine
 from dynamics.training.batches import FitJob
@@ -146,7 +147,7 @@ class _Fit:
     def to_json(self) -> dict[str, Any]:
         """The fit as plain values, which Ray's controller reads without importing torch."""
         job = {field.name: getattr(self.job, field.name) for field in fields(self.job)}
-        job |= {name: str(value) for name, value in job.items() if isinstance(value, Path)}
+        job |= {name: str(value) for name, value in job.items() if isinstance(value, Place)}
         return {
             "job": job | {"train": self.job.train.model_dump(mode="json")},
             "log": str(self.log.path),
@@ -157,9 +158,9 @@ class _Fit:
         """Inverse of `to_json`."""
         job = dict(payload["job"])
         for name in ("base", "transitions", "init_from", "out", "checkpoint_dir"):
-            job[name] = None if job[name] is None else Path(job[name])
+            job[name] = None if job[name] is None else as_place(job[name])
         job["train"] = TrainConfig.model_validate(job["train"])
-        return cls(job=FitJob(**job), log=TrainingLog(Path(payload["log"])))
+        return cls(job=FitJob(**job), log=TrainingLog(as_place(payload["log"])))
 
 
 def _run_trainer(fits: Sequence[_Fit], sight: Sight) -> None:
@@ -172,7 +173,7 @@ def _run_trainer(fits: Sequence[_Fit], sight: Sight) -> None:
         scaling_config=_scaling(first.train, num_fits=len(fits)),
         run_config=RunConfig(
             name="-".join(fit.job.task for fit in fits),
-            storage_path=str(first.checkpoint_dir.parent / "ray"),
+            storage_path=str(local_state(first.checkpoint_dir.parent / "ray")),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
@@ -203,7 +204,7 @@ def _train_loop(config: dict[str, Any]) -> None:
         # hold: a killed ZeRO fit starts again.
         job = replace(job, train=job.train.model_copy(update={"checkpoint_every": job.steps}))
 
-    def report(step: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+    def report(step: int, metrics: dict[str, float], checkpoint: Place | None) -> None:
         if rank == 0:
             log.append(step, metrics)
 

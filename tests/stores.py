@@ -9,6 +9,8 @@ from unittest import mock
 
 import boto3
 
+from dynamics.core import places
+
 BUCKET = "lab"
 _SERVER = """
 from moto.server import ThreadedMotoServer
@@ -69,9 +71,8 @@ def s3_client(url: str) -> "boto3.client":
 @contextmanager
 def at_store(url: str) -> Iterator[None]:
     """This process reaches the store at ``url`` while the body runs."""
-    from dynamics.core import places
-
     places._store.cache_clear()
+    places._answered.clear()
     with mock.patch.dict(os.environ, store_environment(url)):
         yield
     places._store.cache_clear()

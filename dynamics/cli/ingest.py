@@ -1,27 +1,28 @@
 """``dynamics ingest``: videos to frame pairs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dynamics.cli.shared import TABLETOP, console, local, named
-from dynamics.core.config import REPOSITORY_ROOT, KeyframeConfig, PoolConfig
+from dynamics.core.config import KeyframeConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
+from dynamics.core.places import as_place
 from dynamics.data.video.sources import VIDEO_SUFFIXES
 
 _SUFFIXES = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
 
 
 def ingest(
-    folder: Annotated[Path, typer.Argument(help=f"Folder of videos: {_SUFFIXES}.", callback=local)],
+    folder: Annotated[Any, typer.Argument(help=f"Folder of videos: {_SUFFIXES}.", parser=as_place)],
     out: Annotated[Path, typer.Option(help="Parquet file to write.", callback=local)] = Path(
         "pairs.parquet"
     ),
     base: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint whose image tokenizer encodes the frames.", callback=local),
+        Any,
+        typer.Option(help="Checkpoint whose image tokenizer encodes the frames.", parser=as_place),
     ] = None,
     top_k: Annotated[int, typer.Option(help="Key frames a clip.")] = 6,
     spacing: Annotated[int, typer.Option(help="Least distance of key frames, in frames.")] = 20,
@@ -33,8 +34,8 @@ def ingest(
     from dynamics.data.video.ingest import ingest_folder
     from dynamics.models import load_image_tokenizer
 
-    model = load(TABLETOP).model
-    images = load_image_tokenizer(model.family, base or REPOSITORY_ROOT / model.base)
+    cfg = load(TABLETOP)
+    images = load_image_tokenizer(cfg.model.family, base or cfg.base_path())
     with ProgressView(console) as progress:
         report = ingest_folder(
             folder,

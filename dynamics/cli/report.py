@@ -2,6 +2,7 @@
 
 import sys
 import webbrowser
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,5 +23,10 @@ def report(
 
     page = write_page(folder)
     console.print(f"report: {page}")
-    if (sys.stdout.isatty() if show is None else show) and not webbrowser.open(page.as_uri()):
+    if isinstance(page, Path) and (sys.stdout.isatty() if show is None else show):
+        _open(page)
+
+
+def _open(page: Path) -> None:
+    if not webbrowser.open(page.as_uri()):
         console.print("no browser was found; open the file by hand")

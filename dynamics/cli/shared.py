@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dynamics.core.config import REPOSITORY_ROOT, on_this_machine
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place, as_place
 from dynamics.core.registry import names, unknown_name
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def local(param: typer.CallbackParam, value: Path | None) -> Path | None:
-    """Check a path; the ``callback`` of arguments and options that are paths.
+    """Check a path; the ``callback`` of arguments and options that cannot lie in a store.
 
     Raises:
         UserError: the value is an address such as ``s3://lab/runs``.
@@ -50,7 +51,10 @@ def named(registry: str, what: str, *flags: str) -> Any:
 
 
 Run = Annotated[
-    Path, typer.Argument(help="Run folder, e.g. runs/tabletop", metavar="RUN", callback=local)
+    Any,  # a Place, which typer does not know
+    typer.Argument(
+        help="Run folder, e.g. runs/tabletop or s3://bucket/runs/x", metavar="RUN", parser=as_place
+    ),
 ]
 Config = Annotated[
     Path, typer.Option("--config", help="Config file whose world is used.", callback=local)
@@ -61,7 +65,7 @@ Set = Annotated[
 ]
 
 
-def open_run(run: Path) -> "RunFolder":
+def open_run(run: Place) -> "RunFolder":
     """Open the run folder of an argument `Run`."""
     from dynamics.storage.run_folder import RunFolder
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from dynamics.core.places import ConfigPlace, Place
 from dynamics.core.registry import NameIn, SectionIn, entries
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def on_this_machine(value: Any) -> Any:
 
 
 LocalPath = Annotated[Path, BeforeValidator(on_this_machine)]
-"""The type of every path in the config."""
+"""The type of a path in the config that cannot lie in a store."""
 
 
 class Mark(Enum):
@@ -116,7 +117,7 @@ class KeyframeConfig(Strict):
 class PoolPart(Strict):
     """One more folder of unlabelled video."""
 
-    path: Annotated[LocalPath, Mark.CONTENT]
+    path: Annotated[ConfigPlace, Mark.CONTENT]
     source: SourceName = "folder"
     num_pairs: int | None = Field(default=None, ge=1)
     """The most pairs to take from it; none = pool.num_pairs."""
@@ -130,7 +131,7 @@ class PoolPart(Strict):
 class PoolConfig(Strict):
     """Unlabelled video."""
 
-    path: Annotated[LocalPath | None, Mark.CONTENT] = None
+    path: Annotated[ConfigPlace | None, Mark.CONTENT] = None
     """Folder of videos (mp4, avi, webm, mkv; tar for webdataset); none = filmed."""
     source: SourceName = "folder"
     """Layout of the folder, and where a clip's class stands (`dynamics.data.video.sources`)."""
@@ -174,9 +175,9 @@ class LabelledConfig(Strict):
 
     dataset: DatasetName | None = None
     """Format of the data set at ``path`` (`dynamics.data.labelled`); none = filmed."""
-    path: Annotated[LocalPath | None, Mark.CONTENT] = None
+    path: Annotated[ConfigPlace | None, Mark.CONTENT] = None
     """Folder of the data set, or one of its manifests."""
-    heldout_path: Annotated[LocalPath | None, Mark.CONTENT] = None
+    heldout_path: Annotated[ConfigPlace | None, Mark.CONTENT] = None
     """The same for the held-out set, e.g. a validation split; none = a share of ``path``."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs that is held out, whole videos or pictures at a time."""
@@ -216,7 +217,7 @@ class ModelConfig(Strict):
     """The unified VLM."""
 
     family: FamilyName = "chameleon"
-    base: Annotated[LocalPath, Mark.CONTENT] = Path("dynamics/assets/tiny-4x4")
+    base: Annotated[ConfigPlace, Mark.CONTENT] = Path("dynamics/assets/tiny-4x4")
     """Checkpoint folder (Hugging Face layout); relative paths count from the repository."""
     device: Annotated[Device, Mark.FREE] = "cpu"
     merge_adapters: Annotated[bool, Mark.FREE] = True
@@ -475,7 +476,7 @@ class LoopConfig(Strict):
     name: Annotated[str, Mark.FREE] = Field(default="tabletop", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(default=0, ge=0)
     rounds: Annotated[int, Mark.FREE] = Field(default=3, ge=1)
-    run_dir: Annotated[LocalPath, Mark.FREE] = Path("runs/tabletop")
+    run_dir: Annotated[ConfigPlace, Mark.FREE] = Path("runs/tabletop")
     domain: DomainName | None = None
     """Knowledge about sentences and frames (`dynamics.core.domain`); none = tabletop where the
     labelled set is filmed, else open_video."""
@@ -512,11 +513,10 @@ class LoopConfig(Strict):
             )
         return self
 
-    def base_path(self) -> Path:
+    def base_path(self) -> Place:
         """Absolute folder of the base checkpoint."""
-        return (
-            self.model.base if self.model.base.is_absolute() else REPOSITORY_ROOT / self.model.base
-        )
+        base = self.model.base
+        return REPOSITORY_ROOT / base if isinstance(base, Path) else base
 
     def deciding(self) -> dict[str, Any]:
         """Dotted keys that decide a run's results, and their values; a path is "given" or None."""

@@ -6,10 +6,10 @@ is not measured. To add one: a class made from the config, and one line in DOMAI
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.core.progress import Progress
 from dynamics.core.registry import imported
 
@@ -42,13 +42,13 @@ class ExampleScene:
 class Simulator(Protocol):
     """Films the videos that a run is not given, and knows what they show."""
 
-    def film(self, split: Split, num_pairs: int, out: Path, progress: Progress) -> None:
+    def film(self, split: Split, num_pairs: int, out: Place, progress: Progress) -> None:
         """Film clips for ``num_pairs`` pairs into ``out/clips``; a finished split stays."""
 
     def keyframes(self, split: Split) -> "KeyframeConfig":
         """Settings that pick one frame of every state of a filmed clip."""
 
-    def truth(self, pairs: "pa.Table", out: Path) -> "pa.Table":
+    def truth(self, pairs: "pa.Table", out: Place) -> "pa.Table":
         """TRUTH_SCHEMA of the pairs (PAIR_SCHEMA) of the split in ``out`` that span one action."""
 
     def num_pixels(self, split: Split, num_pairs: int) -> int:
@@ -77,7 +77,7 @@ class Domain(Protocol):
     def recognised(self, frame_HW3: "NDArray[np.uint8]") -> str | None:
         """The state of a frame from anywhere; None where it does not show this domain."""
 
-    def examples(self, data: Path) -> list[ExampleScene]:
+    def examples(self, data: Place) -> list[ExampleScene]:
         """Scenes that no clip in the run's data folder shows, always the same; may be empty."""
 
 
@@ -109,7 +109,7 @@ class OpenVideo:
         """No state is known."""
         return None
 
-    def examples(self, data: Path) -> list[ExampleScene]:
+    def examples(self, data: Place) -> list[ExampleScene]:
         """No scene."""
         return []
 

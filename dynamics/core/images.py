@@ -3,12 +3,12 @@
 import base64
 import io
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import AvifImagePlugin, Image, ImageOps
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 """Formats whose readers do nothing but read (the one of EPS starts a program). JPEG includes the
@@ -30,7 +30,7 @@ class PictureError(UserError):
         self.reason = reason
 
 
-def read_picture(source: bytes | Path) -> Image.Image:
+def read_picture(source: bytes | Place) -> Image.Image:
     """An encoded picture as a viewer shows it (`to_rgb`); the first one of several in a file.
 
     Raises:
@@ -61,14 +61,14 @@ def read_picture(source: bytes | Path) -> Image.Image:
                 raise PictureError("truncated", detail) from error
 
 
-def picture_bytes(source: bytes | Path) -> bytes:
+def picture_bytes(source: bytes | Place) -> bytes:
     """The bytes of an encoded picture, given as such or as a file.
 
     Raises:
         PictureError: ``unreadable``.
     """
     try:
-        return source.read_bytes() if isinstance(source, Path) else source
+        return source.read_bytes() if isinstance(source, Place) else source
     except OSError as error:
         raise PictureError("unreadable", f"{source!s} cannot be read: {error.strerror}") from error
 

@@ -31,7 +31,9 @@ SCHEMES = ("s3", "gs", "az")
 """Stores by the scheme of their URLs."""
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
-_PATIENT_S, _IMPATIENT_S = 180, 5
+_PATIENT_S = 180
+_FIRST_S = 5
+"""Seconds for which a bucket that never answered this process is asked: it may not exist at all."""
 _BUFFER_BYTES = 1 << 20
 _WRITER = "writer"  # the attribute by which a writer knows an object that it created
 
@@ -94,7 +96,7 @@ class StorePath:
         found = object.__new__(StorePath)
         found._bucket, found._key = self._bucket, PurePosixPath(key)
         if found._key.is_absolute() or ".." in found._key.parts:
-            raise ValueError(f"{key} leads out of {self}")
+            raise UserError(f"{key} leads out of {self}")
         return found
 
     @property
@@ -150,6 +152,12 @@ class StorePath:
         return str(self)
 
     as_uri = as_posix
+
+    def absolute(self) -> "StorePath":
+        """This place, as `expanduser` and `resolve` too: a URL depends on nothing of a machine."""
+        return self
+
+    expanduser = resolve = absolute
 
     def exists(self) -> bool:
         """True for an object and for a folder."""
@@ -237,10 +245,11 @@ class StorePath:
         yield from map(self._at, sorted({*objects, *found["common_prefixes"]}))
 
     def glob(self, pattern: str) -> Iterator["StorePath"]:
-        """What lies right below and has a name of the shell pattern, by name."""
-        if "/" in pattern:
-            raise ValueError(f"{pattern}: only names right below a folder of a store are matched")
-        return (place for place in self.iterdir() if fnmatchcase(place.name, pattern))
+        """What lies below under names of the shell patterns, one for each level, by name."""
+        name, _, rest = pattern.partition("/")
+        for place in self.iterdir():
+            if fnmatchcase(place.name, name):
+                yield from place.glob(rest) if rest else (place,)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object; an absent one only counts where ``missing_ok`` is False."""
@@ -262,7 +271,7 @@ class StorePath:
 
         self._asked(lambda store: obstore.put(store, self._name, payload))
 
-    def create(self, payload: bytes, *, patient: bool = True) -> bool:
+    def create(self, payload: bytes) -> bool:
         """Create the object unless it exists; of many writers exactly one gets True.
 
         A reply that got lost does not make the writer lose to itself: every call leaves a number of
@@ -275,8 +284,7 @@ class StorePath:
             self._asked(
                 lambda store: obstore.put(
                     store, self._name, payload, mode="create", attributes={_WRITER: mine}
-                ),
-                patient=patient,
+                )
             )
         except FileExistsError:
             return self._get()[1].attributes.get(_WRITER) == mine
@@ -295,9 +303,7 @@ class StorePath:
     def _name(self) -> str:
         return "" if self._is_bucket else str(self._key)
 
-    def _asked(
-        self, request: Callable[["ObjectStore"], _Result], *, patient: bool = True
-    ) -> _Result:
+    def _asked(self, request: Callable[["ObjectStore"], _Result]) -> _Result:
         """The answer to a request, repeated while that may help.
 
         The client repeats what a store says it could not do. What it does not repeat is a request
@@ -305,10 +311,13 @@ class StorePath:
         """
         from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 
-        end = time.monotonic() + (_PATIENT_S if patient else _IMPATIENT_S)
+        seconds = _PATIENT_S if self._bucket in _answered else _FIRST_S
+        end = time.monotonic() + seconds
         while True:
             try:
-                return request(_store(self._bucket, patient))
+                result = request(_store(self._bucket, seconds))
+                _answered.add(self._bucket)
+                return result
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
                     raise self._refused(error) from None
@@ -370,16 +379,18 @@ class _Ranges(io.RawIOBase):
         return len(found)
 
 
+_answered: set[str] = set()
+
+
 @cache
-def _store(bucket: str, patient: bool) -> "ObjectStore":
-    """The client of a bucket, one for the whole process."""
+def _store(bucket: str, seconds: int) -> "ObjectStore":
+    """The client of a bucket, which repeats failed requests for so long; kept for later ones."""
     from obstore.store import from_url
 
-    seconds = _PATIENT_S if patient else _IMPATIENT_S
     return from_url(
         bucket,
         retry_config={
-            "max_retries": 10 if patient else 5,
+            "max_retries": 10,
             "retry_timeout": timedelta(seconds=seconds),
             "backoff": {"max_backoff": timedelta(seconds=seconds / 12)},
         },
@@ -390,15 +401,21 @@ Place = Path | StorePath
 """Where a run or a part of it lies."""
 
 
+def matching(folder: Place, pattern: str) -> list[Place]:
+    """What `glob` finds, in the order of the names."""
+    found: Iterator[Place] = folder.glob(pattern)
+    return sorted(found, key=lambda place: place.parts)
+
+
 def as_place(value: str | Place) -> Place:
     """The place that a person named: a path, or a URL of a store.
 
     Raises:
         UserError: an address that is neither, or one with credentials in it.
     """
-    if isinstance(value, Path | StorePath):
+    if isinstance(value, StorePath):
         return value
-    return StorePath(value) if _ADDRESS.match(value) else Path(value)
+    return StorePath(str(value)) if _ADDRESS.match(str(value)) else Path(value)
 
 
 def _checked(value: Any) -> Place:

@@ -8,12 +8,12 @@ none fills a blank that an earlier one left. Between stages only the small refer
 import hashlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from dynamics.core.config import GuardName
+from dynamics.core.places import Place
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -131,7 +131,7 @@ def label_id(pair: str, idm_digest: str, prompt_version: str, decode: str) -> st
 class DatasetRef:
     """A Parquet file that a stage wrote."""
 
-    path: Path
+    path: Place
     num_rows: int
     digest: str
     """sha256 of the file's bytes."""
@@ -155,11 +155,11 @@ class DataRefs:
 class ModelRef:
     """One base and the two adapters of a round."""
 
-    base: Path
+    base: Place
     """Checkpoint folder in the Hugging Face layout."""
-    idm: Path
+    idm: Place
     """peft adapter folder: inverse dynamics, (frame, next frame) -> action sentence."""
-    fdp: Path
+    fdp: Place
     """peft adapter folder: forward dynamics prediction, (frame, action) -> next frame."""
     idm_digest: str
     """sha256 over base and adapter weights; part of every label's key."""

@@ -2,12 +2,12 @@
 
 from collections import defaultdict
 from functools import cache
-from pathlib import Path
 
 import pyarrow as pa
 
 from dynamics.core.config import LoopConfig, PoolPart
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
 from dynamics.data.labelled import DATASETS
 from dynamics.data.labelled.listing import Segment, Stills
@@ -15,7 +15,7 @@ from dynamics.data.labelled.paths import Refused
 from dynamics.data.labelled.read import clip_sha256
 from dynamics.data.video.sources import SOURCES
 from dynamics.data.video.unpack import Unpacked
-from dynamics.storage.files import sha256_file
+from dynamics.storage.files import local_copy, local_state, sha256_file
 from dynamics.storage.pairs import is_whole
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import read_table
@@ -49,9 +49,9 @@ def check_moved(folder: RunFolder, stored: LoopConfig, cfg: LoopConfig) -> None:
             _check_labelled(table, now.dataset, lay_in, lies_in)
 
 
-def _check_videos(table: Path, old: PoolPart, new: PoolPart) -> None:
-    clips = {clip.name: clip for clip in SOURCES[new.source](new.path).clips}
-    with Unpacked(table.parent / ".moved") as unpacked:
+def _check_videos(table: Place, old: PoolPart, new: PoolPart) -> None:
+    clips = {clip.name: clip for clip in SOURCES[new.source](local_copy(new.path)).clips}
+    with Unpacked(local_state(table.parent) / ".moved") as unpacked:
         for name, sha256 in _rows(table, PAIR_SCHEMA, "clip_path", "clip_sha256"):
             if name not in clips:
                 raise _other(old.path, new.path, f"{name} is missing")
@@ -60,9 +60,9 @@ def _check_videos(table: Path, old: PoolPart, new: PoolPart) -> None:
             unpacked.drop(clips[name])
 
 
-def _check_labelled(table: Path, dataset: str, old: Path, new: Path) -> None:
+def _check_labelled(table: Place, dataset: str, old: Place, new: Place) -> None:
     found: dict[tuple[str, str], list[Stills | Segment]] = defaultdict(list)
-    for pair in DATASETS[dataset](new).pairs:
+    for pair in DATASETS[dataset](local_copy(new)).pairs:
         found[pair.name, pair.action].append(pair.frames)
     digest = cache(_readable_sha256)
     for name, action, sha256 in _rows(
@@ -84,13 +84,13 @@ def _readable_sha256(frames: Stills | Segment) -> str:
         return ""
 
 
-def _rows(table: Path, schema: pa.Schema, *columns: str) -> list[tuple[str, ...]]:
+def _rows(table: Place, schema: pa.Schema, *columns: str) -> list[tuple[str, ...]]:
     """The distinct values of the columns, sorted."""
     rows = read_table(table, schema, columns)
     return sorted(set(zip(*(rows[name].to_pylist() for name in columns), strict=True)))
 
 
-def _other(old: Path, new: Path, what: str) -> UserError:
+def _other(old: Place, new: Place, what: str) -> UserError:
     return UserError(
         f"{new} does not hold what the run was made from, which lay in {old}: {what}; "
         "restore it, or choose another run_dir"

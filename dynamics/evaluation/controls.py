@@ -12,7 +12,6 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from pathlib import Path
 from typing import Literal, get_args
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ import torch
 
 from dynamics.core.config import LoopConfig, TrainConfig
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
 from dynamics.core.seeds import derive_seed
@@ -50,7 +50,7 @@ RunFits = Callable[[Sequence[FitJob], Progress], None]
 def fit_side_by_side(jobs: Sequence[FitJob], progress: Progress) -> None:
     """Fit adapters two at a time, each in a process of its own, the cores shared between them."""
     threads = max(1, (os.cpu_count() or 1) // 2)
-    logs = [TrainingLog(job.out.with_suffix(".jsonl")) for job in jobs]
+    logs = [TrainingLog(job.out.with_name(f"{job.out.name}.jsonl")) for job in jobs]
     total = sum(job.steps for job in jobs)
     # Spawned, not forked: a fork of a process that has used torch's threads can deadlock.
     context = multiprocessing.get_context("spawn")
@@ -69,7 +69,7 @@ def _fit(job: FitJob, log: TrainingLog) -> None:
 
 def run_controls(
     cfg: LoopConfig,
-    run_dir: Path,
+    run_dir: Place,
     data: DataRefs,
     round_id: int,
     *,
@@ -146,7 +146,7 @@ def _num_true(training_set: pa.Table) -> int:
     return int(pc.sum(pc.equal(training_set["origin"], "truth")).as_py())
 
 
-def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, round_id: int, out: Path) -> FitJob:
+def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, round_id: int, out: Place) -> FitJob:
     return FitJob(
         task=task,
         family=cfg.model.family,

@@ -1,10 +1,9 @@
 """An evaluation worker: both adapters of a round, writing one part per shard of held-out pairs."""
 
-from pathlib import Path
-
 import pyarrow as pa
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.places import Place
 from dynamics.core.records import TRUTH_SCHEMA, DataRefs, ModelRef
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.inference.load import load_pair
@@ -17,7 +16,7 @@ class EvaluationWorker:
     """Both adapters of a round on one base; writes evaluation parts."""
 
     def __init__(
-        self, cfg: LoopConfig, data: DataRefs, models: ModelRef, parts: Path, round_id: int
+        self, cfg: LoopConfig, data: DataRefs, models: ModelRef, parts: Place, round_id: int
     ) -> None:
         self._cfg = cfg
         self._parts = parts
@@ -35,6 +34,6 @@ class EvaluationWorker:
         return Done(count=write_table(part_path(self._parts, item), results, schema).num_rows)
 
 
-def part_path(parts: Path, shard: Shard) -> Path:
+def part_path(parts: Place, shard: Shard) -> Place:
     """File of a shard's results until all shards are there."""
     return parts / f"{shard.start:08d}-{shard.stop:08d}.parquet"

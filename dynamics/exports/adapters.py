@@ -12,6 +12,7 @@ from dynamics.core.progress import Progress
 from dynamics.exports.cards import model_card
 from dynamics.exports.rounds import ExportedRound, finished_round, inside
 from dynamics.models.checkpoint import adapter_digest, is_checkpoint
+from dynamics.storage.files import local_copy
 from dynamics.storage.run_folder import RunFolder, write_json
 from dynamics.training.loss import Task
 
@@ -49,6 +50,6 @@ def _copy(origin: ExportedRound, task: Task, out: Path) -> None:
     if found != origin.report.models[f"{task}_digest"]:
         raise UserError(f"{source} is damaged or was changed: its digest is not the round's")
     out.mkdir()
-    for path in sorted(source.iterdir()):
+    for path in sorted(local_copy(source).iterdir()):
         if path.suffix in (".json", ".safetensors"):
             shutil.copyfile(path, out / path.name)

@@ -1,11 +1,11 @@
 """The round that is exported, and its origin."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.core.records import RoundReport
 from dynamics.storage.run_folder import RunFolder, base_digest
 
@@ -65,13 +65,14 @@ def finished_round(run: RunFolder, round_id: int | None, *, first: int) -> Expor
     return ExportedRound(run=run, cfg=cfg, report=report)
 
 
-def inside(root: Path, name: str, what: str) -> Path:
+def inside(root: Place, name: str, what: str) -> Place:
     """The file or folder ``name`` below ``root``.
 
     Raises:
         UserError: it lies elsewhere: absolute, through ``..`` or through a link.
     """
     path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
+    above = root.resolve().parts
+    if path.parts[: len(above)] != above:
         raise UserError(f"{what} names {name!r}, which lies outside {root}; nothing is exported")
     return path

@@ -1,8 +1,7 @@
 """Loading of the IDM and the FDP that a `ModelRef` names."""
 
-from pathlib import Path
-
 from dynamics.core.config import ModelConfig
+from dynamics.core.places import Place
 from dynamics.core.records import ModelRef
 from dynamics.core.registry import imported
 from dynamics.inference.decoder import DECODERS, Decoder
@@ -11,9 +10,10 @@ from dynamics.inference.idm import InverseDynamics
 from dynamics.models import load_model
 from dynamics.models.checkpoint import adapter_digest, is_checkpoint
 from dynamics.models.vlm import AdapterName, UnifiedVLM
+from dynamics.storage.files import local_copy
 
 
-def model_ref(base: Path, idm: Path, fdp: Path) -> ModelRef:
+def model_ref(base: Place, idm: Place, fdp: Place) -> ModelRef:
     """Reference to a round's two adapters, with digests."""
     return ModelRef(
         base=base,
@@ -39,8 +39,8 @@ def load_pair(ref: ModelRef, model: ModelConfig) -> tuple[InverseDynamics, Forwa
     if model.merge_adapters or is_checkpoint(ref.idm) or is_checkpoint(ref.fdp):
         return load_idm(ref, model), load_fdp(ref, model)
     shared = load_model(model.family, ref.base, model.device)
-    shared.load_adapter("idm", ref.idm)
-    shared.load_adapter("fdp", ref.fdp)
+    shared.load_adapter("idm", local_copy(ref.idm))
+    shared.load_adapter("fdp", local_copy(ref.fdp))
     return _pair(shared, model, ref.idm_digest, ref.fdp_digest)
 
 
@@ -49,11 +49,11 @@ def load_bare(model: ModelConfig, digest: str) -> tuple[InverseDynamics, Forward
     return _pair(load_model(model.family, model.base, model.device), model, digest, digest)
 
 
-def _load(base: Path, fitted: Path, name: AdapterName, model: ModelConfig) -> Decoder:
+def _load(base: Place, fitted: Place, name: AdapterName, model: ModelConfig) -> Decoder:
     if is_checkpoint(fitted):
         return _decoder(load_model(model.family, fitted, model.device), name, model)
     loaded = load_model(model.family, base, model.device)
-    loaded.load_adapter(name, fitted)
+    loaded.load_adapter(name, local_copy(fitted))
     if model.merge_adapters:
         loaded.merge_adapter()
     return _decoder(loaded, name, model)

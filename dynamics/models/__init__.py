@@ -1,11 +1,12 @@
 """Model families. To add one: a module with the three loaders, and one line in FAMILIES."""
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.models.family import Family
+from dynamics.storage.files import local_copy
 
 if TYPE_CHECKING:
     from dynamics.models.image_tokenizer import ImageTokenizer, Precision
@@ -26,20 +27,20 @@ def _family(name: str) -> Family:
     return cast("Family", import_module(FAMILIES[name]))
 
 
-def load_model(family: str, base: Path, device: str = "cpu") -> "UnifiedVLM":
+def load_model(family: str, base: Place, device: str = "cpu") -> "UnifiedVLM":
     """The unified VLM of a checkpoint folder; `UserError` when the folder is wrong."""
-    return _family(family).load(base, device)
+    return _family(family).load(local_copy(base), device)
 
 
 def load_image_tokenizer(
-    family: str, base: Path, device: str = "cpu", precision: "Precision" = "float32"
+    family: str, base: Place, device: str = "cpu", precision: "Precision" = "float32"
 ) -> "ImageTokenizer":
     """The image tokenizer of a checkpoint folder, without its language model."""
-    images = _family(family).load_image_tokenizer(base, device)
+    images = _family(family).load_image_tokenizer(local_copy(base), device)
     images.precision = precision
     return images
 
 
-def load_tokens(family: str, base: Path, images: "ImageTokenizer") -> "Tokens":
+def load_tokens(family: str, base: Place, images: "ImageTokenizer") -> "Tokens":
     """The token layouts of a checkpoint folder, without its language model."""
-    return _family(family).load_tokens(base, images)
+    return _family(family).load_tokens(local_copy(base), images)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TokenizersBackend
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.storage.files import checkpoint_digest
 
 CONFIG_FILE = "config.json"
@@ -152,13 +153,13 @@ def token_id(base: Path, tokenizer: Any, name: str) -> int:
     return int(found)
 
 
-def adapter_digest(base: Path, adapter: Path) -> str:
+def adapter_digest(base: Place, adapter: Place) -> str:
     """sha256 over base and adapter files, which decide the model's output."""
     return hashlib.sha256(
         (checkpoint_digest(base) + checkpoint_digest(adapter)).encode()
     ).hexdigest()
 
 
-def is_checkpoint(folder: Path) -> bool:
+def is_checkpoint(folder: Place) -> bool:
     """True for a whole checkpoint (``train.method`` full), False for an adapter."""
     return (folder / CONFIG_FILE).is_file()

@@ -12,12 +12,12 @@ that is missing, and joins the results.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.places import Place
 from dynamics.core.progress import Progress
 from dynamics.core.records import TRANSITION_SCHEMA, ModelRef
 from dynamics.inference.best_of_n import best_of_n
@@ -105,7 +105,7 @@ class _Reporter:
     progress: Progress
     what: str
 
-    def __call__(self, step: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+    def __call__(self, step: int, metrics: dict[str, float], checkpoint: Place | None) -> None:
         self.log.append(step, metrics)
         self.progress(step, int(metrics["steps"]), self.what)
 

@@ -5,7 +5,6 @@ Each table is its part's last write: a part whose table exists is done.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 
 from dynamics.core.config import KeyframeConfig, LoopConfig, PoolConfig, PoolPart
 from dynamics.core.domain import Split, load_simulator
+from dynamics.core.places import Place
 from dynamics.core.progress import Progress
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, DatasetRef
 from dynamics.data.labelled.build import build_labelled, built
@@ -156,7 +156,7 @@ class _Source:
         self,
         split: str,
         part: PoolPart,
-        out: Path,
+        out: Place,
         keyframes: KeyframeConfig,
         max_pairs: int | None,
     ) -> DatasetRef:

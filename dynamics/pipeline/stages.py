@@ -4,11 +4,9 @@ This module decides which work is missing, names the files and joins the results
 executors cannot drift apart.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +14,7 @@ import pyarrow.compute as pc
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import (
     PAIR_SCHEMA,
@@ -43,6 +42,7 @@ from dynamics.pipeline.executor import Executor, LocalExecutor
 from dynamics.pipeline.fit_jobs import fit_jobs
 from dynamics.pipeline.prepare import prepare
 from dynamics.pipeline.tracking import Tracker, Trackers
+from dynamics.storage.files import remove_tree
 from dynamics.storage.ledger import Ledger, coverage, keys_of
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.shards import Shard, cut, num_rows, read_shard
@@ -64,7 +64,7 @@ class Stages:
     def __init__(
         self,
         cfg: LoopConfig,
-        run_dir: Path,
+        run_dir: Place,
         *,
         executor: Executor | None = None,
         trackers: Tracker | None = None,
@@ -160,7 +160,7 @@ class Stages:
             losses = {f"{task}_loss": result.loss for task, result in results.items()}
             steps = {f"{task}_steps": float(result.steps) for task, result in results.items()}
             write_json(summary, losses | steps)
-            shutil.rmtree(self.folder.checkpoints(round_id), ignore_errors=True)
+            remove_tree(self.folder.checkpoints(round_id))
         return model_ref(self.cfg.base_path(), jobs["idm"].out, jobs["fdp"].out)
 
     def evaluate(
@@ -236,7 +236,7 @@ class Stages:
                 "labels the pool again"
             )
 
-    def _unseen(self, missing: int, of: str, what: str, folder: Path) -> UserError:
+    def _unseen(self, missing: int, of: str, what: str, folder: Place) -> UserError:
         """Error for rows that workers reported as written and that are not in ``folder``."""
         return UserError(
             f"{missing:,} of {of} have no {what} in {folder}; do all nodes see {self.folder.root} "
@@ -267,11 +267,11 @@ class Stages:
             raise self._unseen(num_rows(lost), of, "evaluation", part_path(parts, lost[0]))
         tables = [read_table(part_path(parts, shard), schema) for shard in shards]
         ref = write_table(out, pa.concat_tables(tables), schema)
-        shutil.rmtree(parts)
+        remove_tree(parts)
         return read_table(ref, schema)
 
 
-def _unwritten(parts: Path, shards: Sequence[Shard]) -> list[Shard]:
+def _unwritten(parts: Place, shards: Sequence[Shard]) -> list[Shard]:
     return [shard for shard in shards if not part_path(parts, shard).exists()]
 
 

@@ -5,11 +5,11 @@ An estimate, not a measurement: kernels, fragmentation and other people's jobs c
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import Split, load_simulator
+from dynamics.core.places import Place, StorePath
 from dynamics.labelling.confidence import SCORES
 from dynamics.plan.sizes import Sizes
 from dynamics.training.loss import Task
@@ -264,10 +264,12 @@ def _clip_bytes(cfg: LoopConfig) -> int:
     on_disk = 0
     for part in cfg.pool.parts:
         if part.path.is_dir():
-            on_disk += sum(path.stat().st_size for path in _files(part.path))
+            on_disk += _bytes_below(part.path)
     filmed = sum(load_simulator(cfg).num_pixels(split, pairs) for split, pairs in wanted.items())
     return on_disk + round(filmed * BYTES_PER_FILMED_PIXEL)
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+def _bytes_below(folder: Place) -> int:
+    if isinstance(folder, StorePath):
+        return sum(meta["size"] for _, meta in folder.files())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

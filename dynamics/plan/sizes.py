@@ -15,6 +15,7 @@ from dynamics.core.config import PACKAGE_ROOT, LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.models import load_image_tokenizer
 from dynamics.models.tokens import Prompts
+from dynamics.storage.files import local_copy
 from dynamics.training.trainable import adapter_config, train_all
 
 PUBLISHED = PACKAGE_ROOT / "assets" / "published"
@@ -103,7 +104,7 @@ def base_sizes(cfg: LoopConfig) -> Sizes:
 
 
 def _of_checkpoint(cfg: LoopConfig) -> dict[str, Any]:
-    base = cfg.base_path()
+    base = local_copy(cfg.base_path())
     images = load_image_tokenizer(cfg.model.family, base)
     prompts = Prompts.load(base)
     tokenizer = AutoTokenizer.from_pretrained(base)

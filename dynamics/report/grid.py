@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +9,7 @@ import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 from dynamics.core.images import encode_png
+from dynamics.core.places import Place
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.files import write_bytes
 from dynamics.storage.tables import codes_matrix
@@ -122,7 +122,7 @@ def draw_grid(rows: Sequence[GridRow]) -> bytes:
 
 
 def write_grid(
-    path: Path, items: pa.Table, heldout: pa.Table, images: ImageTokenizer, num_rows: int = 8
+    path: Place, items: pa.Table, heldout: pa.Table, images: ImageTokenizer, num_rows: int = 8
 ) -> None:
     """Write the round's grid as PNG, atomically; equal tables give equal bytes."""
     write_bytes(path, draw_grid(grid_rows(items, heldout, images, num_rows)))

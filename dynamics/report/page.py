@@ -7,7 +7,6 @@ Action sentences and file names come from outside, so everything is escaped.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,6 +16,7 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.domain import Domain, load_domain
 from dynamics.core.errors import UserError
 from dynamics.core.images import data_uri
+from dynamics.core.places import Place, matching
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
 from dynamics.evaluation.comparison import ControlReport
 from dynamics.evaluation.heldout import results_schema
@@ -87,7 +87,7 @@ class RunView:
     """False when the base checkpoint, which decodes the frames, is not on this machine."""
 
 
-def write_page(run: RunFolder, images: ImageTokenizer | None = None) -> Path:
+def write_page(run: RunFolder, images: ImageTokenizer | None = None) -> Place:
     """Write ``report.html`` of a run folder from the files of its finished rounds.
 
     Args:
@@ -131,7 +131,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         ingest=read_json(run.ingest) if run.ingest.is_file() else {},
         scenes=_scenes(run, cfg, reports, images) if images else (),
         calibration=worth,
-        study=[(path.stem, path.read_bytes()) for path in sorted(run.root.glob("study/*.png"))],
+        study=[(path.stem, path.read_bytes()) for path in matching(run.root, "study/*.png")],
         has_frames=images is not None,
     )
 

@@ -3,11 +3,11 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.core.records import ModelRef, RoundReport
 from dynamics.models.checkpoint import adapter_digest
 from dynamics.storage.run_folder import REPORT, RunFolder
@@ -43,7 +43,7 @@ def check_bytes(models: ModelRef) -> None:
             raise UserError(f"{_shown(fitted)} is not what its report names: damaged or replaced")
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Place) -> str:
     return f"{path.parent.name}/{path.name}"
 
 

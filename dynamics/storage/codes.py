@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +20,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from dynamics.core.errors import UserError
-from dynamics.storage.files import create_bytes
+from dynamics.core.places import Place
+from dynamics.storage.files import create_bytes, local_copy, sha256_file
 
 Kind = Literal["frames", "recognition"]
 
@@ -29,11 +29,11 @@ _DTYPES = {"frames": np.dtype(np.uint16), "recognition": np.dtype(np.float16)}
 _OPEN_FILES = 256
 _SPARSE = 4
 """Rows are read one by one when the span from the first to the last is longer by this factor."""
-_checked: set[Path] = set()
+_checked: set[Place] = set()
 
 
 def write_codes(
-    folder: Path, frames_FL: NDArray[np.uint16], recognition_PL: NDArray[np.float16]
+    folder: Place, frames_FL: NDArray[np.uint16], recognition_PL: NDArray[np.float16]
 ) -> str:
     """Write a codes file durably; returns its name, the sha256 of its bytes."""
     arrays = {"frames": frames_FL, "recognition": recognition_PL}
@@ -46,7 +46,7 @@ def write_codes(
 
 
 def read_codes(
-    folder: Path,
+    folder: Place,
     kind: Kind,
     files: Sequence[str],
     file_B: NDArray[np.int32],
@@ -82,9 +82,9 @@ def read_codes(
 class _CodesFile:
     """An open codes file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(local_copy(path), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing; restore it from a copy of the run") from error
         length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
@@ -113,16 +113,13 @@ class _CodesFile:
 
 
 @lru_cache(_OPEN_FILES)
-def _open(path: Path) -> _CodesFile:
+def _open(path: Place) -> _CodesFile:
     if path not in _checked and path.exists():
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != path.stem:
-                raise UserError(
-                    f"{path} is damaged or was changed; restore it from a copy of the run"
-                )
+        if sha256_file(local_copy(path)) != path.stem:
+            raise UserError(f"{path} is damaged or was changed; restore it from a copy of the run")
         _checked.add(path)
     return _CodesFile(path)
 
 
-def _path(folder: Path, digest: str) -> Path:
+def _path(folder: Place, digest: str) -> Place:
     return folder / f"{digest}.safetensors"

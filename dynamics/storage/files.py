@@ -126,6 +126,18 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "dynamics"
 
 
+def local_state(place: Place) -> Path:
+    """The folder of a run's files that need a file system: the place itself, or one of the cache.
+
+    Nothing in it is needed by another machine.
+    """
+    if isinstance(place, Path):
+        return place
+    folder = cache_folder() / "runs" / hashlib.sha256(str(place).encode()).hexdigest()[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _fetch(objects: dict[str, tuple[StorePath, "ObjectMeta"]], entry: Path, below: str) -> None:
     """Copy objects to a new entry of the cache, which appears whole or not at all."""
     entry.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +163,7 @@ def new_folder(place: Place, last: str) -> Iterator[Path]:
     named ``last`` after all others: while that is there, the folder is whole.
     """
     if isinstance(place, StorePath):
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(prefix="dynamics-") as scratch:
             yield Path(scratch)
             (place / last).unlink(missing_ok=True)
             remove_tree(place)
@@ -167,8 +179,59 @@ def new_folder(place: Place, last: str) -> Iterator[Path]:
     fresh.rename(place)
 
 
-def name_flushed(fresh: Path, path: Path) -> None:
-    """Durably give a file that was just written in ``path``'s folder its name."""
+def check_store(place: Place) -> None:
+    """Refuse a store in which a run cannot lie, by creating an object twice; a path is left.
+
+    Raises:
+        UserError: the store does not answer, refuses, or creates what exists.
+    """
+    if not isinstance(place, StorePath):
+        return
+    probe = place / "lock" / f"probe-{secrets.token_hex(8)}"
+    probe.create(b"1")
+    created_twice = probe.create(b"2")
+    probe.unlink(missing_ok=True)
+    if created_twice:
+        raise UserError(
+            f"the store of {place} replaces an object that shall only be created where it is "
+            "absent (If-None-Match: *), so that labels could get lost; choose a store that does "
+            "that, or a path"
+        )
+
+
+@contextmanager
+def fetched(place: Place) -> Iterator[Path]:
+    """A file on this machine while the body runs; a path is given as it is.
+
+    Raises:
+        FileNotFoundError: the store has no such object.
+        UserError: the disk is full, or the store refuses.
+    """
+    if isinstance(place, Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="dynamics-") as scratch:
+        path = Path(scratch, place.name)
+        with full_disk_named(path, 0):
+            place.fetch(path)
+        yield path
+
+
+@contextmanager
+def local_scratch(folder: Place) -> Iterator[Path]:
+    """The folder from which `name_flushed` takes files that shall lie in ``folder``."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="dynamics-") as scratch:
+        yield Path(scratch)
+
+
+def name_flushed(fresh: Path, path: Place) -> None:
+    """Durably give a file its name that was just written in the `local_scratch` of its folder."""
+    if isinstance(path, StorePath):
+        path.write(fresh)
+        return
     _flush(fresh)
     os.replace(fresh, path)
     _flush(path.parent)

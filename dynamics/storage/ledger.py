@@ -17,7 +17,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place, matching
 from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA, PAIR_SCHEMA, DatasetRef
 from dynamics.storage.buckets import Buckets
 from dynamics.storage.files import create_bytes, write_bytes
@@ -81,10 +81,10 @@ class Manifest(Sealed):
 class Ledger:
     """The label store below one folder: any number of writers, at most one content per round."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self.root = root
 
-    def write_attempt(self, round_id: int, labels: pa.Table, shard: Shard) -> Path:
+    def write_attempt(self, round_id: int, labels: pa.Table, shard: Shard) -> Place:
         """Store a worker's labels (LABEL_SCHEMA, any order); durable when it returns.
 
         Writing the same rows again changes nothing. Returns the attempt's file.
@@ -115,7 +115,7 @@ class Ledger:
         found = self._attempts_of(round_id, idm_digest)
         return [shard for path, shard in found if _sound(path) is not None]
 
-    def merge(self, round_id: int, idm_digest: str, out: Path) -> DatasetRef:
+    def merge(self, round_id: int, idm_digest: str, out: Place) -> DatasetRef:
         """Write the round's attempts as shards, one row per label_id, sorted by it.
 
         When a label was computed twice with other floating-point noise, the choice depends on the
@@ -261,7 +261,7 @@ class Ledger:
         path = self._manifest_path(round_id)
         return _ref(path, path.read_bytes(), self.manifest(round_id).labels)
 
-    def verify(self, pool: Path | None = None) -> list[str]:
+    def verify(self, pool: Place | None = None) -> list[str]:
         """Read every file and compare it with its digest; one line per problem, naming the file.
 
         With a ``pool`` that exists (PAIR_SCHEMA), every round must have one label for each pair.
@@ -285,12 +285,12 @@ class Ledger:
             problems += damaged
             if pool is not None and not damaged:
                 problems += self._uncovered(round_id, pool)
-        for path in sorted(self.root.glob("attempts/round-*/*.parquet")):
+        for path in matching(self.root, "attempts/round-*/*.parquet"):
             if _sound(path) is None:
                 problems.append(f"{path} is damaged; delete it, its pairs are labelled again")
         return problems
 
-    def _uncovered(self, round_id: int, pool: Path) -> Iterator[str]:
+    def _uncovered(self, round_id: int, pool: Place) -> Iterator[str]:
         def labelled() -> Iterator[pa.ChunkedArray]:
             return (rows["pair_id"] for rows in self.iter_labels(round_id, ["pair_id"]))
 
@@ -302,7 +302,7 @@ class Ledger:
                 "rounds never change: use another run_dir"
             )
 
-    def attempts(self, round_id: int) -> Path:
+    def attempts(self, round_id: int) -> Place:
         """The folder that workers write a round's labels into."""
         return self.root / "attempts" / f"round-{round_id:02d}"
 
@@ -314,19 +314,19 @@ class Ledger:
                 yield f"{error} (round {manifest.round_id})"
 
     @property
-    def _rounds(self) -> Path:
+    def _rounds(self) -> Place:
         return self.root / "rounds"
 
-    def _manifest_path(self, round_id: int) -> Path:
+    def _manifest_path(self, round_id: int) -> Place:
         return self._rounds / f"round-{round_id:02d}.json"
 
-    def _shard_path(self, sha256: str) -> Path:
+    def _shard_path(self, sha256: str) -> Place:
         return self.root / "shards" / f"{sha256}.parquet"
 
-    def _attempts_of(self, round_id: int, idm_digest: str) -> list[tuple[Path, Shard]]:
+    def _attempts_of(self, round_id: int, idm_digest: str) -> list[tuple[Place, Shard]]:
         """The attempts of an IDM with the rows of the pool that they cover."""
         found = []
-        for path in sorted(self.attempts(round_id).glob("*.parquet")):
+        for path in matching(self.attempts(round_id), "*.parquet"):
             name = _ATTEMPT_NAME.fullmatch(path.name)
             if name and idm_digest.startswith(name[1]):
                 found.append((path, Shard(start=int(name[2]), stop=int(name[3]))))
@@ -372,7 +372,7 @@ def is_accepted(labels: pa.Table, decisions: pa.Table) -> NDArray[np.bool_]:
     return verdicts
 
 
-def keys_of(pool: DatasetRef | Path) -> Keys:
+def keys_of(pool: DatasetRef | Place) -> Keys:
     """The pair_ids of a pool."""
     return lambda: (rows["pair_id"] for rows in iter_table(pool, PAIR_SCHEMA, ["pair_id"]))
 
@@ -411,7 +411,7 @@ def _merged(labels: DatasetRef) -> Merged:
     return Merged.from_bytes(labels.path.read_bytes(), where=labels.path)
 
 
-def _ref(path: Path, payload: bytes, shards: Sequence[ContentFile]) -> DatasetRef:
+def _ref(path: Place, payload: bytes, shards: Sequence[ContentFile]) -> DatasetRef:
     rows = sum(shard.num_rows for shard in shards)
     return DatasetRef(path=path, num_rows=rows, digest=hashlib.sha256(payload).hexdigest())
 
@@ -453,13 +453,13 @@ def _paired(tables: Iterable[pa.Table], shards: Sequence[ContentFile]) -> Iterat
         raise ValueError(_UNPAIRED)
 
 
-def _write_unless_there(path: Path, payload: bytes) -> None:
+def _write_unless_there(path: Place, payload: bytes) -> None:
     # Compared, not only looked for: writing again repairs a damaged file.
     if not (path.exists() and path.read_bytes() == payload):
         write_bytes(path, payload)
 
 
-def _sound(path: Path) -> bytes | None:
+def _sound(path: Place) -> bytes | None:
     """The bytes of a file whose name ends in their sha256, None when they do not match."""
     payload = path.read_bytes()
     return payload if path.stem.endswith(hashlib.sha256(payload).hexdigest()) else None

@@ -16,7 +16,7 @@ import hashlib
 import posixpath
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef
 from dynamics.storage.codes import Kind, read_codes, write_codes
 from dynamics.storage.files import create_bytes
@@ -73,7 +74,7 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def store_codes(
-    codes: Path,
+    codes: Place,
     rows: pa.Table,
     frames_FL: npt.NDArray[np.uint16],
     source_rows: npt.NDArray[np.integer],
@@ -110,7 +111,7 @@ class TableWriter:
         codes: folder of the codes files that the rows name.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema, codes: Path) -> None:
+    def __init__(self, folder: Place, schema: pa.Schema, codes: Place) -> None:
         self._folder, self._schema, self._codes = folder, stored_schema(schema), codes
         self._more = [name for name in schema.names if name not in PAIR_SCHEMA.names]
         self._waiting: list[pa.Table] = []
@@ -161,7 +162,7 @@ class TableWriter:
         self._waiting, self._num_waiting = [rows], rows.num_rows
 
 
-def write_pairs(folder: Path, table: pa.Table, schema: pa.Schema, codes: Path) -> DatasetRef:
+def write_pairs(folder: Place, table: pa.Table, schema: pa.Schema, codes: Place) -> DatasetRef:
     """Write a table that is in memory, as `TableWriter`.
 
     Args:
@@ -176,7 +177,7 @@ def write_pairs(folder: Path, table: pa.Table, schema: pa.Schema, codes: Path) -
     return writer.finish()
 
 
-def stored_rows(source: DatasetRef | Path, schema: pa.Schema, codes: Path) -> Iterator[pa.Table]:
+def stored_rows(source: DatasetRef | Place, schema: pa.Schema, codes: Place) -> Iterator[pa.Table]:
     """Stored form of a table's rows, in order, some at a time.
 
     The codes of a table that is a single file (of an older run) are written into ``codes``.
@@ -195,7 +196,7 @@ def stored_rows(source: DatasetRef | Path, schema: pa.Schema, codes: Path) -> It
 
 
 def iter_parts(
-    source: DatasetRef | Path,
+    source: DatasetRef | Place,
     schema: pa.Schema,
     columns: Sequence[str],
     start: int = 0,
@@ -216,7 +217,7 @@ def iter_parts(
                 yield _full(cut, schema, columns, _beside(place, manifest.codes))
 
 
-def read_manifest(folder: Path) -> TableManifest:
+def read_manifest(folder: Place) -> TableManifest:
     """The manifest of a table in parts.
 
     Raises:
@@ -230,17 +231,17 @@ def read_manifest(folder: Path) -> TableManifest:
     return TableManifest.from_bytes(payload, where=path)
 
 
-def parts_ref(folder: Path) -> DatasetRef:
+def parts_ref(folder: Place) -> DatasetRef:
     """The reference of a table in parts; reads the manifest, not the rows."""
     return _ref(folder, read_manifest(folder))
 
 
-def is_whole(place: Path) -> bool:
+def is_whole(place: Place) -> bool:
     """Whether a table, in parts or in one file, was written to its end."""
     return (_manifest_path(place) if place.suffix == PARTS else place).exists()
 
 
-def _manifest_of(source: DatasetRef | Path) -> TableManifest:
+def _manifest_of(source: DatasetRef | Place) -> TableManifest:
     if not isinstance(source, DatasetRef):
         return read_manifest(source)
     manifest = read_manifest(source.path)
@@ -249,12 +250,12 @@ def _manifest_of(source: DatasetRef | Path) -> TableManifest:
     return manifest
 
 
-def _ref(folder: Path, manifest: TableManifest) -> DatasetRef:
+def _ref(folder: Place, manifest: TableManifest) -> DatasetRef:
     return DatasetRef(path=folder, num_rows=manifest.num_rows, digest=manifest.rows_digest)
 
 
 @lru_cache(2)
-def _part(folder: Path, sha256: str, schema: pa.Schema) -> pa.Table:
+def _part(folder: Place, sha256: str, schema: pa.Schema) -> pa.Table:
     """A part in stored form; those read last are kept, since shards are shorter than parts."""
     path = _part_path(folder, sha256)
     try:
@@ -266,7 +267,7 @@ def _part(folder: Path, sha256: str, schema: pa.Schema) -> pa.Table:
     return from_parquet(payload, schema, where=path)
 
 
-def _stored(rows: pa.Table, codes: Path) -> pa.Table:
+def _stored(rows: pa.Table, codes: Place) -> pa.Table:
     """Stored form of rows in full form; writes their codes as one file."""
     source, target, recognition = (list_matrix(rows, name) for name in _LISTS)
     places = np.arange(rows.num_rows)
@@ -280,7 +281,7 @@ def _stored(rows: pa.Table, codes: Path) -> pa.Table:
     )
 
 
-def _full(rows: pa.Table, schema: pa.Schema, columns: Sequence[str], codes: Path) -> pa.Table:
+def _full(rows: pa.Table, schema: pa.Schema, columns: Sequence[str], codes: Place) -> pa.Table:
     """The named columns of rows in stored form."""
     wanted = pa.schema([schema.field(name) for name in columns])
     if not _LISTS.keys() & set(columns):
@@ -360,15 +361,15 @@ def _texts(rows: pa.Table, names: Sequence[str]) -> list[bytes]:
     return found
 
 
-def _manifest_path(folder: Path) -> Path:
+def _manifest_path(folder: Place) -> Place:
     return folder / "manifest.json"
 
 
-def _part_path(folder: Path, sha256: str) -> Path:
+def _part_path(folder: Place, sha256: str) -> Place:
     return folder / "rows" / f"{sha256}.parquet"
 
 
-def _beside(place: Path, relative: str) -> Path:
+def _beside(place: Place, relative: str) -> Place:
     for name in PurePosixPath(relative).parts:
         place = place.parent if name == ".." else place / name
     return place

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.core.records import DatasetRef
-from dynamics.storage.files import sha256_file
+from dynamics.storage.files import local_copy, sha256_file
 
 _ROWS_PER_GROUP = 16_384
 
@@ -42,7 +43,7 @@ def to_parquet(table: pa.Table, schema: pa.Schema) -> bytes:
 
 
 def from_parquet(
-    payload: bytes, schema: pa.Schema, *, where: Path, columns: Sequence[str] | None = None
+    payload: bytes, schema: pa.Schema, *, where: Place, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """Inverse of `to_parquet`; ``where`` is named in errors.
 
@@ -61,7 +62,7 @@ def from_parquet(
 
 
 def iter_parquet(
-    source: DatasetRef | Path,
+    source: DatasetRef | Place,
     schema: pa.Schema,
     columns: Sequence[str],
     start: int = 0,
@@ -74,9 +75,9 @@ def iter_parquet(
     """
     path = source.path if isinstance(source, DatasetRef) else source
     try:
-        if isinstance(source, DatasetRef) and sha256_file(path) != source.digest:
+        if isinstance(source, DatasetRef) and sha256_file(local_copy(path)) != source.digest:
             raise UserError(damaged(path))
-        file, end = _opened(path, schema, path), 0
+        file, end = _opened(local_copy(path), schema, path), 0
         for group in range(file.num_row_groups):
             begin, end = end, end + file.metadata.row_group(group).num_rows
             first, last = max(start, begin), end if stop is None else min(stop, end)
@@ -89,7 +90,7 @@ def iter_parquet(
         raise UserError(damaged(path)) from error
 
 
-def _opened(source: pa.BufferReader | Path, schema: pa.Schema, where: Path) -> pq.ParquetFile:
+def _opened(source: pa.BufferReader | Path, schema: pa.Schema, where: Place) -> pq.ParquetFile:
     file = pq.ParquetFile(source)
     if misfit := _misfit(file.schema_arrow, schema):
         raise UserError(f"{where} {misfit}")
@@ -122,11 +123,11 @@ def _misfit(found: pa.Schema, schema: pa.Schema) -> str:
     return ""
 
 
-def missing(place: Path) -> str:
+def missing(place: Place) -> str:
     """Message of a table that is not there."""
     return f"{place} does not exist; run the stage that writes it first"
 
 
-def damaged(place: Path) -> str:
+def damaged(place: Place) -> str:
     """Message of a table whose bytes are not those that were written."""
     return f"{place} is damaged or was changed; delete it and run the same command again"

@@ -6,9 +6,7 @@ rounds/round-00/       what a round made; report.json is its last write
 mlflow.db  mlartifacts/  tracking.json  report.html
 """
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +17,16 @@ from typing import Any, TypeVar
 from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import validate
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place, StorePath
 from dynamics.core.records import ModelRef, RoundReport
-from dynamics.storage.files import checkpoint_digest, write_bytes
+from dynamics.storage.claim import LOCKS, claimed
+from dynamics.storage.files import (
+    check_store,
+    checkpoint_digest,
+    local_state,
+    make_folder,
+    write_bytes,
+)
 from dynamics.storage.pairs import PARTS
 
 FORMAT = 1
@@ -36,31 +42,27 @@ TRAINING_SET, RESULTS, REPORT = "training_set.parquet", "results.parquet", "repo
 """Files of a round, and of a control beside it."""
 
 
-class RunFolderInUseError(UserError):
-    """Another process runs in this folder; commands exit with status 3."""
-
-
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Paths of one run; ``root`` is absolute, so that workers in other folders agree on it."""
 
-    root: Path
+    root: Place
 
     def __post_init__(self) -> None:
         if not self.root.is_absolute():
             raise ValueError(f"run folder {self.root} must be absolute")
 
     @property
-    def data(self) -> Path:
+    def data(self) -> Place:
         """Videos and the tables made from them."""
         return self.root / "data"
 
     @property
-    def ledger(self) -> Path:
+    def ledger(self) -> Place:
         """Pseudo-labels and decisions of all rounds."""
         return self.root / "ledger"
 
-    def table(self, name: str) -> Path:
+    def table(self, name: str) -> Place:
         """A table of pairs by its name, e.g. ``pool``, or ``pool/clips`` of one of its folders.
 
         In parts; in one file where an older version wrote it.
@@ -69,109 +71,114 @@ class RunFolder:
         return file if file.exists() else self.data / f"{name}{PARTS}"
 
     @property
-    def codes(self) -> Path:
+    def codes(self) -> Place:
         """The codes of all tables of pairs."""
         return self.data / "codes"
 
     @property
-    def labelled(self) -> Path:
+    def labelled(self) -> Place:
         """The labelled set (TRANSITION_SCHEMA)."""
         return self.table("labelled")
 
     @property
-    def pool(self) -> Path:
+    def pool(self) -> Place:
         """The unlabelled pairs (PAIR_SCHEMA)."""
         return self.table("pool")
 
     @property
-    def heldout(self) -> Path:
+    def heldout(self) -> Place:
         """The held-out pairs (TRANSITION_SCHEMA)."""
         return self.table("heldout")
 
     @property
-    def truth(self) -> Path:
+    def truth(self) -> Place:
         """Ground truth of filmed pairs (TRUTH_SCHEMA); absent on real video."""
         return self.data / "truth.parquet"
 
     @property
-    def ingest(self) -> Path:
+    def ingest(self) -> Place:
         """Counts from the making of the tables."""
         return self.data / "ingest.json"
 
     @property
-    def leakage(self) -> Path:
+    def leakage(self) -> Place:
         """Held-out pairs that the pool holds, as counted once for these tables."""
         return self.data / "leakage.json"
 
     @property
-    def record(self) -> Path:
+    def record(self) -> Place:
         """The digests that the run was started with, and its newest config."""
         return self.root / "run.json"
 
     @property
-    def done(self) -> Path:
+    def done(self) -> Place:
         """The marker of a command that ended, with its last round."""
         return self.root / "done.json"
 
     @property
-    def page(self) -> Path:
+    def page(self) -> Place:
         """The report page."""
         return self.root / "report.html"
 
     @property
+    def tracking(self) -> Path:
+        """Folder of MLflow's default database, on this machine also for a run in a store."""
+        return local_state(self.root)
+
+    @property
     def mlflow(self) -> Path:
         """MLflow's default database."""
-        return self.root / "mlflow.db"
+        return self.tracking / "mlflow.db"
 
-    def round(self, round_id: int) -> Path:
+    def round(self, round_id: int) -> Place:
         """Folder of one round."""
         return self.root / "rounds" / f"round-{round_id:02d}"
 
-    def labels(self, round_id: int) -> Path:
+    def labels(self, round_id: int) -> Place:
         """The list of the round's labels before they are decided on (`ledger.Merged`)."""
         return self.round(round_id) / "labels.json"
 
-    def training_set(self, round_id: int) -> Path:
+    def training_set(self, round_id: int) -> Place:
         """The labelled set and the accepted labels (TRANSITION_SCHEMA)."""
         return self.round(round_id) / TRAINING_SET
 
-    def adapter(self, round_id: int, task: str) -> Path:
+    def adapter(self, round_id: int, task: str) -> Place:
         """The fitted adapter of ``task`` ("idm" or "fdp")."""
         return self.round(round_id) / task
 
-    def fit_summary(self, round_id: int) -> Path:
+    def fit_summary(self, round_id: int) -> Place:
         """Losses and steps of the round's fits; the last write of the training."""
         return self.round(round_id) / "train" / "summary.json"
 
-    def checkpoints(self, round_id: int) -> Path:
+    def checkpoints(self, round_id: int) -> Place:
         """Checkpoints of unfinished fits."""
         return self.round(round_id) / "train" / "checkpoints"
 
-    def results(self, round_id: int) -> Path:
+    def results(self, round_id: int) -> Place:
         """The held-out results, a row per pair (`evaluation.heldout.results_schema`)."""
         return self.round(round_id) / RESULTS
 
-    def result_parts(self, round_id: int) -> Path:
+    def result_parts(self, round_id: int) -> Place:
         """Folder of the parts of an unfinished evaluation."""
         return self.round(round_id) / "results"
 
-    def grid(self, round_id: int) -> Path:
+    def grid(self, round_id: int) -> Place:
         """The picture of sample frames."""
         return self.round(round_id) / "grid.png"
 
-    def report_path(self, round_id: int) -> Path:
+    def report_path(self, round_id: int) -> Place:
         """The report, the round's last write."""
         return self.round(round_id) / REPORT
 
-    def timings_path(self, round_id: int) -> Path:
+    def timings_path(self, round_id: int) -> Place:
         """Wall seconds per stage."""
         return self.round(round_id) / "timings.json"
 
-    def controls(self, round_id: int) -> Path:
+    def controls(self, round_id: int) -> Place:
         """Folder of the two models that the round is compared with."""
         return self.root / "controls" / f"round-{round_id:02d}"
 
-    def models(self, report: RoundReport, base: Path) -> ModelRef:
+    def models(self, report: RoundReport, base: Place) -> ModelRef:
         """The adapters that a report names, at their place in this folder."""
         return ModelRef(
             base=base,
@@ -185,7 +192,7 @@ class RunFolder:
         """Inverse of `models`: without this machine's paths, so that equal runs report the same."""
         fields = {name: str(value) for name, value in asdict(models).items()}
         adapters = {
-            task: Path(fields[task]).relative_to(self.root).as_posix() for task in ("idm", "fdp")
+            task: getattr(models, task).relative_to(self.root).as_posix() for task in ("idm", "fdp")
         }
         return fields | adapters | {"base": models.base.name}
 
@@ -247,37 +254,43 @@ class RunFolder:
             RunFolderInUseError: another process holds it.
             UserError: the folder belongs to another config, or holds something else.
         """
-        if self.root.exists() and not self.root.is_dir():
+        check_store(self.root)
+        if self.root.is_file():
             raise UserError(f"run_dir {self.root} is a file; choose another run_dir")
-        self.root.mkdir(parents=True, exist_ok=True)
-        if not self.record.exists() and any(found.name != ".lock" for found in self.root.iterdir()):
+        make_folder(self.root)
+        others = (found for found in self.root.iterdir() if found.name not in LOCKS)
+        if not self.record.exists() and next(others, None) is not None:
             raise UserError(f"{self.root} is not empty and holds no run; choose another run_dir")
-        # The kernel drops the lock with the process, also after kill -9: nothing to clean up.
-        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            _lock(descriptor, self.root)
+        with claimed(self.root):
             write_json(self.record, continued(self.record, cfg, moved))
             yield
-        finally:
-            os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
     """Lines ``{"step": 50, "loss": 1.2}`` that a fit appends while others read."""
 
-    path: Path
+    path: Place
 
     def append(self, step: int, metrics: dict[str, float]) -> None:
         """Add a line."""
+        line = json.dumps({"step": step, **metrics}) + "\n"
+        if isinstance(self.path, StorePath):  # objects do not grow: the whole curve again
+            self.path.write((self._text() + line).encode())
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as stream:
-            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+            stream.write(line)
+
+    def _text(self) -> str:
+        try:
+            return self.path.read_text()
+        except FileNotFoundError:
+            return ""
 
     def lines(self) -> list[dict[str, float]]:
         """The curve by step; of a step that a resumed fit repeated, the later line."""
-        text = self.path.read_text() if self.path.exists() else ""
-        by_step = {line["step"]: line for line in map(_parse, text.splitlines()) if line}
+        by_step = {line["step"]: line for line in map(_parse, self._text().splitlines()) if line}
         return [by_step[step] for step in sorted(by_step)]
 
     def last_step(self) -> int:
@@ -286,20 +299,7 @@ class TrainingLog:
         return int(lines[-1]["step"]) if lines else 0
 
 
-def _lock(descriptor: int, root: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise RunFolderInUseError(
-            f"run folder {root} is in use by process {holder}; wait for it, or choose another "
-            "run_dir"
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-
-
-def continued(path: Path, cfg: LoopConfig, moved: Moved | None = None) -> dict[str, Any]:
+def continued(path: Place, cfg: LoopConfig, moved: Moved | None = None) -> dict[str, Any]:
     """Content of run.json (a run) or study.json (a study) once ``cfg`` continues it.
 
     ``format``, ``digest`` and ``base_digest`` are those of the start, ``chosen`` is what its digest
@@ -338,7 +338,7 @@ def continued(path: Path, cfg: LoopConfig, moved: Moved | None = None) -> dict[s
     return {**found, "config": config}
 
 
-def _stored(path: Path) -> tuple[dict[str, Any], LoopConfig]:
+def _stored(path: Place) -> tuple[dict[str, Any], LoopConfig]:
     """The file and its config, without keys at their defaults that this version does not have."""
     if not path.exists():
         raise UserError(f"{path.parent} holds no run (no {path.name}); name a run folder")
@@ -382,7 +382,7 @@ def _parse(line: str) -> dict[str, float]:
     return payload if isinstance(payload, dict) and "step" in payload else {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Place) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
@@ -397,7 +397,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return payload
 
 
-def read_record(path: Path, from_json: Callable[[dict[str, Any]], Record]) -> Record:
+def read_record(path: Place, from_json: Callable[[dict[str, Any]], Record]) -> Record:
     """The record that `write_json` wrote; ``from_json`` gives fields added later their defaults.
 
     Raises:
@@ -412,6 +412,6 @@ def read_record(path: Path, from_json: Callable[[dict[str, Any]], Record]) -> Re
         ) from error
 
 
-def write_json(path: Path, payload: dict[str, Any]) -> None:
+def write_json(path: Place, payload: dict[str, Any]) -> None:
     """Write a JSON object atomically; equal objects give equal bytes."""
     write_bytes(path, (json.dumps(payload, indent=2, sort_keys=True) + "\n").encode())

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
 from dynamics.core.config import Strict
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 
 
 class ContentFile(Strict):
@@ -28,7 +28,7 @@ class Sealed(Strict):
         return _sealed(self.model_dump(mode="json"))
 
     @classmethod
-    def from_bytes(cls, payload: bytes, *, where: Path) -> Self:
+    def from_bytes(cls, payload: bytes, *, where: Place) -> Self:
         """Inverse of `to_bytes`; ``where`` is named in errors.
 
         Raises:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.core.records import DatasetRef
 from dynamics.storage.files import sha256_file, write_bytes
 from dynamics.storage.pairs import PARTS, iter_parts, list_matrix, parts_ref
 from dynamics.storage.parquet import damaged, from_parquet, iter_parquet, missing, to_parquet
 
 
-def write_table(path: Path, table: pa.Table, schema: pa.Schema) -> DatasetRef:
+def write_table(path: Place, table: pa.Table, schema: pa.Schema) -> DatasetRef:
     """Write ``table`` as zstd Parquet, atomically and durably.
 
     Raises:
@@ -30,7 +30,7 @@ def write_table(path: Path, table: pa.Table, schema: pa.Schema) -> DatasetRef:
     return DatasetRef(path=path, num_rows=table.num_rows, digest=digest)
 
 
-def dataset_ref(place: Path) -> DatasetRef:
+def dataset_ref(place: Place) -> DatasetRef:
     """The reference of a table that exists, in one Parquet file or in parts.
 
     Raises:
@@ -48,7 +48,7 @@ def dataset_ref(place: Path) -> DatasetRef:
 
 
 def read_table(
-    source: DatasetRef | Path, schema: pa.Schema, columns: Sequence[str] | None = None
+    source: DatasetRef | Place, schema: pa.Schema, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """Read a table, all columns or the named ones in the named order.
 
@@ -72,7 +72,7 @@ def read_table(
 
 
 def iter_table(
-    source: DatasetRef | Path,
+    source: DatasetRef | Place,
     schema: pa.Schema,
     columns: Sequence[str] | None = None,
     start: int = 0,

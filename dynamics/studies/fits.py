@@ -1,13 +1,13 @@
 """Experiments that fit an adapter on a training set of their own and measure it."""
 
 import shutil
-from pathlib import Path
 
 import pyarrow as pa
 import torch
 
 from dynamics.core.config import FilterConfig, LoopConfig, TrainConfig
 from dynamics.core.domain import Domain
+from dynamics.core.places import Place
 from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA
 from dynamics.core.seeds import derive_seed, numpy_rng
 from dynamics.evaluation.controls import SEEDED_AS, control_steps
@@ -16,6 +16,7 @@ from dynamics.labelling.filter import StratifiedTopKRule, TopFractionRule, decid
 from dynamics.labelling.labeller import Labeller
 from dynamics.labelling.training_set import build_training_set
 from dynamics.models.chameleon import load_network
+from dynamics.storage.files import local_copy, new_folder
 from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import read_table, write_table
 from dynamics.studies.experiments import ACCEPTED_FRACTION, TASKS, Experiment
@@ -116,16 +117,14 @@ def fit_ablation(study: Study, experiment: Experiment) -> None:
     _fit_and_measure(study, experiment, labelled_set(study), steps, train=train, base=base)
 
 
-def untrained_base(base: Path, out: Path, seed: int) -> Path:
+def untrained_base(base: Place, out: Place, seed: int) -> Place:
     """A checkpoint like ``base`` with its tokenizers, whose language model is at random weights."""
-    fresh = out.with_name(out.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(base, fresh, ignore=shutil.ignore_patterns("model*", "*.npy"))
-    torch.manual_seed(seed)
-    network = type(load_network(base))(load_network(base).config)
-    network.save_pretrained(fresh)
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
+    source, but_weights = local_copy(base), shutil.ignore_patterns("model*", "*.npy")
+    with new_folder(out, "config.json") as fresh:
+        shutil.copytree(source, fresh, ignore=but_weights, dirs_exist_ok=True)
+        torch.manual_seed(seed)
+        network = type(load_network(source))(load_network(source).config)
+        network.save_pretrained(fresh)
     return out
 
 
@@ -141,8 +140,8 @@ def _fit_and_measure(
     steps: int,
     *,
     train: TrainConfig | None = None,
-    init: Path | None = None,
-    base: Path | None = None,
+    init: Place | None = None,
+    base: Place | None = None,
 ) -> None:
     """Fit an arm and write its outcomes on the held-out scenes, one table a task."""
     cfg, base, folder = study.cfg, base or study.cfg.base_path(), study.folder(experiment)

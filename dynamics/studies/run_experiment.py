@@ -13,6 +13,7 @@ from dynamics.loop import run_rounds
 from dynamics.models import load_image_tokenizer
 from dynamics.pipeline.prepare import prepare
 from dynamics.pipeline.stages import Stages
+from dynamics.storage.files import make_folder
 from dynamics.storage.run_folder import write_json
 from dynamics.studies.candidates import draw_candidates, fit_weight
 from dynamics.studies.experiments import Experiment
@@ -31,7 +32,7 @@ def run_experiment(study: Study, experiment: Experiment) -> None:
     torch.set_num_threads(1)
     if study.is_done(experiment):
         return
-    study.folder(experiment).mkdir(parents=True, exist_ok=True)
+    make_folder(study.folder(experiment))
     KINDS[experiment.kind](study, experiment)
     write_json(study.done(experiment), {"experiment": experiment.name})
 

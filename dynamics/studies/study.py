@@ -1,12 +1,12 @@
 """One seed of a study: its settings, its folders, and the tables that every experiment reads."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import Domain, load_domain
+from dynamics.core.places import Place
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
 from dynamics.evaluation.controls import label_truly
 from dynamics.evaluation.guards.rules import GUARDS
@@ -40,7 +40,7 @@ class Study:
     cfg: LoopConfig
     """The loop's config with this seed and its run folder."""
     plan: StudyPlan
-    root: Path
+    root: Place
     """Absolute; ``run/`` is the loop's run folder, ``experiments/`` holds the rest."""
 
     @property
@@ -53,7 +53,7 @@ class Study:
         """The domain of the loop's config."""
         return load_domain(self.cfg)
 
-    def folder(self, experiment: Experiment) -> Path:
+    def folder(self, experiment: Experiment) -> Place:
         """Folder of an experiment's results."""
         return self.root / "experiments" / experiment.name
 
@@ -61,12 +61,12 @@ class Study:
         """True once an experiment was finished, by this process or an earlier one."""
         return self.done(experiment).is_file()
 
-    def done(self, experiment: Experiment) -> Path:
+    def done(self, experiment: Experiment) -> Place:
         """An experiment's last write."""
         return self.folder(experiment) / "done.json"
 
     @property
-    def scored_labels(self) -> Path:
+    def scored_labels(self) -> Place:
         """Round 1's greedy labels with every score (LABEL_SCHEMA)."""
         return self.folder(SCORES) / "labels.parquet"
 
@@ -76,7 +76,7 @@ class Study:
         return model_ref(self.cfg.base_path(), idm, fdp)
 
 
-def study_of(cfg: LoopConfig, plan: StudyPlan, folder: Path, seed: int) -> Study:
+def study_of(cfg: LoopConfig, plan: StudyPlan, folder: Place, seed: int) -> Study:
     """The study of one seed below ``folder``."""
     root = folder / f"seed-{seed}"
     serve = cfg.serve.model_copy(update={"enabled": False})

@@ -2,13 +2,13 @@
 
 import math
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from dynamics.core.config import KeyframeConfig, LoopConfig
 from dynamics.core.domain import ExampleScene, Split
+from dynamics.core.places import Place
 from dynamics.core.progress import Progress
 from dynamics.tabletop.example_scenes import example_scenes
 from dynamics.tabletop.film import actions_per_clip, film_split, filmed_keyframes, truth_table
@@ -68,11 +68,11 @@ class Tabletop:
         differs = float(np.abs(drawn[0] - frame_HW3).mean()) > _MAX_DIFFERENCE
         return None if differs else state
 
-    def examples(self, data: Path) -> list[ExampleScene]:
+    def examples(self, data: Place) -> list[ExampleScene]:
         """Photographs of tables that no clip shows."""
         return example_scenes(self._cfg, data)
 
-    def film(self, split: Split, num_pairs: int, out: Path, progress: Progress) -> None:
+    def film(self, split: Split, num_pairs: int, out: Place, progress: Progress) -> None:
         """Film episodes without any transition that the base was pretrained on."""
         seen = seen_transitions(self._cfg.base_path())
         film_split(split, self._world, num_pairs, self._cfg.seed, out, progress, seen=seen)
@@ -81,7 +81,7 @@ class Tabletop:
         """Settings that pick one frame of every state."""
         return filmed_keyframes(self._world, split)
 
-    def truth(self, pairs: pa.Table, out: Path) -> pa.Table:
+    def truth(self, pairs: pa.Table, out: Place) -> pa.Table:
         """Ground truth of the pairs (TRUTH_SCHEMA)."""
         return truth_table(pairs, out, self._world)
 

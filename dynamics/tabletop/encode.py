@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
@@ -15,6 +14,7 @@ from av.codec.context import Flags
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place, StorePath
 from dynamics.storage.files import full_disk_named
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 X264_OPTIONS = {"preset": "ultrafast", "tune": "zerolatency", "crf": "20"}
 
 
-def write_mp4(path: Path, frames: Iterable[np.ndarray] | np.ndarray, fps: int) -> None:
+def write_mp4(path: Place, frames: Iterable[np.ndarray] | np.ndarray, fps: int) -> None:
     """Write uint8 RGB frames, each [H, W, 3] with even sides, as an mp4.
 
     The file appears under its name complete or not at all. It is not flushed to the disk:
@@ -36,6 +36,9 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray] | np.ndarray, fps: int) -
         UserError: odd sides, no frames, or a full disk.
     """
     payload = encode_mp4(frames, fps, name=str(path))
+    if isinstance(path, StorePath):
+        path.write(payload)
+        return
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
     with full_disk_named(path, len(payload)):
         path.parent.mkdir(parents=True, exist_ok=True)

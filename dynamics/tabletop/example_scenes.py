@@ -1,9 +1,8 @@
 """Example scenes: photographs of tabletops that no clip of the run shows."""
 
-from pathlib import Path
-
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import ExampleScene
+from dynamics.core.places import Place
 from dynamics.core.seeds import numpy_rng
 from dynamics.storage.tables import read_table
 from dynamics.tabletop.film import CLIPS_SCHEMA
@@ -15,16 +14,16 @@ NUM_SCENES = 6
 NUM_ACTIONS = 5
 
 
-def filmed_states(data: Path) -> frozenset[str]:
+def filmed_states(data: Place) -> frozenset[str]:
     """Every state that a clip in a run's data folder shows, as `Scene.to_text`."""
     states: set[str] = set()
-    for path in sorted(data.glob("*/clips.parquet")):
+    for path in data.glob("*/clips.parquet"):
         for clip in read_table(path, CLIPS_SCHEMA, ["states"])["states"].to_pylist():
             states.update(clip)
     return frozenset(states)
 
 
-def example_scenes(cfg: LoopConfig, data: Path) -> list[ExampleScene]:
+def example_scenes(cfg: LoopConfig, data: Place) -> list[ExampleScene]:
     """The same scenes every time, each with actions that are possible one after the other.
 
     They have random numbers of their own; a scene that a clip shows is drawn again.

@@ -8,16 +8,17 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from dynamics.core.config import KeyframeConfig, WorldConfig
 from dynamics.core.domain import Split
+from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import TRUTH_SCHEMA
 from dynamics.core.seeds import numpy_rng
+from dynamics.storage.files import make_folder
 from dynamics.storage.tables import read_table, write_table
 from dynamics.tabletop.encode import write_mp4
 from dynamics.tabletop.language import say
@@ -93,7 +94,7 @@ def film_split(
     world: WorldConfig,
     num_pairs: int,
     seed: int,
-    out: Path,
+    out: Place,
     progress: Progress = silent,
     *,
     seen: frozenset[int] = frozenset(),
@@ -106,7 +107,7 @@ def film_split(
     if (out / "clips.parquet").is_file():
         return
     clips = out / "clips"
-    clips.mkdir(parents=True, exist_ok=True)
+    make_folder(clips)
     num_actions = actions_per_clip(world, split)
     num_clips = math.ceil(num_pairs / num_actions)
 
@@ -130,7 +131,7 @@ def film_split(
     )
 
 
-def truth_table(pairs: pa.Table, out: Path, world: WorldConfig) -> pa.Table:
+def truth_table(pairs: pa.Table, out: Place, world: WorldConfig) -> pa.Table:
     """TRUTH_SCHEMA for the ingested pairs of a filmed split.
 
     Pairs that span no action or several are left out: they have no single true sentence.

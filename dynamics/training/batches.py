@@ -1,13 +1,13 @@
 """Training batches: transitions in memory, cut by seed and step."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from dynamics.core.config import TrainConfig
+from dynamics.core.places import Place
 from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.core.seeds import numpy_rng
 from dynamics.models.tokens import Rows
@@ -26,18 +26,18 @@ class FitJob:
 
     task: FitTask
     family: str
-    base: Path
+    base: Place
     device: str
-    transitions: Path
+    transitions: Place
     """TRANSITION_SCHEMA: labelled rows (origin "labelled") and accepted labels."""
     steps: int
     train: TrainConfig
     seed: int
-    init_from: Path | None
+    init_from: Place | None
     """Output of an earlier fit to start from; None = the base."""
-    out: Path
+    out: Place
     """Adapter folder, with ``train.method`` full a whole checkpoint; complete when it exists."""
-    checkpoint_dir: Path
+    checkpoint_dir: Place
 
 
 class Batches:

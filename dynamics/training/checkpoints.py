@@ -17,13 +17,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dynamics.core.places import Place, matching
 from dynamics.models.checkpoint import adapter_digest
-from dynamics.storage.files import make_folder, name_flushed, sha256_file
+from dynamics.storage.files import (
+    fetched,
+    local_copy,
+    local_scratch,
+    make_folder,
+    name_flushed,
+    new_folder,
+    remove_tree,
+    sha256_file,
+)
 from dynamics.training.batches import FitJob
 from dynamics.training.sharding import whole
 from dynamics.training.trainable import trainable_parameters
 
-_PROGRESS = "progress"
+_PROGRESS, _DONE = "progress", "fit.json"
 
 
 class Checkpoints:
@@ -33,9 +43,9 @@ class Checkpoints:
         folder: Holds nothing else; made at the first `save`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self._folder = folder
-        self._newest: Path | None = None  # known to be sound: loaded or written here
+        self._newest: Place | None = None  # known to be sound: loaded or written here
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and progress of the newest sound checkpoint, None without one.
@@ -43,12 +53,13 @@ class Checkpoints:
         Damaged ones are passed over without a word: the steps since the one before are repeated,
         all of them when no other is left, and give the same weights.
         """
-        for path in sorted(self._folder.glob("*.safetensors"), reverse=True):
-            if path.stem.endswith(sha256_file(path)):
-                self._newest = path
-                with safe_open(path, "pt") as file:
-                    progress = json.loads(file.metadata()[_PROGRESS])
-                return load_file(path), progress
+        for path in reversed(matching(self._folder, "*.safetensors")):
+            with fetched(path) as file:
+                if path.stem.endswith(sha256_file(file)):
+                    self._newest = path
+                    with safe_open(file, "pt") as opened:
+                        progress = json.loads(opened.metadata()[_PROGRESS])
+                    return load_file(file), progress
         return None
 
     def save(self, tensors: dict[str, Tensor], step: int, progress: dict[str, Any]) -> None:
@@ -61,10 +72,11 @@ class Checkpoints:
         for path in self._folder.iterdir():
             if path != self._newest:
                 path.unlink()
-        fresh = self._folder / "fresh.tmp"
-        save_file(tensors, fresh, {_PROGRESS: json.dumps(progress)})
-        path = self._folder / f"{step:08d}-{sha256_file(fresh)}.safetensors"
-        name_flushed(fresh, path)
+        with local_scratch(self._folder) as scratch:
+            fresh = scratch / "fresh.tmp"
+            save_file(tensors, fresh, {_PROGRESS: json.dumps(progress)})
+            path = self._folder / f"{step:08d}-{sha256_file(fresh)}.safetensors"
+            name_flushed(fresh, path)
         self._newest = path
 
 
@@ -72,7 +84,7 @@ class Checkpoints:
 class FitResult:
     """A finished adapter."""
 
-    adapter: Path
+    adapter: Place
     digest: str
     steps: int
     loss: float
@@ -81,7 +93,7 @@ class FitResult:
 
 def finished_fit(job: FitJob) -> FitResult | None:
     """The result of a complete fit, None while it is not complete."""
-    done = job.out / "fit.json"
+    done = job.out / _DONE
     return fit_result(job, json.loads(done.read_text())) if done.is_file() else None
 
 
@@ -115,26 +127,23 @@ def resume(
 
 
 def publish(job: FitJob, network: Any, weights: dict[str, Tensor] | None, loss: float) -> None:
-    """Write the adapter folder in one rename, ``fit.json`` inside it.
+    """Write the adapter folder at once, ``fit.json`` inside it.
 
     ``weights`` replaces the network's own where those are sharded.
     """
-    fresh = job.out.with_name(job.out.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    if job.train.method == "full":
-        # A whole checkpoint, with the base's tokenizers and prompts: it loads without the base.
-        shutil.copytree(job.base, fresh, ignore=shutil.ignore_patterns("model*", "*.npy"))
-        network.save_pretrained(str(fresh), state_dict=weights)
-    else:
-        network.save_pretrained(str(fresh), save_embedding_layers=False, state_dict=weights)
-        (fresh / "README.md").unlink(missing_ok=True)
-        _sort_config(fresh / "adapter_config.json")
-    (fresh / "fit.json").write_text(
-        json.dumps({"loss": loss, "steps": job.steps, "task": job.task}) + "\n"
-    )
-    shutil.rmtree(job.out, ignore_errors=True)
-    fresh.rename(job.out)
-    shutil.rmtree(job.checkpoint_dir, ignore_errors=True)
+    record = json.dumps({"loss": loss, "steps": job.steps, "task": job.task}) + "\n"
+    with new_folder(job.out, _DONE) as fresh:
+        if job.train.method == "full":
+            # A whole checkpoint, with the base's tokenizers and prompts: it loads without the base.
+            but_weights = shutil.ignore_patterns("model*", "*.npy")
+            shutil.copytree(local_copy(job.base), fresh, ignore=but_weights, dirs_exist_ok=True)
+            network.save_pretrained(str(fresh), state_dict=weights)
+        else:
+            network.save_pretrained(str(fresh), save_embedding_layers=False, state_dict=weights)
+            (fresh / "README.md").unlink(missing_ok=True)
+            _sort_config(fresh / "adapter_config.json")
+        (fresh / _DONE).write_text(record)
+    remove_tree(job.checkpoint_dir)
 
 
 def _sort_config(path: Path) -> None:

@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dynamics.core.config import TrainConfig
+from dynamics.core.places import Place
 from dynamics.core.seeds import derive_seed
 from dynamics.models.tokens import IGNORE, Rows
 from dynamics.training.backend import Engine, PlainEngine
@@ -42,7 +42,7 @@ class WorkerContext:
     rank: int = 0
     world_size: int = 1
     make_engine: Callable[[RowLoss, torch.optim.Optimizer], Engine] = PlainEngine
-    report: Callable[[int, dict[str, float], Path | None], None] = field(
+    report: Callable[[int, dict[str, float], Place | None], None] = field(
         default=lambda step, metrics, checkpoint: None
     )
     """Called every REPORT_EVERY steps, and with the folder at every checkpoint."""

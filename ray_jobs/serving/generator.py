@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.places import as_place
 from dynamics.core.records import ModelRef
 from dynamics.inference.idm import Caption, InverseDynamics
 from dynamics.inference.load import load_fdp, load_idm, load_pair
@@ -54,7 +54,7 @@ class Generator:
             return ModelWorker(round_id, inverse, forward, cfg.label.max_action_tokens)
 
         self._cfg = cfg
-        registry = ModelRegistry(cfg, RunFolder(Path(run_dir)), load)
+        registry = ModelRegistry(cfg, RunFolder(as_place(run_dir)), load)
         # While the verifier scores one batch elsewhere, the next one is drawn here.
         self.service = RoundService(cfg, registry, num_threads=1 if verifier is None else 2)
 
@@ -105,7 +105,7 @@ class Verifier:
         def load(round_id: int, models: ModelRef) -> InverseDynamics:
             return load_idm(models, cfg.model)
 
-        self._registry = ModelRegistry(cfg, RunFolder(Path(run_dir)), load)
+        self._registry = ModelRegistry(cfg, RunFolder(as_place(run_dir)), load)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="idm")
 
     async def reconfigure(self, user_config: dict[str, int]) -> None:

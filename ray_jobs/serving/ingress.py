@@ -19,6 +19,7 @@ from ray.serve.schema import LoggingConfig
 from dynamics.core.config import LoopConfig, ServeConfig
 from dynamics.core.config_file import with_overrides
 from dynamics.core.errors import UserError
+from dynamics.core.places import ConfigPlace, Place
 from dynamics.serving.http.app import RETRY_AFTER_S, make_app
 from dynamics.serving.http.auth import read_key
 from dynamics.serving.model_registry import promoted_rounds
@@ -54,7 +55,7 @@ class Whole(Generator):
         return make_app(self.service, options, PAGE, read_key(options))
 
 
-def build(cfg: LoopConfig, run_dir: Path, round_id: int) -> Application:
+def build(cfg: LoopConfig, run_dir: Place, round_id: int) -> Application:
     """The deployments that ``cfg.serve`` asks for, answering with a round of a run.
 
     Their version hashes all arguments but the round, so that `serve.run` passes a new round to the
@@ -97,7 +98,7 @@ class AppArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    run: Path
+    run: ConfigPlace
     """Run folder, absolute or relative to the folder in which Ray was started."""
     round: int | None = None
     """Number of the round; None = the last promoted one."""

@@ -18,6 +18,7 @@ from dynamics.serving.http.middleware import is_loopback
 from dynamics.serving.images import to_base64
 from dynamics.serving.model_registry import promoted_rounds
 from dynamics.serving.schemas import PredictReply, PredictRequest, RolloutRequest
+from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder
 from ray_jobs import runtime
 
@@ -173,7 +174,7 @@ def write_examples(cfg: LoopConfig, folder: RunFolder, example: Example, url: st
     rollout = RolloutRequest(image=to_base64(frame), actions=actions)
     for name, request in (("request", predict), ("rollout", rollout)):
         text = request.model_dump_json(exclude_defaults=True)
-        (folder.root / f"example-{name}.json").write_text(text + "\n")
+        write_bytes(folder.root / f"example-{name}.json", (text + "\n").encode())
     key = f' -H "authorization: Bearer ${cfg.serve.api_key_env or "KEY"}"'
     body = shlex.quote(str(folder.root / "example-rollout.json"))
     return (

@@ -8,7 +8,6 @@ Everything that is left out is counted with its reason. The same folder gives th
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from dynamics.core.config import KeyframeConfig, PoolConfig
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef, pair_id, stable_hash
 from dynamics.data.video.decode import ClipFrames, DecodeSpec
@@ -23,6 +23,7 @@ from dynamics.data.video.sandbox import DecodePool, Rejected
 from dynamics.data.video.sources import SOURCES, Clip, Listing
 from dynamics.data.video.unpack import Unpacked
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.files import local_copy, local_state
 from dynamics.storage.pairs import write_pairs
 from dynamics.storage.tables import write_table
 
@@ -70,16 +71,16 @@ def decode_spec(keyframes: KeyframeConfig, images: ImageTokenizer) -> DecodeSpec
 
 
 def ingest_folder(
-    root: Path,
+    root: Place,
     pool: PoolConfig,
     images: ImageTokenizer,
-    out: Path,
+    out: Place,
     *,
     keyframes: KeyframeConfig,
     source: str = "folder",
     max_pairs: int | None = None,
     num_workers: int = 1,
-    codes: Path | None = None,
+    codes: Place | None = None,
     progress: Progress = silent,
 ) -> IngestReport:
     """Turn the videos under ``root``, laid out as ``source``, into frame pairs in ``out``.
@@ -95,12 +96,12 @@ def ingest_folder(
         UserError: missing or empty folder, more than ``pool.max_bad_fraction`` unreadable clips,
             no pair at all, or a full disk.
     """
-    listing = SOURCES[source](root)
+    listing = SOURCES[source](local_copy(root))
     spec = decode_spec(keyframes, images)
     gathered = _Gathered(images, listing, max_pairs)
     clips = sorted(listing.clips, key=lambda clip: stable_hash(clip.name))
     with (
-        Unpacked(out.parent / f".{out.stem}-unpacked") as unpacked,
+        Unpacked(local_state(out.parent) / f".{out.stem}-unpacked") as unpacked,
         DecodePool(
             min(num_workers, max(1, len(clips))),
             memory_mb=pool.decode_memory_mb,
@@ -177,7 +178,7 @@ class _Gathered:
             self._tables.append(_pair_table(self._waiting, self._images))
             self._waiting = []
 
-    def check(self, root: Path, max_bad_fraction: float) -> None:
+    def check(self, root: Place, max_bad_fraction: float) -> None:
         """Stop instead of going on with a shrunken or an empty pool."""
         bad = [reject for reject in self._ordered() if reject.reason not in USABLE]
         if len(bad) > max_bad_fraction * self._num_clips:
@@ -203,7 +204,7 @@ class _Gathered:
         counts.update({f"pair/{reason}": count for reason, count in self._pair_rejects.items()})
         return counts
 
-    def write(self, out: Path, codes: Path | None) -> IngestReport:
+    def write(self, out: Place, codes: Place | None) -> IngestReport:
         self._tokenize()
         rows = pa.concat_tables(self._tables).slice(0, self._max_pairs)
         rows = rows.sort_by([("clip_path", "ascending"), ("frame0", "ascending")])

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from dynamics.core.config import PoolPart
 from dynamics.core.errors import UserError
+from dynamics.storage.files import local_copy
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".webm", ".mkv"})
 MAX_SIDECAR_BYTES = 1 << 20
@@ -152,7 +153,7 @@ def clips_by_path(parts: Sequence[PoolPart]) -> dict[str, Clip]:
     return {
         f"{part.name}/{clip.name}" if len(parts) > 1 else clip.name: clip
         for part in parts
-        for clip in SOURCES[part.source](part.path).clips
+        for clip in SOURCES[part.source](local_copy(part.path)).clips
     }
 
 

@@ -1,5 +1,6 @@
 """Configuration: strict keys, teaching errors, a digest over what decides results."""
 
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, Mark
 from dynamics.core.config_file import load
 from dynamics.core.errors import UserError
+from dynamics.core.places import StorePath
 from dynamics.labelling.filter import StratifiedTopKRule, ThresholdRule
 
 ROOT = REPOSITORY_ROOT
@@ -219,9 +221,10 @@ def sections(kind: Any = LoopConfig) -> list[type[BaseModel]]:
 ADDRESSES = ["s3://lab/runs", "s3:/lab/runs", "file:///runs", "gs+x.y-2://lab", "C:/runs"]
 
 
-def path_keys() -> set[tuple[type[BaseModel], str]]:
+def path_keys() -> set[tuple[type[BaseModel], str, bool]]:
+    """Sections, their keys that are paths, and whether these may lie in a store."""
     return {
-        (model, name)
+        (model, name, "StorePath" in str(field))
         for model in sections()
         for name, field in model.model_fields.items()
         if "Path" in str(field.annotation)
@@ -231,17 +234,32 @@ def path_keys() -> set[tuple[type[BaseModel], str]]:
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_no_path_of_the_config_takes_an_address(address):
     assert len(path_keys()) > 5
-    for model, name in path_keys():
+    for model, name, in_store in path_keys():
+        if in_store and address == "s3://lab/runs":
+            continue
+        said = "is no place that can be used" if in_store else "is not a path of this machine"
         for value in (address, Path(address)):
-            with pytest.raises(ValidationError, match=rf"{name}\n.* is not a path of this machine"):
+            with pytest.raises(ValidationError, match=rf"{name}\n.* {said}"):
                 model.model_validate({name: value})
 
 
+def test_every_place_of_a_run_may_lie_in_a_store_and_its_config_is_kept(config_file):
+    keys = ["run_dir", "pool.path", "labelled.path", "labelled.heldout_path", "model.base"]
+    given = [f"{key}=s3://lab/{key}" for key in keys]
+    more = ["labelled.dataset=parquet", "pool.more=[{path: gs://lab/k700}]"]
+    cfg = load(config_file, [*given, *more])
+    assert cfg.run_dir == StorePath("s3://lab/run_dir")
+    assert cfg.base_path() == StorePath("s3://lab/model.base")
+    assert cfg.pool.parts[1].name == "k700"
+    assert LoopConfig.model_validate_json(cfg.model_dump_json()) == cfg
+    assert pickle.loads(pickle.dumps(cfg)) == cfg
+
+
 def test_an_address_is_refused_by_its_key_and_a_tracking_uri_is_not(config_file):
-    said = "run_dir: s3://lab/runs is not a path of this machine; mount it and name the folder"
-    assert said in error_of(config_file, "run_dir=s3://lab/runs")
-    more = "[{path: s3://lab/k700}]"
-    assert "pool.more.0.path: s3://lab/k700" in error_of(
+    said = "run_dir: file:///runs is no place that can be used; give a path, or s3://bucket/folder"
+    assert said in error_of(config_file, "run_dir=file:///runs")
+    more = "[{path: ftp://lab/k700}]"
+    assert "pool.more.0.path: ftp://lab/k700" in error_of(
         config_file, "pool.path=a", f"pool.more={more}"
     )
     assert load(config_file, ["track.uri=http://tracker:5000"]).track.uri == "http://tracker:5000"

@@ -36,7 +36,7 @@ def test_nothing_that_opens_files_takes_a_place_of_a_store() -> None:
 
 def test_a_name_cannot_lead_out_of_a_place() -> None:
     for name in ("../x", "/etc/passwd"):
-        with pytest.raises(ValueError, match="leads out"):
+        with pytest.raises(UserError, match="leads out"):
             StorePath("s3://lab/a") / name
 
 

@@ -9,9 +9,9 @@ import pytest
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import Estimate, GuardResult, RoundReport
+from dynamics.storage.claim import RunFolderInUseError
 from dynamics.storage.run_folder import (
     RunFolder,
-    RunFolderInUseError,
     TrainingLog,
     flatten,
     read_json,
