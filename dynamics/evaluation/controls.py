@@ -27,6 +27,7 @@ from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.inference.load import load_pair, model_ref
+from dynamics.storage.pairs import TableWriter, stored_rows
 from dynamics.storage.run_folder import (
     REPORT,
     RESULTS,
@@ -93,10 +94,9 @@ def run_controls(
     schema = results_schema(cfg.evaluate.best_of)
     items = {"round": read_table(items_path, schema)}
     truth = read_table(data.truth, TRUTH_SCHEMA)
-    training_sets = _training_sets(data, truth)
     jobs: list[FitJob] = []
     for arm in get_args(Arm):
-        write_table(folder / arm / TRAINING_SET, training_sets[arm], TRANSITION_SCHEMA)
+        num_true = _write_training_set(folder / arm / TRAINING_SET, arm, data, truth, run.codes)
         jobs += [_fit_job(cfg, arm, task, round_id, folder / arm) for task in get_args(Task)]
     if missing := [job for job in jobs if not job.out.exists()]:
         run_fits(missing, progress)
@@ -109,7 +109,7 @@ def run_controls(
             write_table(out / RESULTS, evaluated, schema)
         items[arm] = read_table(out / RESULTS, schema)
     steps = control_steps(cfg.train.of("fdp"), round_id)
-    report = compare(items, round_id, steps, num_pool=_num_true(training_sets["true_labels"]))
+    report = compare(items, round_id, steps, num_pool=num_true)
     write_json(folder / REPORT, report.to_json())
     return report
 
@@ -124,26 +124,28 @@ def control_steps(train: TrainConfig, round_id: int) -> int:
 
 
 def label_truly(pool: pa.Table, truth: pa.Table) -> pa.Table:
-    """The pool's pairs with their true actions (TRANSITION_SCHEMA, origin "truth").
+    """The pool's pairs with their true actions: columns ``action`` and ``origin``, "truth".
 
     Pairs that the truth leaves out (they span no action or several) are left out.
     """
     rows = pc.index_in(pool["pair_id"], value_set=truth["pair_id"].combine_chunks())
-    pairs = pool.select(PAIR_SCHEMA.names).filter(pc.is_valid(rows))
+    pairs = pool.filter(pc.is_valid(rows))
     actions = truth["action"].take(pc.drop_null(rows))
     origin = pa.array(["truth"] * pairs.num_rows, pa.string())
-    labelled = pairs.append_column("action", actions).append_column("origin", origin)
-    return labelled.cast(TRANSITION_SCHEMA)
+    return pairs.append_column("action", actions).append_column("origin", origin)
 
 
-def _training_sets(data: DataRefs, truth: pa.Table) -> dict[Arm, pa.Table]:
-    labelled = read_table(data.labelled, TRANSITION_SCHEMA)
-    pool = label_truly(read_table(data.pool, PAIR_SCHEMA), truth)
-    return {"labelled_only": labelled, "true_labels": pa.concat_tables([labelled, pool])}
-
-
-def _num_true(training_set: pa.Table) -> int:
-    return int(pc.sum(pc.equal(training_set["origin"], "truth")).as_py())
+def _write_training_set(out: Place, arm: Arm, data: DataRefs, truth: pa.Table, codes: Place) -> int:
+    """Write an arm's training set; returns the pairs of the pool in it."""
+    writer, num_true = TableWriter(out, TRANSITION_SCHEMA, codes), 0
+    for rows in stored_rows(data.labelled, TRANSITION_SCHEMA, codes):
+        writer.append(rows)
+    if arm == "true_labels":
+        for rows in stored_rows(data.pool, PAIR_SCHEMA, codes):
+            writer.append(known := label_truly(rows, truth))
+            num_true += known.num_rows
+    writer.finish()
+    return num_true
 
 
 def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, round_id: int, out: Place) -> FitJob:

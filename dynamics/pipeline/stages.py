@@ -17,7 +17,6 @@ from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import (
-    PAIR_SCHEMA,
     TRANSITION_SCHEMA,
     TRUTH_SCHEMA,
     DataRefs,
@@ -44,7 +43,8 @@ from dynamics.pipeline.prepare import prepare
 from dynamics.pipeline.tracking import Tracker, Trackers
 from dynamics.storage.files import remove_tree
 from dynamics.storage.ledger import Ledger, coverage, keys_of
-from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from dynamics.storage.pairs import is_whole
+from dynamics.storage.run_folder import TRAINING_SET, RunFolder, read_json, write_json
 from dynamics.storage.shards import Shard, cut, num_rows, read_shard
 from dynamics.storage.streams import Stream
 from dynamics.storage.tables import dataset_ref, read_table, write_table
@@ -141,14 +141,12 @@ class Stages:
         self, data: DataRefs, decisions: DatasetRef | None, round_id: int
     ) -> DatasetRef:
         """Labelled set plus accepted labels as one training set (TRANSITION_SCHEMA)."""
-        out = self.folder.training_set(round_id)
-        if out.exists():
+        out = self.folder.round(round_id) / TRAINING_SET
+        if is_whole(out):
             return dataset_ref(out)
-        rows = read_table(data.labelled, TRANSITION_SCHEMA)
-        if decisions is not None:
-            pool = read_table(data.pool, PAIR_SCHEMA)
-            rows = build_training_set(rows, pool, self.ledger.accepted(round_id))
-        return write_table(out, rows, TRANSITION_SCHEMA)
+        columns = ["label_id", "pair_id", "action"]
+        accepted = self.ledger.iter_accepted(round_id, columns) if decisions else ()
+        return build_training_set(data.labelled, data.pool, accepted, out, self.folder.codes)
 
     def train(self, training_set: DatasetRef, previous: ModelRef | None, round_id: int) -> ModelRef:
         """Fit the round's IDM and FDP adapters, side by side."""

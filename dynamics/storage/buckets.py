@@ -1,7 +1,6 @@
 """Sorting more rows than fit into memory: buckets by the first digits of a key, on a local disk."""
 
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -56,19 +55,26 @@ class Buckets:
         if self.digits and self._num_waiting >= _SPILLED_ROWS:
             self._spill()
 
-    def take(self) -> Iterator[tuple[str, pa.Table]]:
-        """The buckets by the first digits of their keys, in order; once, after the last `add`."""
+    def prefixes(self) -> list[str]:
+        """First digits of the keys of all buckets with rows, ascending; after the last `add`."""
         if not self.digits:
-            yield "", pa.concat_tables([self._schema.empty_table(), *self._waiting])
-            return
+            return [""]
         self._spill()
         for writer in self._writers.values():
             writer.close()
-        for prefix in sorted(self._writers):
-            path = self._folder / prefix
-            with pa.memory_map(str(path)) as source:
-                yield prefix, pa.ipc.open_stream(source).read_all()
-            path.unlink()
+        return sorted(self._writers)
+
+    def bucket(self, prefix: str) -> pa.Table:
+        """Rows whose keys begin with ``prefix``, in the order of `add`; once, after `prefixes`."""
+        if not self.digits:
+            return pa.concat_tables([self._schema.empty_table(), *self._waiting])
+        if prefix not in self._writers:
+            return self._schema.empty_table()
+        path = self._folder / prefix
+        with pa.memory_map(str(path)) as source:
+            rows = pa.ipc.open_stream(source).read_all()
+        path.unlink()
+        return rows
 
     def _spill(self) -> None:
         rows = pa.concat_tables([self._schema.empty_table(), *self._waiting])

@@ -132,7 +132,7 @@ class Ledger:
             for path, _ in attempts:
                 if (payload := _sound(path)) is not None:
                     buckets.add(from_parquet(payload, LABEL_SCHEMA, where=path))
-            unique = (_one_per_label(rows) for _, rows in buckets.take())
+            unique = map(_one_per_label, map(buckets.bucket, buckets.prefixes()))
             shards = [
                 self._write_shard(rows, LABEL_SCHEMA) for rows in _cut(unique, _ROWS_PER_SHARD)
             ]

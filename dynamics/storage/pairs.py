@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef
-from dynamics.storage.codes import Kind, read_codes, write_codes
+from dynamics.storage.codes import CodesFolder, Kind, write_codes
 from dynamics.storage.files import create_bytes
 from dynamics.storage.parquet import damaged, from_parquet, iter_parquet, missing, to_parquet
 from dynamics.storage.sealed import ContentFile, Sealed
@@ -236,6 +236,11 @@ def parts_ref(folder: Place) -> DatasetRef:
     return _ref(folder, read_manifest(folder))
 
 
+def codes_folder(folder: Place) -> Place:
+    """The folder of the codes files that the rows of a table in parts name."""
+    return _beside(folder, read_manifest(folder).codes)
+
+
 def is_whole(place: Place) -> bool:
     """Whether a table, in parts or in one file, was written to its end."""
     return (_manifest_path(place) if place.suffix == PARTS else place).exists()
@@ -287,9 +292,9 @@ def _full(rows: pa.Table, schema: pa.Schema, columns: Sequence[str], codes: Plac
     if not _LISTS.keys() & set(columns):
         return rows.select(columns)
     files = rows["codes"].combine_chunks().dictionary_encode()
-    names, file_B = files.dictionary.to_pylist(), files.indices.to_numpy()
+    folder, file_B = CodesFolder(codes, files.dictionary.to_pylist()), files.indices.to_numpy()
     values = {
-        name: read_codes(codes, kind, names, file_B, rows[row].to_numpy())
+        name: folder.read(kind, file_B, rows[row].to_numpy())
         for name, (kind, row) in _LISTS.items()
         if name in columns
     }

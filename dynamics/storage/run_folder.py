@@ -38,7 +38,7 @@ stored one leads to other files than those that the tables were made from."""
 
 Record = TypeVar("Record")
 
-TRAINING_SET, RESULTS, REPORT = "training_set.parquet", "results.parquet", "report.json"
+TRAINING_SET, RESULTS, REPORT = "training_set.parts", "results.parquet", "report.json"
 """Files of a round, and of a control beside it."""
 
 
@@ -67,8 +67,7 @@ class RunFolder:
 
         In parts; in one file where an older version wrote it.
         """
-        file = self.data / f"{name}.parquet"
-        return file if file.exists() else self.data / f"{name}{PARTS}"
+        return _older_or_in_parts(self.data / f"{name}{PARTS}")
 
     @property
     def codes(self) -> Place:
@@ -140,7 +139,7 @@ class RunFolder:
 
     def training_set(self, round_id: int) -> Place:
         """The labelled set and the accepted labels (TRANSITION_SCHEMA)."""
-        return self.round(round_id) / TRAINING_SET
+        return _older_or_in_parts(self.round(round_id) / TRAINING_SET)
 
     def adapter(self, round_id: int, task: str) -> Place:
         """The fitted adapter of ``task`` ("idm" or "fdp")."""
@@ -297,6 +296,12 @@ class TrainingLog:
         """Step of the last line, 0 before the first."""
         lines = self.lines()
         return int(lines[-1]["step"]) if lines else 0
+
+
+def _older_or_in_parts(parts: Place) -> Place:
+    """The single file that an older version wrote, where it is."""
+    file = parts.with_name(f"{parts.stem}.parquet")
+    return file if file.exists() else parts
 
 
 def continued(path: Place, cfg: LoopConfig, moved: Moved | None = None) -> dict[str, Any]:

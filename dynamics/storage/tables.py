@@ -98,15 +98,6 @@ def codes_matrix(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
     return list_matrix(table, column).astype(np.int64)
 
 
-def float_matrix(table: pa.Table, column: str) -> npt.NDArray[np.float32]:
-    """A list column of floats, e.g. ``recognition``, as float32 [B, L].
-
-    Raises:
-        ValueError: rows of different length.
-    """
-    return list_matrix(table, column).astype(np.float32)
-
-
 def score_column(labels: pa.Table, name: str) -> npt.NDArray[np.float64]:
     """One of the ``scores`` of LABEL_SCHEMA rows, float64 [B]; NaN where a row lacks it."""
     values = pc.map_lookup(labels["scores"], query_key=name, occurrence="first")

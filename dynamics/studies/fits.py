@@ -14,10 +14,11 @@ from dynamics.evaluation.controls import SEEDED_AS, control_steps
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.labelling.filter import StratifiedTopKRule, TopFractionRule, decide
 from dynamics.labelling.labeller import Labeller
-from dynamics.labelling.training_set import build_training_set
+from dynamics.labelling.training_set import with_actions
 from dynamics.models.chameleon import load_network
-from dynamics.storage.files import local_copy, new_folder
+from dynamics.storage.files import local_copy, new_folder, remove_tree
 from dynamics.storage.ledger import is_accepted
+from dynamics.storage.pairs import PARTS, write_pairs
 from dynamics.storage.tables import read_table, write_table
 from dynamics.studies.experiments import ACCEPTED_FRACTION, TASKS, Experiment
 from dynamics.studies.study import (
@@ -80,7 +81,8 @@ def _filtered(study: Study, arm: str) -> pa.Table:
     labels = read_table(study.scored_labels, LABEL_SCHEMA)
     pool = read_table(data_refs(study).pool, PAIR_SCHEMA)
     accepted = is_accepted(labels, decisions_of(arm, labels, study.domain))
-    return build_training_set(labelled, pool, labels.filter(pa.array(accepted)))
+    added = with_actions(pool, labels.filter(pa.array(accepted))).cast(TRANSITION_SCHEMA)
+    return pa.concat_tables([labelled, added])
 
 
 def decisions_of(arm: str, labels: pa.Table, domain: Domain) -> pa.Table:
@@ -147,8 +149,8 @@ def _fit_and_measure(
     cfg, base, folder = study.cfg, base or study.cfg.base_path(), study.folder(experiment)
     task = _task(experiment)
     arm = SEEDED_AS.get(experiment.arm, experiment.arm)
-    training_set = folder / "transitions.parquet"
-    write_table(training_set, rows, TRANSITION_SCHEMA)
+    training_set = folder / f"transitions{PARTS}"
+    write_pairs(training_set, rows, TRANSITION_SCHEMA, training_set / "codes")
     fitted = fit_adapter(
         FitJob(
             task=task,
@@ -164,7 +166,7 @@ def _fit_and_measure(
             checkpoint_dir=folder / "checkpoint",
         )
     )
-    training_set.unlink()
+    remove_tree(training_set)
     models = model_ref(base, fitted.adapter, fitted.adapter)
     for one in TASKS if task == "joint" else (task,):
         write_table(folder / f"{one}.parquet", measure_outcomes(study, models, one), OUTCOME_SCHEMA)

@@ -128,7 +128,8 @@ def true_pool(study: Study) -> pa.Table:
     """The pool's pairs with their true actions (TRANSITION_SCHEMA)."""
     refs = data_refs(study)
     assert refs.truth is not None  # the study's pool is filmed
-    return label_truly(read_table(refs.pool, PAIR_SCHEMA), read_table(refs.truth, TRUTH_SCHEMA))
+    pool, truth = read_table(refs.pool, PAIR_SCHEMA), read_table(refs.truth, TRUTH_SCHEMA)
+    return label_truly(pool, truth).cast(TRANSITION_SCHEMA)
 
 
 def true_states(study: Study) -> dict[str, tuple[str, str]]:

@@ -1,9 +1,12 @@
-"""Training batches: transitions in memory, cut by seed and step."""
+"""Training batches: transitions chosen by seed and step, their codes read when they are needed."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamics.core.config import TrainConfig
@@ -12,7 +15,8 @@ from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.core.seeds import numpy_rng
 from dynamics.models.tokens import Rows
 from dynamics.models.vlm import UnifiedVLM
-from dynamics.storage.tables import codes_matrix, read_table
+from dynamics.storage.codes import CodesFolder
+from dynamics.storage.pairs import codes_folder, parts_ref, stored_rows
 from dynamics.training.loss import Task
 from dynamics.training.objectives import Objective
 
@@ -29,7 +33,7 @@ class FitJob:
     base: Place
     device: str
     transitions: Place
-    """TRANSITION_SCHEMA: labelled rows (origin "labelled") and accepted labels."""
+    """TRANSITION_SCHEMA in parts: labelled rows (origin "labelled") and accepted labels."""
     steps: int
     train: TrainConfig
     seed: int
@@ -40,15 +44,58 @@ class FitJob:
     checkpoint_dir: Place
 
 
+class Batch:
+    """The transitions of a step, B rows of L codes a frame."""
+
+    def __init__(
+        self,
+        codes: CodesFolder,
+        rows: NDArray[np.int32],
+        actions: list[str],
+        is_labelled: NDArray[np.bool_],
+    ) -> None:
+        self._codes, self._rows = codes, rows
+        self.actions = actions
+        self.is_labelled = is_labelled
+        """From the labelled set, or an accepted label; bool [B]."""
+        both = codes.read("frames", np.tile(rows[:, 0], 2), rows[:, 1:3].T.ravel())
+        self.source_codes, self.target_codes = both.astype(np.int64).reshape(2, len(rows), -1)
+        """int64 [B, L]."""
+
+    @property
+    def recognition(self) -> NDArray[np.float32]:
+        """Recognition weights before any normalisation, float32 [B, L]; read when asked for."""
+        weights = self._codes.read("recognition", self._rows[:, 0], self._rows[:, 3])
+        return weights.astype(np.float32)
+
+
 class Batches:
-    """Transitions in memory; batch ``step`` is a pure function of seeds."""
+    """Transitions by their place in the codes files; batch ``step`` is a pure function of seeds.
+
+    Of a transition its sentence and 17 bytes are in memory: file, rows in it, labelled or not.
+    """
 
     def __init__(self, job: FitJob, model: UnifiedVLM, objective: Objective) -> None:
-        self._table = read_table(job.transitions, TRANSITION_SCHEMA).combine_chunks()
         self._job, self._tokens, self._objective = job, model.tokens, objective
-        is_labelled = np.array(self._table["origin"].to_pylist()) == "labelled"
-        self._labelled_rows = np.flatnonzero(is_labelled)
-        self._accepted_rows = np.flatnonzero(~is_labelled)
+        table = parts_ref(job.transitions)
+        self._rows = np.empty((table.num_rows, 4), np.int32)
+        self._is_labelled = np.empty(table.num_rows, bool)
+        files: dict[str, int] = {}
+        actions: list[pa.Array] = []
+        at = 0
+        for rows in stored_rows(table, TRANSITION_SCHEMA, codes_folder(job.transitions)):
+            here = slice(at, at := at + rows.num_rows)
+            names = rows["codes"].combine_chunks().dictionary_encode()
+            numbers = [files.setdefault(name, len(files)) for name in names.dictionary.to_pylist()]
+            self._rows[here, 0] = np.array(numbers)[names.indices.to_numpy()]
+            for column, name in enumerate(("source_row", "target_row", "pair_row"), start=1):
+                self._rows[here, column] = rows[name].to_numpy()
+            self._is_labelled[here] = pc.equal(rows["origin"], "labelled").to_numpy()
+            actions += rows["action"].chunks
+        self._actions = pa.chunked_array(actions, pa.string())
+        self._codes = CodesFolder(codes_folder(job.transitions), tuple(files))
+        self._labelled_rows = np.flatnonzero(self._is_labelled)
+        self._accepted_rows = np.flatnonzero(~self._is_labelled)
 
     def rows_of(self, step: int) -> np.ndarray:
         """Indices of a step's batch: ``labelled_fraction`` of it from the labelled set."""
@@ -73,12 +120,12 @@ class Batches:
 
     def batch(self, step: int) -> tuple[Rows, Tensor | None]:
         """Token rows and their weights, see `Objective.weights`."""
-        batch, task = self._table.take(self.rows_of(step)), self.task_of(step)
-        source, target = (codes_matrix(batch, name) for name in ("source_codes", "target_codes"))
-        actions = batch["action"].to_pylist()
+        chosen, task = self.rows_of(step), self.task_of(step)
+        actions = [self._actions[row].as_py() for row in chosen.tolist()]
+        batch = Batch(self._codes, self._rows[chosen], actions, self._is_labelled[chosen])
         rows = (
-            self._tokens.idm_rows(source, target, actions)
+            self._tokens.idm_rows(batch.source_codes, batch.target_codes, actions)
             if task == "idm"
-            else self._tokens.fdp_rows(source, actions, target)
+            else self._tokens.fdp_rows(batch.source_codes, actions, batch.target_codes)
         )
         return rows, self._objective.weights(batch, rows, task, self._job.train)

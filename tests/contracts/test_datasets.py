@@ -17,7 +17,8 @@ from dynamics.data.labelled.split import split
 from dynamics.data.video.sandbox import DecodePool
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
-from dynamics.storage.tables import codes_matrix, float_matrix
+from dynamics.storage.pairs import list_matrix
+from dynamics.storage.tables import codes_matrix
 from tests.made_data import DATASET_WRITERS
 
 
@@ -69,7 +70,7 @@ def test_every_listed_pair_of_sound_files_becomes_a_row(listed, images, decoders
     source, target = (codes_matrix(rows.table, f"{end}_codes") for end in ("source", "target"))
     assert source.shape == (len(listed.pairs), images.num_tokens)
     assert (source != target).any(axis=1).all()
-    assert (float_matrix(rows.table, "recognition").max(axis=1) > 0).all()
+    assert (list_matrix(rows.table, "recognition").max(axis=1) > 0).all()
 
 
 def test_listing_reads_no_pixel(listed):

@@ -22,7 +22,7 @@ from dynamics.models import FAMILIES, load_image_tokenizer, load_model
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.tokens import IGNORE
 from dynamics.models.vlm import UnifiedVLM
-from dynamics.storage.tables import write_table
+from dynamics.storage.pairs import write_pairs
 from dynamics.training.batches import FitJob
 from dynamics.training.fit import fit_adapter
 from dynamics.training.loss import RowLoss, Task
@@ -230,7 +230,9 @@ def job(built: Built, tmp_path: Path) -> FitJob:
         family=built.family,
         base=built.base,
         device="cpu",
-        transitions=write_table(tmp_path / "rows.parquet", table, TRANSITION_SCHEMA).path,
+        transitions=write_pairs(
+            tmp_path / "rows.parts", table, TRANSITION_SCHEMA, tmp_path / "codes"
+        ).path,
         steps=2,
         train=TrainConfig(
             batch_size=2, warmup_steps=0, learning_rate=1e-2, lora=LoraConfig(r=4, alpha=8)

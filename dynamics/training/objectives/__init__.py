@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from torch import Tensor
 
     from dynamics.core.config import ObjectiveName, TrainConfig
     from dynamics.models.tokens import Rows
+    from dynamics.training.batches import Batch
     from dynamics.training.loss import Task
 
 OBJECTIVES: dict[str, str] = {"nll": "dynamics.training.objectives.nll"}
@@ -22,12 +22,12 @@ class Objective(Protocol):
     """
 
     def weights(
-        self, batch: "pa.Table", rows: "Rows", task: "Task", train: "TrainConfig"
+        self, batch: "Batch", rows: "Rows", task: "Task", train: "TrainConfig"
     ) -> "Tensor | None":
         """Weight of the token at every position, [B, T]; None = all count alike.
 
         Args:
-            batch: The transitions (TRANSITION_SCHEMA).
+            batch: The transitions.
             rows: Their token rows; where ``rows.labels`` is IGNORE, no weight is read.
             task: The task of the rows.
             train: The settings of this task.

@@ -3,23 +3,22 @@
 B rows, T positions, L codes a frame, S scored positions, V answers that the task allows.
 """
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dynamics.core.config import TrainConfig
 from dynamics.models.tokens import IGNORE, Rows
-from dynamics.storage.tables import float_matrix
+from dynamics.training.batches import Batch
 from dynamics.training.loss import Task
 
 
-def weights(batch: pa.Table, rows: Rows, task: Task, train: TrainConfig) -> Tensor | None:
+def weights(batch: Batch, rows: Rows, task: Task, train: TrainConfig) -> Tensor | None:
     """See `Objective.weights`; None for action sentences and without recognition weights."""
     share = train.recognition_weight
     if task == "idm" or not share:
         return None
-    recognition_BL = torch.from_numpy(float_matrix(batch, "recognition"))
+    recognition_BL = torch.from_numpy(batch.recognition)
     weights_BT = torch.zeros(rows.labels.shape)
     weights_BT[rows.labels != IGNORE] = recognition_weights(recognition_BL, share).flatten()
     return weights_BT

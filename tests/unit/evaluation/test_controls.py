@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from dynamics.core.config import (
@@ -22,7 +21,7 @@ from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.controls import control_steps, label_truly, run_controls
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.evaluation.metrics import summarise
-from dynamics.storage.tables import write_table
+from dynamics.storage.tables import dataset_ref, write_table
 from dynamics.training.batches import FitJob
 from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
 
@@ -106,7 +105,7 @@ def test_pool_pairs_get_their_own_true_action():
     pool = pairs.select(PAIR_SCHEMA.names)
     shuffled = truth.take([7, 2, 9, 0])
     labelled = label_truly(pool, shuffled)
-    assert labelled.schema == TRANSITION_SCHEMA
+    assert labelled.column_names == TRANSITION_SCHEMA.names
     assert labelled["pair_id"].to_pylist() == [f"pair-{n:04d}" for n in (0, 2, 7, 9)]
     actions = dict(zip(pairs["pair_id"].to_pylist(), pairs["action"].to_pylist(), strict=True))
     assert labelled["action"].to_pylist() == [actions[p] for p in labelled["pair_id"].to_pylist()]
@@ -153,7 +152,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 
 def test_controls_train_on_the_right_pairs_for_the_right_steps(lab: Lab):
     report = lab.run()
-    rows = [pq.read_metadata(job.transitions).num_rows for job in lab.jobs]
+    rows = [dataset_ref(job.transitions).num_rows for job in lab.jobs]
     assert [(job.out.parent.name, job.task) for job in lab.jobs] == [
         ("labelled_only", "idm"),
         ("labelled_only", "fdp"),

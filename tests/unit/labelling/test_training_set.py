@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
-from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA
+from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA, TRANSITION_SCHEMA, DatasetRef
 from dynamics.labelling.training_set import build_training_set
-from dynamics.storage.tables import to_parquet
+from dynamics.storage import buckets
+from dynamics.storage.pairs import is_whole, write_pairs
+from dynamics.storage.tables import read_table
 
 
 def pair_row(name: str) -> dict[str, object]:
@@ -51,9 +55,25 @@ def make_labels(names: str) -> pa.Table:
     return pa.Table.from_pylist(rows, LABEL_SCHEMA)
 
 
-def test_seed_comes_first_then_accepted_pairs_sorted() -> None:
+def built(
+    folder: Path, seed: pa.Table, pool: pa.Table, labels: pa.Table, unit: int = 100
+) -> DatasetRef:
+    """The training set of tables that were stored ``unit`` rows at a time."""
+    codes = folder / "codes"
+    pieces = (labels.slice(start, unit) for start in range(0, labels.num_rows, unit))
+    return build_training_set(
+        write_pairs(folder / "labelled.parts", seed, TRANSITION_SCHEMA, codes),
+        write_pairs(folder / "pool.parts", pool, PAIR_SCHEMA, codes),
+        pieces,
+        folder / "training_set.parts",
+        codes,
+    )
+
+
+def test_seed_comes_first_then_accepted_pairs_sorted(tmp_path: Path) -> None:
     seed = make_seed("zy")
-    training_set = build_training_set(seed, make_pool("dbca"), make_labels("dab"))
+    ref = built(tmp_path, seed, make_pool("dbca"), make_labels("dab"))
+    training_set = read_table(ref, TRANSITION_SCHEMA)
     assert training_set.slice(0, 2).equals(seed)
     assert training_set["pair_id"].to_pylist() == ["z", "y", "a", "b", "d"]
     assert training_set["action"].to_pylist()[2:] == ["guess a", "guess b", "guess d"]
@@ -65,27 +85,31 @@ def test_seed_comes_first_then_accepted_pairs_sorted() -> None:
         "label-d",
     ]
     assert training_set["clip_path"].to_pylist()[2:] == ["a.mp4", "b.mp4", "d.mp4"]
-    assert training_set.schema.equals(TRANSITION_SCHEMA)
 
 
-def test_order_of_pool_and_labels_does_not_change_a_byte() -> None:
-    one = build_training_set(make_seed("z"), make_pool("abc"), make_labels("ac"))
-    two = build_training_set(make_seed("z"), make_pool("cab"), make_labels("ca"))
-    assert to_parquet(one, TRANSITION_SCHEMA) == to_parquet(two, TRANSITION_SCHEMA)
+def test_order_of_pool_and_labels_does_not_change_a_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = built(tmp_path / "a", make_seed("z"), make_pool("abc"), make_labels("ac"))
+    two = built(tmp_path / "b", make_seed("z"), make_pool("cab"), make_labels("ca"), unit=1)
+    # Buckets on disk, one for each first letter, of which b has no label.
+    monkeypatch.setattr(buckets, "_BUCKET_ROWS", 1)
+    three = built(tmp_path / "c", make_seed("z"), make_pool("bca"), make_labels("ca"))
+    assert one.digest == two.digest == three.digest
 
 
-def test_nothing_accepted_leaves_the_seed() -> None:
+def test_nothing_accepted_leaves_the_seed(tmp_path: Path) -> None:
     seed = make_seed("zy")
-    assert build_training_set(seed, make_pool("ab"), make_labels("")).equals(seed)
-    nothing = build_training_set(seed, make_pool(""), make_labels(""))
-    assert nothing.equals(seed)
+    ref = built(tmp_path, seed, make_pool("ab"), make_labels(""))
+    assert read_table(ref, TRANSITION_SCHEMA).equals(seed)
 
 
-def test_an_accepted_label_without_its_pair_is_an_error() -> None:
+def test_an_accepted_label_without_its_pair_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="have no pair in the pool"):
-        build_training_set(make_seed("z"), make_pool("a"), make_labels("ab"))
+        built(tmp_path, make_seed("z"), make_pool("a"), make_labels("ab"))
+    assert not is_whole(tmp_path / "training_set.parts")
 
 
-def test_a_pair_is_grown_once() -> None:
+def test_a_pair_is_grown_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two accepted labels"):
-        build_training_set(make_seed("z"), make_pool("a"), make_labels("aa"))
+        built(tmp_path, make_seed("z"), make_pool("a"), make_labels("aa"))

@@ -56,9 +56,7 @@ def test_a_run_leaves_what_the_run_folder_promises(small: LoopConfig, local_run:
     assert report.num_labelled == sum(report.reasons.values()) == small.pool.num_pairs
     assert {"eval/fdp_success", "eval/idm_accuracy", "eval/best_of_2"} <= set(report.metrics)
     assert report.metrics["eval/fdp_success"].num_items == small.labelled.num_heldout
-    training_set = read_table(
-        folder / "rounds" / "round-01" / "training_set.parquet", TRANSITION_SCHEMA
-    )
+    training_set = read_table(RunFolder(folder).training_set(1), TRANSITION_SCHEMA)
     assert training_set.num_rows == seed.num_rows + report.num_accepted
     assert {"train", "evaluate", "label"} <= set(RunFolder(folder).timings(1))
     assert (folder / "rounds" / "round-01" / "grid.png").read_bytes().startswith(b"\x89PNG")
@@ -118,10 +116,8 @@ def test_a_run_that_moved_goes_on_from_its_files_with_other_sizes_and_base(
     assert Ledger(moved.ledger).manifest(1).parents["config"] == moved.digest
     whole, found = results(local_run.folder), results(moved.root)
     assert found.keys() == whole.keys()
-    assert (
-        found["rounds/round-01/training_set.parquet"]
-        == whole["rounds/round-01/training_set.parquet"]
-    )
+    name = "rounds/round-01/training_set.parts/manifest.json"
+    assert found[name] == whole[name]
     # Batches of another size round the last bit of a likelihood differently.
     columns = [
         pq.read_table(root / "rounds" / "round-00" / "results.parquet", columns=["pair_id"])

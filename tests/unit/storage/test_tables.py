@@ -7,11 +7,11 @@ import pytest
 
 from dynamics.core.errors import UserError
 from dynamics.core.records import LABEL_SCHEMA, DatasetRef
+from dynamics.storage.pairs import list_matrix
 from dynamics.storage.parquet import to_parquet
 from dynamics.storage.tables import (
     codes_matrix,
     dataset_ref,
-    float_matrix,
     read_table,
     score_column,
     score_names,
@@ -140,7 +140,7 @@ def test_matrices_of_slices_and_chunks() -> None:
     codes = codes_matrix(parts, "codes")
     assert codes.dtype == np.int64
     assert np.array_equal(codes, expected)
-    weights = float_matrix(parts, "weights")
+    weights = list_matrix(parts, "weights")
     assert weights.dtype == np.float32
     assert np.array_equal(weights, (expected / 512).astype(np.float32))
     assert codes_matrix(table.slice(0, 0), "codes").shape == (0, 0)

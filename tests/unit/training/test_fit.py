@@ -1,6 +1,6 @@
 import json
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +17,12 @@ from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.models.chameleon import load_network
 from dynamics.models.tokens import IGNORE, Rows
+from dynamics.storage import pairs
 from dynamics.storage.files import checkpoint_digest
-from dynamics.storage.tables import write_table
+from dynamics.storage.pairs import write_pairs
+from dynamics.storage.tables import codes_matrix, read_table
 from dynamics.training.backend import PlainEngine
-from dynamics.training.batches import Batches, FitJob
+from dynamics.training.batches import Batch, Batches, FitJob
 from dynamics.training.fit import WorkerContext, fit_adapter, learning_rate
 from dynamics.training.objectives import OBJECTIVES, objective
 from dynamics.training.objectives.nll import recognition_weights
@@ -44,7 +46,7 @@ def transitions(folder: Path, num_pairs: int = 12, num_new: int = 12) -> Path:
             }
         )  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=TRANSITION_SCHEMA)
-    return write_table(folder / "training_set.parquet", table, TRANSITION_SCHEMA).path
+    return write_pairs(folder / "rows.parts", table, TRANSITION_SCHEMA, folder / "codes").path
 
 
 def fit_job(base: Path, folder: Path, train: TrainConfig, steps: int) -> FitJob:
@@ -233,6 +235,38 @@ def test_batches_hold_the_asked_share_of_the_labelled_set(job: FitJob) -> None:
     assert (batches.rows_of(1) != rows).any()
 
 
+@pytest.mark.parametrize("task", ["idm", "fdp"])
+def test_batches_are_the_rows_that_the_table_has_there(
+    job: FitJob, tmp_path: Path, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "PART_ROWS", 7)
+    monkeypatch.setattr(pairs, "_ROWS_WITH_CODES", 5)
+    (tmp_path / "cut").mkdir()
+    weighed = TRAIN.model_copy(update={"recognition_weight": 1.0})
+    job = replace(job, task=task, train=weighed, transitions=transitions(tmp_path / "cut"))
+    model = trainable_model(job)
+    batches = Batches(job, model, objective("nll"))
+    table = read_table(job.transitions, TRANSITION_SCHEMA)
+    for step in range(12):
+        rows = table.take(batches.rows_of(step))
+        source_BL, target_BL = (codes_matrix(rows, f"{end}_codes") for end in ("source", "target"))
+        actions = rows["action"].to_pylist()
+        wanted = (
+            model.tokens.idm_rows(source_BL, target_BL, actions)
+            if task == "idm"
+            else model.tokens.fdp_rows(source_BL, actions, target_BL)
+        )
+        found, weights = batches.batch(step)
+        for one, other in zip(astuple(found), astuple(wanted), strict=True):
+            assert torch.equal(one, other)
+        if task == "fdp":
+            recognition = torch.tensor(rows["recognition"].to_pylist())
+            assert weights is not None
+            assert torch.equal(
+                weights[found.labels != IGNORE], recognition_weights(recognition, 1.0).flatten()
+            )
+
+
 def test_adapter_files_name_no_folder_of_the_machine(job: FitJob) -> None:
     config = json.loads((fit_adapter(job).adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == job.base.name
@@ -248,8 +282,8 @@ def test_recognition_weights_have_mean_one_and_share_zero_is_uniform() -> None:
 def test_an_objective_is_one_module_and_one_line(
     job: FitJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def labelled_only(batch: pa.Table, rows: Rows, task: str, train: TrainConfig) -> Tensor:
-        counts = torch.tensor([origin == "labelled" for origin in batch["origin"].to_pylist()])
+    def labelled_only(batch: Batch, rows: Rows, task: str, train: TrainConfig) -> Tensor:
+        counts = torch.from_numpy(batch.is_labelled)
         return counts[:, None].expand(rows.labels.shape).float()
 
     module = ModuleType("labelled_only")

@@ -13,7 +13,8 @@ from dynamics.core.records import PAIR_SCHEMA, pair_id
 from dynamics.data.video import ingest
 from dynamics.data.video.decode import DecodeSpec, read_clip
 from dynamics.data.video.ingest import ingest_folder
-from dynamics.storage.tables import codes_matrix, float_matrix, read_table
+from dynamics.storage.pairs import list_matrix
+from dynamics.storage.tables import codes_matrix, read_table
 from dynamics.tabletop.encode import write_mp4
 from tests.made_data import add_member
 
@@ -62,7 +63,7 @@ def test_codes_and_recognition_are_those_of_the_picked_frames(folder, images, tm
     table = read_table(report.dataset, PAIR_SCHEMA)
     spec = DecodeSpec(frame_px=32, top_k=6, spacing_frames=3, min_change=0.004, max_cut=0.5)
     sources, targets = codes_matrix(table, "source_codes"), codes_matrix(table, "target_codes")
-    recognition = float_matrix(table, "recognition")
+    recognition = list_matrix(table, "recognition")
     for row, (name, first, second) in enumerate(
         zip(*(table[key].to_pylist() for key in ("clip_path", "frame0", "frame1")), strict=True)
     ):
