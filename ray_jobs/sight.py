@@ -38,13 +38,16 @@ class Sight:
         Raises:
             UserError: names node, place and way out.
         """
-        seen = [("run_dir", self.run_dir, self.witness.exists())]
-        seen += [(name, place, place.exists()) for name, place in self.inputs]
+        node = f"node {ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
+        try:
+            seen = [("run_dir", self.run_dir, self.witness.exists())]
+            seen += [(name, place, place.exists()) for name, place in self.inputs]
+        except UserError as error:  # a store that does not let this node in
+            raise UserError(f"{node}: {error}") from error
         for name, place, is_seen in seen:
             if not is_seen:
-                node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
                 raise UserError(
-                    f"node {node} does not see {name} {place}; mount it there under the same path, "
+                    f"{node} does not see {name} {place}; mount it there under the same path, "
                     "or name a store that all nodes reach (s3://...)"
                 )
 

@@ -101,6 +101,11 @@ class Nodes:
         """The first node."""
         return self._nodes[0]
 
+    @property
+    def alive(self) -> list[Node]:
+        """Nodes that were not killed."""
+        return [node for node in self._nodes if node.process.poll() is None]
+
     def add(self, num_cpus: int) -> Node:
         """Start a node and wait until it is up."""
         address = f"127.0.0.{len(self._nodes) + 2}"

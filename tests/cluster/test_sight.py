@@ -8,10 +8,12 @@ import pytest
 
 from dynamics.core.config import ClusterConfig, LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.places import StorePath
 from dynamics.core.progress import silent
 from dynamics.storage.streams import Done, Stream
 from ray_jobs import runtime
 from tests.nodes import nodes, why_no_nodes
+from tests.stores import BUCKET, at_store, s3_server
 
 pytestmark = pytest.mark.cluster
 
@@ -46,6 +48,19 @@ def test_a_worker_on_a_node_that_joined_later_says_what_it_does_not_see(tmp_path
     make_sight(tmp_path, ())  # another driver's; what is left is like a copy of the folder
     with pytest.raises(UserError, match=not_seen.format(f"run_dir {tmp_path}")):
         run()
+
+
+def test_a_node_that_a_store_does_not_answer_is_named() -> None:
+    from ray_jobs.sight import make_sight
+
+    with s3_server() as url, at_store(url):
+        sight = make_sight(StorePath(f"s3://{BUCKET}/run"), ())
+        sight.check()
+    with (
+        at_store("http://127.0.0.1:9"),
+        pytest.raises(UserError, match=rf"^node \S+: s3://{BUCKET}/run/\S+ cannot be used [^\n]*$"),
+    ):
+        sight.check()
 
 
 @pytest.mark.skipif(bool(why_no_nodes()), reason=f"no namespaces: {why_no_nodes()}")
