@@ -21,9 +21,10 @@ from dynamics.models.image_tokenizers.frames import AREA, centre_crop, check_fra
 
 CONFIG_FILE = "image_tokenizer.json"
 WEIGHTS_FILE = "image_tokenizer.safetensors"
-_MIN_BATCH = 16
-"""CPUs round the products of fewer rows differently: with 16 frames and more every frame had the
-same bits in every batch, with 8 an eighth of the features moved by 1e-5 (no code did)."""
+_ENCODE_BATCH = 16
+"""Frames are encoded so many at a time, never fewer: CPUs round products of other shapes
+differently. So a frame has the same features in any company, and those of larger batches; with 8 an
+eighth of them moved by 1e-5 (no code did)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,14 +126,12 @@ class FsqTokenizer:
 
     def _latents(self, frames_BHW3: np.ndarray) -> Tensor:
         check_frames(frames_BHW3, self.frame_px)
-        parts = np.split(frames_BHW3, range(self._batch_size, len(frames_BHW3), self._batch_size))
-        with torch.inference_mode():
-            return torch.cat([self._bound(part) for part in parts])
-
-    def _bound(self, frames_BHW3: np.ndarray) -> Tensor:
-        missing = max(0, _MIN_BATCH - len(frames_BHW3))
+        missing = -len(frames_BHW3) % _ENCODE_BATCH
         filled = np.pad(frames_BHW3, [(0, missing), (0, 0), (0, 0), (0, 0)])
-        return self.model.bound(to_pixels(filled))[: len(frames_BHW3)]
+        parts = np.split(filled, range(_ENCODE_BATCH, len(filled), _ENCODE_BATCH))
+        with torch.inference_mode():
+            latents = torch.cat([self.model.bound(to_pixels(part)) for part in parts])
+        return latents[: len(frames_BHW3)]
 
     def fit(self, picture: Image.Image) -> np.ndarray:
         """An RGB picture of any size as uint8 frame [H, W, 3], centre-cropped as ingest does."""
