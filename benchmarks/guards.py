@@ -30,7 +30,7 @@ from dynamics.core.domain import load_domain
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, GuardResult, stable_hash
 from dynamics.core.seeds import numpy_rng
 from dynamics.data.video.decode import read_clip
-from dynamics.data.video.ingest import decode_spec
+from dynamics.data.video.ingest import clip_reader
 from dynamics.evaluation.guards.leakage import count_leakage, leaked_pairs
 from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence, evaluate_guards
 from dynamics.inference.load import load_idm
@@ -122,7 +122,7 @@ def _encoded_anew(
     cfg: LoopConfig, folder: RunFolder, heldout: pa.Table, images: ImageTokenizer
 ) -> tuple[pa.Table, list[int]]:
     """Held-out clips after another encoding, as pool pairs, and their held-out rows."""
-    spec = decode_spec(filmed_keyframes(cfg.world, "heldout"), images.frame_px)
+    spec = clip_reader(filmed_keyframes(cfg.world, "heldout"), cfg.pool, images).spec
     rows, where = [], []
     with (
         TemporaryDirectory() as temporary,

@@ -161,12 +161,11 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
 
 def _found_pool(pool: PoolConfig) -> PoolConfig:
     """The config with absolute paths; refuse missing or empty folders before Ray starts."""
-    from dynamics.data.video.sources import SOURCES
-    from dynamics.storage.files import local_copy
+    from dynamics.data.video.sources import list_clips
 
     parts = [part.model_copy(update={"path": _absolute(part.path)}) for part in pool.parts]
     for part in parts:
-        SOURCES[part.source](local_copy(part.path))
+        next(list_clips(part), None)
     return pool.model_copy(update={"path": parts[0].path, "more": tuple(parts[1:])})
 
 

@@ -9,6 +9,7 @@ from dynamics.cli.shared import TABLETOP, console, local, named
 from dynamics.core.config import KeyframeConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
+from dynamics.core.errors import UserError
 from dynamics.core.places import as_place
 from dynamics.data.video.sources import VIDEO_SUFFIXES
 
@@ -17,8 +18,8 @@ _SUFFIXES = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
 
 def ingest(
     folder: Annotated[Any, typer.Argument(help=f"Folder of videos: {_SUFFIXES}.", parser=as_place)],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.", callback=local)] = Path(
-        "pairs.parquet"
+    out: Annotated[Path, typer.Option(help="Folder to write: a table.", callback=local)] = Path(
+        "pairs.parts"
     ),
     base: Annotated[
         Any,
@@ -28,25 +29,28 @@ def ingest(
     spacing: Annotated[int, typer.Option(help="Least distance of key frames, in frames.")] = 20,
     source: Annotated[str, named("dynamics.data.video.sources:SOURCES", "Layout")] = "folder",
     max_pairs: Annotated[int | None, typer.Option(help="Stop after so many pairs.")] = None,
-    workers: Annotated[int, typer.Option(help="Decoding processes.")] = 2,
 ) -> None:
     """Turn a folder of videos into frame pairs, and say what was rejected and why."""
-    from dynamics.data.video.ingest import ingest_folder
+    from dynamics.data.units import Encoding
+    from dynamics.data.video.ingest import Folder, ingest_videos
     from dynamics.models import load_image_tokenizer
+    from dynamics.storage.pairs import PARTS
 
+    if out.suffix != PARTS:
+        raise UserError(f"--out {out} must end in {PARTS}, like every table of pairs")
     cfg = load(TABLETOP)
     images = load_image_tokenizer(cfg.model.family, base or cfg.base_path())
+    videos = Folder(
+        root=folder,
+        source=source,
+        keyframes=KeyframeConfig(top_k=top_k, spacing_frames=spacing),
+        max_pairs=max_pairs,
+        what=str(folder),
+    )
+    encoding = Encoding(codes=out / "codes", load=lambda _: images, decide=lambda *_: "float32")
     with ProgressView(console) as progress:
-        report = ingest_folder(
-            folder,
-            PoolConfig(path=folder),
-            images,
-            out,
-            keyframes=KeyframeConfig(top_k=top_k, spacing_frames=spacing),
-            source=source,
-            max_pairs=max_pairs,
-            num_workers=workers,
-            progress=lambda done, total, _: progress(done, total, "clips"),
+        _, (report,) = ingest_videos(
+            [videos], out, PoolConfig(path=folder), images, encoding, progress=progress
         )
     for reason, count in sorted(report.rejects.items()):
         console.print(f"rejected {count:>7,}  {reason}")

@@ -233,6 +233,12 @@ class IngestConfig(Strict):
     num_actors: Annotated[int, Mark.FREE] = Field(default=2, ge=1)
     num_gpus_per_actor: Annotated[float, Mark.FREE] = Field(default=0.0, ge=0)
     """With model.device=cuda at least a share of one; decoding the guards' frames takes as many."""
+    part_clips: Annotated[int | None, Mark.FREE] = Field(default=None, ge=1)
+    """Clips, or labelled pairs, that are read, encoded and lost by a kill together; none = about
+    32 MB of frames."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the image encoder; auto: bfloat16 on a GPU where it gives at least 99 % of the
+    codes of the first clips. Decided once a run, see ingest.json."""
 
 
 class LabelConfig(Strict):

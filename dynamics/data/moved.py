@@ -12,10 +12,10 @@ from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
 from dynamics.data.labelled import DATASETS
 from dynamics.data.labelled.listing import Segment, Stills
 from dynamics.data.labelled.paths import Refused
-from dynamics.data.labelled.read import clip_sha256
-from dynamics.data.video.sources import SOURCES
-from dynamics.data.video.unpack import Unpacked
-from dynamics.storage.files import local_copy, local_state, sha256_file
+from dynamics.data.labelled.read import file_digests
+from dynamics.data.video.sources import list_clips
+from dynamics.data.video.unpack import as_file
+from dynamics.storage.files import local_copy, sha256_file
 from dynamics.storage.pairs import is_whole
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import read_table
@@ -35,11 +35,10 @@ def check_moved(folder: RunFolder, stored: LoopConfig, cfg: LoopConfig) -> None:
         UserError: names the first file that is missing or has other bytes.
     """
     for old, new in zip(stored.pool.parts, cfg.pool.parts, strict=True):
-        table = folder.table(f"pool/{old.name}") if cfg.pool.more else folder.pool
-        if old.path != new.path and is_whole(table):
+        if old.path != new.path and is_whole(folder.pool):
             if cfg.pool.more and old.name != new.name:
                 raise _other(old.path, new.path, "clips are told apart by the folder's name")
-            _check_videos(table, old, new)
+            _check_videos(folder.pool, old, new, f"{old.name}/" if cfg.pool.more else "")
     was, now = stored.labelled, cfg.labelled
     for table, lay_in, lies_in in (
         (folder.labelled, was.path, now.path),
@@ -49,15 +48,17 @@ def check_moved(folder: RunFolder, stored: LoopConfig, cfg: LoopConfig) -> None:
             _check_labelled(table, now.dataset, lay_in, lies_in)
 
 
-def _check_videos(table: Place, old: PoolPart, new: PoolPart) -> None:
-    clips = {clip.name: clip for clip in SOURCES[new.source](local_copy(new.path)).clips}
-    with Unpacked(local_state(table.parent) / ".moved") as unpacked:
-        for name, sha256 in _rows(table, PAIR_SCHEMA, "clip_path", "clip_sha256"):
-            if name not in clips:
-                raise _other(old.path, new.path, f"{name} is missing")
-            if sha256_file(unpacked.path(clips[name])) != sha256:
+def _check_videos(table: Place, old: PoolPart, new: PoolPart, prefix: str) -> None:
+    """Compare the clips whose names begin with ``prefix``."""
+    clips = {prefix + clip.name: clip for clip in list_clips(new)}
+    for name, sha256 in _rows(table, PAIR_SCHEMA, "clip_path", "clip_sha256"):
+        if not name.startswith(prefix):
+            continue
+        if name not in clips:
+            raise _other(old.path, new.path, f"{name} is missing")
+        with as_file(clips[name]) as path:
+            if sha256_file(path) != sha256:
                 raise _other(old.path, new.path, f"{name} differs")
-            unpacked.drop(clips[name])
 
 
 def _check_labelled(table: Place, dataset: str, old: Place, new: Place) -> None:
@@ -79,7 +80,7 @@ def _check_labelled(table: Place, dataset: str, old: Place, new: Place) -> None:
 def _readable_sha256(frames: Stills | Segment) -> str:
     """The digest of a pair's files, empty when one cannot be read."""
     try:
-        return clip_sha256(frames)
+        return file_digests(frames)[0]
     except (OSError, Refused):
         return ""
 

@@ -5,10 +5,10 @@ H = W = the model's frame size in pixels.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -21,15 +21,15 @@ from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.core.records import PAIR_SCHEMA
 from dynamics.data.video.decode import ClipFrames
-from dynamics.data.video.ingest import decode_spec
-from dynamics.data.video.sandbox import DecodePool, ReadClip
+from dynamics.data.video.ingest import clip_reader
+from dynamics.data.video.sandbox import ReadClip, close_decoders
 from dynamics.data.video.sources import Clip, clips_by_path
-from dynamics.data.video.unpack import Unpacked
 from dynamics.exports.rounds import ExportedRound, finished_round
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.ledger import Ledger, Manifest
 from dynamics.storage.run_folder import RunFolder, write_json
+from dynamics.storage.streams import read_ahead
 from dynamics.storage.tables import dataset_ref, read_table
 
 FramesFrom = Literal["clip", "codes"]
@@ -154,23 +154,10 @@ class AcceptedLabels:
         keyframes = load_simulator(cfg).keyframes("pool") if filmed else cfg.pool.keyframes
         found = [clips.get(group[0]["clip_path"]) for group in groups]
         there = [clip for clip in found if clip is not None and clip.path.is_file()]
-        with (
-            TemporaryDirectory() as folder,
-            Unpacked(Path(folder) / "clips") as unpacked,
-            DecodePool(
-                min(2, max(1, len(there))),
-                memory_mb=cfg.pool.decode_memory_mb,
-                timeout_s=cfg.pool.decode_timeout_s,
-            ) as decoders,
-        ):
-            read = decoders.read(map(unpacked.path, there), decode_spec(keyframes, self.images))
-            known = set(there)
+        reader, known = clip_reader(keyframes, cfg.pool, self.images), set(there)
+        with closing(read_ahead(reader.read, there, close_decoders)) as read:
             for group, clip in zip(groups, found, strict=True):
-                if clip is None or clip not in known:
-                    yield group, None
-                else:
-                    yield group, next(read)
-                    unpacked.drop(clip)
+                yield group, next(read)[1] if clip in known else None
 
     def _clips(self) -> dict[str, Clip]:
         """The pool's clips that are on disk now, by path; empty when a folder is gone."""

@@ -79,7 +79,8 @@ class Stages:
 
     def prepare(self) -> DataRefs:
         """Film or find the videos, ingest them into pairs of codes."""
-        return prepare(self.cfg, self.folder, self.images, self.progress)
+        run = partial(self.executor.run_stream, "ingest")
+        return prepare(self.cfg, self.folder, self.images, run, self.progress)
 
     def finished(self, round_id: int) -> tuple[ModelRef, RoundReport] | None:
         """The round's models and report when it was committed before, else None.

@@ -8,7 +8,7 @@ and in any order: its part is named by what is in it, so nothing changes.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -83,7 +83,7 @@ def read_ahead(
     read: Callable[[Item], Any],
     items: Iterable[Item],
     stop_reading: Callable[[], None] | None = None,
-) -> Iterator[tuple[Item, Any]]:
+) -> Generator[tuple[Item, Any]]:
     """Every item with what ``read`` returns for it, in order; a few are read ahead."""
     threads = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="read")
     ahead: deque[tuple[Item, Future[Any]]] = deque()

@@ -15,6 +15,7 @@ from dynamics.pipeline.prepare import prepare
 from dynamics.pipeline.stages import Stages
 from dynamics.storage.files import make_folder
 from dynamics.storage.run_folder import write_json
+from dynamics.storage.streams import run_stream
 from dynamics.studies.candidates import draw_candidates, fit_weight
 from dynamics.studies.experiments import Experiment
 from dynamics.studies.fits import (
@@ -41,7 +42,7 @@ def _data(study: Study, experiment: Experiment) -> None:
     cfg = study.cfg
     images = load_image_tokenizer(cfg.model.family, cfg.base_path())
     with study.run.claimed(cfg):
-        prepare(cfg, study.run, images, silent)
+        prepare(cfg, study.run, images, run_stream, silent)
 
 
 def _loop(study: Study, experiment: Experiment) -> None:

@@ -1,31 +1,36 @@
 """What every labelled set promises: one suite over DATASETS."""
 
 import os
-from collections.abc import Iterator
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.data.labelled import DATASETS
-from dynamics.data.labelled.listing import MAX_ACTION_CHARS, Labelled, Segment
-from dynamics.data.labelled.read import LabelledRows, read_pairs
+from dynamics.data.labelled.listing import (
+    MAX_ACTION_CHARS,
+    Labelled,
+    LabelledPair,
+    Segment,
+    Stills,
+)
+from dynamics.data.labelled.read import PairReader, read_pairs
 from dynamics.data.labelled.split import split
-from dynamics.data.video.sandbox import DecodePool
+from dynamics.data.units import UnitFolder
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
-from dynamics.storage.pairs import list_matrix
-from dynamics.storage.tables import codes_matrix
+from dynamics.storage.pairs import TableWriter, list_matrix
+from dynamics.storage.tables import codes_matrix, read_table
 from tests.made_data import DATASET_WRITERS
-
-
-@pytest.fixture(scope="module")
-def decoders() -> Iterator[DecodePool]:
-    with DecodePool(2, memory_mb=1024, timeout_s=20) as pool:
-        yield pool
+from tests.unit.data.video.conftest import encoding_with
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +44,24 @@ def listed(request: pytest.FixtureRequest, tmp_path: Path) -> Labelled:
     return DATASETS[request.param](DATASET_WRITERS[request.param](tmp_path))
 
 
-def everything(listed: Labelled, images: ImageTokenizer, decoders: DecodePool) -> LabelledRows:
-    return read_pairs(listed.pairs, 1000, images, lambda action: True, decoders)
+class Rows(NamedTuple):
+    table: pa.Table
+    """TRANSITION_SCHEMA."""
+    rejects: list[tuple[str, str]]
+
+
+def read(pairs: Sequence[LabelledPair], wanted: int, images: ImageTokenizer, out: Path) -> Rows:
+    reader = PairReader(frame_px=images.frame_px, bars=images.bars, memory_mb=1024, timeout_s=20)
+    units = UnitFolder(out / "p.parts" / "units", TRANSITION_SCHEMA)
+    encoding = encoding_with(lambda: images, out / "codes")
+    found = read_pairs(pairs, wanted, lambda action: True, reader, units, encoding)
+    writer = TableWriter(out / "p.parts", TRANSITION_SCHEMA, encoding.codes)
+    writer.append(found.table)
+    return Rows(read_table(writer.finish(), TRANSITION_SCHEMA), list(found.rejects))
+
+
+def everything(listed: Labelled, images: ImageTokenizer, out: Path) -> Rows:
+    return read(listed.pairs, 1000, images, out)
 
 
 def test_every_set_has_a_sample():
@@ -58,8 +79,8 @@ def test_pairs_have_plain_text_sources_and_a_place(listed):
         assert not os.path.isabs(pair.name)
 
 
-def test_every_listed_pair_of_sound_files_becomes_a_row(listed, images, decoders):
-    rows = everything(listed, images, decoders)
+def test_every_listed_pair_of_sound_files_becomes_a_row(listed, images, tmp_path):
+    rows = everything(listed, images, tmp_path / "out")
     assert rows.rejects == []
     assert rows.table.schema == TRANSITION_SCHEMA
     assert rows.table["action"].to_pylist() == [pair.action for pair in listed.pairs]
@@ -91,9 +112,16 @@ def test_no_source_is_in_labelled_and_heldout_set(listed):
     assert split(listed.pairs, 0.4, seed=3) == (seed, heldout)
 
 
-def test_reading_twice_gives_equal_rows(listed, images, decoders):
-    one, two = (everything(listed, images, decoders).table for _ in range(2))
+def test_reading_twice_gives_equal_rows(listed, images, tmp_path):
+    one, two = (everything(listed, images, tmp_path / name).table for name in "ab")
     assert one.equals(two)
+
+
+def test_pairs_are_read_in_other_processes_too(listed):
+    pair = pickle.loads(pickle.dumps(listed.pairs[0]))
+    assert replace(pair, frames=listed.pairs[0].frames) == listed.pairs[0]
+    if isinstance(pair.frames, Stills):
+        assert pair.frames.target.read() == listed.pairs[0].frames.target.read()
 
 
 def test_an_empty_folder_says_where_to_get_the_set(tmp_path):
@@ -105,8 +133,8 @@ def test_an_empty_folder_says_where_to_get_the_set(tmp_path):
         assert "http" in message or "dynamics/data/labelled/table.py" in message, name
 
 
-def test_rows_come_in_the_order_that_was_asked_for(listed, images, decoders):
+def test_rows_come_in_the_order_that_was_asked_for(listed, images, tmp_path):
     order = np.random.default_rng(0).permutation(len(listed.pairs))
     pairs = [listed.pairs[index] for index in order]
-    rows = read_pairs(pairs, len(pairs) - 1, images, lambda action: True, decoders)
+    rows = read(pairs, len(pairs) - 1, images, tmp_path / "out")
     assert rows.table["action"].to_pylist() == [pair.action for pair in pairs[:-1]]

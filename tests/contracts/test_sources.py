@@ -12,12 +12,12 @@ from dynamics.core.config import (
 )
 from dynamics.core.errors import UserError
 from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA
-from dynamics.data.video.ingest import ingest_folder
-from dynamics.data.video.sources import SOURCES
+from dynamics.data.video.ingest import Folder, ingest_videos
+from dynamics.data.video.sources import SOURCES, Clip
 from dynamics.labelling.filter import StratifiedTopKRule, decide
 from dynamics.storage.tables import read_table
 from tests.made_data import SOURCE_WRITERS
-from tests.unit.data.video.conftest import BlockTokenizer
+from tests.unit.data.video.conftest import BlockTokenizer, encoding_with
 from tests.unit.storage.rows import make_labels
 
 HELD = KeyframeConfig(top_k=6, spacing_frames=4)
@@ -39,27 +39,28 @@ def test_every_source_has_a_name_in_the_config_and_a_sample():
 
 
 def test_clips_are_sorted_named_and_have_one_of_two_classes(source, root):
-    listing = SOURCES[source](root)
-    names = [clip.name for clip in listing.clips]
+    clips = [found for found in SOURCES[source](root) if isinstance(found, Clip)]
+    names = [clip.name for clip in clips]
     assert len(names) == 4
     assert names == sorted(names)
-    assert listing.refused == ()
-    assert sorted(Counter(clip.clip_class for clip in listing.clips).values()) == [2, 2]
-    assert all(clip.path.is_absolute() and clip.path.is_file() for clip in listing.clips)
+    assert len(list(SOURCES[source](root))) == 4
+    assert sorted(Counter(clip.clip_class for clip in clips).values()) == [2, 2]
+    assert all(clip.path.is_absolute() and clip.path.is_file() for clip in clips)
+    assert all(clip.version for clip in clips)
 
 
 def test_listing_twice_gives_the_same(source, root):
-    assert SOURCES[source](root) == SOURCES[source](root)
+    assert list(SOURCES[source](root)) == list(SOURCES[source](root))
 
 
 def test_clips_become_pairs_whose_classes_the_stratified_filter_takes_turns_by(
     source, root, tmp_path
 ):
-    out = tmp_path / "out" / "pool.parquet"
-    report = ingest_folder(
-        root, PoolConfig(), BlockTokenizer(), out, keyframes=HELD, source=source, num_workers=2
-    )
-    pairs = read_table(report.dataset, PAIR_SCHEMA)
+    out = tmp_path / "out" / "pool.parts"
+    folder = Folder(root=root, source=source, keyframes=HELD)
+    encoding = encoding_with(BlockTokenizer, out.parent / "codes")
+    ref, (report,) = ingest_videos([folder], out, PoolConfig(), BlockTokenizer(), encoding)
+    pairs = read_table(ref, PAIR_SCHEMA)
     assert (report.num_clips, report.num_read, report.rejects) == (4, 4, {})
     assert pairs.num_rows >= 12
     place = LABEL_SCHEMA.get_field_index("clip_class")
@@ -69,7 +70,8 @@ def test_clips_become_pairs_whose_classes_the_stratified_filter_takes_turns_by(
     kept = {row["label_id"] for row in decisions if row["accepted"]}
     classes = Counter(row["clip_class"] for row in labels.to_pylist() if row["label_id"] in kept)
     assert sorted(classes.values()) == [3, 3]
-    assert [path.name for path in out.parent.iterdir()] == ["pool.parquet"]
+    assert {path.name for path in out.parent.iterdir()} == {"pool.parts", "codes"}
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "rows"}
 
 
 def test_an_empty_a_missing_and_a_wrong_root_are_named(source, tmp_path):
@@ -77,6 +79,6 @@ def test_an_empty_a_missing_and_a_wrong_root_are_named(source, tmp_path):
     (tmp_path / "file").write_text("x")
     for name, said in (("empty", "holds no"), ("nowhere", "does not exist"), ("file", "is a file")):
         with pytest.raises(UserError, match=f"{name} {said}") as caught:
-            SOURCES[source](tmp_path / name)
+            list(SOURCES[source](tmp_path / name))
         assert "pool." in str(caught.value)
         assert "\n" not in str(caught.value)

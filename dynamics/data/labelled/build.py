@@ -11,16 +11,16 @@ from dynamics.core.progress import Progress
 from dynamics.core.records import TRANSITION_SCHEMA, DatasetRef
 from dynamics.data.labelled import DATASETS
 from dynamics.data.labelled.listing import Labelled, LabelledPair
-from dynamics.data.labelled.read import LabelledRows, read_pairs
+from dynamics.data.labelled.read import LabelledRows, PairReader, read_pairs
 from dynamics.data.labelled.split import capped, drawn, split
-from dynamics.data.video.sandbox import DecodePool
+from dynamics.data.units import Encoding, UnitFolder
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.files import local_copy
-from dynamics.storage.pairs import is_whole, write_pairs
+from dynamics.storage.pairs import TableWriter, is_whole
 from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.streams import RunStream
 from dynamics.storage.tables import dataset_ref
 
-_NUM_WORKERS = 2
 _EXAMPLES = 20
 """Rejects of each reason that are named in ingest.json; all are counted."""
 
@@ -29,7 +29,9 @@ def build_labelled(
     cfg: LoopConfig,
     folder: RunFolder,
     images: ImageTokenizer,
+    encoding: Encoding,
     fits: Callable[[str], bool],
+    run: RunStream,
     progress: Progress,
 ) -> tuple[dict[str, DatasetRef], dict[str, Any]]:
     """Write the tables ``labelled`` and ``heldout`` (TRANSITION_SCHEMA).
@@ -40,8 +42,10 @@ def build_labelled(
     Args:
         cfg: with ``labelled.dataset``.
         folder: of the run; the tables go among its data.
-        images: tokenizes the frames.
+        images: says how large frames are; it encodes none.
+        encoding: encodes the frames.
         fits: whether an action sentence fits the model's prompts.
+        run: runs the work.
         progress: called while pairs are read.
 
     Returns:
@@ -57,19 +61,41 @@ def build_labelled(
         labelled_pairs, heldout_pairs = (drawn(one.pairs, cfg.seed) for one in (found, held))
     wanted = cfg.labelled
     labelled_pairs = capped(labelled_pairs, wanted.max_pairs)
-    with DecodePool(
-        _NUM_WORKERS, memory_mb=cfg.pool.decode_memory_mb, timeout_s=cfg.pool.decode_timeout_s
-    ) as decoders:
-        read = partial(read_pairs, images=images, fits=fits, decoders=decoders, progress=progress)
-        held_out = read(heldout_pairs, wanted.num_heldout, what="heldout")
-        labelled = read(
-            labelled_pairs, wanted.num_pairs, what="labelled", heldout_digests=held_out.digests
-        )
+    reader = PairReader(
+        frame_px=images.frame_px,
+        bars=images.bars,
+        memory_mb=cfg.pool.decode_memory_mb,
+        timeout_s=cfg.pool.decode_timeout_s,
+    )
+    units = {
+        name: UnitFolder(folder.table(name) / "units", TRANSITION_SCHEMA)
+        for name in ("heldout", "labelled")
+    }
+    read = partial(
+        read_pairs,
+        fits=fits,
+        read=reader,
+        encoding=encoding,
+        part_pairs=cfg.ingest.part_clips,
+        run=run,
+        progress=progress,
+    )
+    held_out = read(heldout_pairs, wanted.num_heldout, units=units["heldout"], what="heldout")
+    labelled = read(
+        labelled_pairs,
+        wanted.num_pairs,
+        units=units["labelled"],
+        what="labelled",
+        heldout_digests=held_out.digests,
+    )
     counted = {
         "labelled": _counted(found, labelled_pairs, labelled),
         "heldout": _counted(held or found, heldout_pairs, held_out),
     }
-    return _written(folder, {"heldout": held_out, "labelled": labelled}, counted), counted
+    refs = _written(folder, {"heldout": held_out, "labelled": labelled}, counted)
+    for one in units.values():
+        one.remove()
+    return refs, counted
 
 
 def _written(
@@ -81,10 +107,12 @@ def _written(
                 f"no pair can be used for the {name} set: {counted[name]['listed']}; then rejected "
                 f"{counted[name]['rejects']}; see labelled.path and labelled.heldout_fraction"
             )
-    return {
-        name: write_pairs(folder.table(name), rows.table, TRANSITION_SCHEMA, folder.codes)
-        for name, rows in parts.items()
-    }
+    refs = {}
+    for name, rows in parts.items():
+        writer = TableWriter(folder.table(name), TRANSITION_SCHEMA, folder.codes)
+        writer.append(rows.table)
+        refs[name] = writer.finish()
+    return refs
 
 
 def built(folder: RunFolder) -> dict[str, DatasetRef] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.data.labelled.paths import Refused
 from dynamics.data.video.sources import plain_text
 
@@ -21,11 +22,15 @@ _UNSPOKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2
 
 
 class Picture(Protocol):
-    """An encoded picture."""
+    """An encoded picture; picklable, since other processes read it."""
 
     @property
     def name(self) -> str:
-        """Name in messages."""
+        """Name in messages, different for every picture of a file."""
+
+    @property
+    def path(self) -> Path:
+        """The file that holds it."""
 
     def read(self) -> bytes:
         """The encoded bytes.
@@ -47,7 +52,7 @@ class Stills:
 class Segment:
     """The first and the last frame of a video or of a part of it."""
 
-    path: Path
+    path: Place
     span_s: tuple[float, float] | None = None
     """Seconds from the video's beginning; None is the whole video."""
 

@@ -1,38 +1,39 @@
-"""Labelled pairs to rows of TRANSITION_SCHEMA: bytes read here, decoded in limited processes.
+"""Labelled pairs to units of a table (TRANSITION_SCHEMA).
 
-P pairs of a batch, L codes a frame.
+READ takes the bytes here and decodes them in limited processes; `dynamics.data.units` encodes.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import TRANSITION_SCHEMA, pair_id, stable_hash
 from dynamics.data.labelled.listing import LabelledPair, Segment, Stills
 from dynamics.data.labelled.paths import Refused
-from dynamics.data.video.decode import Ends
-from dynamics.data.video.ingest import batch_frames, code_columns
+from dynamics.data.units import (
+    Encoding,
+    Unit,
+    UnitFolder,
+    cut_units,
+    made_units,
+    read_schema,
+    unit_size,
+)
+from dynamics.data.video.decode import Bars, Ends
 from dynamics.data.video.keyframes import change
-from dynamics.data.video.sandbox import DecodePool, DecodeWorker, Rejected
-from dynamics.models.image_tokenizer import ImageTokenizer
-from dynamics.storage.files import sha256_file
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Read:
-    """A pair with its pixels."""
-
-    pair: LabelledPair
-    ends: Ends
-    clip_sha256: str
-    digests: frozenset[str]
-    """sha256 of the files that its frames come from."""
+from dynamics.data.video.sandbox import DecodeWorker, Rejected, decoder
+from dynamics.storage.files import local_copy, sha256_file
+from dynamics.storage.pairs import stored_schema
+from dynamics.storage.streams import RunStream, run_stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,22 +41,78 @@ class LabelledRows:
     """The usable pairs of a set."""
 
     table: pa.Table
-    """TRANSITION_SCHEMA."""
+    """TRANSITION_SCHEMA, in stored form (`dynamics.storage.pairs`)."""
     digests: Set[str]
     """sha256 of every video and picture behind the rows."""
     rejects: Sequence[tuple[str, str]]
     """(name, reason) of pairs that could not be used."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairReader:
+    """Reads labelled pairs in this process' decode workers."""
+
+    frame_px: int
+    bars: Bars
+    memory_mb: int
+    timeout_s: float
+
+    def __call__(self, unit: Unit[LabelledPair]) -> pa.Table:
+        """The pairs of a unit, as `read_schema` has them."""
+        with decoder(self.memory_mb, self.timeout_s) as worker:
+            rows = [self._row(pair, worker) for pair in unit.entries]
+        return pa.Table.from_pylist(rows, read_schema(TRANSITION_SCHEMA))
+
+    def _row(self, pair: LabelledPair, worker: DecodeWorker) -> dict[str, Any]:
+        try:
+            digest, digests = file_digests(pair.frames)
+        except OSError:
+            return _rejected("missing_video")
+        except Refused as error:
+            return _rejected(str(error))
+        ends = self._ends(pair.frames, worker)
+        if isinstance(ends, Rejected):
+            return _rejected(ends.reason)
+        if np.array_equal(*ends.frames):
+            return _rejected("no_change")
+        row = {
+            # A pair with several sentences has a row for each.
+            "pair_id": stable_hash(pair_id(digest, *ends.indices), pair.action),
+            "clip_sha256": digest,
+            "clip_path": pair.name,
+            "clip_class": pair.clip_class,
+            "frame0": ends.indices[0],
+            "frame1": ends.indices[1],
+            "t0_s": ends.times_s[0],
+            "t1_s": ends.times_s[1],
+            "motion": float(change(ends.frames[:1], ends.frames[1:])[0]),
+            "action": pair.action,
+            "origin": "labelled",
+            "source": 0,
+            "target": 1,
+        }
+        verdict = json.dumps({"pair": row["pair_id"], "digests": sorted(digests), "rows": 1})
+        return {"verdict": verdict, "frames": ends.frames.tobytes(), "pairs": [row]}
+
+    def _ends(self, frames: Stills | Segment, worker: DecodeWorker) -> Ends | Rejected:
+        if isinstance(frames, Segment):
+            return worker.segment(local_copy(frames.path), frames.span_s, self.frame_px, self.bars)
+        payloads = (frames.source.read(), frames.target.read())
+        return worker.pictures(*payloads, self.frame_px, self.bars)
+
+
 def read_pairs(
     pairs: Sequence[LabelledPair],
     wanted: int,
-    images: ImageTokenizer,
     fits: Callable[[str], bool],
-    decoders: DecodePool,
+    read: PairReader,
+    units: UnitFolder,
+    encoding: Encoding,
     *,
     heldout_digests: Set[str] = frozenset(),
+    part_pairs: int | None = None,
     what: str = "pairs",
+    run: RunStream = run_stream,
     progress: Progress = silent,
 ) -> LabelledRows:
     """The first ``wanted`` usable pairs, as a table.
@@ -63,173 +120,147 @@ def read_pairs(
     Args:
         pairs: in the order in which they are tried.
         wanted: at most so many rows.
-        images: tokenizes the frames.
         fits: whether an action sentence fits the model's prompts.
-        decoders: decode the pictures and videos.
+        read: reads the pictures and videos.
+        units: the units of the set.
+        encoding: encodes the frames.
         heldout_digests: sha256 of the held-out set's files, which must not be used again.
+        part_pairs: pairs of a unit, see `unit_size`.
         what: name of the set in progress messages.
-        progress: called with the number of usable pairs.
+        run: runs the work.
+        progress: called with the number of pairs that were tried.
 
     Returns:
         Rows in the order of ``pairs``. Besides the decoder's reasons a reject has ``action_tokens``
         (the sentence is too long for the model), ``in_heldout``, ``no_change`` (both frames are the
         same), ``duplicate_pair``, or what `Picture.read` refuses.
     """
-    reader = _Reader(images, fits, decoders, heldout_digests)
+    usable = _Usable(heldout_digests)
+    size = unit_size(part_pairs, 6 * read.frame_px**2)
     start = 0
-    while start < len(pairs) and len(reader.order) < wanted:
-        stop = min(len(pairs), start + wanted - len(reader.order))
+    while start < len(pairs) and usable.count < wanted:
+        stop = min(len(pairs), start + wanted - usable.count)
+        tried = [pair for pair in pairs[start:stop] if fits(pair.action)]
+        usable.rejects += [
+            (pair.name, "action_tokens") for pair in pairs[start:stop] if not fits(pair.action)
+        ]
         # In the order of the manifest: neighbours share a table's row group, or a video.
-        part = sorted(range(start, stop), key=lambda index: pairs[index].place)
-        for _ in reader.read([(index, pairs[index]) for index in part]):
-            progress(len(reader.order), wanted, f"read {what}")
+        order = sorted(range(len(tried)), key=lambda index: tried[index].place)
+        made = made_units(
+            partial(_cut, [tried[index] for index in order], size, read),
+            read,
+            units,
+            encoding,
+            run,
+            progress,
+            what=f"read {what}",
+            total=len(tried),
+        )
+        usable.take(tried, order, made)
         start = stop
-    return reader.rows()
+    return usable.rows()
 
 
-class _Reader:
+class _Usable:
     """Gathers the rows of the usable pairs."""
 
-    def __init__(
-        self,
-        images: ImageTokenizer,
-        fits: Callable[[str], bool],
-        decoders: DecodePool,
-        heldout_digests: Set[str],
-    ) -> None:
-        self._images = images
-        self._fits = fits
-        self._decoders = decoders
+    def __init__(self, heldout_digests: Set[str]) -> None:
         self._heldout_digests = heldout_digests
-        self._videos: dict[Path, str] = {}
         self._seen: set[str] = set()
         self._digests: set[str] = set()
-        self._rejects: list[tuple[str, str]] = []
-        self._tables = [TRANSITION_SCHEMA.empty_table()]
-        self.order: list[int] = []
-        """Numbers of the usable pairs, in the order of the rows."""
+        self._tables = [stored_schema(TRANSITION_SCHEMA).empty_table()]
+        self.rejects: list[tuple[str, str]] = []
+        self.count = 0
 
-    def read(self, pairs: Sequence[tuple[int, LabelledPair]]) -> Iterator[None]:
-        """Read pairs; yields after each of them."""
-        waiting: list[_Read] = []
-        jobs = [self._job(pair) for _, pair in pairs]
-        for (index, pair), result in zip(pairs, self._decoders.run(jobs), strict=True):
-            reason = result if isinstance(result, str) else self._unusable(result)
-            if isinstance(result, str) or reason:
-                self._rejects.append((pair.name, reason))
+    def take(
+        self,
+        tried: Sequence[LabelledPair],
+        order: Sequence[int],
+        made: Iterator[tuple[pa.Table, list[dict[str, Any]]]],
+    ) -> None:
+        """Take rows of pairs, which were read in ``order``, as they were tried."""
+        tables, verdicts = [stored_schema(TRANSITION_SCHEMA).empty_table()], []
+        for rows, found in made:
+            tables.append(rows)
+            verdicts += found
+        starts = np.cumsum([0, *(verdict["rows"] for verdict in verdicts)])
+        place = {index: number for number, index in enumerate(order)}
+        kept = []
+        for index, pair in enumerate(tried):
+            verdict = verdicts[place[index]]
+            if reason := self._unusable(verdict):
+                self.rejects.append((pair.name, reason))
             else:
-                self._digests |= result.digests
-                self.order.append(index)
-                waiting.append(result)
-                if 2 * len(waiting) >= batch_frames(self._images):
-                    self._tables.append(_table(waiting, self._images))
-                    waiting = []
-            yield
-        if waiting:
-            self._tables.append(_table(waiting, self._images))
+                kept.append(starts[place[index]])
+        self._tables.append(pa.concat_tables(tables).take(pa.array(kept, pa.int64())))
+        self.count += len(kept)
 
-    def rows(self) -> LabelledRows:
-        table = pa.concat_tables(self._tables).take(np.argsort(self.order, kind="stable"))
-        return LabelledRows(table=table, digests=self._digests, rejects=self._rejects)
-
-    def _job(self, pair: LabelledPair) -> Callable[[DecodeWorker], _Read | str]:
-        if not self._fits(pair.action):
-            return lambda _: "action_tokens"
-        if isinstance(pair.frames, Segment):
-            return partial(_read_segment, pair, pair.frames, self._videos, self._images)
-        return partial(_read_stills, pair, pair.frames, self._images)
-
-    def _unusable(self, read: _Read) -> str:
-        """The reject reason of a decoded pair; "" for a usable one, which is remembered."""
-        if not read.digests.isdisjoint(self._heldout_digests):
+    def _unusable(self, verdict: dict[str, Any]) -> str:
+        """The reject reason of a pair; "" for a usable one, which is remembered."""
+        if "reason" in verdict:
+            return str(verdict["reason"])
+        if not self._heldout_digests.isdisjoint(verdict["digests"]):
             return "in_heldout"
-        if np.array_equal(*read.ends.frames):
-            return "no_change"
-        key = _labelled_id(read)
-        if key in self._seen:
+        if verdict["pair"] in self._seen:
             return "duplicate_pair"
-        self._seen.add(key)
+        self._seen.add(verdict["pair"])
+        self._digests.update(verdict["digests"])
         return ""
 
+    def rows(self) -> LabelledRows:
+        table = pa.concat_tables(self._tables)
+        return LabelledRows(table=table, digests=self._digests, rejects=self.rejects)
 
-def _read_segment(
-    pair: LabelledPair,
-    segment: Segment,
-    known: dict[Path, str],
-    images: ImageTokenizer,
-    worker: DecodeWorker,
-) -> _Read | str:
+
+def _cut(
+    pairs: Sequence[LabelledPair], size: int, read: PairReader
+) -> Iterator[Unit[LabelledPair]]:
+    return cut_units(pairs, size, partial(_described, read))
+
+
+def _described(read: PairReader, pair: LabelledPair) -> Sequence[str | int]:
+    frames = pair.frames
+    if isinstance(frames, Segment):
+        files = [str(frames.path), str(frames.span_s), _version(frames.path)]
+    else:
+        pictures = (frames.source, frames.target)
+        files = [text for one in pictures for text in (one.name, _version(one.path))]
+    return (pair.name, pair.action, pair.clip_class, *files, read.frame_px, str(read.bars))
+
+
+def _version(path: Place) -> str:
+    """Another one when the file's bytes have changed."""
     try:
-        # Long videos have many segments: hashed once (twice at worst, by two threads).
-        digest = known.get(segment.path) or sha256_file(segment.path)
+        if not isinstance(path, Path):
+            return str(path.meta()["e_tag"])
+        status = path.stat()
     except OSError:
-        return "missing_video"
-    known[segment.path] = digest
-    ends = worker.segment(segment.path, segment.span_s, images.frame_px, images.bars)
-    if isinstance(ends, Rejected):
-        return ends.reason
-    return _Read(pair=pair, ends=ends, clip_sha256=digest, digests=frozenset({digest}))
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _read_stills(
-    pair: LabelledPair, stills: Stills, images: ImageTokenizer, worker: DecodeWorker
-) -> _Read | str:
-    try:
-        payloads = (stills.source.read(), stills.target.read())
-    except Refused as error:
-        return str(error)
-    ends = worker.pictures(*payloads, images.frame_px, images.bars)
-    if isinstance(ends, Rejected):
-        return ends.reason
-    digests = [hashlib.sha256(payload).hexdigest() for payload in payloads]
-    return _Read(pair=pair, ends=ends, clip_sha256=_both(digests), digests=frozenset(digests))
+def _rejected(reason: str) -> dict[str, Any]:
+    verdict = json.dumps({"reason": reason, "rows": 0})
+    return {"verdict": verdict, "frames": b"", "pairs": []}
 
 
-def clip_sha256(frames: Stills | Segment) -> str:
-    """The digest of a pair's files, as the tables have it.
+def file_digests(frames: Stills | Segment) -> tuple[str, frozenset[str]]:
+    """The digest of a pair's files, as the tables have it, and those of the single files.
 
     Raises:
         OSError: the video cannot be read.
         Refused: a picture cannot be read.
     """
     if isinstance(frames, Segment):
-        return sha256_file(frames.path)
-    pictures = (frames.source, frames.target)
-    return _both([hashlib.sha256(picture.read()).hexdigest() for picture in pictures])
-
-
-def _both(digests: Sequence[str]) -> str:
-    return hashlib.sha256("\x1f".join(digests).encode()).hexdigest()
-
-
-def _labelled_id(read: _Read) -> str:
-    """Key of a row; a pair with several sentences has a row for each."""
-    return stable_hash(pair_id(read.clip_sha256, *read.ends.indices), read.pair.action)
-
-
-def _table(reads: Sequence[_Read], images: ImageTokenizer) -> pa.Table:
-    frames_BHW3 = np.concatenate([read.ends.frames for read in reads])
-    sources = range(0, len(frames_BHW3), 2)
-    motion_P = change(frames_BHW3[0::2], frames_BHW3[1::2])
-    columns = code_columns(frames_BHW3, sources, [row + 1 for row in sources], images)
-    rows = [
-        {
-            "pair_id": _labelled_id(read),
-            "clip_sha256": read.clip_sha256,
-            "clip_path": read.pair.name,
-            "clip_class": read.pair.clip_class,
-            "frame0": read.ends.indices[0],
-            "frame1": read.ends.indices[1],
-            "t0_s": read.ends.times_s[0],
-            "t1_s": read.ends.times_s[1],
-            "motion": float(motion),
-            "action": read.pair.action,
-            "origin": "labelled",
-        }
-        for read, motion in zip(reads, motion_P, strict=True)
+        digest = _video_sha256(frames.path, _version(frames.path))
+        return digest, frozenset({digest})
+    digests = [
+        hashlib.sha256(picture.read()).hexdigest() for picture in (frames.source, frames.target)
     ]
-    small = [column for column in TRANSITION_SCHEMA if column.name not in columns]
-    table = pa.Table.from_pylist(rows, schema=pa.schema(small))
-    for name, column in columns.items():
-        table = table.append_column(TRANSITION_SCHEMA.field(name), column)
-    return table.select(TRANSITION_SCHEMA.names)
+    return hashlib.sha256("\x1f".join(digests).encode()).hexdigest(), frozenset(digests)
+
+
+@lru_cache(4096)
+def _video_sha256(path: Place, version: str) -> str:
+    """Long videos have many segments: hashed once a process, and again in another version."""
+    return sha256_file(path)

@@ -9,6 +9,7 @@
 
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class _Table:
             raise UserError(f"{path} has no column {', '.join(missing)}; {ORIGIN}")
         self.embedded = frozenset(name for name in IMAGES if not _is_text(schema.field(name).type))
         """Image columns that hold bytes."""
-        self._path = path
+        self.path = path
         self._lock = threading.Lock()
         self._group: tuple[int, pa.Table] | None = None
         sizes = [
@@ -100,6 +101,9 @@ class _Table:
             for group in range(self._file.num_row_groups)
         ]
         self._starts = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
+
+    def __reduce__(self) -> Any:
+        return _open, (self.path,)
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Row numbers with texts and paths, without pictures."""
@@ -112,7 +116,7 @@ class _Table:
                     yield start + offset, row
                 start += batch.num_rows
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{self._path} is damaged; get it again") from error
+            raise UserError(f"{self.path} is damaged; get it again") from error
 
     def image(self, row: int, column: str) -> bytes:
         """The bytes of a picture; threads take turns."""
@@ -129,6 +133,12 @@ class _Table:
         return payload
 
 
+@lru_cache(4)
+def _open(path: Path) -> _Table:
+    """A table that other processes read pictures of."""
+    return _Table(path)
+
+
 class _TableImage:
     """A picture in a table."""
 
@@ -139,6 +149,11 @@ class _TableImage:
         self._row = row
         self._column = column
         self.name = name
+
+    @property
+    def path(self) -> Path:
+        """The table."""
+        return self._table.path
 
     def read(self) -> bytes:
         """The encoded bytes.

@@ -10,11 +10,14 @@ class Videos:
     """An index of a folder; what a manifest says is only ever looked up in it, never opened."""
 
     def __init__(self, folder: Path) -> None:
-        listing = find_files(checked_root(folder), VIDEO_SUFFIXES)
         self._found: dict[str, Clip] = {}
-        for clip in listing.clips:
-            self._found.setdefault(PurePosixPath(clip.name).stem, clip)
-        self._refused = {PurePosixPath(name).stem: reason for name, reason in listing.refused}
+        self._refused: dict[str, str] = {}
+        for found in find_files(checked_root(folder), VIDEO_SUFFIXES):
+            stem = PurePosixPath(found.name).stem
+            if isinstance(found, Clip):
+                self._found.setdefault(stem, found)
+            else:
+                self._refused[stem] = found.reason
 
     def find(self, name: str) -> Clip:
         """The video of a name.

@@ -1,16 +1,20 @@
-"""A folder of videos to a table of frame pairs with image codes.
+"""Folders of videos to a table of frame pairs with image codes.
 
-    files ─▶ decode, key frames, crop (workers) ─▶ codes, recognition (here, batched) ─▶ Parquet
+    list ─▶ units of clips ─▶ READ: fetch, decode, key frames ─▶ WORK: codes, unit ─▶ table in parts
 
-Everything that is left out is counted with its reason. The same folder gives the same bytes.
+Units are made anywhere and in any order (`dynamics.data.units`); the driver takes them in the order
+of the listing as they come, so that the same folder gives the same table. Everything that is left
+out is counted with its reason.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from dynamics.core.config import KeyframeConfig, PoolConfig
@@ -18,19 +22,52 @@ from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef, pair_id, stable_hash
+from dynamics.data.units import (
+    Encoding,
+    Unit,
+    UnitFolder,
+    cut_units,
+    made_units,
+    read_schema,
+    unit_size,
+)
 from dynamics.data.video.decode import ClipFrames, DecodeSpec
-from dynamics.data.video.sandbox import DecodePool, Rejected
-from dynamics.data.video.sources import SOURCES, Clip, Listing
-from dynamics.data.video.unpack import Unpacked
+from dynamics.data.video.sandbox import (
+    DecodeWorker,
+    ReadClip,
+    Rejected,
+    decoder,
+    read_clip_file,
+    unreadable,
+)
+from dynamics.data.video.sources import SOURCES, Clip, Found
+from dynamics.data.video.unpack import as_file
 from dynamics.models.image_tokenizer import ImageTokenizer
-from dynamics.storage.files import local_copy, local_state
-from dynamics.storage.pairs import write_pairs
-from dynamics.storage.tables import write_table
+from dynamics.storage.pairs import TableWriter
+from dynamics.storage.streams import RunStream, run_stream
 
 USABLE = frozenset({"duplicate_clip", "too_short"})
 """Clip rejects that are no sign of a broken pool."""
-_PIXELS_PER_BATCH = 1 << 20
-"""Frames are tokenized in batches of about this many pixels: 1024 of 32 px, 4 of 512 px."""
+_LISTED_AT_ONCE = 200_000
+"""Clips in memory while they are put into an order that is not that of their names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """Videos below one folder, and what is taken of them."""
+
+    root: Place
+    source: str = "folder"
+    """Key of SOURCES."""
+    keyframes: KeyframeConfig
+    max_pairs: int | None = None
+    by_name: bool = False
+    """Take the first clips by name when ``max_pairs`` is less than there is; else in the order of a
+    hash of their names, so that a part of the folder has clips of all classes."""
+    prefix: str = ""
+    """Begins the names and classes of its clips."""
+    what: str = "pool"
+    """Its name in progress messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,255 +81,276 @@ class RejectedClip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestReport:
-    """Result and counts of an ingest."""
+    """Counts of a folder."""
 
-    dataset: DatasetRef
-    """PAIR_SCHEMA."""
     num_clips: int
     """Clips looked at: all of the folder, or fewer when ``max_pairs`` was reached before."""
     num_read: int
     """Clips decoded to the end."""
     num_pairs: int
+    in_two_folders: int
+    """Pairs, among ``num_pairs``, of clips that an earlier folder has byte for byte."""
     rejects: Counter[str]
     """Counts by reason: ``clip/unreadable`` of clips, ``pair/near_copy`` and so on of pairs."""
     rejected_clips: tuple[RejectedClip, ...]
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON, keys in a fixed order."""
-        payload = asdict(self)
-        payload["dataset"]["path"] = self.dataset.path.name
-        payload["rejects"] = dict(sorted(self.rejects.items()))
-        return payload
+        return asdict(self) | {"rejects": dict(sorted(self.rejects.items()))}
 
 
-def decode_spec(keyframes: KeyframeConfig, images: ImageTokenizer) -> DecodeSpec:
-    """Settings of the decoder, which must not import the config."""
-    return DecodeSpec(frame_px=images.frame_px, bars=images.bars, **keyframes.model_dump())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipReader:
+    """Reads clips in this process' decode workers."""
+
+    spec: DecodeSpec
+    memory_mb: int
+    timeout_s: float
+    prefix: str = ""
+
+    def __call__(self, unit: Unit[Clip]) -> pa.Table:
+        """The clips of a unit, as `read_schema` has them."""
+        with decoder(self.memory_mb, self.timeout_s) as worker:
+            rows = [self._row(clip, self._read(clip, worker)) for clip in unit.entries]
+        return pa.Table.from_pylist(rows, read_schema(PAIR_SCHEMA))
+
+    def read(self, clip: Clip) -> ReadClip:
+        """Digest and key frames of a clip; what is wrong with it is a reject."""
+        with decoder(self.memory_mb, self.timeout_s) as worker:
+            return self._read(clip, worker)
+
+    def _read(self, clip: Clip, worker: DecodeWorker) -> ReadClip:
+        try:
+            with as_file(clip) as path:
+                return read_clip_file(path, self.spec, worker)
+        except InterruptedError:
+            raise
+        except OSError as error:
+            return unreadable(error)
+
+    def _row(self, clip: Clip, read: ReadClip) -> dict[str, Any]:
+        verdict: dict[str, Any] = {"clip": self.prefix + clip.name, "sha256": read.sha256}
+        if isinstance(read.result, Rejected):
+            verdict |= {"reason": read.result.reason, "detail": read.result.detail, "rows": 0}
+            return {"verdict": json.dumps(verdict), "frames": b"", "pairs": []}
+        pairs = list(self._pairs(clip, read.sha256, read.result))
+        rejects = Counter(pair.verdict for pair in read.result.pairs if pair.verdict != "accepted")
+        verdict |= {"rejects": rejects, "rows": len(pairs)}
+        frames = read.result.frames.tobytes()
+        return {"verdict": json.dumps(verdict), "frames": frames, "pairs": pairs}
+
+    def _pairs(self, clip: Clip, sha256: str, content: ClipFrames) -> Iterator[dict[str, Any]]:
+        """The accepted pairs, without codes."""
+        place = {index: row for row, index in enumerate(content.indices)}
+        for pair in content.pairs:
+            if pair.verdict == "accepted":
+                source, target = place[pair.source], place[pair.target]
+                yield {
+                    "pair_id": pair_id(sha256, pair.source, pair.target),
+                    "clip_sha256": sha256,
+                    "clip_path": self.prefix + clip.name,
+                    "clip_class": self.prefix + clip.clip_class,
+                    "frame0": pair.source,
+                    "frame1": pair.target,
+                    "t0_s": content.times_s[source],
+                    "t1_s": content.times_s[target],
+                    "motion": pair.motion,
+                    "source": source,
+                    "target": target,
+                }
 
 
-def ingest_folder(
-    root: Place,
+def clip_reader(
+    keyframes: KeyframeConfig, pool: PoolConfig, images: ImageTokenizer, prefix: str = ""
+) -> ClipReader:
+    """A reader with the limits of the config, for frames as the image tokenizer takes them."""
+    return ClipReader(
+        spec=DecodeSpec(frame_px=images.frame_px, bars=images.bars, **keyframes.model_dump()),
+        memory_mb=pool.decode_memory_mb,
+        timeout_s=pool.decode_timeout_s,
+        prefix=prefix,
+    )
+
+
+def ingest_videos(
+    folders: Sequence[Folder],
+    out: Place,
     pool: PoolConfig,
     images: ImageTokenizer,
-    out: Place,
+    encoding: Encoding,
     *,
-    keyframes: KeyframeConfig,
-    source: str = "folder",
-    max_pairs: int | None = None,
-    num_workers: int = 1,
-    codes: Place | None = None,
+    part_clips: int | None = None,
+    run: RunStream = run_stream,
     progress: Progress = silent,
-) -> IngestReport:
-    """Turn the videos under ``root``, laid out as ``source``, into frame pairs in ``out``.
+) -> tuple[DatasetRef, list[IngestReport]]:
+    """Turn the videos of some folders into one table of frame pairs (PAIR_SCHEMA).
 
-    ``source`` is a key of SOURCES. With ``codes``, a folder for them, the table is in parts, else
-    one Parquet file. Clips inside tars are unpacked beside ``out``, under names of our own, a few
-    at a time.
+    Rows are in the order of the folders, in them of the clips, in them of the frames. Units of an
+    ingest that was killed are not made again.
 
-    Rows are sorted by (clip_path, frame0). With ``max_pairs``, clips are taken in the order of a
-    hash of their names, so that a part of the folder has clips of all classes.
+    Args:
+        folders: taken one after the other; of clips with equal bytes the first one counts.
+        out: folder of the table; ends in ``.parts``.
+        pool: limits.
+        images: says how large frames are; it encodes none.
+        encoding: encodes them.
+        part_clips: clips of a unit, see `unit_size`.
+        run: runs the work.
+        progress: called with the number of finished clips.
+
+    Returns:
+        The table, and the counts of each folder.
 
     Raises:
         UserError: missing or empty folder, more than ``pool.max_bad_fraction`` unreadable clips,
             no pair at all, or a full disk.
     """
-    listing = SOURCES[source](local_copy(root))
-    spec = decode_spec(keyframes, images)
-    gathered = _Gathered(images, listing, max_pairs)
-    clips = sorted(listing.clips, key=lambda clip: stable_hash(clip.name))
-    with (
-        Unpacked(local_state(out.parent) / f".{out.stem}-unpacked") as unpacked,
-        DecodePool(
-            min(num_workers, max(1, len(clips))),
-            memory_mb=pool.decode_memory_mb,
-            timeout_s=pool.decode_timeout_s,
-        ) as decoders,
-    ):
-        results = decoders.read(map(unpacked.path, clips), spec)
-        for done, (clip, read) in enumerate(zip(clips, results, strict=True), start=1):
-            gathered.add(clip, read.sha256, read.result)
-            unpacked.drop(clip)
-            progress(done, len(clips), f"{gathered.num_pairs} pairs")
-            if gathered.full:
+    units = UnitFolder(out / "units", PAIR_SCHEMA)
+    writer = TableWriter(out, PAIR_SCHEMA, encoding.codes)
+    known: set[bytes] = set()
+    reports = []
+    for folder in folders:
+        read = clip_reader(folder.keyframes, pool, images, folder.prefix)
+        size = unit_size(part_clips, 3 * images.frame_px**2 * folder.keyframes.top_k)
+        taken = _Taken(folder, writer, known)
+
+        def cut(taken: _Taken = taken, read: ClipReader = read, size: int = size) -> Units:
+            return cut_units(taken.clips(), size, partial(_described, read))
+
+        for rows, verdicts in made_units(
+            cut,
+            read,
+            units,
+            encoding,
+            run,
+            progress,
+            what=f"ingest {folder.what}",
+            total=taken.num_listed,
+        ):
+            taken.add(rows, verdicts)
+            if taken.full:
                 break
-    gathered.check(root, pool.max_bad_fraction)
-    return gathered.write(out, codes)
+        known |= taken.seen
+        reports.append(taken.report(pool.max_bad_fraction))
+    table = writer.finish()
+    units.remove()
+    return table, reports
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ReadyClip:
-    """A decoded clip that waits for its codes."""
-
-    clip: Clip
-    sha256: str
-    content: ClipFrames
+Units = Iterator[Unit[Clip]]
 
 
-class _Gathered:
-    """The rows and counts so far."""
+def _described(read: ClipReader, clip: Clip) -> Sequence[str | int]:
+    place = clip.place or ()
+    return (read.prefix + clip.name, clip.clip_class, clip.version, *place, repr(read.spec))
 
-    def __init__(self, images: ImageTokenizer, listing: Listing, max_pairs: int | None) -> None:
-        self._images = images
-        self._max_pairs = max_pairs
-        self._batch_frames = batch_frames(images)
-        self._waiting: list[_ReadyClip] = []
-        self._tables: list[pa.Table] = []
-        self._seen: set[str] = set()
-        self._rejected = [
-            RejectedClip(clip_path=name, reason=reason, detail="")
-            for name, reason in listing.refused
-        ]
+
+class _Taken:
+    """What is taken of a folder, and what is left out."""
+
+    def __init__(self, folder: Folder, writer: TableWriter, known: set[bytes]) -> None:
+        self._folder = folder
+        self._writer = writer
+        self._known = known
+        """Digests of the clips of earlier folders."""
+        self.seen: set[bytes] = set()
+        self._rejected: list[RejectedClip] = []
         self._pair_rejects: Counter[str] = Counter()
-        self._num_clips = len(listing.refused)
-        self._num_read = 0
-        self.num_pairs = 0
+        self._num_clips = self._num_read = self._num_pairs = self._in_two_folders = 0
+        self.num_listed = 0
+        for found in self._listing():
+            if isinstance(found, Clip):
+                self.num_listed += 1
+            else:
+                self._num_clips += 1
+                self._reject(folder.prefix + found.name, found.reason, "")
+
+    def _listing(self) -> Iterator[Found]:
+        return SOURCES[self._folder.source](self._folder.root)
+
+    def clips(self) -> Iterator[Clip]:
+        """The clips in the order in which they are taken; a part of them is in memory."""
+        folder = self._folder
+        most_pairs = self.num_listed * (folder.keyframes.top_k - 1)
+        clips = (found for found in self._listing() if isinstance(found, Clip))
+        if folder.by_name or folder.max_pairs is None or most_pairs <= folder.max_pairs:
+            yield from clips
+            return
+        passes = -(-self.num_listed // _LISTED_AT_ONCE)
+        for number in range(passes):
+            clips = (found for found in self._listing() if isinstance(found, Clip))
+            hashed = ((stable_hash(clip.name), clip) for clip in clips)
+            part = [one for one in hashed if int(one[0][:8], 16) * passes >> 32 == number]
+            yield from (clip for _, clip in sorted(part, key=itemgetter(0)))
 
     @property
     def full(self) -> bool:
-        return self._max_pairs is not None and self.num_pairs >= self._max_pairs
+        """True when there are as many pairs as shall be taken."""
+        return self._folder.max_pairs is not None and self._num_pairs >= self._folder.max_pairs
 
-    def add(self, clip: Clip, sha256: str, result: ClipFrames | Rejected) -> None:
+    def add(self, rows: pa.Table, verdicts: list[dict[str, Any]]) -> None:
+        """Take a unit's rows, in stored form, as far as they are wanted."""
+        kept, stop = [rows.slice(0, 0)], 0
+        for verdict in verdicts:
+            start, stop = stop, stop + verdict["rows"]
+            if self.full:
+                break
+            if self._is_new(verdict):
+                part = rows.slice(start, stop - start)
+                if self._folder.max_pairs is not None:
+                    part = part.slice(0, self._folder.max_pairs - self._num_pairs)
+                self._num_pairs += part.num_rows
+                if _short(verdict) in self._known:
+                    self._in_two_folders += part.num_rows
+                else:
+                    kept.append(part)
+        self._writer.append(pa.concat_tables(kept))
+
+    def _is_new(self, verdict: dict[str, Any]) -> bool:
+        """Count a clip; True when it was read and is not in this folder under another name."""
         self._num_clips += 1
-        if isinstance(result, Rejected):
-            self._reject(clip, result.reason, result.detail)
-            return
+        if "reason" in verdict:
+            self._reject(verdict["clip"], verdict["reason"], verdict["detail"])
+            return False
         self._num_read += 1
-        if sha256 in self._seen:
-            self._reject(clip, "duplicate_clip", "the same bytes under another name")
-            return
-        self._seen.add(sha256)
-        verdicts = Counter(pair.verdict for pair in result.pairs)
-        accepted = verdicts.pop("accepted", 0)
-        self._pair_rejects.update(verdicts)
-        if accepted:
-            self.num_pairs += accepted
-            self._waiting.append(_ReadyClip(clip=clip, sha256=sha256, content=result))
-        if sum(len(ready.content.indices) for ready in self._waiting) >= self._batch_frames:
-            self._tokenize()
+        if _short(verdict) in self.seen:
+            self._reject(verdict["clip"], "duplicate_clip", "the same bytes under another name")
+            return False
+        self.seen.add(_short(verdict))
+        self._pair_rejects.update(verdict["rejects"])
+        return True
 
-    def _reject(self, clip: Clip, reason: str, detail: str) -> None:
-        self._rejected.append(RejectedClip(clip_path=clip.name, reason=reason, detail=detail))
+    def _reject(self, name: str, reason: str, detail: str) -> None:
+        self._rejected.append(RejectedClip(clip_path=name, reason=reason, detail=detail))
 
-    def _tokenize(self) -> None:
-        if self._waiting:
-            self._tables.append(_pair_table(self._waiting, self._images))
-            self._waiting = []
-
-    def check(self, root: Place, max_bad_fraction: float) -> None:
-        """Stop instead of going on with a shrunken or an empty pool."""
-        bad = [reject for reject in self._ordered() if reject.reason not in USABLE]
+    def report(self, max_bad_fraction: float) -> IngestReport:
+        """The counts; raises instead of going on with a shrunken or an empty folder."""
+        rejected = sorted(self._rejected, key=lambda reject: reject.clip_path)
+        rejects = Counter(f"clip/{reject.reason}" for reject in rejected)
+        rejects.update({f"pair/{name}": count for name, count in self._pair_rejects.items()})
+        bad = [reject for reject in rejected if reject.reason not in USABLE]
         if len(bad) > max_bad_fraction * self._num_clips:
             raise UserError(
-                f"{len(bad)} of {self._num_clips} clips in {root} cannot be read, e.g. "
-                f"{bad[0].clip_path}: {bad[0].reason}; mend or remove them, "
+                f"{len(bad)} of {self._num_clips} clips in {self._folder.root} cannot be read, "
+                f"e.g. {bad[0].clip_path}: {bad[0].reason}; mend or remove them, "
                 f"or raise pool.max_bad_fraction (now {max_bad_fraction})"
             )
-        if not self.num_pairs:
-            counts = ", ".join(
-                f"{reason} {count}" for reason, count in sorted(self._counts().items())
-            )
+        if not self._num_pairs:
+            counts = ", ".join(f"{reason} {count}" for reason, count in sorted(rejects.items()))
             raise UserError(
-                f"no frame pairs in the {self._num_clips} clips of {root} (rejected: {counts}); "
-                "see pool.keyframes: spacing_frames, min_change and max_cut"
+                f"no frame pairs in the {self._num_clips} clips of {self._folder.root} (rejected: "
+                f"{counts}); see pool.keyframes: spacing_frames, min_change and max_cut"
             )
-
-    def _ordered(self) -> list[RejectedClip]:
-        return sorted(self._rejected, key=lambda reject: reject.clip_path)
-
-    def _counts(self) -> Counter[str]:
-        counts = Counter(f"clip/{reject.reason}" for reject in self._rejected)
-        counts.update({f"pair/{reason}": count for reason, count in self._pair_rejects.items()})
-        return counts
-
-    def write(self, out: Place, codes: Place | None) -> IngestReport:
-        self._tokenize()
-        rows = pa.concat_tables(self._tables).slice(0, self._max_pairs)
-        rows = rows.sort_by([("clip_path", "ascending"), ("frame0", "ascending")])
         return IngestReport(
-            dataset=write_pairs(out, rows, PAIR_SCHEMA, codes)
-            if codes
-            else write_table(out, rows, PAIR_SCHEMA),
             num_clips=self._num_clips,
             num_read=self._num_read,
-            num_pairs=rows.num_rows,
-            rejects=self._counts(),
-            rejected_clips=tuple(self._ordered()),
+            num_pairs=self._num_pairs,
+            in_two_folders=self._in_two_folders,
+            rejects=rejects,
+            rejected_clips=tuple(rejected),
         )
 
 
-def code_columns(
-    frames_BHW3: np.ndarray, sources: Sequence[int], targets: Sequence[int], images: ImageTokenizer
-) -> dict[str, pa.ListArray]:
-    """Codes and recognition of pairs, each frame tokenized once.
-
-    Args:
-        frames_BHW3: uint8 frames.
-        sources: row of every pair's source.
-        targets: row of every pair's target.
-        images: tokenizes.
-
-    Returns:
-        The last three columns of PAIR_SCHEMA by name.
-    """
-    batch = batch_frames(images)
-    parts = [frames_BHW3[begin : begin + batch] for begin in range(0, len(frames_BHW3), batch)]
-    codes, features = zip(*map(images.encode_with_features, parts), strict=True)
-    codes_BL, features_BLD = np.concatenate(codes).astype(np.uint16), np.concatenate(features)
-    recognition = np.square(features_BLD[targets] - features_BLD[sources]).sum(-1)
-    columns = {
-        "source_codes": codes_BL[sources],
-        "target_codes": codes_BL[targets],
-        "recognition": recognition.astype(np.float32),
-    }
-    return {name: _lists(values, PAIR_SCHEMA.field(name)) for name, values in columns.items()}
-
-
-def batch_frames(images: ImageTokenizer) -> int:
-    """Frames that are tokenized at a time."""
-    return max(1, _PIXELS_PER_BATCH // images.frame_px**2)
-
-
-def _pair_table(clips: Sequence[_ReadyClip], images: ImageTokenizer) -> pa.Table:
-    """Tokenize each frame once; one row per accepted pair, PAIR_SCHEMA."""
-    frames_BHW3 = np.concatenate([ready.content.frames for ready in clips])
-    # Rows of `frames_BHW3` in which the pairs' sources and targets lie.
-    rows: list[dict[str, Any]] = []
-    sources: list[int] = []
-    targets: list[int] = []
-    offset = 0
-    for ready in clips:
-        place = {index: offset + row for row, index in enumerate(ready.content.indices)}
-        for row in _rows(ready):
-            rows.append(row)
-            sources.append(place[row["frame0"]])
-            targets.append(place[row["frame1"]])
-        offset += len(ready.content.indices)
-    table = pa.Table.from_pylist(rows, schema=pa.schema(list(PAIR_SCHEMA)[:-3]))
-    for name, column in code_columns(frames_BHW3, sources, targets, images).items():
-        table = table.append_column(PAIR_SCHEMA.field(name), column)
-    return table
-
-
-def _rows(ready: _ReadyClip) -> Iterator[dict[str, Any]]:
-    """The columns of a clip's accepted pairs that need no tokenizer."""
-    times_s = dict(zip(ready.content.indices, ready.content.times_s, strict=True))
-    for pair in ready.content.pairs:
-        if pair.verdict == "accepted":
-            yield {
-                "pair_id": pair_id(ready.sha256, pair.source, pair.target),
-                "clip_sha256": ready.sha256,
-                "clip_path": ready.clip.name,
-                "clip_class": ready.clip.clip_class,
-                "frame0": pair.source,
-                "frame1": pair.target,
-                "t0_s": times_s[pair.source],
-                "t1_s": times_s[pair.target],
-                "motion": pair.motion,
-            }
-
-
-def _lists(values_BL: np.ndarray, field: pa.Field) -> pa.ListArray:
-    num, length = values_BL.shape
-    offsets = pa.array(np.arange(num + 1, dtype=np.int32) * length)
-    values = pa.array(np.ascontiguousarray(values_BL).ravel())
-    return pa.ListArray.from_arrays(offsets, values, type=field.type)
+def _short(verdict: dict[str, Any]) -> bytes:
+    """Half of the clip's digest: pools have millions of clips."""
+    return bytes.fromhex(verdict["sha256"])[:16]

@@ -4,21 +4,18 @@ import base64
 import json
 import math
 import os
-import queue
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -63,6 +60,7 @@ class DecodeWorker:
         self._memory_mb = memory_mb
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._interrupted = False
 
     @property
     def pid(self) -> int:
@@ -107,6 +105,8 @@ class DecodeWorker:
         parse: Callable[[dict[str, Any], bytes], _Answer],
     ) -> _Answer | Rejected:
         """Send a request whose reply has at most ``largest`` bytes of pixels."""
+        if self._interrupted:
+            raise InterruptedError("nobody waits for this clip any more")
         process = self._process = self._process or self._start()
         request |= {"cpu_s": math.ceil(self._timeout_s)}
         try:
@@ -126,7 +126,8 @@ class DecodeWorker:
             return Rejected(reason="decoder_crashed", detail=type(error).__name__)
 
     def interrupt(self) -> None:
-        """Kill the child from another thread; its clip counts as crashed."""
+        """Kill the child from another thread; its clip counts as crashed, the next one raises."""
+        self._interrupted = True
         if (process := self._process) is not None:
             process.kill()
 
@@ -231,66 +232,47 @@ def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec) -> ClipFrame
     return ClipFrames(frames=frames, indices=indices, times_s=times_s, pairs=pairs)
 
 
-class DecodePool:
-    """Several workers fed in parallel; results come in the order of the paths."""
+_idle: dict[tuple[int, float], list[DecodeWorker]] = {}
+_busy: set[DecodeWorker] = set()
+_lock = threading.Lock()
 
-    def __init__(self, num_workers: int, *, memory_mb: int, timeout_s: float) -> None:
-        self._workers = [
-            DecodeWorker(memory_mb=memory_mb, timeout_s=timeout_s) for _ in range(num_workers)
-        ]
-        self._idle: queue.SimpleQueue[DecodeWorker] = queue.SimpleQueue()
-        for worker in self._workers:
-            self._idle.put(worker)
-        # Each thread only waits for its worker (and hashes, which releases the GIL).
-        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
 
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the children."""
-        return [worker.pid for worker in self._workers]
+@contextmanager
+def decoder(memory_mb: int, timeout_s: float) -> Iterator[DecodeWorker]:
+    """A worker of this process that nobody else uses; it is kept for the next one who asks."""
+    with _lock:
+        waiting = _idle.setdefault((memory_mb, timeout_s), [])
+        new = DecodeWorker(memory_mb=memory_mb, timeout_s=timeout_s)
+        worker = waiting.pop() if waiting else new
+        _busy.add(worker)
+    try:
+        yield worker
+    finally:
+        with _lock:
+            _busy.discard(worker)
+            waiting.append(worker)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # Reads in progress end at once: nobody waits for their results any more.
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in self._workers:
+def close_decoders() -> None:
+    """End the workers of this process; reads in progress stop with an error."""
+    with _lock:
+        for worker in _busy:
             worker.interrupt()
-        self._threads.shutdown()
-        for worker in self._workers:
-            worker.close()
-
-    def read(self, paths: Iterable[Path], spec: DecodeSpec) -> Iterator[ReadClip]:
-        """One result per path, in order; only a few paths ahead of what was consumed."""
-        return self.run(partial(_read_clip, path, spec) for path in paths)
-
-    def run(self, jobs: Iterable[Callable[[DecodeWorker], _Answer]]) -> Iterator[_Answer]:
-        """One result per job, in order; only a few jobs ahead of what was consumed."""
-        ahead: deque[Future[_Answer]] = deque()
-        for job in jobs:
-            ahead.append(self._threads.submit(self._with_worker, job))
-            if len(ahead) > 4 * len(self._workers):
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-    def _with_worker(self, job: Callable[[DecodeWorker], _Answer]) -> _Answer:
-        worker = self._idle.get()
-        try:
-            return job(worker)
-        finally:
-            self._idle.put(worker)
+        idle = [worker for waiting in _idle.values() for worker in waiting]
+        _idle.clear()
+    for worker in idle:
+        worker.close()
 
 
-def _read_clip(path: Path, spec: DecodeSpec, worker: DecodeWorker) -> ReadClip:
+def read_clip_file(path: Path, spec: DecodeSpec, worker: DecodeWorker) -> ReadClip:
+    """Digest and key frames of a clip's file."""
     try:
         sha256 = sha256_file(path)
     except OSError as error:
-        return ReadClip(sha256="", result=Rejected(reason="unreadable", detail=str(error.strerror)))
+        return unreadable(error)
     return ReadClip(sha256=sha256, result=worker.decode(path, spec))
+
+
+def unreadable(error: OSError) -> ReadClip:
+    """The reject of a file that the system does not give."""
+    return ReadClip(sha256="", result=Rejected(reason="unreadable", detail=str(error.strerror)))

@@ -1,7 +1,8 @@
-"""Sources of clips: listings of files to read, and of files refused unread.
+"""Sources of clips: files to read, and files refused unread, as they are found.
 
-A source is a function from a folder to a `Listing`. They differ in what a clip's class is, which
-the class-stratified filter (`StratifiedTopKRule`, the paper's Algorithm 1) takes turns by.
+A source is a function from a folder to an iterator, in the order of the names; of a folder of any
+size only a part is in memory. Sources differ in what a clip's class is, which the class-stratified
+filter (`StratifiedTopKRule`, the paper's Algorithm 1) takes turns by.
 """
 
 import json
@@ -11,11 +12,11 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from dynamics.core.config import PoolPart
 from dynamics.core.errors import UserError
-from dynamics.storage.files import local_copy
+from dynamics.core.places import Place
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".webm", ".mkv"})
 MAX_SIDECAR_BYTES = 1 << 20
@@ -33,27 +34,32 @@ _SPLITS = frozenset(
 class Clip:
     """A video file of a source."""
 
-    path: Path
+    path: Place
     """Absolute; the file itself, or the tar that holds it."""
     name: str
     """Path relative to the source's root, with ``/``."""
     clip_class: str
     """Class of the clip in its source, ``""`` when it has none."""
+    version: str
+    """Another one when the file's bytes have changed."""
     place: tuple[int, int] | None = None
     """First byte and size of a clip inside a tar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """Everything that a source found, sorted by name."""
+class Skipped:
+    """A file that is never opened."""
 
-    clips: tuple[Clip, ...]
-    refused: tuple[tuple[str, str], ...]
-    """(name, reason) of files that are never opened: ``symlink``, ``not_a_file``, ``file_name``; in
-    tars also ``tar_unreadable``, ``tar_truncated``, ``tar_member``, ``path_outside``."""
+    name: str
+    reason: str
+    """``symlink``, ``not_a_file`` or ``file_name``; in tars also ``tar_unreadable``,
+    ``tar_truncated``, ``tar_member`` or ``path_outside``."""
 
 
-def list_folder(root: Path) -> Listing:
+Found = Clip | Skipped
+
+
+def list_folder(root: Place) -> Iterator[Found]:
     """Videos in a folder and its subfolders; the class is the folder that holds the clip.
 
     Files are told by their suffix; hidden files and folders are skipped. Links that lead out of the
@@ -63,14 +69,12 @@ def list_folder(root: Path) -> Listing:
     Raises:
         UserError: the folder is missing, is no folder, or holds no video.
     """
-    listing = find_files(checked_root(root), VIDEO_SUFFIXES)
-    if not listing.clips and not listing.refused:
-        kinds = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
-        raise UserError(f"video folder {root} holds no videos ({kinds}); check pool.path")
-    return listing
+    kinds = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
+    nothing = f"video folder {root} holds no videos ({kinds}); check pool.path"
+    return _some(find_files(checked_root(root), VIDEO_SUFFIXES), nothing)
 
 
-def list_ucf101(root: Path) -> Listing:
+def list_ucf101(root: Place) -> Iterator[Found]:
     """UCF-101 as distributed: ``Class/v_Class_g01_c01.avi``; the class is in the file's name.
 
     Other videos are refused as ``clip_name``.
@@ -78,19 +82,23 @@ def list_ucf101(root: Path) -> Listing:
     Raises:
         UserError: as `list_folder`, or no file is named so.
     """
-    listing = list_folder(root)
-    named = [(clip, _UCF101.fullmatch(PurePosixPath(clip.name).stem)) for clip in listing.clips]
-    clips = [replace(clip, clip_class=match["clip_class"]) for clip, match in named if match]
-    if not clips:
+    named = False
+    for found in list_folder(root):
+        if isinstance(found, Skipped):
+            yield found
+        elif match := _UCF101.fullmatch(PurePosixPath(found.name).stem):
+            named = True
+            yield replace(found, clip_class=match["clip_class"])
+        else:
+            yield Skipped(name=found.name, reason="clip_name")
+    if not named:
         raise UserError(
             f"video folder {root} holds no UCF-101 clips (v_Class_g01_c01.avi); unpack UCF101.rar "
             "of https://www.crcv.ucf.edu/data/UCF101.php there, or set pool.source=folder"
         )
-    others = [(clip.name, "clip_name") for clip, match in named if not match]
-    return Listing(clips=tuple(clips), refused=tuple(sorted([*listing.refused, *others])))
 
 
-def list_kinetics700(root: Path) -> Listing:
+def list_kinetics700(root: Place) -> Iterator[Found]:
     """Kinetics: ``train/playing guitar/ID_000010_000020.mp4``; the class is the folder's name.
 
     Some copies write ``_`` for the blanks of class names; the clips of the test split have no
@@ -102,7 +110,7 @@ def list_kinetics700(root: Path) -> Listing:
     return _classes(list_folder(root), "_")
 
 
-def list_moments(root: Path) -> Listing:
+def list_moments(root: Place) -> Iterator[Found]:
     """Moments in Time: ``training/adult+male+singing/CLIP.mp4``; the class is the folder's name.
 
     Raises:
@@ -111,37 +119,38 @@ def list_moments(root: Path) -> Listing:
     return _classes(list_folder(root), "+")
 
 
-def list_webdataset(root: Path) -> Listing:
+def list_webdataset(root: Place) -> Iterator[Found]:
     """Tar shards whose members share a key: ``000123.mp4``, ``000123.json``, ``000123.cls``.
 
     A clip's class is ``class`` or ``label`` of its json, else the text of its cls, else the folder
-    in its key. Only the headers and these small members are read here. Links, devices and whatever
-    else is no plain member are refused, and names that lead out of the tar.
+    in its key. Only the headers and these small members are read here, of one tar at a time. Links,
+    devices and whatever else is no plain member are refused, and names that lead out of the tar.
 
     Raises:
         UserError: the folder is missing, is no folder, or holds no tar with a video in it.
     """
-    shards = find_files(checked_root(root), frozenset({".tar"}))
-    clips: list[Clip] = []
-    refused = list(shards.refused)
-    for shard in shards.clips:
-        found, problems = _in_tar(shard)
-        clips += found
-        refused += problems
-    if not clips and not refused:
-        raise UserError(f"video folder {root} holds no tar with videos in it; check pool.path")
-    return Listing(
-        clips=tuple(sorted(clips, key=lambda clip: clip.name)), refused=tuple(sorted(refused))
-    )
+    nothing = f"video folder {root} holds no tar with videos in it; check pool.path"
+    return _some(_in_tars(checked_root(root)), nothing)
 
 
-SOURCES: dict[str, Callable[[Path], Listing]] = {
+Source = Callable[[Place], Iterator[Found]]
+
+SOURCES: dict[str, Source] = {
     "folder": list_folder,
     "ucf101": list_ucf101,
     "kinetics700": list_kinetics700,
     "moments": list_moments,
     "webdataset": list_webdataset,
 }
+
+
+def list_clips(part: PoolPart) -> Iterator[Clip]:
+    """The clips of a pool's folder, without what is refused.
+
+    Raises:
+        UserError: the folder is missing or holds no video.
+    """
+    return (found for found in SOURCES[part.source](part.path) if isinstance(found, Clip))
 
 
 def clips_by_path(parts: Sequence[PoolPart]) -> dict[str, Clip]:
@@ -153,11 +162,11 @@ def clips_by_path(parts: Sequence[PoolPart]) -> dict[str, Clip]:
     return {
         f"{part.name}/{clip.name}" if len(parts) > 1 else clip.name: clip
         for part in parts
-        for clip in SOURCES[part.source](local_copy(part.path)).clips
+        for clip in list_clips(part)
     }
 
 
-def checked_root(root: Path) -> Path:
+def checked_root(root: Place) -> Place:
     """The folder without links.
 
     Raises:
@@ -167,38 +176,64 @@ def checked_root(root: Path) -> Path:
         raise UserError(f"video folder {root} does not exist; set pool.path to a folder of videos")
     if not root.is_dir():
         raise UserError(f"video folder {root} is a file; set pool.path to the folder that holds it")
-    return root.resolve()
+    return root.resolve() if isinstance(root, Path) else root
 
 
-def find_files(root: Path, suffixes: Iterable[str]) -> Listing:
+def find_files(root: Place, suffixes: Iterable[str]) -> Iterator[Found]:
     """Files by suffix, in any case, under a folder without links; rules as `list_folder`."""
     wanted = frozenset(suffixes)
-    clips: list[Clip] = []
-    refused: list[tuple[str, str]] = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        here = Path(folder)
-        refused += [
-            (_printable(here / name, root), "symlink")
-            for name in subfolders
-            if (here / name).is_symlink()
-        ]
-        for file_name in files:
-            path = here / file_name
-            if file_name.startswith(".") or path.suffix.lower() not in wanted:
-                continue
-            if reason := _refusal(path, root):
-                refused.append((_printable(path, root), reason))
+    if isinstance(root, Path):
+        yield from _in_folder(root, root, wanted)
+        return
+    for path, meta in root.files():
+        name = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not hidden and path.suffix.lower() in wanted:
+            yield _clip(path, name, str(meta["e_tag"]))
+
+
+def _in_folder(folder: Path, root: Path, suffixes: frozenset[str]) -> Iterator[Found]:
+    for entry in _entries(folder):
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
+        if _is_folder(entry):
+            if entry.is_symlink():
+                yield Skipped(name=_printable(path, root), reason="symlink")
             else:
-                clip_class = "" if here == root else here.name
-                name = path.relative_to(root).as_posix()
-                clips.append(Clip(path=path, name=name, clip_class=clip_class))
-    return Listing(
-        clips=tuple(sorted(clips, key=lambda clip: clip.name)), refused=tuple(sorted(refused))
-    )
+                yield from _in_folder(path, root, suffixes)
+        elif path.suffix.lower() in suffixes:
+            status = _status(path, root)
+            if isinstance(status, str):
+                yield Skipped(name=_printable(path, root), reason=status)
+            else:
+                version = f"{status.st_size}-{status.st_mtime_ns}"
+                yield _clip(path, path.relative_to(root), version)
 
 
-def _refusal(path: Path, root: Path) -> str | None:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies right in a folder, in the order of the paths: those below ``a/`` after ``a-b``."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name + "/" * _is_folder(entry))
+    except OSError:
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+def _clip(path: Place, name: PurePath, version: str) -> Clip:
+    clip_class = name.parts[-2] if len(name.parts) > 1 else ""
+    return Clip(path=path, name=name.as_posix(), clip_class=clip_class, version=version)
+
+
+def _status(path: Path, root: Path) -> os.stat_result | str:
+    """A file's status, or the reason why it is refused."""
     try:
         path.relative_to(root).as_posix().encode()
     except UnicodeEncodeError:
@@ -209,55 +244,68 @@ def _refusal(path: Path, root: Path) -> str | None:
         return "symlink"
     if not target.is_relative_to(root):
         return "symlink"
+    status = target.stat()
     # A pipe named clip.mp4 would block its reader for ever.
-    return None if stat.S_ISREG(target.stat().st_mode) else "not_a_file"
+    return status if stat.S_ISREG(status.st_mode) else "not_a_file"
 
 
 def _printable(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix().encode(errors="backslashreplace").decode()
 
 
-def _classes(listing: Listing, blank: str) -> Listing:
+def _some(listing: Iterator[Found], nothing: str) -> Iterator[Found]:
+    """The listing; raises when it is empty."""
+    found = None
+    for found in listing:
+        yield found
+    if found is None:
+        raise UserError(nothing)
+
+
+def _classes(listing: Iterator[Found], blank: str) -> Iterator[Found]:
     """Class folders, with ``blank`` read as a blank; a split's own folder is no class."""
-    clips = [
-        replace(
-            clip,
-            clip_class=""
-            if clip.clip_class.lower() in _SPLITS
-            else clip.clip_class.replace(blank, " "),
-        )
-        for clip in listing.clips
-    ]
-    return replace(listing, clips=tuple(clips))
+    for found in listing:
+        if isinstance(found, Clip):
+            is_split = found.clip_class.lower() in _SPLITS
+            clip_class = "" if is_split else found.clip_class.replace(blank, " ")
+            yield replace(found, clip_class=clip_class)
+        else:
+            yield found
 
 
-def _in_tar(shard: Clip) -> tuple[list[Clip], list[tuple[str, str]]]:
-    """Clips of a shard, and what was refused; names begin with the shard's."""
-    found: list[tuple[str, Clip]] = []
+def _in_tars(root: Place) -> Iterator[Found]:
+    for shard in find_files(root, {".tar"}):
+        if isinstance(shard, Clip):
+            yield from sorted(_in_tar(shard), key=lambda found: found.name)
+        else:
+            yield shard
+
+
+def _in_tar(shard: Clip) -> list[Found]:
+    """Clips of a shard, and what is refused; names begin with the shard's."""
+    clips: list[tuple[str, Clip]] = []
     classes: dict[str, str] = {}
-    refused: list[tuple[str, str]] = []
-    size = shard.path.stat().st_size
+    refused: list[Found] = []
     try:
         # "r:" opens plain tars only: places in a compressed one are no places in the file.
-        with tarfile.open(shard.path, "r:") as tar:
+        with shard.path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            size = stream.seek(0, os.SEEK_END)
             for member, key, suffix in _members(tar):
-                name = f"{shard.name}/{member.name}"
+                name = plain_text(f"{shard.name}/{member.name}")
                 if suffix in VIDEO_SUFFIXES:
                     if reason := _member_refusal(member, size):
-                        refused.append((plain_text(name), reason))
+                        refused.append(Skipped(name=name, reason=reason))
                         continue
                     place = (member.offset_data, member.size)
-                    clip = Clip(path=shard.path, name=plain_text(name), clip_class="", place=place)
-                    found.append((key, clip))
+                    clips.append((key, replace(shard, name=name, place=place)))
                 elif label := _label(tar, member, suffix):
                     classes[key] = label
     except (tarfile.TarError, OSError, ValueError):
-        refused.append((shard.name, "tar_unreadable"))
-    clips = [
+        refused.append(Skipped(name=shard.name, reason="tar_unreadable"))
+    return refused + [
         replace(clip, clip_class=classes.get(key, PurePosixPath(key).parent.name))
-        for key, clip in found
+        for key, clip in clips
     ]
-    return clips, refused
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:

@@ -1,45 +1,41 @@
-"""Clips that lie inside tars as files, a few at a time."""
+"""Clips that lie inside tars, or in a store, as files of this machine."""
 
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Self
+from tempfile import TemporaryDirectory
 
-from dynamics.core.records import stable_hash
 from dynamics.data.video.sources import Clip
 from dynamics.storage.files import full_disk_named
 
 
-class Unpacked:
-    """A folder for clips of tars, from the moment they are asked for until they are dropped."""
+@contextmanager
+def as_file(clip: Clip) -> Iterator[Path]:
+    """The clip's own file, or a temporary copy of what is no file here.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def path(self, clip: Clip) -> Path:
-        """The clip as a file, unpacked now if it lies in a tar."""
-        if clip.place is None:
-            return clip.path
-        path, (start, size) = self._file(clip), clip.place
-        with full_disk_named(path, size):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with clip.path.open("rb") as tar, path.open("wb") as file:
-                tar.seek(start)
-                while size and (piece := tar.read(min(size, 1 << 20))):
-                    file.write(piece)
-                    size -= len(piece)
-        return path
-
-    def drop(self, clip: Clip) -> None:
-        """Delete what `path` unpacked."""
-        if clip.place is not None:
-            self._file(clip).unlink()
-
-    def _file(self, clip: Clip) -> Path:
+    Raises:
+        OSError: it cannot be read.
+        UserError: the disk is full, or a store does not answer.
+    """
+    if isinstance(clip.path, Path) and clip.place is None:
+        yield clip.path
+        return
+    with TemporaryDirectory(prefix="dynamics-clip-") as folder:
         # The member's own name stays a label: as a path it could lead anywhere.
-        return self._folder / f"{stable_hash(clip.name)}{PurePosixPath(clip.name).suffix.lower()}"
+        path = Path(folder) / f"clip{PurePosixPath(clip.name).suffix.lower()}"
+        with full_disk_named(path, clip.place[1] if clip.place else 0):
+            _copy(clip, path)
+        yield path
+
+
+def _copy(clip: Clip, path: Path) -> None:
+    if clip.place is None:
+        assert not isinstance(clip.path, Path)
+        clip.path.fetch(path)
+        return
+    start, size = clip.place
+    with clip.path.open("rb") as tar, path.open("wb") as file:
+        tar.seek(start)
+        while size and (piece := tar.read(min(size, 1 << 20))):
+            file.write(piece)
+            size -= len(piece)

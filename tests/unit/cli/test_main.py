@@ -79,7 +79,7 @@ def test_no_argument_shows_the_help():
 
 def test_ingest_takes_the_layouts_of_public_sets_and_names_them(tmp_path):
     write_webdataset(tmp_path / "shards")
-    out = tmp_path / "pairs.parquet"
+    out = tmp_path / "pairs.parts"
     done = dynamics(
         "ingest", tmp_path / "shards", "--source", "webdataset", "--spacing", "4", "--out", out
     )
@@ -102,9 +102,9 @@ def test_an_unfinished_run_is_not_served(run):
 
 
 def test_a_missing_video_folder_is_named(tmp_path):
-    done = dynamics("ingest", tmp_path / "nothing", "--out", tmp_path / "pairs.parquet")
+    done = dynamics("ingest", tmp_path / "nothing", "--out", tmp_path / "pairs.parts")
     assert_one_line_error(done, "nothing")
-    assert not (tmp_path / "pairs.parquet").exists()
+    assert not (tmp_path / "pairs.parts").exists()
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_film_writes_clips_that_ingest_turns_into_pairs(tmp_path):
     filmed = dynamics("film", tmp_path / "film", "--pairs", 12)
     assert filmed.returncode == 0, filmed.stderr
     ingested = dynamics(
-        "ingest", tmp_path / "film" / "clips", "--out", tmp_path / "p.parquet", "--spacing", "3"
+        "ingest", tmp_path / "film" / "clips", "--out", tmp_path / "p.parts", "--spacing", "3"
     )
     assert ingested.returncode == 0, ingested.stderr
     assert "pairs from" in ingested.stdout
-    assert (tmp_path / "p.parquet").is_file()
+    assert (tmp_path / "p.parts" / "manifest.json").is_file()
 
 
 def test_bootstrap_is_the_same_command_as_the_script():

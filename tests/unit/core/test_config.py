@@ -133,7 +133,7 @@ FREE = {
     *("train.strategy", "train.num_workers", "train.num_gpus_per_worker"),
     *("train.micro_batch_rows", "train.gradient_checkpointing", "train.checkpoint_every"),
     *("evaluate.batch_size", "evaluate.num_actors"),
-    *("ingest.num_actors", "ingest.num_gpus_per_actor"),
+    *("ingest.num_actors", "ingest.num_gpus_per_actor", "ingest.part_clips"),
 }
 CONTENT = {"pool.path", "pool.more.path", "labelled.path", "labelled.heldout_path", "model.base"}
 """Reviewed: a new key decides results until it is marked, and marked ones stand here."""

@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dynamics.core.config import LoopConfig
+from dynamics.core.config import LoopConfig, PoolPart
 from dynamics.core.errors import UserError
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
 from dynamics.data.labelled import DATASETS
-from dynamics.data.labelled.read import clip_sha256
+from dynamics.data.labelled.read import file_digests
 from dynamics.data.moved import check_moved
-from dynamics.data.video.sources import SOURCES
+from dynamics.data.video.sources import list_clips
 from dynamics.storage.files import sha256_file
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import write_table
@@ -40,10 +40,16 @@ def videos(folder: Path, *names: str) -> Path:
     return folder
 
 
-def ingested(table: Path, root: Path) -> None:
-    """The table of a pool's folder as ingest writes it."""
-    clips = SOURCES["folder"](root).clips
-    named = [{"clip_path": clip.name, "clip_sha256": sha256_file(clip.path)} for clip in clips]
+def ingested(table: Path, *roots: Path) -> None:
+    """The table of a pool's folders as ingest writes it."""
+    named = [
+        {
+            "clip_path": f"{root.name}/{clip.name}" if len(roots) > 1 else clip.name,
+            "clip_sha256": sha256_file(clip.path),
+        }
+        for root in roots
+        for clip in list_clips(PoolPart(path=root))
+    ]
     write_table(table, rows(named, PAIR_SCHEMA), PAIR_SCHEMA)
 
 
@@ -97,8 +103,7 @@ def test_of_several_folders_each_is_compared_and_keeps_its_name(
 
     k700, mit = (videos(tmp_path / name, f"of-{name}.mp4") for name in ("k700", "mit"))
     claim(run, pool(k700, mit))
-    for folder in (k700, mit):
-        ingested(run.data / "pool" / f"{folder.name}.parquet", folder)
+    ingested(run.data / "pool.parquet", k700, mit)
     (tmp_path / "disk").mkdir()
     moved = mit.rename(tmp_path / "disk" / "mit")
     claim(run, pool(k700, moved))
@@ -149,7 +154,7 @@ def test_a_labelled_set_at_another_path_continues_the_run_if_it_is_the_same(
     named = [
         {
             "clip_path": pair.name,
-            "clip_sha256": clip_sha256(pair.frames),
+            "clip_sha256": file_digests(pair.frames)[0],
             "action": pair.action,
         }
         for pair in DATASETS["aurora"](path).pairs

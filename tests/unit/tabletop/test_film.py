@@ -7,29 +7,26 @@ import pyarrow as pa
 
 from dynamics.core.config import PoolConfig, WorldConfig
 from dynamics.core.records import PAIR_SCHEMA
-from dynamics.data.video.ingest import ingest_folder
+from dynamics.data.video.ingest import Folder, ingest_videos
 from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
 from dynamics.storage.tables import codes_matrix, read_table
 from dynamics.tabletop.film import CLIPS_SCHEMA, Split, film_split, filmed_keyframes, truth_table
 from dynamics.tabletop.language import parse
 from dynamics.tabletop.scene import Scene, apply
+from tests.unit.data.video.conftest import encoding_with
 
 WORLD = WorldConfig(film_scale=3, actions_per_clip=4)
 
 
 def ingest(folder: Path, num_pairs: int) -> pa.Table:
     images = FsqTokenizer(FsqAutoencoder(FsqConfig(frame_px=32)))
-    report = ingest_folder(
-        folder / "clips",
-        PoolConfig(),
-        images,
-        folder / "pairs.parquet",
-        keyframes=filmed_keyframes(WORLD, "pool"),
-        max_pairs=num_pairs,
-        num_workers=1,
+    videos = Folder(
+        root=folder / "clips", keyframes=filmed_keyframes(WORLD, "pool"), max_pairs=num_pairs
     )
+    encoding = encoding_with(lambda: images, folder / "codes")
+    ref, (report,) = ingest_videos([videos], folder / "p.parts", PoolConfig(), images, encoding)
     assert not report.rejects
-    return read_table(folder / "pairs.parquet", PAIR_SCHEMA)
+    return read_table(ref, PAIR_SCHEMA)
 
 
 def test_every_filmed_action_becomes_one_pair_with_its_truth(tmp_path: Path) -> None:

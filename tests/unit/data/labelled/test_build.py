@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamics.core.config import LabelledConfig, LoopConfig, PoolConfig
+from dynamics.core.config import IngestConfig, LabelledConfig, LoopConfig, PoolConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.data.labelled.build import build_labelled
@@ -13,8 +13,10 @@ from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.pipeline.prepare import sentence_limit
 from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.streams import run_stream
 from dynamics.storage.tables import dataset_ref, read_table
 from tests.made_data import picture, write_aurora, write_epic, write_parquet
+from tests.unit.data.video.conftest import encoding_with
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,10 @@ def config(path: Path, dataset: str = "aurora", seed: int = 0, **labelled: objec
 
 def build(cfg: LoopConfig, out: Path, images: ImageTokenizer, fits=lambda action: True):
     said: list[str] = []
+    run = RunFolder(out)
+    encoding = encoding_with(lambda: images, run.codes)
     refs, counted = build_labelled(
-        cfg, RunFolder(out), images, fits, lambda *call: said.append(call[2])
+        cfg, run, images, encoding, fits, run_stream, lambda *call: said.append(call[2])
     )
     tables = {name: read_table(ref, TRANSITION_SCHEMA) for name, ref in refs.items()}
     return tables, counted, said
@@ -63,6 +67,21 @@ def test_equal_seeds_give_equal_bytes_and_others_hold_out_others(images, tmp_pat
         assert dataset_ref(one).digest == dataset_ref(two).digest
     first = read_table(RunFolder(tmp_path / "a").heldout, TRANSITION_SCHEMA)
     assert set(first["pair_id"].to_pylist()) != set(other["heldout"]["pair_id"].to_pylist())
+
+
+def test_a_set_that_is_read_one_pair_at_a_time_is_the_same(images, tmp_path):
+    for dataset, write in {
+        "aurora": write_aurora,
+        "epic": write_epic,
+        "parquet": write_parquet,
+    }.items():
+        root = tmp_path / dataset
+        root.mkdir()
+        cfg = config(write(root), dataset)
+        alone = cfg.model_copy(update={"ingest": IngestConfig(part_clips=1)})
+        whole, cut = (build(one, root / name, images) for one, name in ((cfg, "w"), (alone, "c")))
+        assert whole[0] == cut[0]
+        assert whole[1] == cut[1]
 
 
 def test_limits_take_a_sample_not_the_manifest_s_beginning(images, tmp_path):

@@ -1,7 +1,13 @@
 """Small moving scenes, and a tokenizer whose codes can be computed by hand."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
+
+from dynamics.data.units import Encoding
+from dynamics.models.image_tokenizer import ImageTokenizer
 
 
 class BlockTokenizer:
@@ -22,6 +28,11 @@ class BlockTokenizer:
 
     def decode(self, codes_BL: np.ndarray) -> np.ndarray:
         raise NotImplementedError
+
+
+def encoding_with(load: Callable[[], ImageTokenizer], codes: Path) -> Encoding:
+    """Encodes with a tokenizer of which there is one precision."""
+    return Encoding(codes=codes, load=lambda _: load(), decide=lambda *_: "float32")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import av
@@ -10,7 +11,15 @@ import numpy as np
 import pytest
 
 from dynamics.data.video.decode import ClipFrames, DecodeSpec
-from dynamics.data.video.sandbox import DecodePool, DecodeWorker, Rejected
+from dynamics.data.video.sandbox import (
+    DecodeWorker,
+    ReadClip,
+    Rejected,
+    close_decoders,
+    decoder,
+    read_clip_file,
+)
+from dynamics.storage.streams import read_ahead
 from dynamics.tabletop.encode import encode_mp4, write_mp4
 
 SPEC = DecodeSpec(frame_px=32, top_k=6, spacing_frames=3, min_change=0.004, max_cut=0.5)
@@ -163,22 +172,42 @@ def test_closing_ends_the_process(good):
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_pool_answers_in_the_order_of_the_paths(film, tmp_path):
+def read(path: Path) -> ReadClip:
+    with decoder(memory_mb=1024, timeout_s=600) as worker:
+        return read_clip_file(path, SPEC, worker)
+
+
+def test_clips_are_read_ahead_in_their_order(film, tmp_path):
     paths = []
     for number in range(12):
         paths.append(tmp_path / f"{number}.mp4")
         write_mp4(paths[-1], film(number, num_actions=2 + number % 5), 6)
-    with DecodePool(2, memory_mb=1024, timeout_s=20) as pool:
-        results = [read.result for read in pool.read(paths, SPEC)]
-    assert [len(result.pairs) for result in results] == [
+    results = list(read_ahead(read, paths, close_decoders))
+    assert [path for path, _ in results] == paths
+    assert [len(found.result.pairs) for _, found in results] == [
         min(5, 2 + number % 5) for number in range(12)
     ]
 
 
-def test_leaving_the_pool_does_not_wait_for_hung_clips(good):
+def test_a_process_keeps_its_workers_until_they_are_closed(good):
+    pids = set()
+    for _ in range(3):
+        with decoder(memory_mb=1024, timeout_s=20) as worker:
+            worker.decode(good, SPEC)
+            pids.add(worker.pid)
+    assert len(pids) == 1
+    close_decoders()
+    assert not Path(f"/proc/{pids.pop()}").exists()
+
+
+def test_who_stops_reading_does_not_wait_for_hung_clips(good):
+    def read_number(number: int) -> ClipFrames | Rejected:
+        with decoder(memory_mb=1024, timeout_s=600) as worker:
+            if number:
+                os.kill(worker.pid, signal.SIGSTOP)
+            return worker.decode(good, SPEC)
+
     begin = time.monotonic()
-    with DecodePool(1, memory_mb=1024, timeout_s=600) as pool:
-        results = pool.read([good] * 9, SPEC)
-        assert isinstance(next(results).result, ClipFrames)
-        os.kill(pool.pids[0], signal.SIGSTOP)
+    with closing(read_ahead(read_number, range(9), close_decoders)) as results:
+        assert isinstance(next(results)[1], ClipFrames)
     assert time.monotonic() - begin < 30

@@ -3,7 +3,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,9 @@ from dynamics.core.errors import UserError
 from dynamics.data.video.sources import (
     MAX_SIDECAR_BYTES,
     SOURCES,
+    Clip,
+    Found,
+    Skipped,
     list_folder,
     list_kinetics700,
     list_moments,
@@ -28,22 +31,30 @@ def touched(root: Path, names: Sequence[str]) -> Path:
     return root
 
 
-def classes(listing) -> dict[str, str]:
-    return {clip.name: clip.clip_class for clip in listing.clips}
+def clips(found: Iterable[Found]) -> list[Clip]:
+    return [one for one in found if isinstance(one, Clip)]
+
+
+def refused(found: Iterable[Found]) -> list[tuple[str, str]]:
+    return [(one.name, one.reason) for one in found if isinstance(one, Skipped)]
+
+
+def classes(found: Iterable[Found]) -> dict[str, str]:
+    return {clip.name: clip.clip_class for clip in clips(found)}
 
 
 def test_clips_are_sorted_and_the_folder_is_the_class(tmp_path):
     for name in ("b/two.MKV", "b/one.mp4", "a/deep/x.webm", "top.avi", "b/notes.txt", ".h/c.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    listing = SOURCES["folder"](tmp_path)
-    assert [(clip.name, clip.clip_class) for clip in listing.clips] == [
+    listing = list(SOURCES["folder"](tmp_path))
+    assert [(clip.name, clip.clip_class) for clip in clips(listing)] == [
         ("a/deep/x.webm", "deep"),
         ("b/one.mp4", "b"),
         ("b/two.MKV", "b"),
         ("top.avi", ""),
     ]
-    assert listing.refused == ()
+    assert refused(listing) == []
 
 
 def test_links_that_leave_the_folder_are_refused(tmp_path):
@@ -57,31 +68,31 @@ def test_links_that_leave_the_folder_are_refused(tmp_path):
     (root / "dangling.mp4").symlink_to(root / "nothing.mp4")
     (root / "loop.mp4").symlink_to(root / "loop.mp4")
     (root / "folder").symlink_to(outside)
-    listing = list_folder(root)
-    assert [clip.name for clip in listing.clips] == ["inside.mp4", "own.mp4"]
-    assert listing.refused == (
+    listing = list(list_folder(root))
+    assert [clip.name for clip in clips(listing)] == ["inside.mp4", "own.mp4"]
+    assert refused(listing) == [
         ("dangling.mp4", "symlink"),
         ("folder", "symlink"),
         ("loop.mp4", "symlink"),
         ("outside.mp4", "symlink"),
-    )
+    ]
 
 
 def test_pipes_and_undecodable_names_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     with open(os.fsencode(tmp_path) + b"/\xff.mp4", "wb"):
         pass
-    assert list_folder(tmp_path).refused == (
+    assert sorted(refused(list_folder(tmp_path))) == [
         ("\\udcff.mp4", "file_name"),
         ("pipe.mp4", "not_a_file"),
-    )
+    ]
 
 
 def test_root_may_be_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.mp4").write_bytes(b"x")
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert [clip.name for clip in list_folder(tmp_path / "link").clips] == ["a.mp4"]
+    assert [clip.name for clip in list_folder(tmp_path / "link")] == ["a.mp4"]
 
 
 def test_missing_folder_is_named(tmp_path):
@@ -98,7 +109,7 @@ def test_file_in_place_of_a_folder_is_named(tmp_path):
 def test_folder_without_videos_says_what_counts_as_video(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=r"holds no videos \(avi, mkv, mp4, webm\)"):
-        list_folder(tmp_path)
+        list(list_folder(tmp_path))
 
 
 def test_ucf101_reads_the_class_from_the_name_and_refuses_other_names(tmp_path):
@@ -108,17 +119,17 @@ def test_ucf101_reads_the_class_from_the_name_and_refuses_other_names(tmp_path):
         "Biking/holiday.avi",
         "Biking/v_Biking_g01.avi",
     ]
-    listing = list_ucf101(touched(tmp_path, names))
+    listing = list(list_ucf101(touched(tmp_path, names)))
     assert classes(listing) == {names[0]: "HandStandPushups", names[1]: "YoYo"}
-    assert listing.refused == (
+    assert refused(listing) == [
         ("Biking/holiday.avi", "clip_name"),
         ("Biking/v_Biking_g01.avi", "clip_name"),
-    )
+    ]
 
 
 def test_a_folder_without_clips_of_ucf101_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"v_Class_g01_c01\.avi.*pool\.source=folder"):
-        list_ucf101(touched(tmp_path, ["a/holiday.avi"]))
+        list(list_ucf101(touched(tmp_path, ["a/holiday.avi"])))
 
 
 def test_kinetics_classes_are_folders_with_blanks_and_brackets_and_splits_are_none(tmp_path):
@@ -159,7 +170,7 @@ def test_a_tar_s_clips_have_the_class_of_their_json_or_cls_or_folder(tmp_path):
             "notes": b"x",
         }.items():
             add_member(tar, name, payload)
-    listing = list_webdataset(tmp_path)
+    listing = list(list_webdataset(tmp_path))
     assert classes(listing) == {
         "a.tar/0.mp4": "playing guitar",
         "a.tar/1.mp4": "7",
@@ -169,7 +180,7 @@ def test_a_tar_s_clips_have_the_class_of_their_json_or_cls_or_folder(tmp_path):
         "a.tar/jumping/2.front.mp4": "jumping",
     }
     whole = (tmp_path / "a.tar").read_bytes()
-    for clip in listing.clips:
+    for clip in clips(listing):
         start, size = clip.place
         assert whole[start : start + size].startswith(b"film")
         assert size == 5
@@ -189,9 +200,9 @@ def test_tar_members_that_are_no_plain_files_are_refused(tmp_path):
         add_member(tar, "../../escape.mp4", b"film")
         add_member(tar, "/etc/absolute.mp4", b"film")
         add_member(tar, "./0.mp4", b"film")
-    listing = list_webdataset(tmp_path)
-    assert [clip.name for clip in listing.clips] == ["a.tar/./0.mp4"]
-    assert dict(listing.refused) == {
+    listing = list(list_webdataset(tmp_path))
+    assert [clip.name for clip in clips(listing)] == ["a.tar/./0.mp4"]
+    assert dict(refused(listing)) == {
         "a.tar/../../escape.mp4": "path_outside",
         "a.tar//etc/absolute.mp4": "path_outside",
         "a.tar/device.mp4": "tar_member",
@@ -211,16 +222,40 @@ def test_broken_and_packed_tars_are_refused_and_the_others_are_read(tmp_path):
     (tmp_path / "packed.tar").write_bytes(gzip.compress(sink.getvalue()))
     (tmp_path / "text.tar").write_text("not a tar")
     (tmp_path / "out.tar").symlink_to("/etc/hostname")
-    listing = list_webdataset(tmp_path)
-    assert [clip.name for clip in listing.clips] == [
+    listing = list(list_webdataset(tmp_path))
+    assert [clip.name for clip in clips(listing)] == [
         "cut.tar/0.mp4",
         "good.tar/0.mp4",
         "good.tar/1.mp4",
     ]
-    assert dict(listing.refused) == {
+    assert dict(refused(listing)) == {
         "cut.tar": "tar_unreadable",
         "cut.tar/1.mp4": "tar_truncated",
         "out.tar": "symlink",
         "packed.tar": "tar_unreadable",
         "text.tar": "tar_unreadable",
     }
+
+
+def test_folders_are_walked_in_the_order_of_the_paths(tmp_path):
+    names = ["a-b.mp4", "a/c.mp4", "a/b/d.mp4", "a.mp4", "a0.mp4", "b.tar.mp4"]
+    found = [clip.name for clip in list_folder(touched(tmp_path, names))]
+    assert found == sorted(names)
+
+
+def test_a_folder_is_listed_as_it_is_read(tmp_path, monkeypatch):
+    opened = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: opened.append(path) or scandir(path))
+    listing = list_folder(touched(tmp_path, ["a/one.mp4", "b/two.mp4"]))
+    assert next(listing).name == "a/one.mp4"
+    assert opened == [tmp_path, tmp_path / "a"]
+
+
+def test_a_changed_file_is_another_version(tmp_path):
+    touched(tmp_path, ["one.mp4", "two.mp4"])
+    before = {clip.name: clip.version for clip in clips(list_folder(tmp_path))}
+    (tmp_path / "one.mp4").write_bytes(b"xy")
+    after = {clip.name: clip.version for clip in clips(list_folder(tmp_path))}
+    assert before["one.mp4"] != after["one.mp4"]
+    assert before["two.mp4"] == after["two.mp4"]
