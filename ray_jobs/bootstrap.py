@@ -23,7 +23,7 @@ from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
 from dynamics.core.errors import UserError
-from dynamics.core.places import Place
+from dynamics.core.places import Place, StorePath
 from dynamics.storage.claim import RunFolderInUseError
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs import runtime
@@ -143,6 +143,9 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
     serving = cfg.serve
     if serving.api_key_file is not None:
         serving = serving.model_copy(update={"api_key_file": _absolute(serving.api_key_file)})
+    base = cfg.base_path()
+    if isinstance(base, StorePath) and not base.is_dir():
+        raise UserError(f"checkpoint folder {base} does not exist; check model.base")
     pool, run_dir = cfg.pool, cfg.run_dir
     if pool.path is not None:
         pool = _found_pool(pool)

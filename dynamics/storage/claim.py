@@ -9,11 +9,11 @@ Who finds no new beat for a while makes the next claim; a holder that finds a ne
 own stops. That is only to save work: what must not be doubled is created if absent, in any case.
 """
 
-import _thread
 import fcntl
 import json
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -103,7 +103,7 @@ class _BeatingClaim:
             with suppress(UserError):  # a store that does not answer may do so again
                 if self._claim(self._number + 1).is_file():
                     self._lost = True
-                    _thread.interrupt_main()
+                    os.kill(os.getpid(), signal.SIGINT)  # also ends a wait of the main thread
                     return
                 self._write_beat(secrets.token_hex(4))
             self._ended.wait(_BEAT_S)

@@ -1,0 +1,34 @@
+import pytest
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.places import Place, StorePath
+from dynamics.storage.files import list_files
+from tests.runs import LocalRun, Stop, StopAt, results, run_local
+
+
+def adapters(folder: Place) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in list_files(folder)
+        if {"idm", "fdp"} & {*path.parts}
+    }
+
+
+def test_a_run_in_a_store_that_was_stopped_is_byte_for_byte_the_run_in_a_folder(
+    s3: StorePath, small: LoopConfig, local_run: LocalRun
+) -> None:
+    base = s3 / small.model.base.name
+    for path in list_files(small.base_path()):
+        (base / path.name).write(path.read_bytes())
+    cfg = small.model_copy(update={"model": small.model.model_copy(update={"base": base})})
+    run = s3 / "run"
+    with pytest.raises(Stop):
+        run_local(cfg, run, progress=StopAt(local_run.num_progress_calls // 2))
+    run_local(cfg, run)
+    assert adapters(run) == adapters(local_run.folder)
+    assert results(run) == results(local_run.folder)
+    names = {path.relative_to(run).as_posix() for path in list_files(run)}
+    expected = {
+        path.relative_to(local_run.folder).as_posix() for path in list_files(local_run.folder)
+    }
+    assert {name for name in names if not name.startswith("lock/")} == expected - {".lock"}
