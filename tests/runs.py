@@ -1,9 +1,11 @@
 """What tests of whole runs share."""
 
+import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import RoundReport
 from dynamics.loop import run_rounds
@@ -11,6 +13,7 @@ from dynamics.pipeline.executor import Executor
 from dynamics.pipeline.stages import Stages
 from dynamics.pipeline.tracking import Tracker, Trackers
 from dynamics.report.trackers import GridTracker, PageTracker
+from dynamics.storage.files import list_files
 from dynamics.storage.run_folder import RunFolder
 
 
@@ -32,26 +35,30 @@ class StopAt:
             raise Stop
 
 
-def results(folder: Path) -> dict[str, bytes]:
+_RESULTS = (
+    "rounds/*/report.json",
+    "rounds/*/*.parquet",
+    "ledger/rounds/*.json",
+    "ledger/shards/*",
+    "data/*.parquet",
+    "*.parts/manifest.json",
+    "*.parts/rows/*",
+    "data/codes/*",
+    "data/ingest.json",
+    "data/leakage.json",
+)
+
+
+def results(folder: Place) -> dict[str, bytes]:
     """Every file of a run that must not depend on where, how and how often it ran."""
-    found = [
-        *folder.glob("rounds/*/report.json"),
-        *folder.glob("rounds/*/*.parquet"),
-        *folder.glob("ledger/rounds/*.json"),
-        *folder.glob("ledger/shards/*"),
-        *folder.glob("data/*.parquet"),
-        *folder.rglob("*.parts/manifest.json"),
-        *folder.rglob("*.parts/rows/*"),
-        *folder.glob("data/codes/*"),
-        *folder.glob("data/ingest.json"),
-        *folder.glob("data/leakage.json"),
-    ]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    files = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
+    wanted = {name for pattern in _RESULTS for name in fnmatch.filter(files, pattern)}
+    return {name: files[name].read_bytes() for name in wanted}
 
 
 def run_local(
     cfg: LoopConfig,
-    folder: Path,
+    folder: Place,
     tracker: Tracker | None = None,
     progress: Progress = silent,
     executor: Executor | None = None,

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.records import DatasetRef
-from dynamics.storage.files import sha256_file, write_bytes
+from dynamics.storage.files import local_copy, sha256_file, write_bytes
 from dynamics.storage.pairs import PARTS, iter_parts, list_matrix, parts_ref
 from dynamics.storage.parquet import damaged, from_parquet, iter_parquet, missing, to_parquet
 
@@ -39,7 +39,7 @@ def dataset_ref(place: Place) -> DatasetRef:
     if place.suffix == PARTS:
         return parts_ref(place)
     try:
-        num_rows = pq.read_metadata(place).num_rows
+        num_rows = pq.read_metadata(local_copy(place)).num_rows
     except FileNotFoundError as error:
         raise UserError(missing(place)) from error
     except (pa.ArrowInvalid, OSError) as error:

@@ -1,8 +1,12 @@
-import pytest
+from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from dynamics.cli.main import app
 from dynamics.core.config import LoopConfig
 from dynamics.core.places import Place, StorePath
-from dynamics.storage.files import list_files
+from dynamics.storage.files import list_files, write_bytes
 from tests.runs import LocalRun, Stop, StopAt, results, run_local
 
 
@@ -32,3 +36,20 @@ def test_a_run_in_a_store_that_was_stopped_is_byte_for_byte_the_run_in_a_folder(
         path.relative_to(local_run.folder).as_posix() for path in list_files(local_run.folder)
     }
     assert {name for name in names if not name.startswith("lock/")} == expected - {".lock"}
+
+
+def test_commands_read_a_run_in_a_store(s3: StorePath, local_run: LocalRun, tmp_path: Path) -> None:
+    for path in list_files(local_run.folder):
+        write_bytes(s3 / path.relative_to(local_run.folder), path.read_bytes())
+    for command, said in (
+        (["ledger", "verify", s3], "1 rounds, every shard is sound"),
+        (["evaluate", s3], "FDP"),
+        (["report", s3, "--no-open"], f"report: {s3}/report.html"),
+        (["export", s3, "--as", "hf", "--out", tmp_path / "hf"], "hf: "),
+        (["export", s3, "--as", "adapters", "--out", tmp_path / "fit"], "adapters idm and fdp"),
+    ):
+        shown = CliRunner().invoke(app, list(map(str, command)))
+        assert shown.exit_code == 0, shown.output
+        assert said in shown.output
+    page = local_run.folder / "report.html"
+    assert (s3 / "report.html").read_bytes() == page.read_bytes()
