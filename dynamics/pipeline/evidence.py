@@ -1,21 +1,25 @@
 """Evidence for the guards of a round, read from the run folder."""
 
 from dataclasses import asdict
+from functools import partial
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import load_domain
+from dynamics.core.progress import Progress
 from dynamics.core.records import (
-    PAIR_SCHEMA,
     TRANSITION_SCHEMA,
     DataRefs,
     DatasetRef,
 )
-from dynamics.evaluation.guards.leakage import Leakage, find_leakage
+from dynamics.evaluation.guards.leakage import Leakage
 from dynamics.evaluation.guards.rules import GuardEvidence
+from dynamics.evaluation.guards.search import find_leakage
 from dynamics.evaluation.heldout import results_schema
+from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from dynamics.storage.streams import RunStream
 from dynamics.storage.tables import read_table
 
 
@@ -26,6 +30,8 @@ def guard_evidence(
     data: DataRefs,
     decisions: DatasetRef | None,
     round_id: int,
+    run: RunStream,
+    progress: Progress,
 ) -> GuardEvidence:
     """Evidence of an evaluated round; ``decisions`` are None in round 0."""
     schema = results_schema(cfg.evaluate.best_of)
@@ -35,7 +41,7 @@ def guard_evidence(
         results=read_table(folder.results(round_id), schema),
         heldout=read_table(data.heldout, TRANSITION_SCHEMA),
         labelled_actions=labelled["action"].to_pylist(),
-        leakage=_leakage(folder, images, data),
+        leakage=_leakage(cfg, folder, images, data, run, progress),
         labels=ledger.labels(round_id, ["label_id", "action"]) if decisions else None,
         decisions=ledger.decisions(round_id) if decisions else None,
         first_results=read_table(folder.results(0), schema) if round_id else None,
@@ -43,15 +49,21 @@ def guard_evidence(
     )
 
 
-def _leakage(folder: RunFolder, images: ImageTokenizer, data: DataRefs) -> Leakage:
+def _leakage(
+    cfg: LoopConfig,
+    folder: RunFolder,
+    images: ImageTokenizer,
+    data: DataRefs,
+    run: RunStream,
+    progress: Progress,
+) -> Leakage:
     """Leakage between the pool and the held-out pairs, computed once a run."""
     path = folder.leakage
     tables = {"pool": data.pool.digest, "heldout": data.heldout.digest}
     if path.exists() and (known := read_json(path))["tables"] == tables:
         return Leakage(**known["found"])
-    columns = ["clip_sha256", "source_codes", "target_codes"]
-    pool = read_table(data.pool, PAIR_SCHEMA, columns)
-    heldout = read_table(data.heldout, TRANSITION_SCHEMA, columns)
-    found = find_leakage(pool, heldout, images)
+    model = cfg.model
+    load = partial(load_image_tokenizer, model.family, cfg.base_path(), model.device)
+    found = find_leakage(data.pool, data.heldout, load, images.frame_px, run, progress)
     write_json(path, {"tables": tables, "found": asdict(found)})
     return found

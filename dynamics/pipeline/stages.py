@@ -193,7 +193,14 @@ class Stages:
         with self.folder.timed(report.round_id, "guard"):
             self.progress(0, 0, f"guard, round {report.round_id}")
             evidence = guard_evidence(
-                self.cfg, self.folder, self.images, data, decisions, report.round_id
+                self.cfg,
+                self.folder,
+                self.images,
+                data,
+                decisions,
+                report.round_id,
+                partial(self.executor.run_stream, "guard"),
+                self.progress,
             )
             results = evaluate_guards(evidence, limits)
         return replace(report, guards=results).accepting(limits.accept)

@@ -46,11 +46,6 @@ class Leakage:
     either: int
 
 
-def find_leakage(pool: pa.Table, heldout: pa.Table, images: ImageTokenizer) -> Leakage:
-    """Count the held-out pairs that the pool holds; arguments as for `leaked_pairs`."""
-    return count_leakage(*leaked_pairs(pool, heldout, images))
-
-
 def count_leakage(same_B: NDArray[np.bool_], alike_B: NDArray[np.bool_]) -> Leakage:
     """Counts of the pairs that `leaked_pairs` found."""
     return Leakage(
@@ -64,7 +59,7 @@ def count_leakage(same_B: NDArray[np.bool_], alike_B: NDArray[np.bool_]) -> Leak
 def leaked_pairs(
     pool: pa.Table, heldout: pa.Table, images: ImageTokenizer
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Compare every held-out pair with every pool pair.
+    """Compare every held-out pair with every pool pair, in memory.
 
     Args:
         pool: with the columns ``clip_sha256``, ``source_codes`` and ``target_codes``.
@@ -77,7 +72,7 @@ def leaked_pairs(
     """
     clips = set(pool["clip_sha256"].to_pylist())
     same_B = np.array([clip in clips for clip in heldout["clip_sha256"].to_pylist()], dtype=bool)
-    return same_B, near_pairs(_pair_hashes(heldout, images), _pair_hashes(pool, images))
+    return same_B, near_pairs(pair_hashes(heldout, images), pair_hashes(pool, images))
 
 
 def near_pairs(pairs: tuple[Hashes, Hashes], others: tuple[Hashes, Hashes]) -> NDArray[np.bool_]:
@@ -133,7 +128,8 @@ def hash_codes(codes_BL: Codes, images: ImageTokenizer) -> Hashes:
     return np.concatenate(parts)[rows.reshape(-1)]
 
 
-def _pair_hashes(table: pa.Table, images: ImageTokenizer) -> tuple[Hashes, Hashes]:
+def pair_hashes(table: pa.Table, images: ImageTokenizer) -> tuple[Hashes, Hashes]:
+    """Hashes [B, U] of the source and of the target frames of pairs."""
     source_BL, target_BL = (codes_matrix(table, f"{end}_codes") for end in ("source", "target"))
     both = hash_codes(np.concatenate([source_BL, target_BL]), images)
     return both[: len(source_BL)], both[len(source_BL) :]

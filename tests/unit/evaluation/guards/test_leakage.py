@@ -2,20 +2,26 @@
 
 import time
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from dynamics.core.config import WorldConfig
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, DatasetRef
 from dynamics.core.seeds import numpy_rng
+from dynamics.evaluation.guards import search
 from dynamics.evaluation.guards.leakage import (
     SIDE,
-    find_leakage,
+    Leakage,
+    count_leakage,
     hash_codes,
     leaked_pairs,
     near_pairs,
     perceptual_hashes,
 )
+from dynamics.storage.streams import run_stream
+from dynamics.storage.tables import read_table, write_table
 from dynamics.tabletop.film import film_frames, sample_episode
 
 WORLD = WorldConfig(hold_frames=2, film_scale=2)
@@ -75,8 +81,14 @@ def others() -> np.ndarray:
     return photographs(300, 2)
 
 
+def leaks(pool: pa.Table, heldout: pa.Table) -> Leakage:
+    return count_leakage(*leaked_pairs(pool, heldout, Photographs()))
+
+
 def test_held_out_clips_in_the_pool_are_found_by_digest_and_by_hash():
-    by_chance = find_leakage(table(others(), "p"), table(held_out(), "h"), Photographs())
+    by_chance = count_leakage(
+        *leaked_pairs(table(others(), "p"), table(held_out(), "h"), Photographs())
+    )
     assert (by_chance.num_heldout, by_chance.either) == (60, 0)
     whole = table(held_out(), "h")
     anew = table(again(held_out()[20:30]), "a")
@@ -84,24 +96,29 @@ def test_held_out_clips_in_the_pool_are_found_by_digest_and_by_hash():
     same, alike = leaked_pairs(pool, whole, Photographs())
     assert np.flatnonzero(same).tolist() == [0, 1, 2, 3]
     assert np.flatnonzero(alike).tolist() == [0, 1, 2, 3, *range(20, 30)]
-    found = find_leakage(pool, whole, Photographs())
+    found = leaks(pool, whole)
     assert (found.by_digest, found.by_hash, found.either) == (4, 14, 14)
 
 
 def test_equal_bytes_are_a_leak_even_where_the_frames_are_others():
     pool = table(others()[:5], "h")  # clip h-0, cut at other frames
-    found = find_leakage(pool, table(held_out(), "h"), Photographs())
+    found = leaks(pool, table(held_out(), "h"))
     assert (found.by_digest, found.by_hash, found.either) == (5, 0, 5)
 
 
 def test_half_a_pair_is_no_leak():
     mixed = np.stack([held_out()[:20, 0], others()[:20, 1]], axis=1)
-    assert find_leakage(table(mixed, "m"), table(held_out(), "h"), Photographs()).either == 0
+    assert (
+        count_leakage(
+            *leaked_pairs(table(mixed, "m"), table(held_out(), "h"), Photographs())
+        ).either
+        == 0
+    )
 
 
 def test_frames_without_an_edge_look_like_nothing():
     grey = np.full((3, 2, WORLD.frame_px, WORLD.frame_px, 3), 90, np.uint8)
-    assert find_leakage(table(grey, "p"), table(grey, "h"), Photographs()).by_hash == 0
+    assert leaks(table(grey, "p"), table(grey, "h")).by_hash == 0
 
 
 def test_a_hash_does_not_change_with_the_size_of_the_frame():
@@ -128,3 +145,33 @@ def test_the_default_pool_is_searched_within_seconds():
     start = time.process_time()
     assert not near_pairs(pairs, more).any()
     assert time.process_time() - start < 10
+
+
+def write(rows: np.ndarray, prefix: str, path: Path, schema: pa.Schema) -> DatasetRef:
+    """The table of photographs with all its columns."""
+    found = table(rows, prefix)
+    full = {field.name: [""] * len(rows) for field in schema if pa.types.is_string(field.type)}
+    full |= {name: [0] * len(rows) for name in ("frame0", "frame1", "t0_s", "t1_s", "motion")}
+    full |= {"pair_id": [f"{prefix}{row}" for row in range(len(rows))]}
+    full |= {"recognition": [np.zeros(found["source_codes"][0].as_py().__len__())] * len(rows)}
+    full |= {name: found[name].to_pylist() for name in found.column_names}
+    return write_table(path, pa.Table.from_pydict(full, schema), schema)
+
+
+def test_the_search_by_slices_finds_what_the_search_in_memory_finds(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "_PIXELS_A_SLICE", 7 * WORLD.frame_px**2)
+    rows = np.concatenate([others()[:40], held_out()[:4], again(held_out()[20:30])])
+    pool = write(rows, "p", tmp_path / "pool.parquet", PAIR_SCHEMA)
+    heldout = write(held_out()[:32], "h", tmp_path / "heldout.parquet", TRANSITION_SCHEMA)
+    calls = []
+    found = search.find_leakage(
+        pool, heldout, Photographs, WORLD.frame_px, run_stream, lambda *call: calls.append(call)
+    )
+    columns = ["clip_sha256", "source_codes", "target_codes"]
+    tables = (
+        read_table(ref.path, schema, columns)
+        for ref, schema in ((pool, PAIR_SCHEMA), (heldout, TRANSITION_SCHEMA))
+    )
+    assert found == leaks(*tables)
+    assert found.by_hash == 14
+    assert calls[-1][:2] == (54, 54)
