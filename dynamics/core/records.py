@@ -114,7 +114,7 @@ Example: ``fb5eab9b..., shove the yellow cross one step left, 4:0,0,0,12,0,5,...
 
 def stable_hash(*parts: str | int | float) -> str:
     """First 32 hex digits of the sha256 of the parts; the key of every row."""
-    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()[:32]
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
 def pair_id(clip_sha256: str, frame0: int, frame1: int) -> str:

@@ -5,20 +5,23 @@ without saying sum or mean; its successor's code takes the mean. Both are here: 
 to length, the sum is the likelihood proper and prefers short captions.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from dynamics.core.config import ScoreName
 from dynamics.core.domain import normalised_text
-from dynamics.core.records import ScoreScale
+from dynamics.core.records import LABEL_SCHEMA, ScoreScale
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Evidence:
-    """Measurements of one label."""
+    """Measurements of one label. Not frozen: one is made for every label, at half the time."""
 
     action: str
     """The greedy caption."""
@@ -49,17 +52,19 @@ class Score:
 
 def mean_logprob(evidence: Evidence) -> float:
     """Mean natural-log likelihood per token."""
-    return float(np.mean(evidence.token_logprobs))
+    return sum_logprob(evidence) / len(evidence.token_logprobs)
 
 
 def sum_logprob(evidence: Evidence) -> float:
     """Natural-log likelihood of the whole caption."""
-    return float(np.sum(evidence.token_logprobs))
+    return math.fsum(evidence.token_logprobs)
 
 
 def min_logprob(evidence: Evidence) -> float:
     """Natural-log likelihood of the least likely token: one guessed word spoils a caption."""
-    return float(np.min(evidence.token_logprobs))
+    # Among NaNs the smallest would depend on their places.
+    total = sum(evidence.token_logprobs)
+    return total if math.isnan(total) else min(evidence.token_logprobs)
 
 
 def agreement(evidence: Evidence) -> float:
@@ -72,7 +77,7 @@ def agreement(evidence: Evidence) -> float:
         raise ValueError("agreement needs samples")
     meaning = evidence.canonical(evidence.action)
     votes = sum(bool(meaning) and evidence.canonical(text) == meaning for text in evidence.samples)
-    return (votes + float(np.exp(mean_logprob(evidence))) / 2) / len(evidence.samples)
+    return (votes + math.exp(mean_logprob(evidence)) / 2) / len(evidence.samples)
 
 
 def fdp_likelihood(evidence: Evidence) -> float:
@@ -100,11 +105,25 @@ SCORES: dict[ScoreName, Score] = {
 }
 
 
-def measured_scores(evidence: Evidence) -> dict[str, float]:
-    """The ``scores`` of a label row: those whose evidence was measured, names sorted."""
-    measured = {"samples": bool(evidence.samples), "fdp_loglik": evidence.fdp_loglik is not None}
-    return {
-        name: score(evidence)
-        for name, score in sorted(SCORES.items())
-        if score.needs is None or measured[score.needs]
-    }
+def measured_scores(evidence: Sequence[Evidence]) -> pa.MapArray:
+    """The ``scores`` of label rows: those whose evidence was measured, names sorted."""
+    names = sorted(SCORES)
+    measured_BS = np.ones((len(evidence), len(names)), dtype=bool)
+    values_BS = np.zeros((len(evidence), len(names)), dtype=np.float32)
+    for place, name in enumerate(names):
+        score = SCORES[name]
+        if score.needs == "samples":
+            measured_BS[:, place] = [bool(one.samples) for one in evidence]
+        elif score.needs == "fdp_loglik":
+            measured_BS[:, place] = [one.fdp_loglik is not None for one in evidence]
+        values_BS[measured_BS[:, place], place] = [
+            score(one) for one in compress(evidence, measured_BS[:, place])
+        ]
+    offsets = np.concatenate([[0], np.cumsum(measured_BS.sum(1))])
+    keys = pa.array(names, pa.string()).take(pa.array(np.nonzero(measured_BS)[1]))
+    return pa.MapArray.from_arrays(
+        pa.array(offsets, pa.int32()),
+        keys,
+        pa.array(values_BS[measured_BS]),
+        type=LABEL_SCHEMA.field("scores").type,
+    )

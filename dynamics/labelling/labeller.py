@@ -8,9 +8,11 @@ noise of another batch composition can never change a committed byte.
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dynamics.core.config import LoopConfig
@@ -23,6 +25,7 @@ from dynamics.inference.sampling import SamplingParams
 from dynamics.labelling.confidence import SCORES, Evidence, measured_scores
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.shards import Shard, cut
+from dynamics.storage.tables import codes_matrix
 
 
 def unlabelled(num_rows: int, attempted: Sequence[Shard], shard_rows: int) -> list[Shard]:
@@ -79,29 +82,47 @@ class Labeller:
         return pa.concat_tables(parts)
 
     def _label_batch(self, batch: pa.Table, round_id: int) -> pa.Table:
-        source_codes = batch["source_codes"].to_pylist()
-        target_codes = batch["target_codes"].to_pylist()
-        valid = [
-            row
-            for row, codes in enumerate(zip(source_codes, target_codes, strict=True))
-            if all(map(self._is_frame, codes))
-        ]
-        evidence = [Evidence(action="", token_logprobs=()) for _ in source_codes]
-        if valid:
-            source_BL = np.array([source_codes[row] for row in valid], dtype=np.int64)
-            target_BL = np.array([target_codes[row] for row in valid], dtype=np.int64)
-            pair_ids = [batch["pair_id"][row].as_py() for row in valid]
-            for row, measured in zip(
-                valid, self._measure(source_BL, target_BL, pair_ids, round_id), strict=True
-            ):
+        evidence = [Evidence(action="", token_logprobs=()) for _ in range(batch.num_rows)]
+        valid, source_BL, target_BL = self._frames(batch)
+        if len(valid):
+            pair_ids = batch["pair_id"].take(pa.array(valid)).to_pylist()
+            found = self._measure(source_BL, target_BL, pair_ids, round_id)
+            for row, measured in zip(valid.tolist(), found, strict=True):
                 evidence[row] = measured
-        rows = [
-            self._row(pair, clip_class, round_id, measured)
-            for pair, clip_class, measured in zip(
-                batch["pair_id"].to_pylist(), batch["clip_class"].to_pylist(), evidence, strict=True
-            )
-        ]
-        return pa.Table.from_pylist(rows, schema=LABEL_SCHEMA)
+        idm, pairs = self._idm, batch["pair_id"].to_pylist()
+        ids = [label_id(pair, idm.digest, idm.prompt_version, self._decode) for pair in pairs]
+        ends = np.cumsum([0, *(len(one.token_logprobs) for one in evidence)])
+        logprobs = chain.from_iterable(one.token_logprobs for one in evidence)
+        return pa.table(
+            {
+                "label_id": ids,
+                "pair_id": batch["pair_id"],
+                "clip_class": batch["clip_class"],
+                "round_id": np.full(len(ids), round_id, np.int32),
+                "idm_digest": pa.repeat(idm.digest, len(ids)),
+                "prompt_version": pa.repeat(idm.prompt_version, len(ids)),
+                "decode": pa.repeat(self._decode, len(ids)),
+                "action": [one.action for one in evidence],
+                "token_logprobs": pa.ListArray.from_arrays(
+                    pa.array(ends, pa.int32()), np.fromiter(logprobs, np.float32)
+                ),
+                "scores": measured_scores(evidence),
+            },
+            schema=LABEL_SCHEMA,
+        )
+
+    def _frames(
+        self, batch: pa.Table
+    ) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
+        """The rows whose codes are codes of this model, and their codes [B, L]."""
+        ends = "source_codes", "target_codes"
+        lengths = [pc.list_value_length(batch[name]).to_numpy() for name in ends]
+        whole = np.flatnonzero(np.all([size == self._images.num_tokens for size in lengths], 0))
+        codes = [codes_matrix(batch.take(pa.array(whole)), name) for name in ends]
+        known_B = np.ones(len(whole), dtype=bool)
+        for codes_BL in codes if len(whole) else ():
+            known_B &= codes_BL.max(axis=1) < self._images.num_codes
+        return whole[known_B], codes[0][known_B], codes[1][known_B]
 
     def _measure(
         self,
@@ -181,23 +202,3 @@ class Labeller:
             token_logprobs=caption.token_logprobs,
             canonical=self._domain.meaning,
         )
-
-    def _is_frame(self, codes: Sequence[int]) -> bool:
-        return len(codes) == self._images.num_tokens and max(codes) < self._images.num_codes
-
-    def _row(
-        self, pair: str, clip_class: str, round_id: int, evidence: Evidence
-    ) -> dict[str, object]:
-        idm = self._idm
-        return {
-            "label_id": label_id(pair, idm.digest, idm.prompt_version, self._decode),
-            "pair_id": pair,
-            "clip_class": clip_class,
-            "round_id": round_id,
-            "idm_digest": idm.digest,
-            "prompt_version": idm.prompt_version,
-            "decode": self._decode,
-            "action": evidence.action,
-            "token_logprobs": list(evidence.token_logprobs),
-            "scores": measured_scores(evidence),
-        }

@@ -36,7 +36,7 @@ def to_parquet(table: pa.Table, schema: pa.Schema) -> bytes:
         sink,
         version="2.6",
         compression="zstd",
-        compression_level=3,
+        compression_level=1,
         row_group_size=_ROWS_PER_GROUP,
     )
     return bytes(sink.getvalue())

@@ -1,7 +1,7 @@
 import math
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
 from dynamics.core.config import FilterConfig, ScoreName
@@ -83,23 +83,34 @@ def test_missing_evidence_is_an_error_in_the_score_and_left_out_of_the_row() -> 
     for name in ("agreement", "fdp_likelihood", "noisy_channel"):
         with pytest.raises(ValueError, match="needs"):
             SCORES[name](bare)
-    assert measured_scores(bare) == {
-        "mean_logprob": -0.5,
-        "min_logprob": -0.5,
-        "sum_logprob": -0.5,
-    }
     full = Evidence(action="a", token_logprobs=(-0.5,), samples=("a",), fdp_loglik=-7.0)
-    assert list(measured_scores(full)) == sorted(SCORES)
-    assert measured_scores(full)["fdp_likelihood"] == -7.0
+    of_bare, of_full, again = map(dict, measured_scores([bare, full, bare]).to_pylist())
+    assert of_bare == again == {"mean_logprob": -0.5, "min_logprob": -0.5, "sum_logprob": -0.5}
+    assert list(of_full) == sorted(SCORES)
+    assert of_full["fdp_likelihood"] == -7.0
+    assert measured_scores([]).to_pylist() == []
+
+
+def test_stored_scores_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(2_000):
+        logprobs = np.float32(-rng.exponential(rng.choice([0.01, 1, 9]), rng.integers(1, 14)))
+        values = logprobs.tolist()
+        (found,) = measured_scores([Evidence(action="a", token_logprobs=values)]).to_pylist()
+        measured = {"mean": np.mean(values), "min": np.min(values), "sum": np.sum(values)}
+        wanted = {f"{name}_logprob": float(np.float32(v)) for name, v in measured.items()}
+        assert dict(found) == wanted
 
 
 def test_a_new_score_is_one_line_and_no_schema_change(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setitem(SCORES, "brevity", Score(lambda evidence: -len(evidence.action)))
     rows = make_labels(3).to_pylist()
-    for row in rows:
-        evidence = Evidence(action=row["action"], token_logprobs=row["token_logprobs"])
-        row |= {"scores": measured_scores(evidence)}
-    labels = pa.Table.from_pylist(rows, LABEL_SCHEMA)
+    evidence = [
+        Evidence(action=row["action"], token_logprobs=row["token_logprobs"]) for row in rows
+    ]
+    labels = (
+        make_labels(3).drop_columns("scores").append_column("scores", measured_scores(evidence))
+    )
     stored = read_table(write_table(tmp_path / "a.parquet", labels, LABEL_SCHEMA), LABEL_SCHEMA)
     assert score_column(stored, "brevity").tolist() == [-len(row["action"]) for row in rows]
     rule = TopFractionRule(fraction=0.5)
