@@ -116,13 +116,17 @@ class Labeller:
     ) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
         """The rows whose codes are codes of this model, and their codes [B, L]."""
         ends = "source_codes", "target_codes"
-        lengths = [pc.list_value_length(batch[name]).to_numpy() for name in ends]
-        whole = np.flatnonzero(np.all([size == self._images.num_tokens for size in lengths], 0))
-        codes = [codes_matrix(batch.take(pa.array(whole)), name) for name in ends]
-        known_B = np.ones(len(whole), dtype=bool)
-        for codes_BL in codes if len(whole) else ():
-            known_B &= codes_BL.max(axis=1) < self._images.num_codes
-        return whole[known_B], codes[0][known_B], codes[1][known_B]
+        sizes = [pc.list_value_length(batch[name]).to_numpy() for name in ends]
+        rows = np.flatnonzero(np.all([size == self._images.num_tokens for size in sizes], axis=0))
+        whole = batch.select(ends)
+        if len(rows) < batch.num_rows:
+            whole = whole.take(pa.array(rows))
+        source_BL, target_BL = (codes_matrix(whole, name) for name in ends)
+        largest = [codes_BL.max(axis=1, initial=0) for codes_BL in (source_BL, target_BL)]
+        known_B = np.max(largest, axis=0) < self._images.num_codes
+        if known_B.all():
+            return rows, source_BL, target_BL
+        return rows[known_B], source_BL[known_B], target_BL[known_B]
 
     def _measure(
         self,

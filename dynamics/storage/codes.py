@@ -75,6 +75,8 @@ class CodesFolder:
         ]
         if len(found) == 1:
             return found[0]
+        if found and (np.diff(file_B) >= 0).all():
+            return np.concatenate(found)
         values = np.empty((len(row_B), found[0].shape[1] if found else 0), _DTYPES[kind])
         for group, rows in zip(groups, found, strict=True):
             values[group] = rows

@@ -93,7 +93,7 @@ def store_codes(
     """
     recognition = np.minimum(recognition_PL, _LARGEST).astype(np.float16)
     digest = write_codes(codes, frames_FL, recognition)
-    content = _content(rows, frames_FL[source_rows], frames_FL[target_rows], recognition)
+    content = _content(rows, frames_FL, source_rows, target_rows, recognition)
     values = [pa.array([digest]).take(pa.array(np.zeros(rows.num_rows, np.int32)))]
     for place in (source_rows, target_rows, np.arange(rows.num_rows)):
         values.append(pa.array(np.asarray(place, np.int32)))
@@ -333,28 +333,37 @@ def list_matrix(table: pa.Table, column: str) -> npt.NDArray[Any]:
     )
 
 
-def _content(rows: pa.Table, *matrices_BL: npt.NDArray[Any]) -> pa.Array:
-    """Of every pair the first 16 bytes of the sha256 over its columns and the matrices' rows."""
+def _content(
+    rows: pa.Table,
+    frames_FL: npt.NDArray[np.uint16],
+    source_rows: npt.NDArray[np.integer],
+    target_rows: npt.NDArray[np.integer],
+    recognition_PL: npt.NDArray[np.float16],
+) -> pa.Array:
+    """Of every pair the first 16 bytes of the sha256 over its columns, codes and weights."""
     small = [field for field in PAIR_SCHEMA if field.name not in _LISTS]
     texts = _texts(rows, [field.name for field in small if pa.types.is_string(field.type)])
     numbers = [
-        rows[field.name].to_numpy().astype(field.type.to_pandas_dtype())[:, None]
+        rows[field.name].to_numpy().astype(field.type.to_pandas_dtype())[:, None].view(np.uint8)
         for field in small
         if not pa.types.is_string(field.type)
     ]
-    fixed = np.concatenate(
-        [np.ascontiguousarray(values).view(np.uint8) for values in (*numbers, *matrices_BL)], axis=1
+    frames = _rows_as_bytes(np.asarray(frames_FL, np.uint16))
+    columns = (
+        texts,
+        _rows_as_bytes(np.concatenate(numbers, axis=1)),
+        map(frames.__getitem__, source_rows.tolist()),
+        map(frames.__getitem__, target_rows.tolist()),
+        _rows_as_bytes(recognition_PL),
     )
-    digests = [
-        hashlib.sha256(text + row).digest()[:16]
-        for text, row in zip(texts, _rows_as_bytes(fixed), strict=True)
-    ]
+    digests = [hashlib.sha256(b"".join(row)).digest()[:16] for row in zip(*columns, strict=True)]
     return pa.array(digests, pa.binary(16))
 
 
-def _rows_as_bytes(values_BN: npt.NDArray[np.uint8]) -> Iterator[bytes]:
-    payload, width = values_BN.tobytes(), values_BN.shape[1]
-    return (payload[at : at + width] for at in range(0, len(payload), width))
+def _rows_as_bytes(values_BN: npt.NDArray[Any]) -> list[memoryview]:
+    payload = memoryview(values_BN.tobytes())
+    width = values_BN.shape[1] * values_BN.itemsize
+    return [payload[row * width : (row + 1) * width] for row in range(len(values_BN))]
 
 
 def _texts(rows: pa.Table, names: Sequence[str]) -> list[bytes]:
