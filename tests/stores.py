@@ -5,11 +5,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 import boto3
 
 from dynamics.core import places
+from dynamics.core.places import StorePath
 
 BUCKET = "lab"
 _SERVER = """
@@ -76,3 +78,10 @@ def at_store(url: str) -> Iterator[None]:
     with mock.patch.dict(os.environ, store_environment(url)):
         yield
     places._store.cache_clear()
+
+
+def upload(folder: Path, to: StorePath) -> None:
+    """Copy a folder of this machine into a store."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (to / path.relative_to(folder)).write(path)

@@ -15,7 +15,7 @@ from dynamics.data.labelled.paths import Refused
 from dynamics.data.labelled.read import file_digests
 from dynamics.data.video.sources import list_clips
 from dynamics.data.video.unpack import as_file
-from dynamics.storage.files import local_copy, sha256_file
+from dynamics.storage.files import sha256_file
 from dynamics.storage.pairs import is_whole
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import read_table
@@ -63,7 +63,7 @@ def _check_videos(table: Place, old: PoolPart, new: PoolPart, prefix: str) -> No
 
 def _check_labelled(table: Place, dataset: str, old: Place, new: Place) -> None:
     found: dict[tuple[str, str], list[Stills | Segment]] = defaultdict(list)
-    for pair in DATASETS[dataset](local_copy(new)).pairs:
+    for pair in DATASETS[dataset](new).pairs:
         found[pair.name, pair.action].append(pair.frames)
     digest = cache(_readable_sha256)
     for name, action, sha256 in _rows(

@@ -32,6 +32,11 @@ def sha256_file(path: Place) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def file_size(path: Place) -> int:
+    """Bytes of a file; raises FileNotFoundError as reading it would."""
+    return path.meta()["size"] if isinstance(path, StorePath) else path.stat().st_size
+
+
 def checkpoint_digest(folder: Place) -> str:
     """sha256 over names and bytes of the files that decide what a checkpoint computes."""
     digest = hashlib.sha256()

@@ -18,7 +18,7 @@ from dynamics.storage.files import write_bytes
 from tests.made_data import write_clip
 from tests.nodes import Node, Nodes, nodes, why_no_nodes
 from tests.runs import descendants, results, run_local
-from tests.stores import BUCKET, at_store, s3_server, store_environment
+from tests.stores import BUCKET, at_store, s3_server, store_environment, upload
 
 pytestmark = [
     pytest.mark.cluster,
@@ -58,12 +58,6 @@ def cluster(expected: Expected, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """No node yet; none will see what tests write on this machine."""
     with nodes([tmp_path_factory.getbasetemp()], expected.environment) as found:
         yield found
-
-
-def upload(folder: Path, to: StorePath) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            write_bytes(to / path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def start(cluster: Nodes, run_dir: StorePath, small: LoopConfig) -> "subprocess.Popen[str]":

@@ -30,6 +30,7 @@ from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.pairs import TableWriter, list_matrix
 from dynamics.storage.tables import codes_matrix, read_table
 from tests.made_data import DATASET_WRITERS
+from tests.stores import upload
 from tests.unit.data.video.conftest import encoding_with
 
 
@@ -138,3 +139,16 @@ def test_rows_come_in_the_order_that_was_asked_for(listed, images, tmp_path):
     pairs = [listed.pairs[index] for index in order]
     rows = read(pairs, len(pairs) - 1, images, tmp_path / "out")
     assert rows.table["action"].to_pylist() == [pair.action for pair in pairs[:-1]]
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_a_set_in_a_store_has_the_rows_of_its_folder(name, s3, images, tmp_path):
+    (tmp_path / "set").mkdir()
+    here = DATASET_WRITERS[name](tmp_path / "set")
+    upload(tmp_path / "set", s3)
+    there = s3 / here.relative_to(tmp_path / "set")
+    ours, theirs = DATASETS[name](here), DATASETS[name](there)
+    assert theirs.rejects == ours.rejects
+    rows = everything(theirs, images, tmp_path / "theirs")
+    assert rows.rejects == []
+    assert rows.table.equals(everything(ours, images, tmp_path / "ours").table)

@@ -17,6 +17,7 @@ from dynamics.data.video.sources import SOURCES, Clip
 from dynamics.labelling.filter import StratifiedTopKRule, decide
 from dynamics.storage.tables import read_table
 from tests.made_data import SOURCE_WRITERS
+from tests.stores import upload
 from tests.unit.data.video.conftest import BlockTokenizer, encoding_with
 from tests.unit.storage.rows import make_labels
 
@@ -82,3 +83,18 @@ def test_an_empty_a_missing_and_a_wrong_root_are_named(source, tmp_path):
             list(SOURCES[source](tmp_path / name))
         assert "pool." in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_a_store_has_the_clips_and_pairs_of_one_here(source, root, s3, tmp_path):
+    upload(root, s3 / root.name)
+    tables, clips = [], []
+    for place, out in ((root, tmp_path / "ours"), (s3 / root.name, s3 / "theirs")):
+        clips.append([(c.name, c.clip_class, c.place) for c in SOURCES[source](place)])
+        folder = Folder(root=place, source=source, keyframes=HELD)
+        encoding = encoding_with(BlockTokenizer, out / "codes")
+        ref, _ = ingest_videos(
+            [folder], out / "pool.parts", PoolConfig(), BlockTokenizer(), encoding
+        )
+        tables.append(read_table(ref, PAIR_SCHEMA))
+    assert clips[0] == clips[1]
+    assert tables[0].equals(tables[1])

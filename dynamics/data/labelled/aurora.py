@@ -6,9 +6,9 @@ The paper's tasks are MagicBrush, Action-Genome, Something and Kubric (section 3
 """
 
 import re
-from pathlib import Path
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.data.labelled.listing import (
     Collector,
     Labelled,
@@ -30,7 +30,7 @@ ORIGIN = (
 _SIDE = re.compile(r"_\d+_(left|right)$")
 
 
-def list_aurora(path: Path) -> Labelled:
+def list_aurora(path: Place) -> Labelled:
     """Pairs of a checkout of AURORA, or of one of its manifests.
 
     Args:
@@ -59,13 +59,13 @@ def list_aurora(path: Path) -> Labelled:
     return collector.done()
 
 
-def _root_of(manifest: Path) -> Path:
+def _root_of(manifest: Place) -> Place:
     manifest = manifest.absolute()
-    in_checkout = len(manifest.parents) > 2 and manifest.parents[1].name == "data"
-    return manifest.parents[2] if in_checkout else manifest.parent
+    data = manifest.parent.parent
+    return data.parent if data.name == "data" else manifest.parent
 
 
-def _add(collector: Collector, manifest: Path, root: Root) -> None:
+def _add(collector: Collector, manifest: Place, root: Root) -> None:
     for number, row in enumerate(read_rows(manifest)):
         name = row.get("input")
         try:

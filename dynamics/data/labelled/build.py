@@ -15,7 +15,6 @@ from dynamics.data.labelled.read import LabelledRows, PairReader, read_pairs
 from dynamics.data.labelled.split import capped, drawn, split
 from dynamics.data.units import Encoding, UnitFolder
 from dynamics.models.image_tokenizer import ImageTokenizer
-from dynamics.storage.files import local_copy
 from dynamics.storage.pairs import TableWriter, is_whole
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.streams import RunStream
@@ -135,7 +134,7 @@ def _listings(cfg: LoopConfig, progress: Progress) -> tuple[Labelled, Labelled |
         if not path.exists():
             raise UserError(f"{labelled.dataset} data set {path} does not exist; see labelled.path")
         progress(0, 0, f"list {labelled.dataset}")
-        listings.append(DATASETS[labelled.dataset](local_copy(path)))
+        listings.append(DATASETS[labelled.dataset](path))
         progress(0, 0, listings[-1].summary())
     return listings[0], listings[1]
 

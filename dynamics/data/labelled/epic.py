@@ -6,11 +6,12 @@ verb. The pair is the first and the last frame of the segment (paper, section 3.
 """
 
 import csv
+import io
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
 from dynamics.data.labelled.listing import Collector, Labelled, LabelledPair, Segment, plain_action
 from dynamics.data.labelled.paths import Refused, first_file
 from dynamics.data.labelled.videos import Videos
@@ -28,7 +29,7 @@ _NAMES = (
 _CLOCK = re.compile(r"(\d{1,3}):(\d{2}):(\d{2}(?:\.\d{1,9})?)")
 
 
-def list_epic(path: Path) -> Labelled:
+def list_epic(path: Place) -> Labelled:
     """One pair a narrated segment.
 
     Args:
@@ -67,10 +68,11 @@ def list_epic(path: Path) -> Labelled:
     return collector.done()
 
 
-def _rows(manifest: Path) -> Iterator[dict[str, str]]:
+def _rows(manifest: Place) -> Iterator[dict[str, str]]:
     """Rows whose missing cells are empty."""
     try:
-        with manifest.open(newline="", encoding="utf-8", errors="replace") as file:
+        with manifest.open("rb") as stream:
+            file = io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")
             reader = csv.DictReader(file, restval="")
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:

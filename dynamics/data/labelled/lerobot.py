@@ -16,13 +16,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place, matching
 from dynamics.data.labelled.listing import Collector, Labelled, LabelledPair, Segment, plain_action
 from dynamics.data.labelled.paths import Refused, Root
 
@@ -32,7 +32,7 @@ _FRAME_COLUMNS = ("episode_index", "timestamp", "task_index", "subtask_index")
 _LANGUAGE = "language_persistent"
 
 
-def list_lerobot(path: Path) -> Labelled:
+def list_lerobot(path: Place) -> Labelled:
     """One pair a segment of an episode.
 
     Args:
@@ -67,7 +67,7 @@ def list_lerobot(path: Path) -> Labelled:
                 continue
             collector.add(
                 LabelledPair(
-                    name=video.relative_to(dataset.root.folder).as_posix(),
+                    name=dataset.root.name_of(video),
                     frames=Segment(video, (start_s + span.first_s, start_s + span.last_s)),
                     action=action,
                     clip_class=action,
@@ -89,7 +89,7 @@ class _Span:
 class _Dataset:
     """The metadata of a dataset; a data file's columns are read once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.root = Root(folder)
         info = _info(folder)
         self._video_path = str(info.get("video_path"))
@@ -99,22 +99,22 @@ class _Dataset:
             column: _names(folder / "meta" / f"{stem}.parquet", column)
             for column, stem in (("subtask_index", "subtasks"), ("task_index", "tasks"))
         }
-        self._data: tuple[Path, dict[int, _Episode]] | None = None
+        self._data: tuple[Place, dict[int, _Episode]] | None = None
 
     def episodes(self) -> Iterator[dict[str, Any]]:
-        files = sorted((self.root.folder / "meta" / "episodes").glob("*/*.parquet"))
+        files = matching(self.root.folder / "meta" / "episodes", "*/*.parquet")
         if not files:
             raise UserError(f"{self.root.folder} has no meta/episodes/*/*.parquet; get it again")
         for file in files:
             try:
-                table = pq.ParquetFile(file)
+                table = pq.ParquetFile(file.open("rb"))
                 # Statistics are most of the file, and not needed.
                 names = [n for n in table.schema_arrow.names if not n.startswith("stats/")]
                 yield from table.read(columns=names).to_pylist()
             except (pa.ArrowInvalid, OSError) as error:
                 raise UserError(f"{file} is damaged; get it again") from error
 
-    def video(self, episode: dict[str, Any]) -> Path:
+    def video(self, episode: dict[str, Any]) -> Place:
         place = self._place(self._video_path, f"videos/{self.camera}", episode)
         return self.root.find(place, "missing_video")
 
@@ -138,7 +138,7 @@ class _Dataset:
         return template
 
 
-def _info(folder: Path) -> dict[str, Any]:
+def _info(folder: Place) -> dict[str, Any]:
     path = folder / "meta" / "info.json"
     try:
         info = json.loads(path.read_bytes())
@@ -152,7 +152,7 @@ def _info(folder: Path) -> dict[str, Any]:
     return dict(info)
 
 
-def _camera(folder: Path, info: dict[str, Any]) -> str:
+def _camera(folder: Place, info: dict[str, Any]) -> str:
     features = info.get("features")
     for name, feature in features.items() if isinstance(features, dict) else ():
         if isinstance(feature, dict) and feature.get("dtype") == "video" and not _is_depth(feature):
@@ -168,12 +168,12 @@ def _is_depth(feature: dict[str, Any]) -> bool:
     return bool(found.get("is_depth_map") or found.get("video.is_depth_map"))
 
 
-def _names(path: Path, column: str) -> dict[int, str]:
+def _names(path: Place, column: str) -> dict[int, str]:
     """Index to words; pandas wrote the words as the table's index, whose column's name varies."""
     if not path.is_file():
         return {}
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path.open("rb"))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is damaged; get it again") from error
     texts = [name for name in table.column_names if name != column]
@@ -191,10 +191,10 @@ class _Episode:
     frames: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _by_episode(file: Path) -> dict[int, _Episode]:
+def _by_episode(file: Place) -> dict[int, _Episode]:
     """A data file by episode, without sensor readings."""
     try:
-        table = pq.ParquetFile(file)
+        table = pq.ParquetFile(file.open("rb"))
         wanted = (*_FRAME_COLUMNS, _LANGUAGE)
         rows = table.read(columns=[name for name in table.schema_arrow.names if name in wanted])
     except (pa.ArrowInvalid, OSError) as error:

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 from dynamics.core.errors import UserError
@@ -29,7 +28,7 @@ class Picture(Protocol):
         """Name in messages, different for every picture of a file."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         """The file that holds it."""
 
     def read(self) -> bytes:

@@ -1,22 +1,23 @@
 """Manifests: lists of rows in JSON files."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place
+from dynamics.storage.files import file_size
 
 MAX_MANIFEST_BYTES = 1 << 30
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Place) -> list[dict[str, Any]]:
     """The rows of a JSON file that holds a list of objects; other entries become empty rows.
 
     Raises:
         UserError: the file is missing, larger than 1 GiB, no JSON, or no list.
     """
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        if file_size(path) > MAX_MANIFEST_BYTES:
             raise UserError(f"{path} is larger than 1 GiB; split it")
         rows = json.loads(path.read_bytes())
     except OSError as error:

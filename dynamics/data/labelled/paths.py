@@ -2,10 +2,13 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place, StorePath
 
 MAX_IMAGE_BYTES = 64 * 2**20
 
@@ -17,12 +20,12 @@ class Refused(Exception):  # noqa: N818 - a verdict on the input, not a failure 
 class Root:
     """A folder, and the files below it that a manifest may name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(os.path.realpath(folder))
+    def __init__(self, folder: Place) -> None:
+        self.folder = folder.resolve()
         self._prefix = f"{str(self.folder).rstrip(os.sep)}{os.sep}"
         self._inside: dict[str, bool] = {}
 
-    def find(self, name: object, missing: str = "missing_file") -> Path:
+    def find(self, name: object, missing: str = "missing_file") -> Place:
         """The file of a relative name; ``missing`` is the reason when there is none.
 
         Raises:
@@ -34,6 +37,10 @@ class Root:
         parts = name.split("/")
         if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name:
             raise Refused("path_outside")
+        if isinstance(self.folder, StorePath):
+            if PurePosixPath(name) not in self._objects:
+                raise Refused(missing)
+            return self.folder / name
         path = f"{self._prefix}{name}"
         try:
             status = os.lstat(path)
@@ -50,6 +57,16 @@ class Root:
             raise Refused("not_a_file")
         return Path(path)
 
+    def name_of(self, path: Place) -> str:
+        """The name by which `find` finds a file."""
+        return "/".join(path.parts[len(self.folder.parts) :])
+
+    @cached_property
+    def _objects(self) -> frozenset[PurePosixPath]:
+        """Names in a store, asked for all at once: a request for each would take hours."""
+        assert isinstance(self.folder, StorePath)
+        return frozenset(place.relative_to(self.folder) for place, _ in self.folder.files())
+
     def _stays_inside(self, folder: str) -> bool:
         """True when a folder's links end below the root; looked up once a folder."""
         if folder not in self._inside:
@@ -61,7 +78,7 @@ class Root:
 class ImageFile:
     """A picture in a file."""
 
-    path: Path
+    path: Place
     name: str
 
     def read(self) -> bytes:
@@ -70,6 +87,8 @@ class ImageFile:
         Raises:
             Refused: ``missing_file`` (gone, or a link by now), ``not_a_file`` or ``file_size``.
         """
+        if isinstance(self.path, StorePath):
+            return _read_object(self.path)
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError as error:
@@ -83,7 +102,16 @@ class ImageFile:
             return file.read(MAX_IMAGE_BYTES)
 
 
-def first_file(candidates: list[Path], what: str) -> Path:
+def _read_object(path: StorePath) -> bytes:
+    try:
+        if not 0 < path.meta()["size"] <= MAX_IMAGE_BYTES:
+            raise Refused("file_size")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise Refused("missing_file") from error
+
+
+def first_file(candidates: Sequence[Place], what: str) -> Place:
     """The first of several usual places that holds a file.
 
     Raises:

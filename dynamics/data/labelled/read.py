@@ -263,4 +263,4 @@ def file_digests(frames: Stills | Segment) -> tuple[str, frozenset[str]]:
 @lru_cache(4096)
 def _video_sha256(path: Place, version: str) -> str:
     """Long videos have many segments: hashed once a process, and again in another version."""
-    return sha256_file(path)
+    return sha256_file(local_copy(path))

@@ -5,8 +5,7 @@ The pair is the first and the last frame of the clip, the action its label, as i
 https://www.qualcomm.com/developer/software/something-something-v-2-dataset
 """
 
-from pathlib import Path
-
+from dynamics.core.places import Place
 from dynamics.data.labelled.listing import Collector, Labelled, LabelledPair, Segment, plain_action
 from dynamics.data.labelled.manifest import read_rows
 from dynamics.data.labelled.paths import Refused, first_file
@@ -24,7 +23,7 @@ _NAMES = (
 )
 
 
-def list_something(path: Path) -> Labelled:
+def list_something(path: Place) -> Labelled:
     """One pair a clip.
 
     Args:

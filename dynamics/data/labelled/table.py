@@ -10,13 +10,13 @@
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynamics.core.errors import UserError
+from dynamics.core.places import Place, matching
 from dynamics.data.labelled.listing import (
     Collector,
     Labelled,
@@ -35,7 +35,7 @@ ORIGIN = (
 )
 
 
-def list_parquet(path: Path) -> Labelled:
+def list_parquet(path: Place) -> Labelled:
     """One pair a row; embedded pictures are read when they are used.
 
     Args:
@@ -45,7 +45,7 @@ def list_parquet(path: Path) -> Labelled:
         UserError: no table, a damaged one, a missing column, or no row can be used.
     """
     collector = Collector(f"parquet in {path}", ORIGIN)
-    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    files = [path] if path.is_file() else matching(path, "*.parquet")
     if not files:
         raise UserError(f"{path} holds no *.parquet; {ORIGIN}")
     for file in files:
@@ -82,9 +82,9 @@ def _pair(table: "_Table", root: Root, row: int, name: str, values: dict[str, An
 class _Table:
     """A Parquet file; one row group's pictures are in memory at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         try:
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(path.open("rb"))
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{path} is no Parquet file; {ORIGIN}") from error
         schema = self._file.schema_arrow
@@ -134,7 +134,7 @@ class _Table:
 
 
 @lru_cache(4)
-def _open(path: Path) -> _Table:
+def _open(path: Place) -> _Table:
     """A table that other processes read pictures of."""
     return _Table(path)
 
@@ -151,7 +151,7 @@ class _TableImage:
         self.name = name
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         """The table."""
         return self._table.path
 

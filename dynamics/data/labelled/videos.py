@@ -1,7 +1,8 @@
 """Videos below a folder by their names without suffix, as manifests name them."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
+from dynamics.core.places import Place
 from dynamics.data.labelled.paths import Refused
 from dynamics.data.video.sources import VIDEO_SUFFIXES, Clip, checked_root, find_files
 
@@ -9,7 +10,7 @@ from dynamics.data.video.sources import VIDEO_SUFFIXES, Clip, checked_root, find
 class Videos:
     """An index of a folder; what a manifest says is only ever looked up in it, never opened."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self._found: dict[str, Clip] = {}
         self._refused: dict[str, str] = {}
         for found in find_files(checked_root(folder), VIDEO_SUFFIXES):
