@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVQVAE
 from transformers.cache_utils import Cache
@@ -92,7 +92,7 @@ class JanusVLM(UnifiedVLM):
         return logits
 
 
-class _JanusVq:
+class _JanusVq(nn.Module):
     """A `dynamics.models.image_tokenizers.vq.VqModel` over transformers' `JanusVQVAE`.
 
     Janus' codebook (LlamaGen's, with ``codebook_l2_norm``) is searched on the unit sphere.
@@ -101,6 +101,7 @@ class _JanusVq:
     """
 
     def __init__(self, network: Any) -> None:
+        super().__init__()
         self._network = network
 
     def features(self, pixels_B3HW: Tensor) -> Tensor:

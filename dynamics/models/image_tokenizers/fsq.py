@@ -98,11 +98,10 @@ class FsqAutoencoder(nn.Module):
         return (codes_BL[..., None] // self.basis % self.levels.long()).float()
 
 
-def to_pixels(frames_BHW3: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] to float [B, 3, H, W] in -1..1."""
-    return (
-        torch.from_numpy(np.ascontiguousarray(frames_BHW3)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    )
+def to_pixels(frames_BHW3: np.ndarray, device: str = "cpu") -> Tensor:
+    """uint8 [B, H, W, 3] to float [B, 3, H, W] in -1..1, on ``device``."""
+    frames = torch.from_numpy(np.ascontiguousarray(frames_BHW3)).to(device)
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_frames(pixels_B3HW: Tensor) -> np.ndarray:

@@ -3,7 +3,9 @@
 B rows, L codes a frame, D feature width, H = W = frame pixels.
 """
 
-from typing import Protocol
+from copy import deepcopy
+from functools import cached_property
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -14,13 +16,17 @@ from dynamics.models.image_tokenizer import Precision
 from dynamics.models.image_tokenizers.frames import centre_crop, check_frames, pad_to_square
 from dynamics.models.image_tokenizers.fsq import to_frames, to_pixels
 
+_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PIXELS_PER_BATCH = 4 * 512 * 512
 """A 512 px frame needs about 1 GB inside a published encoder. A CPU takes one frame at a time: 8
 frames of 256 px at once took 1.8 times as long."""
 
 
 class VqModel(Protocol):
-    """A frozen VQ model; pixels are float [B, 3, H, W] in -1..1."""
+    """A frozen VQ model, a torch module; pixels are float [B, 3, H, W] in -1..1."""
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The model with its weights in another precision."""
 
     def features(self, pixels_B3HW: Tensor) -> Tensor:
         """Vectors to look up in the codebook, [B, L, D]."""
@@ -80,9 +86,8 @@ class VqTokenizer:
         for start in range(0, len(codes_BL), self.batch_frames):
             part = np.asarray(codes_BL[start : start + self.batch_frames], np.int64)
             codes = torch.as_tensor(part, device=self._device)
-            with torch.inference_mode(), self._autocast():
-                pixels = self._model.pixels(codes)
-            frames.append(to_frames(pixels.float()))
+            with torch.inference_mode():
+                frames.append(to_frames(self._network.pixels(codes).float()))
         return np.concatenate(frames)
 
     def _encoded(self, frames_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,14 +97,20 @@ class VqTokenizer:
         can tell.
         """
         missing = self.batch_frames - len(frames_BHW3)
-        pixels = to_pixels(np.pad(frames_BHW3, [(0, missing), (0, 0), (0, 0), (0, 0)]))
+        padded = np.pad(frames_BHW3, [(0, missing), (0, 0), (0, 0), (0, 0)])
         with torch.inference_mode():
-            with self._autocast():
-                features_BLD = self._model.features(pixels.to(self._device))
-            features_BLD = features_BLD.float()
+            pixels = to_pixels(padded, self._device)
+            features_BLD = self._network.features(pixels.to(_DTYPES[self.precision])).float()
             codes_BL = self._model.codes(features_BLD)
         kept = slice(len(frames_BHW3))
         return codes_BL[kept].cpu().numpy(), features_BLD[kept].cpu().numpy()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device, torch.bfloat16, enabled=self.precision == "bfloat16")
+    @property
+    def _network(self) -> VqModel:
+        return self._half if self.precision == "bfloat16" else self._model
+
+    @cached_property
+    def _half(self) -> VqModel:
+        # Not autocast: it keeps what lies between the products in float32, and on a GPU moving that
+        # through memory is most of the time.
+        return deepcopy(self._model).to(torch.bfloat16)
