@@ -85,8 +85,7 @@ def read_run(root: Path) -> Run:
             heldout=heldout,
             labelled_actions=labelled["action"].to_pylist(),
             leakage=count_leakage(same_B, alike_B),
-            labels=ledger.labels(n) if n else None,
-            decisions=ledger.decisions(n) if n else None,
+            labels=pa.concat_tables(ledger.iter_decided(n)) if n else None,
             first_results=results[0] if n else None,
             domain=load_domain(cfg),
         )
@@ -198,15 +197,13 @@ def drops_three_types(
 
 
 def _dropping(evidence: GuardEvidence, num_types: int) -> GuardEvidence | None:
-    if evidence.labels is None or evidence.decisions is None:
+    if evidence.labels is None:
         return None
     kinds = [evidence.domain.kind(action) for action in evidence.labels["action"].to_pylist()]
     common = {kind for kind, _ in Counter(kinds).most_common(num_types)}
-    labels = evidence.labels["label_id"].to_pylist()
-    dropped = {label for label, kind in zip(labels, kinds, strict=True) if kind in common}
-    ids, decided = (evidence.decisions[name].to_pylist() for name in ("label_id", "accepted"))
-    accepted = [accept and label not in dropped for label, accept in zip(ids, decided, strict=True)]
-    return replace(evidence, decisions=_with(evidence.decisions, "accepted", accepted))
+    decided = evidence.labels["accepted"].to_pylist()
+    accepted = [accept and kind not in common for accept, kind in zip(decided, kinds, strict=True)]
+    return replace(evidence, labels=_with(evidence.labels, "accepted", accepted))
 
 
 def errs_as_surely(

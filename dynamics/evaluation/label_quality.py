@@ -3,6 +3,7 @@
 B labels, N of them with a known truth and every score.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,6 @@ from dynamics.core.records import Estimate, ScoreScale
 from dynamics.evaluation.intervals import Floats, known
 from dynamics.evaluation.metrics import estimate_of
 from dynamics.evaluation.state_reader import states_by_pair
-from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import score_column, score_names
 
 CONFIDENCE: ScoreName = "mean_logprob"
@@ -60,7 +60,7 @@ def scored_labels(labels: pa.Table, truth: pa.Table, domain: Domain) -> ScoredLa
 
 
 def label_accuracy(
-    labels: pa.Table, decisions: pa.Table, truth: pa.Table | None, domain: Domain
+    accepted_B: NDArray[np.bool_], correct: Sequence[bool | None] | None
 ) -> dict[str, Estimate]:
     """Quality of a round's pseudo-labels, before and after the filter.
 
@@ -69,17 +69,13 @@ def label_accuracy(
     the true source state gives the true target state. Pairs that the truth leaves out do not count.
 
     Args:
-        labels: LABEL_SCHEMA.
-        decisions: DECISION_SCHEMA, one row per label in any order.
-        truth: TRUTH_SCHEMA, or None for real video.
-        domain: knows what an action leads to.
+        accepted_B: The decisions.
+        correct: What `correct_labels` says of the same labels, or None for real video.
     """
-    accepted = is_accepted(labels, decisions)
-    columns = {"label/accepted_fraction": accepted.astype(np.float64)}
-    if truth is not None:
-        correct = correct_labels(labels, truth, domain)
+    columns = {"label/accepted_fraction": accepted_B.astype(np.float64)}
+    if correct is not None:
         columns["label/accuracy"] = known(correct)
-        columns["label/accuracy_accepted"] = known(np.array(correct, dtype=object)[accepted])
+        columns["label/accuracy_accepted"] = known(np.array(correct, dtype=object)[accepted_B])
     return {name: estimate_of(name, values) for name, values in columns.items() if len(values)}
 
 

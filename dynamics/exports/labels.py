@@ -30,7 +30,7 @@ from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.ledger import Ledger, Manifest
 from dynamics.storage.run_folder import RunFolder, write_json
 from dynamics.storage.streams import read_ahead
-from dynamics.storage.tables import dataset_ref, read_table
+from dynamics.storage.tables import dataset_ref, iter_table
 
 FramesFrom = Literal["clip", "codes"]
 
@@ -202,7 +202,12 @@ def accepted_labels(run: RunFolder, round_id: int | None) -> AcceptedLabels:
     accepted = ledger.accepted(origin.round_id)
     if not accepted.num_rows:
         raise UserError(f"round {origin.round_id} accepted no label; name another with --round")
-    pairs = _rows_of(read_table(pool, PAIR_SCHEMA, _PAIR_COLUMNS), "pair_id", accepted["pair_id"])
+    ids = accepted["pair_id"].combine_chunks()
+    found = [
+        rows.filter(pc.is_in(rows["pair_id"], value_set=ids))
+        for rows in iter_table(pool, PAIR_SCHEMA, _PAIR_COLUMNS)
+    ]
+    pairs = _rows_of(pa.concat_tables(found), "pair_id", accepted["pair_id"])
     score_name = origin.cfg.filter.score
     rows = [
         {

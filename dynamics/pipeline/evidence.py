@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from functools import partial
 
+import pyarrow as pa
+
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.progress import Progress
@@ -35,18 +37,25 @@ def guard_evidence(
 ) -> GuardEvidence:
     """Evidence of an evaluated round; ``decisions`` are None in round 0."""
     schema = results_schema(cfg.evaluate.best_of)
-    ledger = Ledger(folder.ledger)
     labelled = read_table(data.labelled, TRANSITION_SCHEMA, ["action"])
     return GuardEvidence(
         results=read_table(folder.results(round_id), schema),
         heldout=read_table(data.heldout, TRANSITION_SCHEMA),
         labelled_actions=labelled["action"].to_pylist(),
         leakage=_leakage(cfg, folder, images, data, run, progress),
-        labels=ledger.labels(round_id, ["label_id", "action"]) if decisions else None,
-        decisions=ledger.decisions(round_id) if decisions else None,
+        labels=_labels(Ledger(folder.ledger), round_id) if decisions else None,
         first_results=read_table(folder.results(0), schema) if round_id else None,
         domain=load_domain(cfg),
     )
+
+
+def _labels(ledger: Ledger, round_id: int) -> pa.Table:
+    """Sentences, which are often the same, and decisions."""
+    tables = [
+        pa.table({"action": rows["action"].dictionary_encode(), "accepted": rows["accepted"]})
+        for rows in ledger.iter_decided(round_id, ["action"])
+    ]
+    return pa.concat_tables(tables).unify_dictionaries()
 
 
 def _leakage(

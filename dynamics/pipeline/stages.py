@@ -26,7 +26,7 @@ from dynamics.core.records import (
 )
 from dynamics.evaluation.guards.rules import evaluate_guards
 from dynamics.evaluation.heldout import results_schema
-from dynamics.evaluation.label_quality import label_accuracy
+from dynamics.evaluation.label_quality import correct_labels, label_accuracy
 from dynamics.evaluation.metrics import summarise
 from dynamics.evaluation.worker import EvaluationWorker, part_path
 from dynamics.inference.load import model_ref
@@ -172,9 +172,8 @@ class Stages:
         reasons: dict[str, int] = {}
         if decisions is not None:
             reasons = self.ledger.manifest(round_id).reasons
-            truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
-            labels, decided = self.ledger.labels(round_id), self.ledger.decisions(round_id)
-            metrics |= label_accuracy(labels, decided, truth, load_domain(self.cfg))
+            accepted = self.ledger.decisions(round_id, ["accepted"])["accepted"].to_numpy()
+            metrics |= label_accuracy(accepted, self._correct(data, round_id))
         return RoundReport(
             round_id=round_id,
             num_labelled=sum(reasons.values()),
@@ -222,6 +221,13 @@ class Stages:
     def images(self) -> ImageTokenizer:
         """The base's image tokenizer, without its language model."""
         return load_image_tokenizer(self.cfg.model.family, self.cfg.base_path())
+
+    def _correct(self, data: DataRefs, round_id: int) -> list[bool | None] | None:
+        """Verdicts on the round's labels; None without the truth."""
+        if data.truth is None:
+            return None
+        labels = self.ledger.labels(round_id, ["pair_id", "action"])
+        return correct_labels(labels, read_table(data.truth, TRUTH_SCHEMA), load_domain(self.cfg))
 
     def _unlabelled(self, pool: DatasetRef, models: ModelRef, round_id: int) -> list[Shard]:
         attempted = self.ledger.attempted(round_id, models.idm_digest)

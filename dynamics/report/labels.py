@@ -1,6 +1,6 @@
 """Labels that the filter accepted and rejected, and the calibration of their confidence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,6 @@ from dynamics.evaluation.label_quality import (
 )
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.report.pictures import Picture, picture
-from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import codes_matrix, score_column
 
 Rows = NDArray[np.intp]
@@ -36,14 +35,21 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelTables:
-    """A round's labels, decisions and pairs, and their ground truth if there is one."""
+    """A round's labels with their decisions, and what is read of some or of all of them.
 
-    labels: pa.Table
-    """LABEL_SCHEMA."""
-    decisions: pa.Table
-    """DECISION_SCHEMA; same rows, same order."""
-    pool: pa.Table
-    """``pair_id``, ``source_codes`` and ``target_codes`` of the labelled pairs, any order."""
+    A "decided" table has columns of LABEL_SCHEMA, then ``accepted``, ``score`` and ``reason``.
+    """
+
+    accepted: NDArray[np.bool_]
+    """The decisions, [B]."""
+    score: NDArray[np.float32]
+    """What they compared, [B]."""
+    take: Callable[[Rows], pa.Table]
+    """Reads some of the B decided labels, in the order of the given rows."""
+    read: Callable[[], pa.Table]
+    """Reads all of them; called where there is a truth."""
+    pairs: Callable[[Sequence[str]], pa.Table]
+    """Reads ``source_codes`` and ``target_codes`` of pairs, in the order of the given pair_ids."""
     truth: pa.Table | None
     """TRUTH_SCHEMA; None for real video."""
     domain: Domain
@@ -126,9 +132,10 @@ def label_examples(
     tables: LabelTables, images: ImageTokenizer, num_examples: int = 6
 ) -> LabelsView:
     """At most ``num_examples`` accepted and as many rejected labels, spread over their ranks."""
-    verdict = is_accepted(tables.labels, tables.decisions)
-    score = tables.decisions["score"].to_numpy()
-    accepted, rejected = (_by_score(score, np.flatnonzero(rows)) for rows in (verdict, ~verdict))
+    accepted, rejected = (
+        _by_score(tables.score, np.flatnonzero(rows))
+        for rows in (tables.accepted, ~tables.accepted)
+    )
     return LabelsView(
         accepted=_examples(tables, accepted, images, num_examples),
         rejected=_examples(tables, rejected, images, num_examples),
@@ -139,12 +146,12 @@ def calibration(tables: LabelTables, round_id: int) -> CalibrationView | None:
     """Calibration and ranking of a round's labels; None when none has both score and truth."""
     if tables.truth is None:
         return None
-    scored = scored_labels(tables.labels, tables.truth, tables.domain)
+    scored = scored_labels(tables.read(), tables.truth, tables.domain)
     correct = scored.correct
     if not len(correct):
         return None
     sure = confidence(scored.scores[CONFIDENCE])
-    accepted = is_accepted(tables.labels, tables.decisions)[scored.rows]
+    accepted = tables.accepted[scored.rows]
     views = [_score_view(name, score, correct) for name, score in scored.scores.items()]
     return CalibrationView(
         round_id=round_id,
@@ -180,10 +187,10 @@ def _examples(
     if not len(ranked):
         return LabelExamples(total=0, examples=())
     places = np.unique(np.linspace(0, len(ranked) - 1, num_examples).round().astype(np.intp))
-    labels, decisions = (table.take(ranked[places]) for table in (tables.labels, tables.decisions))
-    where = pc.index_in(labels["pair_id"], value_set=tables.pool["pair_id"].combine_chunks())
+    labels = tables.take(ranked[places])
+    pairs = tables.pairs(labels["pair_id"].to_pylist())
     frames = {
-        column: images.decode(codes_matrix(tables.pool.take(where), column))
+        column: images.decode(codes_matrix(pairs, column))
         for column in ("source_codes", "target_codes")
     }
     true_actions, correct = _truth_of(labels, tables)
@@ -192,9 +199,9 @@ def _examples(
         "source": [picture(frame) for frame in frames["source_codes"]],
         "target": [picture(frame) for frame in frames["target_codes"]],
         "action": labels["action"].to_pylist(),
-        "score": decisions["score"].to_pylist(),
+        "score": labels["score"].to_pylist(),
         "confidence": confidence(score_column(labels, CONFIDENCE)).tolist(),
-        "reason": decisions["reason"].to_pylist(),
+        "reason": labels["reason"].to_pylist(),
         "true_action": true_actions,
         "correct": correct,
     }

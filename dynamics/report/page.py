@@ -5,10 +5,14 @@ Action sentences and file names come from outside, so everything is escaped.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -48,7 +52,7 @@ from dynamics.report.scenes import SceneView, scenes
 from dynamics.storage.files import write_bytes
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import REPORT, RunFolder, read_json, read_record
-from dynamics.storage.tables import read_table
+from dynamics.storage.tables import iter_table, read_table, take_rows
 
 _KIND_PREFIX = "eval/fdp_success_"
 
@@ -171,23 +175,46 @@ def _labels(
     committed = sorted({one.round_id for one in reports}.intersection(ledger.rounds()))
     if not committed:
         return {}, None
-    columns = ["pair_id", "source_codes", "target_codes"]
-    pool = read_table(run.pool, PAIR_SCHEMA, columns)
-    truth = read_table(run.truth, TRUTH_SCHEMA) if run.truth.exists() else None
     examples, worth = {}, None
     for round_id in committed:
-        tables = LabelTables(
-            labels=ledger.labels(round_id),
-            decisions=ledger.decisions(round_id),
-            pool=pool,
-            truth=truth,
-            domain=domain,
-        )
+        tables = _label_tables(run, ledger, round_id, domain)
         if images is not None:
             examples[round_id] = label_examples(tables, images)
         if round_id == committed[-1]:
             worth = calibration(tables, round_id)
     return examples, worth
+
+
+def _label_tables(run: RunFolder, ledger: Ledger, round_id: int, domain: Domain) -> LabelTables:
+    def decided() -> Iterator[pa.Table]:
+        return ledger.iter_decided(round_id, ["pair_id", "action", "scores"])
+
+    decisions = ledger.decisions(round_id, ["accepted", "score"])
+    return LabelTables(
+        accepted=decisions["accepted"].to_numpy(),
+        score=decisions["score"].to_numpy(),
+        take=lambda rows: take_rows(decided(), rows),
+        read=lambda: pa.concat_tables(decided()),
+        pairs=partial(_codes, run.pool),
+        truth=read_table(run.truth, TRUTH_SCHEMA) if run.truth.exists() else None,
+        domain=domain,
+    )
+
+
+def _codes(pool: Place, pair_ids: Sequence[str]) -> pa.Table:
+    """Codes of some pairs of the pool, in the given order."""
+    places: dict[str, int] = {}
+    start = 0
+    for rows in iter_table(pool, PAIR_SCHEMA, ["pair_id"]):
+        here = pc.index_in(pa.array(pair_ids), value_set=rows["pair_id"].combine_chunks())
+        found = zip(pair_ids, here.to_pylist(), strict=True)
+        places |= {pair: start + row for pair, row in found if row is not None}
+        start += rows.num_rows
+    ends = ["source_codes", "target_codes"]
+    rows_of = (
+        iter_table(pool, PAIR_SCHEMA, ends, at, at + 1) for at in map(places.__getitem__, pair_ids)
+    )
+    return pa.concat_tables(chain.from_iterable(rows_of))
 
 
 def render(view: RunView) -> str:

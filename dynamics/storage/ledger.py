@@ -238,22 +238,30 @@ class Ledger:
         found = (self._read_shard(part, DECISION_SCHEMA, columns) for part in manifest.decisions)
         return _paired(found, manifest.labels)
 
+    def iter_decided(
+        self, round_id: int, columns: Sequence[str] = LABEL_SCHEMA.names
+    ) -> Iterator[pa.Table]:
+        """The labels of a committed round with their decisions, sorted by label_id.
+
+        The named columns of LABEL_SCHEMA, then ``accepted``, ``score`` and ``reason``.
+        """
+        more = [DECISION_SCHEMA.field(name) for name in ("accepted", "score", "reason")]
+        labels = self.iter_labels(round_id, columns)
+        decisions = self.iter_decisions(round_id, [field.name for field in more])
+        for rows, decided in zip(labels, decisions, strict=True):
+            schema = pa.schema([*rows.schema, *more])
+            yield pa.table([*rows.columns, *decided.columns], schema=schema)
+
     def iter_accepted(
         self, round_id: int, columns: Sequence[str] = LABEL_SCHEMA.names
     ) -> Iterator[pa.Table]:
-        """The accepted labels of a committed round, sorted by label_id.
-
-        The named columns of LABEL_SCHEMA, then ``score``: the one that the filter compared.
-        """
-        labels = self.iter_labels(round_id, columns)
-        decisions = self.iter_decisions(round_id, ["accepted", "score"])
-        for rows, decided in zip(labels, decisions, strict=True):
-            score = DECISION_SCHEMA.field("score")
-            yield rows.append_column(score, decided["score"]).filter(decided["accepted"])
+        """The accepted ones of `iter_decided`."""
+        for rows in self.iter_decided(round_id, columns):
+            yield rows.filter(rows["accepted"])
 
     def accepted(self, round_id: int) -> pa.Table:
-        """All accepted labels of a committed round, see `iter_accepted`."""
-        schema = LABEL_SCHEMA.append(DECISION_SCHEMA.field("score"))
+        """All accepted labels of a committed round (LABEL_SCHEMA), see `iter_accepted`."""
+        schema = pa.schema([*LABEL_SCHEMA, *list(DECISION_SCHEMA)[2:]])
         return _whole(self.iter_accepted(round_id), schema, None)
 
     def ref(self, round_id: int) -> DatasetRef:

@@ -1,7 +1,7 @@
 """Tables: one Parquet file, named by the sha256 of its bytes, or pairs in parts (`pairs`)."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +87,16 @@ def iter_table(
     names = schema.names if columns is None else columns
     read = iter_parts if place.suffix == PARTS else iter_parquet
     return read(source, schema, names, start, stop)
+
+
+def take_rows(tables: Iterable[pa.Table], rows: npt.NDArray[np.integer]) -> pa.Table:
+    """Some rows of a table that is read a piece at a time, in the order of ``rows``."""
+    found, start, order = [], 0, np.argsort(rows, kind="stable")
+    for table in tables:
+        here = rows[order[slice(*np.searchsorted(rows[order], [start, start + table.num_rows]))]]
+        found.append(table.take(pa.array(here - start)))
+        start += table.num_rows
+    return pa.concat_tables(found).take(pa.array(np.argsort(order, kind="stable")))
 
 
 def codes_matrix(table: pa.Table, column: str) -> npt.NDArray[np.int64]:

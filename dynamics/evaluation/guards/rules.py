@@ -8,12 +8,12 @@ B held-out pairs, L codes a frame.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dynamics.core.config import GuardConfig, GuardName
 from dynamics.core.domain import Domain, normalised_text
@@ -22,7 +22,6 @@ from dynamics.core.seeds import numpy_rng
 from dynamics.evaluation.calibration import expected_calibration_error
 from dynamics.evaluation.guards.leakage import Leakage
 from dynamics.evaluation.label_quality import confidence
-from dynamics.storage.ledger import is_accepted
 from dynamics.storage.tables import codes_matrix
 
 MIN_LABELS = 200
@@ -45,9 +44,7 @@ class GuardEvidence:
     leakage: Leakage
     domain: Domain
     labels: pa.Table | None = None
-    """LABEL_SCHEMA; None in round 0."""
-    decisions: pa.Table | None = None
-    """DECISION_SCHEMA, one row per label; None in round 0."""
+    """``action`` and ``accepted`` of every label; None in round 0."""
     first_results: pa.Table | None = None
     """Round 0's held-out results; None in round 0."""
 
@@ -95,14 +92,16 @@ def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResul
     """
     if evidence.labels is None or evidence.labels.num_rows < MIN_LABELS:
         return None
-    said = [_meaning(action, evidence.domain) for action in evidence.labels["action"].to_pylist()]
+    sentences, said_B = _distinct(evidence.labels["action"])
+    meanings = [_meaning(sentence, evidence.domain) for sentence in sentences]
     taught = [_meaning(action, evidence.domain) for action in evidence.labelled_actions]
-    size = min(len(said), len(taught))
-    known = _entropy(_sample(taught, size, "seed"))
+    size = min(len(said_B), len(taught))
+    known = _entropy([taught[row] for row in _sample(len(taught), size, "seed")])
+    drawn = said_B[_sample(len(said_B), size, "labels")].tolist()
     # A labelled set with one meaning has nothing that labels could lose.
-    ratio = _entropy(_sample(said, size, "labels")) / known if known else 1.0
-    common, count = Counter(said).most_common(1)[0]
-    share = count / len(said)
+    ratio = _entropy([meanings[number] for number in drawn]) / known if known else 1.0
+    common, count = max(_totals(meanings, said_B).items(), key=lambda entry: entry[1])
+    share = count / len(said_B)
     return _result(
         "caption_collapse",
         ratio,
@@ -116,15 +115,14 @@ def caption_collapse(evidence: GuardEvidence, limits: GuardConfig) -> GuardResul
 
 def type_skew(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
     """Total variation distance between the accepted labels' mix of action types and all labels'."""
-    if evidence.labels is None or evidence.decisions is None:
+    if evidence.labels is None or evidence.labels.num_rows < MIN_LABELS:
         return None
-    if evidence.labels.num_rows < MIN_LABELS:
+    accepted_B = evidence.labels["accepted"].to_numpy()
+    if not accepted_B.any():
         return None
-    accepted = is_accepted(evidence.labels, evidence.decisions)
-    if not accepted.any():
-        return None
-    kinds = _kinds(evidence.labels["action"].to_pylist(), evidence.domain)
-    all_mix, accepted_mix = _mix(kinds), _mix(list(compress(kinds, accepted)))
+    sentences, said_B = _distinct(evidence.labels["action"])
+    kinds = _kinds(sentences, evidence.domain)
+    all_mix, accepted_mix = (_shares(_totals(kinds, rows)) for rows in (said_B, said_B[accepted_B]))
     change = {kind: accepted_mix.get(kind, 0.0) - share for kind, share in all_mix.items()}
     value = sum(abs(points) for points in change.values()) / 2
     most = max(change, key=lambda kind: abs(change[kind]))
@@ -210,20 +208,36 @@ def _kinds(sentences: Sequence[str], domain: Domain) -> list[str]:
     return [normalised_text(sentence).partition(" ")[0] for sentence in sentences]
 
 
-def _sample(meanings: Sequence[str], size: int, name: str) -> list[str]:
+def _distinct(actions: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int32]]:
+    """The distinct sentences as they come first, and which of them each label says, [B]."""
+    if not pa.types.is_dictionary(actions.type):
+        actions = actions.dictionary_encode()
+    encoded = actions.unify_dictionaries().combine_chunks()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+
+
+def _totals(names: Sequence[str], said_B: NDArray[np.int32]) -> dict[str, int]:
+    """Labels by the name of their sentence."""
+    totals: Counter[str] = Counter()
+    for name, count in zip(names, np.bincount(said_B, minlength=len(names)), strict=True):
+        totals[name] += int(count)
+    return totals
+
+
+def _sample(num_rows: int, size: int, name: str) -> NDArray[np.int64]:
     rng = numpy_rng("guards", "caption_collapse", name)
-    return [meanings[row] for row in rng.choice(len(meanings), size, replace=False)]
+    return rng.choice(num_rows, size, replace=False)
 
 
 def _entropy(meanings: Sequence[str]) -> float:
     """Shannon entropy of the empirical distribution, in nats."""
-    shares = np.array(list(_mix(meanings).values()))
+    shares = np.array(list(_shares(Counter(meanings)).values()))
     return float((shares * np.log(1 / shares)).sum())
 
 
-def _mix(values: Sequence[str]) -> dict[str, float]:
-    """Share of each value."""
-    return {value: count / len(values) for value, count in Counter(values).items()}
+def _shares(totals: Mapping[str, int]) -> dict[str, float]:
+    """Share of each name."""
+    return {name: count / sum(totals.values()) for name, count in totals.items()}
 
 
 def _calibration_error(results: pa.Table) -> float:

@@ -154,8 +154,7 @@ def test_a_third_domain_groups_what_guards_count(cfg: LoopConfig) -> None:
         labelled_actions=labels["action"].to_pylist(),
         leakage=Leakage(num_heldout=0, by_digest=0, by_hash=0, either=0),
         domain=load_domain(cfg),
-        labels=labels,
-        decisions=pa.table({"label_id": labels["label_id"], "accepted": kept}),
+        labels=labels.append_column("accepted", [kept]),
     )
     assert GUARDS["type_skew"](evidence, cfg.guards).value == pytest.approx(0.25)
     mute = replace(evidence, domain=OpenVideo(cfg))  # by first words: please, switch, sing

@@ -6,7 +6,13 @@ from dynamics.core.config import EvaluateConfig, LoopConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.records import LABEL_SCHEMA
 from dynamics.evaluation.heldout import evaluate_heldout
-from dynamics.evaluation.label_quality import CONFIDENCE, confidence, label_accuracy, scored_labels
+from dynamics.evaluation.label_quality import (
+    CONFIDENCE,
+    confidence,
+    correct_labels,
+    label_accuracy,
+    scored_labels,
+)
 from dynamics.evaluation.metrics import best_of_sizes, summarise
 from dynamics.labelling.confidence import SCORES
 from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
@@ -20,17 +26,19 @@ def _items(truth=TRUTH, with_best_of=100, sure=lambda action: "paint" not in act
     return evaluate_heldout(PAIRS, truth, ScriptedIDM(), fdp, CFG, 1, with_best_of)
 
 
-def _labels(correct: list[bool], accepted: list[bool]):
+def _labels(correct: list[bool]):
     actions = PAIRS["action"].to_pylist()
-    labels = pa.table(
+    return pa.table(
         {
-            "label_id": [f"label-{n}" for n in range(len(correct))],
             "pair_id": PAIRS["pair_id"][: len(correct)],
             "action": [actions[n] if good else "" for n, good in enumerate(correct)],
         }
     )
-    decisions = pa.table({"label_id": labels["label_id"], "accepted": accepted})
-    return labels, decisions.take(list(reversed(range(len(correct)))))
+
+
+def _label_accuracy(correct: list[bool], accepted: list[bool], truth: pa.Table):
+    verdicts = correct_labels(_labels(correct), truth, load_domain(CFG))
+    return label_accuracy(np.array(accepted), verdicts)
 
 
 def test_metrics_are_the_means_of_their_columns():
@@ -91,22 +99,20 @@ def test_best_of_sizes_come_from_the_metrics():
 
 
 def test_label_accuracy_before_and_after_the_filter():
-    labels, decisions = _labels([True, True, False, False], [True, True, True, False])
-    metrics = label_accuracy(labels, decisions, TRUTH, load_domain(CFG))
+    metrics = _label_accuracy([True, True, False, False], [True, True, True, False], TRUTH)
     assert metrics["label/accuracy"].value == 0.5
     assert metrics["label/accuracy_accepted"].value == pytest.approx(2 / 3)
     assert metrics["label/accepted_fraction"].value == 0.75
 
 
 def test_pairs_that_the_truth_leaves_out_do_not_count():
-    labels, decisions = _labels([True, False, False], [True, True, True])
-    metrics = label_accuracy(labels, decisions, TRUTH.slice(1), load_domain(CFG))
+    metrics = _label_accuracy([True, False, False], [True, True, True], TRUTH.slice(1))
     assert metrics["label/accuracy"].num_items == 2
     assert metrics["label/accuracy"].value == 0.0
 
 
 def test_scores_are_compared_on_labels_with_a_truth_and_every_score():
-    labels, _ = _labels([True, False, True, True], [True] * 4)
+    labels = _labels([True, False, True, True])
     scores = [{"a": -1.0, "b": 0.5}, {"a": -2.0, "b": 0.1}, {"a": -3.0}, {"a": -4.0, "b": 0.9}]
     column = pa.array(scores, LABEL_SCHEMA.field("scores").type)
     found = scored_labels(labels.append_column("scores", column), TRUTH.slice(1), load_domain(CFG))
@@ -124,8 +130,7 @@ def test_a_confidence_is_a_probability_whatever_the_score():
 
 
 def test_real_video_has_no_label_accuracy_but_an_accepted_fraction():
-    labels, decisions = _labels([True, False], [False, False])
-    found = label_accuracy(labels, decisions, None, load_domain(CFG))
+    found = label_accuracy(np.array([False, False]), None)
     assert set(found) == {"label/accepted_fraction"}
-    accepted_nothing = label_accuracy(labels, decisions, TRUTH, load_domain(CFG))
+    accepted_nothing = _label_accuracy([True, False], [False, False], TRUTH)
     assert "label/accuracy_accepted" not in accepted_nothing

@@ -16,7 +16,7 @@ from dynamics.core.records import (
     RoundReport,
 )
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
-from dynamics.evaluation.label_quality import label_accuracy
+from dynamics.evaluation.label_quality import correct_labels, label_accuracy
 from dynamics.evaluation.metrics import summarise
 from dynamics.labelling.filter import TopFractionRule, decide
 from dynamics.report.labels import LabelTables
@@ -74,8 +74,19 @@ def pool_labels(num_wrong: int = 20, num_empty: int = 3) -> pa.Table:
 
 
 def label_tables(labels: pa.Table, truth: pa.Table | None = POOL_TRUTH) -> LabelTables:
+    decisions = decide(labels, CFG.filter)
+    decided = labels
+    for name in ("accepted", "score", "reason"):
+        decided = decided.append_column(name, decisions[name])
+    ids = POOL["pair_id"].to_pylist()
     return LabelTables(
-        labels=labels, decisions=decide(labels, CFG.filter), pool=POOL, truth=truth, domain=DOMAIN
+        accepted=decisions["accepted"].to_numpy(),
+        score=decisions["score"].to_numpy(),
+        take=decided.take,
+        read=lambda: decided,
+        pairs=lambda pair_ids: POOL.take([ids.index(pair) for pair in pair_ids]),
+        truth=truth,
+        domain=DOMAIN,
     )
 
 
@@ -84,7 +95,8 @@ def report(round_id: int, labels: pa.Table | None = None) -> RoundReport:
     if labels is not None:
         decisions = decide(labels, CFG.filter)
         reasons = reason_counts(decisions)
-        metrics |= label_accuracy(labels, decisions, POOL_TRUTH, DOMAIN)
+        correct = correct_labels(labels, POOL_TRUTH, DOMAIN)
+        metrics |= label_accuracy(decisions["accepted"].to_numpy(), correct)
     return RoundReport(
         round_id=round_id,
         num_labelled=sum(reasons.values()),

@@ -66,8 +66,6 @@ def labelled(
     actions: list[str], accepted: list[bool] | None = None, **other: object
 ) -> GuardEvidence:
     """Evidence of a round with these labels, all accepted by default."""
-    ids = [f"label-{number}" for number in range(len(actions))]
-    decisions = pa.table({"label_id": ids[::-1], "accepted": (accepted or [True] * len(ids))[::-1]})
     parts = {
         "results": pa.table({}),
         "heldout": pa.table({}),
@@ -77,8 +75,7 @@ def labelled(
     }
     return GuardEvidence(
         **(parts | other),
-        labels=pa.table({"label_id": ids, "action": actions}),
-        decisions=decisions,
+        labels=pa.table({"action": actions, "accepted": accepted or [True] * len(actions)}),
     )
 
 
