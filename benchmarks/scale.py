@@ -15,15 +15,37 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from memory import MemoryCurve
 from report import RESULTS, Measure, write
+from scale_ingest import film
+from scale_store import FILES, WRITERS, faulty_store, run_dir, winners
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+
+from dynamics.core.config import ClusterConfig
+from dynamics.core.config_file import load
+from dynamics.core.progress import silent
+from dynamics.storage.streams import Done, Stream
+from ray_jobs import runtime
+
+BATCH_S = 0.02
+SHARDS = {
+    1: "a batch of 20 ms an item",
+    8: "8 batches, a shard of the default",
+    32: "32 batches, a shard of the 7B recipe",
+}
+"""Items by their batches."""
 STAGES = ("ingest", "label", "filter", "build", "epoch")
 SIZES = {16: 10_000_000, 1024: 2_500_000}
 """Pairs by codes a frame."""
@@ -48,6 +70,121 @@ class Bench:
         print(
             f"{section:12} {what}: {value} {f'({wanted})' if wanted else ''}{verdict}", flush=True
         )
+
+
+@dataclass(frozen=True)
+class Sleeper:
+    """A worker whose model takes so many batches of 20 ms for an item."""
+
+    batches: int
+
+    def run(self, item: int, rows: pa.Table) -> Done:
+        """Take the time."""
+        for _ in range(self.batches):
+            time.sleep(BATCH_S)
+        return Done(count=1)
+
+
+def read_number(item: int) -> pa.Table:
+    """The rows of an item."""
+    return pa.table({"number": [item]})
+
+
+def actors(bench: Bench) -> None:
+    """Simulated batches on 1, 2 and 4 actors, through the stream that labels go through."""
+    seconds = 6 if bench.quick else 30
+    wanted = {1: None, 2: 0.95, 4: 0.9}
+    runtime.prepare_environment()
+    runtime.ensure_ray(ClusterConfig())
+    try:
+        for batches, what in SHARDS.items():
+            rates = {
+                num: _items_a_second(num, batches, int(num * seconds / (batches * BATCH_S)))
+                for num in wanted
+            }
+            for num, least in wanted.items():
+                efficiency = rates[num] / (num * rates[1])
+                busy = rates[num] * batches * BATCH_S / num
+                shown = f"{efficiency:.3f} of one actor's rate; busy {busy:.1%} of the time"
+                bar = f">= {least}" if least and batches > 1 else ""
+                holds = efficiency >= least if bar and least else None
+                bench.say("actors", f"{what}: {num} actors", shown, bar, holds)
+    finally:
+        runtime.stop_ray()
+
+
+def _items_a_second(num_actors: int, batches: int, num_items: int) -> float:
+    """Results a second, once all actors are up: of the last two thirds."""
+    from ray_jobs.streams import run_stream_on_ray
+
+    stream = Stream(
+        what="sleep",
+        items=range(num_items),
+        total=num_items,
+        read=read_number,
+        make_worker=partial(Sleeper, batches),
+    )
+    run = run_stream_on_ray(stream, silent, num_actors=num_actors, num_gpus=0)
+    times = [time.monotonic() for _ in run]
+    times = times[len(times) // 3 :]
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def cores(bench: Bench) -> None:
+    """Filmed clips decoded and encoded, by processes that may use one core or two."""
+    clips = film(600 if bench.quick else 6000, bench.scratch / "film")
+    for what, options in (("Ray, 2 actors", []), ("in one process", ["--in-process"])):
+        found = {}
+        for num_cores in (1, 2):
+            out = bench.scratch / "ingest"
+            (found[num_cores],) = _ingests(clips, out, "--cores", str(num_cores), *options)
+        first, second = (found[num]["seconds"] for num in (1, 2))
+        shown = f"{first:.1f} s, {second:.1f} s: x {first / second:.2f}"
+        what = f"{found[1]['pairs']:,} pairs, {what}: 1 core, 2 cores"
+        bench.say("cores", what, shown, ">= x 1.8", first / second >= 1.8)
+
+
+def determinism(bench: Bench) -> None:
+    """One folder of clips, ingested on Ray in every way."""
+    clips = film(120 if bench.quick else 400, bench.scratch / "few")
+    found = _ingests(clips, bench.scratch / "ingest", "--all")
+    digests = {run["digest"] for run in found}
+    what = (
+        f"{len(found)} ingests of {found[0]['pairs']} pairs: 1, 2, 4 actors, 5 part sizes, 2 orders"
+    )
+    bench.say("determinism", what, f"{len(digests)} digest(s)", "1", len(digests) == 1)
+
+
+def _ingests(clips: Path, out: Path, *options: str) -> list[dict[str, Any]]:
+    """Ingests in a process of their own."""
+    command = [sys.executable, str(HERE / "scale_ingest.py"), str(clips), str(out), *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def store(bench: Bench) -> None:
+    """A run and a race on a store that breaks a quarter of the requests."""
+    from tests.runs import results, run_local
+
+    small = ["world.grid=4", "train.first_steps=20", "train.round_steps=10"]
+    cfg = load(ROOT / "tests" / "test-3x3.yaml", [*small, "model.base=dynamics/assets/tiny-4x4"])
+    run_local(cfg, bench.scratch / "run")
+    expected = results(bench.scratch / "run")
+    with faulty_store() as proxy:
+        begin = time.monotonic()
+        run_local(cfg, run_dir("run"))
+        seconds, counts = time.monotonic() - begin, dict(proxy.counts)
+        found = results(run_dir("run"))
+        lost = [name for name in expected if found.get(name) != expected[name]]
+        shown = f"{len(lost)} of {len(expected)} files differ from a local run's; {seconds:.0f} s"
+        bench.say(
+            "store", "a run of 2 rounds", shown, "0", not lost and len(found) == len(expected)
+        )
+        bench.say("store", "requests meanwhile", ", ".join(f"{n} {f}" for f, n in counts.items()))
+        per_file = [len(told) for told in winners()]
+        shown = f"{per_file.count(1)} of {len(per_file)} files have one"
+        what = f"{WRITERS} writers of the same {FILES} files: winners"
+        bench.say("store", what, shown, f"{FILES}", per_file == [1] * FILES)
 
 
 def rows(bench: Bench) -> None:
@@ -137,7 +274,13 @@ def draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-SECTIONS: dict[str, Callable[[Bench], None]] = {"rows": rows}
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "actors": actors,
+    "cores": cores,
+    "determinism": determinism,
+    "store": store,
+    "rows": rows,
+}
 
 
 def main() -> None:
