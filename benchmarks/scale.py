@@ -92,7 +92,7 @@ def read_number(item: int) -> pa.Table:
 
 def actors(bench: Bench) -> None:
     """Simulated batches on 1, 2 and 4 actors, through the stream that labels go through."""
-    seconds = 6 if bench.quick else 30
+    seconds = 5 if bench.quick else 12
     wanted = {1: None, 2: 0.95, 4: 0.9}
     runtime.prepare_environment()
     runtime.ensure_ray(ClusterConfig())
@@ -132,7 +132,7 @@ def _items_a_second(num_actors: int, batches: int, num_items: int) -> float:
 
 def cores(bench: Bench) -> None:
     """Filmed clips decoded and encoded, by processes that may use one core or two."""
-    clips = film(600 if bench.quick else 6000, bench.scratch / "film")
+    clips = film(600 if bench.quick else 3000, bench.scratch / "film")
     for what, options in (("Ray, 2 actors", []), ("in one process", ["--in-process"])):
         found = {}
         for num_cores in (1, 2):
@@ -284,7 +284,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 
 
 def main() -> None:
-    """Parse, measure, write; what a failed section says is a line of the result."""
+    """Parse, measure, write; also what was measured before a section failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -295,20 +295,33 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")
     scratch = Path(tempfile.mkdtemp(prefix="scale-", dir=options.scratch))
-    bench = Bench(scratch, quick=options.quick)
+    bench, done = Bench(scratch, quick=options.quick), []
     try:
         for name in options.sections:
+            done.append(name)
             SECTIONS[name](bench)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        _write(bench, options.out)
+        _write(bench, done, options.quick, options.out)
 
 
-def _write(bench: Bench, out: Path) -> None:
+def _write(bench: Bench, done: Sequence[str], quick: bool, out: Path) -> None:
+    """Write what was measured, beside the other sections that were measured today."""
+    stem = "scale-quick" if quick else "scale"
+    path = out / f"{stem}-{date.today().isoformat()}"
+    found: dict[str, Any] = {"lines": [], "curves": [], "commands": {}}
+    if path.with_suffix(".json").exists():
+        found = json.loads(path.with_suffix(".json").read_text())
+    kept = [Measure(**line) for line in found["lines"] if line["section"] not in done]
     command = " ".join(["python benchmarks/scale.py", *sys.argv[1:]])
-    write("scale", "The data plane", command, bench.lines, out, more={"curves": bench.curves})
-    if bench.curves:
-        draw(bench.curves, out / f"scale-{date.today().isoformat()}.png")
+    commands = found["commands"] | dict.fromkeys(done, command)
+    curves = bench.curves if "rows" in done else found["curves"]
+    lines = sorted([*kept, *bench.lines], key=lambda line: list(SECTIONS).index(line.section))
+    shown = "; ".join(dict.fromkeys(commands.values()))
+    more = {"curves": curves, "commands": commands}
+    write(stem, "The data plane", shown, lines, out, more=more)
+    if curves:
+        draw(curves, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

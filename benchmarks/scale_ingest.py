@@ -22,12 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dynamics.data.units import Encoding
-
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.domain import load_simulator
 from dynamics.core.progress import Progress, silent
+from dynamics.data.units import Encoding
 from dynamics.data.video.ingest import Folder, ingest_videos
 from dynamics.models import load_image_tokenizer
 from dynamics.storage.streams import Done, RunStream, Stream, run_stream

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dynamics.core.config import LoopConfig
+from dynamics.core.config import KeyframeConfig, LoopConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.progress import Progress
 from dynamics.core.records import (
@@ -37,9 +37,12 @@ from dynamics.core.records import (
     pair_id,
     stable_hash,
 )
+from dynamics.data.units import Encoding, Unit, read_schema
+from dynamics.data.video.ingest import Folder, ingest_videos
+from dynamics.data.video.sources import SOURCES, Clip
 from dynamics.inference.idm import Caption
 from dynamics.pipeline.stages import Stages
-from dynamics.storage.pairs import TableWriter, store_codes
+from dynamics.storage.pairs import TableWriter, stored_rows
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.streams import Done
 from dynamics.training.batches import Batches, FitJob
@@ -48,7 +51,8 @@ from ray_jobs.executor import RayExecutor
 
 PAIRS_A_CLIP = 5
 CLIPS_A_UNIT = {16: 4096, 1024: 256}
-"""By codes a frame: units of an ingest have about 32 MB of frames."""
+"""``ingest.part_clips`` by codes a frame."""
+SHARD_ROWS = {16: 16_384, 1024: 8192}
 BATCH = 256
 _DIGEST = "0" * 64
 _NUM_SENTENCES = 997
@@ -79,7 +83,7 @@ class FreeIdm:
 
 def free_worker(make_worker: Any, num_codes: int) -> Any:
     """The real label worker, around models that cost nothing."""
-    images = SimpleNamespace(num_tokens=num_codes, num_codes=1 << 16)
+    images = FreeImages(num_codes)
     with patch.multiple(
         "dynamics.labelling.worker",
         load_idm=lambda *_: FreeIdm(),
@@ -101,64 +105,104 @@ class FreeExecutor(RayExecutor):
         return super().run_stream(stage, replace(stream, make_worker=make), progress)
 
 
-def clips(first: int, num: int) -> pa.Table:
-    """Columns of the pairs of some clips that need no codes."""
-    digests = [stable_hash("clip", number) * 2 for number in range(first, first + num)]
-    clip_B = np.repeat(np.arange(num), PAIRS_A_CLIP)
-    frame_B = np.tile(np.arange(PAIRS_A_CLIP, dtype=np.int32), num)
-    rng = np.random.default_rng(first)
-    take = pa.array(clip_B.astype(np.int32))
-    names = [f"clips/{number:09d}.mp4" for number in range(first, first + num)]
-    classes = [f"class {number % 100}" for number in range(first, first + num)]
-    ids = [
-        pair_id(digests[c], f, f + 1)
-        for c, f in zip(clip_B.tolist(), frame_B.tolist(), strict=True)
-    ]
-    columns = {
-        "pair_id": pa.array(ids),
-        "clip_sha256": pa.array(digests).take(take),
-        "clip_path": pa.array(names).take(take),
-        "clip_class": pa.array(classes).take(take),
-        "frame0": frame_B,
-        "frame1": frame_B + 1,
-        "t0_s": frame_B / 6,
-        "t1_s": (frame_B + 1) / 6,
-        "motion": rng.random(len(frame_B), np.float32),
-    }
-    small = pa.schema([field for field in PAIR_SCHEMA if field.name in columns])
-    return pa.table([columns[name] for name in small.names], names=small.names).cast(small)
+class FreeImages:
+    """An image tokenizer that spreads a frame's only pixel over its codes."""
+
+    frame_px = 1
+    bars = False
+    num_codes = 1 << 16
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+
+    def encode_with_features(self, frames_F113: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes [F, L] and one feature of each, [F, L, 1]."""
+        pixel_F1 = frames_F113[:, 0, 0, :1].astype(np.uint16)
+        codes_FL = pixel_F1 * 16 + np.arange(self.num_tokens, dtype=np.uint16) // 16
+        features = np.broadcast_to(pixel_F1[..., None], (*codes_FL.shape, 1)).astype(np.float32)
+        return codes_FL, features
 
 
-def units(num_rows: int, num_codes: int, codes: Path) -> Iterator[pa.Table]:
-    """Pairs in stored form, as units of an ingest leave them: each frame once."""
-    num_clips = -(-num_rows // PAIRS_A_CLIP)
-    for first in range(0, num_clips, CLIPS_A_UNIT[num_codes]):
-        num = min(CLIPS_A_UNIT[num_codes], num_clips - first)
-        rng = np.random.default_rng(first)
-        start_FL = rng.integers(0, 4096, (num * (PAIRS_A_CLIP + 1), 1), np.uint16)
-        frames_FL = start_FL + np.arange(num_codes, dtype=np.uint16) // 16
-        source_B = np.arange(num * (PAIRS_A_CLIP + 1)).reshape(num, -1)[:, :-1].ravel()
-        recognition = rng.random((num * PAIRS_A_CLIP, 1), np.float32).repeat(num_codes, 1)
-        yield store_codes(codes, clips(first, num), frames_FL, source_B, source_B + 1, recognition)
+class FreeReader:
+    """Makes clips of one size up, instead of decoding them."""
+
+    prefix = spec = ""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __call__(self, unit: Unit[Clip]) -> pa.Table:
+        """The clips of a unit, as `read_schema` has them."""
+        pairs, clips = PAIRS_A_CLIP, unit.entries
+        clip_B = pa.array(np.repeat(np.arange(len(clips), dtype=np.int32), pairs))
+        frame_B = np.tile(np.arange(pairs, dtype=np.int32), len(clips))
+        digests = [stable_hash(clip.name) * 2 for clip in clips]
+        columns = {
+            "pair_id": pa.array([pair_id(d, f, f + 1) for d in digests for f in range(pairs)]),
+            "clip_sha256": pa.array(digests).take(clip_B),
+            "clip_path": pa.array([clip.name for clip in clips]).take(clip_B),
+            "clip_class": pa.array([clip.clip_class for clip in clips]).take(clip_B),
+            "frame0": frame_B,
+            "frame1": frame_B + 1,
+            "t0_s": frame_B / 6,
+            "t1_s": (frame_B + 1) / 6,
+            "motion": np.full(len(frame_B), 0.1, np.float32),
+            "source": frame_B,
+            "target": frame_B + 1,
+        }
+        schema = read_schema(PAIR_SCHEMA)
+        fields = list(schema.field("pairs").type.value_type)
+        values = [pa.array(columns[field.name], field.type) for field in fields]
+        struct = pa.StructArray.from_arrays(values, fields=fields)
+        offsets = pa.array(np.arange(len(clips) + 1, dtype=np.int32) * pairs)
+        numbers = np.frombuffer(bytes.fromhex("".join(d[: 2 * pairs + 2] for d in digests)), "u1")
+        pixels = np.repeat(numbers, 3).tobytes()
+        size = 3 * (pairs + 1)
+        verdicts = [
+            json.dumps({"clip": clip.name, "sha256": digest, "rejects": {}, "rows": pairs})
+            for clip, digest in zip(clips, digests, strict=True)
+        ]
+        frames = [pixels[at : at + size] for at in range(0, len(pixels), size)]
+        lists = pa.ListArray.from_arrays(offsets, struct)
+        return pa.table({"verdict": verdicts, "frames": frames, "pairs": lists}).cast(schema)
+
+
+def listing(num_clips: int) -> Iterator[Clip]:
+    """Clips of a hundred classes."""
+    for number in range(num_clips):
+        yield Clip(
+            path=Path("/clips"),
+            name=f"clips/{number:09d}.mp4",
+            clip_class=f"class {number % 100}",
+            version="1",
+        )
 
 
 def ingest(folder: RunFolder, num_rows: int, num_codes: int) -> DataRefs:
-    """The pool, and its first rows as a labelled and a held-out set."""
-    codes = folder.data / "codes"
-    writer = TableWriter(folder.pool, PAIR_SCHEMA, codes)
-    few: pa.Table | None = None
-    for rows in units(num_rows, num_codes, codes):
-        writer.append(rows)
-        few = rows.slice(0, 1000) if few is None else few
-    assert few is not None
-    refs = {"pool": writer.finish()}
-    for name, origin in (("labelled", "labelled"), ("heldout", "labelled")):
-        with_action = few.append_column("action", pa.array(["stay"] * few.num_rows))
-        with_action = with_action.append_column("origin", pa.array([origin] * few.num_rows))
-        small = TableWriter(folder.table(name), TRANSITION_SCHEMA, codes)
-        small.append(with_action)
-        refs[name] = small.finish()
-    return DataRefs(truth=None, **refs)
+    """The pool, by the real ingest of free clips; its first rows as labelled and held-out set."""
+    images: Any = FreeImages(num_codes)
+    encoding = Encoding(codes=folder.codes, load=lambda _: images, decide=lambda *_: "float32")
+    num_clips = num_rows // PAIRS_A_CLIP
+    with (
+        patch.dict(SOURCES, {"free": lambda _: listing(num_clips)}),
+        patch("dynamics.data.video.ingest.clip_reader", FreeReader),
+    ):
+        pool, _ = ingest_videos(
+            [Folder(root=Path("/clips"), source="free", keyframes=KeyframeConfig())],
+            folder.pool,
+            PoolConfig(),
+            images,
+            encoding,
+            part_clips=CLIPS_A_UNIT[num_codes],
+        )
+    few = next(stored_rows(pool, PAIR_SCHEMA, folder.codes)).slice(0, 1000)
+    few = few.append_column("action", pa.array(["stay"] * few.num_rows))
+    few = few.append_column("origin", pa.array(["labelled"] * few.num_rows))
+    refs = {}
+    for name in ("labelled", "heldout"):
+        writer = TableWriter(folder.table(name), TRANSITION_SCHEMA, folder.codes)
+        writer.append(few)
+        refs[name] = writer.finish()
+    return DataRefs(truth=None, pool=pool, **refs)
 
 
 class FreeTokens:
@@ -209,7 +253,7 @@ def run(root: Path, num_rows: int, num_codes: int) -> None:
         "filter.score=mean_logprob",
         "label.candidates=1",
         "label.num_actors=2",
-        "label.shard_rows=16384",
+        f"label.shard_rows={SHARD_ROWS[num_codes]}",
         "label.batch_size=1024",
     ]
     cfg = load(Path(__file__).parents[1] / "configs" / "tabletop.yaml", settings)

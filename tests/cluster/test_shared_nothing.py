@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(bool(why_no_nodes()), reason=f"no namespaces: {why_no_nodes()}"),
 ]
-SETTINGS = ["pool.keyframes.spacing_frames=4"]
+SETTINGS = ["pool.keyframes.spacing_frames=4", "ingest.part_clips=1"]
 Found = TypeVar("Found")
 STORE = StorePath(f"s3://{BUCKET}")
 
