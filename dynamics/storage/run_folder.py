@@ -29,8 +29,8 @@ from dynamics.storage.files import (
 )
 from dynamics.storage.pairs import PARTS
 
-FORMAT = 1
-"""Version of run.json and study.json."""
+FORMAT = 2
+"""Version of run.json and study.json; version 1 is read as well: its tables are single files."""
 
 Moved = Callable[[LoopConfig, LoopConfig], None]
 """Called as ``moved(stored, now)``; raises UserError when a path of ``now`` that differs from the
@@ -348,7 +348,7 @@ def _stored(path: Place) -> tuple[dict[str, Any], LoopConfig]:
     if not path.exists():
         raise UserError(f"{path.parent} holds no run (no {path.name}); name a run folder")
     found = read_json(path)
-    if found.get("format") != FORMAT:
+    if found.get("format") not in (1, FORMAT):
         raise UserError(
             f"{path} was written by {'another' if 'format' in found else 'an older'} version of "
             "dynamics; continue it with that version, or choose another folder"

@@ -1,6 +1,6 @@
 """The run folder that later versions must still read, made by this one:
 
-.venv/bin/python -m tests.data.make_run tests/data/run-1
+.venv/bin/python -m tests.data.make_run tests/data/run-2
 
 Each version of run.json has such a folder, named after its ``format``; tests/unit/pipeline/
 test_older_runs.py reads them all. OUT, relative to the repository so that no file names this
