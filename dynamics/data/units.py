@@ -36,7 +36,7 @@ Entry = TypeVar("Entry")
 
 UNIT_BYTES = 32 << 20
 """Frames of a unit, at most about so many bytes."""
-MOST_ENTRIES = 16
+MOST_ENTRIES = 32
 """Of small frames: a unit is lost by a kill, and the last ones keep a single reader busy."""
 _VERDICTS = b"verdicts"
 _CODES = frozenset({"source_codes", "target_codes", "recognition"})

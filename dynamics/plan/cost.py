@@ -24,6 +24,11 @@ BYTES_PER_FILMED_PIXEL = 0.2
 clips of 14 frames of 128 x 128 px: 0.19)."""
 _LEDGER_ROW_BYTES = 400
 """Bytes of a label, its decision and its attempt, compressed."""
+_PAIR_ROW_BYTES = 150
+"""Bytes of a pair without its codes, compressed: its digests hardly shrink."""
+_DECODER_FLOPS = 1.6
+"""FLOPs of the VQGAN's decoder over its encoder's: a residual block more on every level. A CPU took
+21 s for a frame that it encodes in 13 s."""
 _REPORT_BYTES = 2 * 2**20
 """Bytes of a round's pictures, JSON and logs."""
 _F32 = 4
@@ -77,18 +82,22 @@ class Memory:
 class Hours:
     """Wall hours if nothing else waits. IDM and FDP train side by side.
 
-    Filming, decoding, evaluation and serving are not counted. Memory traffic bounds the drawing of
-    frames, not FLOPs.
+    Filming, reading videos, evaluation and serving are not counted. Memory traffic bounds the
+    drawing of frames, not FLOPs. Frames are encoded, and decoded for the guards, by the actors of a
+    joined cluster; a run that joins none has one process for it.
     """
 
     encode: float
+    """Every frame once, for its codes and features."""
+    guard: float
+    """Every frame of pool and held-out pairs decoded once, for the leakage guard of round 0."""
     label: float
     train: float
 
     @property
     def total(self) -> float:
         """Sum of the stages, which the loop runs in sequence."""
-        return self.encode + self.label + self.train
+        return self.encode + self.guard + self.label + self.train
 
 
 def task_plan(cfg: LoopConfig, sizes: Sizes, task: Task) -> TaskPlan:
@@ -218,35 +227,46 @@ def hours(cfg: LoopConfig, sizes: Sizes, tasks: dict[Task, TaskPlan], machine: M
     """Wall hours: FLOPs over the speed of the GPUs (or cores) that share them."""
     reached = machine.tflops * 1e12 * machine.utilisation
     pairs = cfg.pool.most_pairs
-    frames = 2 * (pairs + cfg.labelled.num_pairs + cfg.labelled.num_heldout)
+    labelled, heldout = 2 * cfg.labelled.num_pairs, 2 * cfg.labelled.num_heldout
+    encoded = (pool_frames(cfg) + labelled + heldout) * sizes.tokenizer_flops
+    decoded = (pool_frames(cfg) + heldout) * sizes.tokenizer_flops * _DECODER_FLOPS
     fits = [
         plan.steps * plan.tokens_per_step * plan.flops_per_token / cfg.train.num_workers
         for plan in tasks.values()
     ]
     return Hours(
-        encode=frames * sizes.tokenizer_flops / reached / 3600,
+        encode=encoded / cfg.ingest.num_actors / reached / 3600,
+        guard=decoded / cfg.ingest.num_actors / reached / 3600,
         label=cfg.rounds * pairs * label_flops(cfg, sizes) / cfg.label.num_actors / reached / 3600,
         train=max(fits) / reached / 3600,
     )
 
 
+def pool_frames(cfg: LoopConfig) -> int:
+    """Frames of the pool's pairs: k key frames of a clip make k - 1 pairs."""
+    k = cfg.pool.keyframes.top_k
+    return math.ceil(cfg.pool.most_pairs * k / (k - 1))
+
+
 def disk_bytes(cfg: LoopConfig, sizes: Sizes) -> dict[str, int]:
     """Size of a finished run folder by part, in bytes.
 
-    codes: pairs x L x 8 (two codes of 2 bytes, one recognition weight of 4) of the labelled set,
-    the held-out pairs, the pool, and every round's training set (labelled set and pool);
-    compression hardly shrinks image codes.
+    codes: 2 L bytes a frame and 2 L a pair (recognition weights), of the labelled set, the held-out
+    pairs and the pool; training sets name them. rows: what else is known of a pair, in each of
+    these tables and in every round's training set (labelled set and pool).
     adapters: two a round, 4 bytes a trained parameter; once, three times that for the state that a
     fit resumes from.
     """
     labelled, heldout, pool = cfg.labelled.num_pairs, cfg.labelled.num_heldout, cfg.pool.most_pairs
     rounds = cfg.rounds
+    frames = 2 * (labelled + heldout) + pool_frames(cfg)
     rows = labelled + heldout + pool + labelled + rounds * (labelled + pool)
     stored = sizes.trainable
     if cfg.train.method == "full":
         stored += sizes.image_tokenizer
     return {
-        "codes": rows * sizes.image_tokens * 8,
+        "codes": 2 * sizes.image_tokens * (frames + labelled + heldout + pool),
+        "rows": rows * _PAIR_ROW_BYTES,
         "clips": _clip_bytes(cfg),
         "labels": rounds * pool * _LEDGER_ROW_BYTES,
         "adapters": 2 * _F32 * ((rounds + 1) * stored + 3 * sizes.trainable),

@@ -59,10 +59,11 @@ def _hours(plan: Plan) -> Table:
     table = _table(
         f"hours at {100 * machine.utilisation:.0f} % of {machine.tflops:g} TFLOP/s (assumed; "
         "without evaluation)",
-        "encode", "label", "train", "total",
+        "encode", "guard", "label", "train", "total",
     )  # fmt: skip
     found = plan.hours
-    table.add_row(*(f"{one:.3g}" for one in (found.encode, found.label, found.train, found.total)))
+    hours = (found.encode, found.guard, found.label, found.train, found.total)
+    table.add_row(*(f"{one:.3g}" for one in hours))
     return table
 
 

@@ -152,9 +152,13 @@ def test_hours_follow_from_flops(chameleon: tuple[LoopConfig, Sizes]) -> None:
     assert made.hours.label == pytest.approx(
         57582 * label_flops(cfg, sizes) / 4 / (0.4 * 790e12) / 3600
     )
-    # One encoding of 554 GFLOP for each frame of a pair.
-    frames = 2 * (57582 + 149180 + 250)
-    assert made.hours.encode == pytest.approx(frames * 0.554e12 / (0.4 * 790e12) / 3600)
+    # One encoding of 554 GFLOP for each frame; six key frames of a clip make five pairs.
+    pool, labelled, heldout = 69099, 2 * 149180, 2 * 250
+    flops = (pool + labelled + heldout) * 0.554e12
+    assert made.hours.encode == pytest.approx(flops / 4 / (0.4 * 790e12) / 3600)
+    # The leakage guard decodes pool and held-out pairs once.
+    flops = (pool + heldout) * 1.6 * 0.554e12
+    assert made.hours.guard == pytest.approx(flops / 4 / (0.4 * 790e12) / 3600)
     slower = make_plan(cfg, replace(MACHINE, utilisation=0.2))
     assert slower.hours.total == pytest.approx(2 * made.hours.total)
 
@@ -170,9 +174,11 @@ def test_candidates_that_the_fdp_judges_cost_its_rows(
 
 def test_disk_by_hand(chameleon: tuple[LoopConfig, Sizes]) -> None:
     found = disk_bytes(*chameleon)
+    # Two bytes a code of every frame, and of every pair's recognition weights, once.
+    frames, pairs = 69099 + 2 * (149180 + 250), 57582 + 149180 + 250
+    assert found["codes"] == (frames + pairs) * 1024 * 2
     # Seed, held-out pairs, pool; a training set each for round 0 (seed) and 1 (seed and pool).
-    rows = 149180 + 250 + 57582 + 149180 + 149180 + 57582
-    assert found["codes"] == rows * 1024 * 8
+    assert found["rows"] == 150 * (149180 + 250 + 57582 + 149180 + 149180 + 57582)
     assert found["adapters"] == 2 * 4 * 39_976_960 * (2 + 3)
 
 

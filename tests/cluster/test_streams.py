@@ -1,0 +1,129 @@
+"""Streams on a real Ray: ingest and the leakage search."""
+
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dynamics.core.config import KeyframeConfig, PoolConfig
+from dynamics.core.progress import Progress, silent
+from dynamics.core.records import DatasetRef
+from dynamics.data.video.ingest import Folder, IngestReport, ingest_videos
+from dynamics.storage.streams import Done, RunStream, Stream, run_stream
+from tests.made_data import write_clip
+from tests.unit.data.video.conftest import BlockTokenizer, encoding_with
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
+
+
+def on_actors(num_actors: int) -> RunStream:
+    from ray_jobs.streams import run_stream_on_ray
+
+    return partial(run_stream_on_ray, num_actors=num_actors, num_gpus=0)
+
+
+class DiesOnce(BlockTokenizer):
+    """Kills its process at the first frames that it encodes, once."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def encode_with_features(self, frames_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not self._mark.exists():
+            self._mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_with_features(frames_BHW3)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("videos")
+    for number in range(9):
+        write_clip(root / f"class{number % 2}" / f"{number}.mp4", range(number, number + 5))
+    (root / "copy.mp4").write_bytes((root / "class0" / "0.mp4").read_bytes())
+    (root / "bad.mp4").write_text("no video")
+    return root
+
+
+def ingested(
+    root: Path, out: Path, run: RunStream, load: Any = BlockTokenizer, **settings: Any
+) -> tuple[DatasetRef, IngestReport]:
+    folder = Folder(
+        root=root,
+        keyframes=KeyframeConfig(top_k=6, spacing_frames=4),
+        max_pairs=settings.pop("max_pairs", None),
+    )
+    encoding = encoding_with(load, out.parent / "codes")
+    images = BlockTokenizer()
+    table, (report,) = ingest_videos(
+        [folder], out, PoolConfig(), images, encoding, run=run, **settings
+    )
+    return table, report
+
+
+@pytest.mark.parametrize(("num_actors", "part_clips"), [(1, 1), (2, 4), (4, 2)])
+def test_actors_make_the_table_that_one_process_makes(
+    videos: Path, tmp_path: Path, num_actors: int, part_clips: int
+) -> None:
+    whole, counted = ingested(videos, tmp_path / "whole.parts", run_stream)
+    table, report = ingested(
+        videos, tmp_path / "a.parts", on_actors(num_actors), part_clips=part_clips
+    )
+    assert (table.digest, report) == (whole.digest, counted)
+    some, counted = ingested(videos, tmp_path / "some.parts", run_stream, max_pairs=17)
+    table, report = ingested(
+        videos, tmp_path / "b.parts", on_actors(num_actors), part_clips=part_clips, max_pairs=17
+    )
+    assert (table.digest, report) == (some.digest, counted)
+    assert table.num_rows == 17
+
+
+def test_a_killed_actor_costs_no_row(videos: Path, tmp_path: Path) -> None:
+    whole, _ = ingested(videos, tmp_path / "whole.parts", run_stream)
+    load = partial(DiesOnce, tmp_path / "died")
+    table, _ = ingested(videos, tmp_path / "a.parts", on_actors(2), load, part_clips=2)
+    assert (tmp_path / "died").exists()
+    assert table.digest == whole.digest
+
+
+class Counter:
+    """Writes down which items were worked on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def run(self, item: int, rows: pa.Table) -> Done:
+        (self._folder / str(item)).touch()
+        return Done(count=rows.num_rows, found=pa.table({"item": [item]}))
+
+
+def read_item(folder: Path, item: int) -> pa.Table:
+    (folder / f"read-{item}").touch()
+    return pa.table({"pixels": [bytes(1 << 20)]})
+
+
+def test_reads_wait_for_the_work_and_end_with_the_one_who_stops(tmp_path: Path) -> None:
+    def stopped(progress: Progress) -> Iterator[Done]:
+        stream: Stream[int] = Stream(
+            what="count",
+            items=iter(range(400)),
+            total=400,
+            read=partial(read_item, tmp_path),
+            make_worker=partial(Counter, tmp_path),
+        )
+        yield from on_actors(1)(stream, progress)
+
+    found = []
+    for done in stopped(silent):
+        assert done.found is not None
+        found.append(done.found["item"][0].as_py())
+        if len(found) == 3:
+            break
+    assert len(set(found)) == 3
+    assert len(list(tmp_path.glob("read-*"))) < 400
