@@ -29,6 +29,9 @@ _PAIR_ROW_BYTES = 150
 _DECODER_FLOPS = 1.6
 """FLOPs of the VQGAN's decoder over its encoder's: a residual block more on every level. A CPU took
 21 s for a frame that it encodes in 13 s."""
+_CONVOLUTIONS_ON_GPU = 0.25
+"""Speed of the VQGAN's convolutions on a GPU, over that of large matrix products: an H200 encoded
+120 frames of 512 px a second (2026-11-26), 66 TFLOP/s, where the others reach about 260."""
 _REPORT_BYTES = 2 * 2**20
 """Bytes of a round's pictures, JSON and logs."""
 _F32 = 4
@@ -226,6 +229,7 @@ def label_flops(cfg: LoopConfig, sizes: Sizes) -> float:
 def hours(cfg: LoopConfig, sizes: Sizes, tasks: dict[Task, TaskPlan], machine: Machine) -> Hours:
     """Wall hours: FLOPs over the speed of the GPUs (or cores) that share them."""
     reached = machine.tflops * 1e12 * machine.utilisation
+    drawn = reached * (_CONVOLUTIONS_ON_GPU if cfg.model.device == "cuda" else 1)
     pairs = cfg.pool.most_pairs
     labelled, heldout = 2 * cfg.labelled.num_pairs, 2 * cfg.labelled.num_heldout
     encoded = (pool_frames(cfg) + labelled + heldout) * sizes.tokenizer_flops
@@ -235,8 +239,8 @@ def hours(cfg: LoopConfig, sizes: Sizes, tasks: dict[Task, TaskPlan], machine: M
         for plan in tasks.values()
     ]
     return Hours(
-        encode=encoded / cfg.ingest.num_actors / reached / 3600,
-        guard=decoded / cfg.ingest.num_actors / reached / 3600,
+        encode=encoded / cfg.ingest.num_actors / drawn / 3600,
+        guard=decoded / cfg.ingest.num_actors / drawn / 3600,
         label=cfg.rounds * pairs * label_flops(cfg, sizes) / cfg.label.num_actors / reached / 3600,
         train=max(fits) / reached / 3600,
     )

@@ -155,10 +155,10 @@ def test_hours_follow_from_flops(chameleon: tuple[LoopConfig, Sizes]) -> None:
     # One encoding of 554 GFLOP for each frame; six key frames of a clip make five pairs.
     pool, labelled, heldout = 69099, 2 * 149180, 2 * 250
     flops = (pool + labelled + heldout) * 0.554e12
-    assert made.hours.encode == pytest.approx(flops / 4 / (0.4 * 790e12) / 3600)
+    assert made.hours.encode == pytest.approx(flops / 4 / (0.25 * 0.4 * 790e12) / 3600)
     # The leakage guard decodes pool and held-out pairs once.
     flops = (pool + heldout) * 1.6 * 0.554e12
-    assert made.hours.guard == pytest.approx(flops / 4 / (0.4 * 790e12) / 3600)
+    assert made.hours.guard == pytest.approx(flops / 4 / (0.25 * 0.4 * 790e12) / 3600)
     slower = make_plan(cfg, replace(MACHINE, utilisation=0.2))
     assert slower.hours.total == pytest.approx(2 * made.hours.total)
 
