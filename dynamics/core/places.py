@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import cache, total_ordering
@@ -263,7 +264,8 @@ class StorePath:
 
         names = [place._name for place in objects]
         if names:
-            self._asked(lambda store: obstore.delete(store, names))
+            with suppress(FileNotFoundError):  # Google's answer for what is absent
+                self._asked(lambda store: obstore.delete(store, names))
 
     def write(self, payload: bytes | Path) -> None:
         """Write or replace the object; ``payload`` is its bytes, or a file that holds them."""

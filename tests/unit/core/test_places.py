@@ -1,7 +1,12 @@
+import json
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 
@@ -130,3 +135,48 @@ def test_a_bucket_that_is_not_there_is_named(s3: StorePath) -> None:
     ):
         with pytest.raises(UserError, match="s3://no-such-bucket does not exist; create it"):
             ask()
+
+
+class _Recorder(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    seen: ClassVar[list[tuple[str, Message]]] = []
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.seen.append((self.path, self.headers))
+        self.send_response(201)
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Thu, 26 Nov 2026 22:00:00 GMT")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_azure_and_google_are_asked_to_create_only_what_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Recorder) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        account = {"gcs_base_url": url, "disable_oauth": True, "client_email": ""}
+        account |= {"private_key": "", "private_key_id": ""}
+        (tmp_path / "account.json").write_text(json.dumps(account))
+        for name, value in {
+            "AZURE_STORAGE_ACCOUNT_NAME": "account",
+            "AZURE_STORAGE_ACCOUNT_KEY": "a2V5",
+            "AZURE_STORAGE_ENDPOINT": url,
+            "AZURE_ALLOW_HTTP": "true",
+            "GOOGLE_SERVICE_ACCOUNT": str(tmp_path / "account.json"),
+            "GOOGLE_ALLOW_HTTP": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        assert StorePath("az://lab/a/b").create(b"1")
+        assert StorePath("gs://lab/a/b").create(b"1")
+        server.shutdown()
+    (azure, of_azure), (google, of_google) = _Recorder.seen
+    assert (azure, of_azure["If-None-Match"]) == ("/lab/a/b", "*")
+    assert (google, of_google["x-goog-if-generation-match"]) == ("/lab/a%2Fb", "0")
+    assert of_azure["x-ms-meta-writer"]
+    assert of_google["x-goog-meta-writer"]
