@@ -23,7 +23,7 @@ from pydantic import PlainSerializer, PlainValidator
 from dynamics.core.errors import UserError
 
 if TYPE_CHECKING:
-    from obstore import GetResult, ObjectMeta
+    from obstore import GetOptions, GetResult, ObjectMeta
     from obstore.store import ObjectStore
 
 _Result = TypeVar("_Result")
@@ -192,13 +192,15 @@ class StorePath:
             self._asked(lambda store: obstore.get_range(store, self._name, start=start, end=stop))
         )
 
-    def fetch(self, path: Path) -> None:
-        """Copy the object to a file of this machine, a piece at a time."""
+    def fetch(self, path: Path, version: str | None = None) -> None:
+        """Copy the object, if given only in the version of an ``e_tag``, to a file, in pieces."""
         import obstore
 
         def copied(store: "ObjectStore") -> None:
             with path.open("wb") as stream:
-                stream.writelines(obstore.get(store, self._name).stream())
+                wanted: GetOptions = {"if_match": version} if version else {}
+                found = obstore.get(store, self._name, options=wanted)
+                stream.writelines(found.stream())
 
         self._asked(copied)
 

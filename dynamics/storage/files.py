@@ -152,7 +152,7 @@ def _fetch(objects: dict[str, tuple[StorePath, "ObjectMeta"]], entry: Path, belo
             path = fresh / below / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with full_disk_named(path, meta["size"]):
-                place.fetch(path)
+                place.fetch(path, meta["e_tag"])
         try:
             fresh.rename(entry)
         except OSError:

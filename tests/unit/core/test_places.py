@@ -180,3 +180,17 @@ def test_azure_and_google_are_asked_to_create_only_what_is_absent(
     assert (google, of_google["x-goog-if-generation-match"]) == ("/lab/a%2Fb", "0")
     assert of_azure["x-ms-meta-writer"]
     assert of_google["x-goog-meta-writer"]
+
+
+def test_another_version_than_the_one_that_was_listed_is_not_copied(
+    s3: StorePath, tmp_path: Path
+) -> None:
+    place = s3 / "weights"
+    place.write(b"old")
+    version = place.meta()["e_tag"]
+    place.fetch(tmp_path / "copy", version)
+    place.write(b"new")
+    with pytest.raises(UserError, match="weights cannot be used"):
+        place.fetch(tmp_path / "copy", version)
+    place.fetch(tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"new"
