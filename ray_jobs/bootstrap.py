@@ -207,12 +207,17 @@ def _stages(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray:
     from ray_jobs.executor import RayExecutor
     from ray_jobs.tracking import MlflowTracker
 
+    executor = RayExecutor(cfg, folder) if with_ray else LocalExecutor(cfg, folder)
     return Stages(
         cfg,
         folder.root,
-        executor=RayExecutor(cfg, folder) if with_ray else LocalExecutor(cfg, folder),
+        executor=executor,
         trackers=Trackers(
-            [GridTracker(folder), PageTracker(folder), MlflowTracker(cfg, folder, view.line)]
+            [
+                GridTracker(folder, executor.images),
+                PageTracker(folder, executor.images),
+                MlflowTracker(cfg, folder, view.line),
+            ]
         ),
         progress=view,
     )

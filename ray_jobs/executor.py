@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.core.records import ModelRef
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.pipeline.decoding import driver_images
 from dynamics.pipeline.executor import StreamStage
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.streams import Done, Stream, run_stream
@@ -33,6 +36,12 @@ class RayExecutor:
         self.folder = folder
         self._sight: Sight | None = None
 
+    @cached_property
+    def images(self) -> ImageTokenizer:
+        """The run's image tokenizer, which decodes on the cluster where one is joined."""
+        elsewhere = runtime.joins_cluster() or self.cfg.model.device != "cpu"
+        return driver_images(self.cfg, partial(self.run_stream, "decode"), elsewhere=elsewhere)
+
     def run_stream(
         self, stage: StreamStage, stream: Stream[Any], progress: Progress
     ) -> Iterator[Done]:
@@ -42,7 +51,7 @@ class RayExecutor:
             "label": (cfg.label.num_actors, cfg.label.num_gpus_per_actor),
             "evaluate": (cfg.evaluate.num_actors, cfg.label.num_gpus_per_actor),
         }.get(stage, (cfg.ingest.num_actors, cfg.ingest.num_gpus_per_actor))
-        if stage in ("ingest", "guard") and not runtime.joins_cluster():
+        if stage in ("ingest", "decode") and not runtime.joins_cluster():
             yield from run_stream(stream, progress)
             return
         with self._on_ray(progress) as sight:
@@ -70,7 +79,7 @@ class RayExecutor:
 
         progress(0, 0, f"serve, round {round_id}")
         try:
-            serve_round(self.cfg, self.folder, round_id)
+            serve_round(self.cfg, self.folder, round_id, self.images)
         except UserError as error:
             sys.stderr.write(f"{error}\n")
 

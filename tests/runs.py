@@ -9,7 +9,7 @@ from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import RoundReport
 from dynamics.loop import run_rounds
-from dynamics.pipeline.executor import Executor
+from dynamics.pipeline.executor import Executor, LocalExecutor
 from dynamics.pipeline.stages import Stages
 from dynamics.pipeline.tracking import Tracker, Trackers
 from dynamics.report.trackers import GridTracker, PageTracker
@@ -65,7 +65,9 @@ def run_local(
 ) -> list[RoundReport]:
     """The loop in this process, in a run folder that it holds."""
     run = RunFolder(folder)
-    trackers = Trackers([GridTracker(run), PageTracker(run), *([tracker] if tracker else [])])
+    executor = executor or LocalExecutor(cfg, run)
+    grid, page = (one(run, executor.images) for one in (GridTracker, PageTracker))
+    trackers = Trackers([grid, page, *([tracker] if tracker else [])])
     stages = Stages(cfg, folder, executor=executor, trackers=trackers, progress=progress)
     with run.claimed(cfg):
         return run_rounds(cfg, stages)

@@ -18,7 +18,6 @@ from dynamics.evaluation.guards.rules import GuardEvidence
 from dynamics.evaluation.guards.search import find_leakage
 from dynamics.evaluation.heldout import results_schema
 from dynamics.models import load_image_tokenizer
-from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.streams import RunStream
@@ -28,7 +27,7 @@ from dynamics.storage.tables import read_table
 def guard_evidence(
     cfg: LoopConfig,
     folder: RunFolder,
-    images: ImageTokenizer,
+    frame_px: int,
     data: DataRefs,
     decisions: DatasetRef | None,
     round_id: int,
@@ -42,7 +41,7 @@ def guard_evidence(
         results=read_table(folder.results(round_id), schema),
         heldout=read_table(data.heldout, TRANSITION_SCHEMA),
         labelled_actions=labelled["action"].to_pylist(),
-        leakage=_leakage(cfg, folder, images, data, run, progress),
+        leakage=_leakage(cfg, folder, frame_px, data, run, progress),
         labels=_labels(Ledger(folder.ledger), round_id) if decisions else None,
         first_results=read_table(folder.results(0), schema) if round_id else None,
         domain=load_domain(cfg),
@@ -61,7 +60,7 @@ def _labels(ledger: Ledger, round_id: int) -> pa.Table:
 def _leakage(
     cfg: LoopConfig,
     folder: RunFolder,
-    images: ImageTokenizer,
+    frame_px: int,
     data: DataRefs,
     run: RunStream,
     progress: Progress,
@@ -73,6 +72,6 @@ def _leakage(
         return Leakage(**known["found"])
     model = cfg.model
     load = partial(load_image_tokenizer, model.family, cfg.base_path(), model.device)
-    found = find_leakage(data.pool, data.heldout, load, images.frame_px, run, progress)
+    found = find_leakage(data.pool, data.heldout, load, frame_px, run, progress)
     write_json(path, {"tables": tables, "found": asdict(found)})
     return found

@@ -4,6 +4,7 @@
     LABEL     shards of the pool, the promoted IDM    -> attempts in the ledger
     FIT       the training set, a job per task        -> adapters of the round, loss curves
     EVALUATE  shards of the held-out pairs, adapters  -> parts of the evaluation
+    DECODE    codes of the leakage guard and reports  -> hashes, frames
     SERVE     the promoted round                      -> a generator that answered
 
 Each waits for the one above it. `dynamics.pipeline.stages.Stages` gives an executor only the work
@@ -12,6 +13,7 @@ that is missing, and joins the results.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,7 +25,8 @@ from dynamics.core.records import TRANSITION_SCHEMA, ModelRef
 from dynamics.inference.best_of_n import best_of_n
 from dynamics.inference.load import load_pair
 from dynamics.inference.sampling import SamplingParams
-from dynamics.models import load_image_tokenizer
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.pipeline.decoding import driver_images
 from dynamics.storage.run_folder import RunFolder, TrainingLog
 from dynamics.storage.streams import Done, Stream, run_stream
 from dynamics.storage.tables import codes_matrix, read_table
@@ -32,11 +35,15 @@ from dynamics.training.checkpoints import FitResult
 from dynamics.training.fit import WorkerContext, fit_adapter
 from dynamics.training.loss import Task
 
-StreamStage = Literal["ingest", "label", "evaluate", "guard"]
+StreamStage = Literal["ingest", "label", "evaluate", "decode"]
 
 
 class Executor(Protocol):
     """Runs the work of a run."""
+
+    @property
+    def images(self) -> ImageTokenizer:
+        """The run's image tokenizer, for the driver."""
 
     def run_stream(
         self, stage: StreamStage, stream: Stream[Any], progress: Progress
@@ -58,6 +65,11 @@ class LocalExecutor:
     def __init__(self, cfg: LoopConfig, folder: RunFolder) -> None:
         self.cfg = cfg
         self.folder = folder
+
+    @cached_property
+    def images(self) -> ImageTokenizer:
+        """The run's image tokenizer, which decodes on the GPU where there is one."""
+        return driver_images(self.cfg, run_stream, elsewhere=self.cfg.model.device != "cpu")
 
     def run_stream(
         self, stage: StreamStage, stream: Stream[Any], progress: Progress
@@ -81,7 +93,7 @@ class LocalExecutor:
         """Draw the best of N for the first held-out pair."""
         progress(0, 1, f"generate, round {round_id}")
         idm, fdp = load_pair(models, self.cfg.model)
-        frame, action = first_example(self.cfg, self.folder)
+        frame, action = first_example(self.folder, fdp.images)
         best_of_n(
             fdp.images.encode(frame[None]),
             [action],
@@ -110,9 +122,8 @@ class _Reporter:
         self.progress(step, int(metrics["steps"]), self.what)
 
 
-def first_example(cfg: LoopConfig, folder: RunFolder) -> tuple[np.ndarray, str]:
+def first_example(folder: RunFolder, images: ImageTokenizer) -> tuple[np.ndarray, str]:
     """The run's first held-out pair as uint8 frame [H, W, 3] and action sentence."""
     columns = ["source_codes", "action"]
     first = read_table(folder.heldout, TRANSITION_SCHEMA, columns).slice(0, 1)
-    images = load_image_tokenizer(cfg.model.family, cfg.base_path())
     return images.decode(codes_matrix(first, "source_codes"))[0], first["action"][0].as_py()

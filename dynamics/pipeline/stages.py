@@ -6,7 +6,7 @@ executors cannot drift apart.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,8 +34,6 @@ from dynamics.labelling.filter import iter_decisions
 from dynamics.labelling.labeller import unlabelled
 from dynamics.labelling.training_set import build_training_set
 from dynamics.labelling.worker import LabelWorker
-from dynamics.models import load_image_tokenizer
-from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.pipeline.evidence import guard_evidence
 from dynamics.pipeline.executor import Executor, LocalExecutor
 from dynamics.pipeline.fit_jobs import fit_jobs
@@ -80,7 +78,7 @@ class Stages:
     def prepare(self) -> DataRefs:
         """Film or find the videos, ingest them into pairs of codes."""
         run = partial(self.executor.run_stream, "ingest")
-        return prepare(self.cfg, self.folder, self.images, run, self.progress)
+        return prepare(self.cfg, self.folder, self.executor.images, run, self.progress)
 
     def finished(self, round_id: int) -> tuple[ModelRef, RoundReport] | None:
         """The round's models and report when it was committed before, else None.
@@ -194,11 +192,11 @@ class Stages:
             evidence = guard_evidence(
                 self.cfg,
                 self.folder,
-                self.images,
+                self.executor.images.frame_px,
                 data,
                 decisions,
                 report.round_id,
-                partial(self.executor.run_stream, "guard"),
+                partial(self.executor.run_stream, "decode"),
                 self.progress,
             )
             results = evaluate_guards(evidence, limits)
@@ -216,11 +214,6 @@ class Stages:
     def finish(self, reports: list[RoundReport]) -> None:
         """Write the comparison of all rounds."""
         self.trackers.log_run(reports)
-
-    @cached_property
-    def images(self) -> ImageTokenizer:
-        """The base's image tokenizer, without its language model."""
-        return load_image_tokenizer(self.cfg.model.family, self.cfg.base_path())
 
     def _correct(self, data: DataRefs, round_id: int) -> list[bool | None] | None:
         """Verdicts on the round's labels; None without the truth."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dynamics.core.records import TRANSITION_SCHEMA, RoundReport
 from dynamics.evaluation.heldout import results_schema
-from dynamics.models import load_image_tokenizer
+from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.report.grid import write_grid
 from dynamics.report.page import write_page
 from dynamics.storage.run_folder import RunFolder
@@ -14,9 +14,10 @@ from dynamics.storage.tables import read_table
 
 @dataclass(frozen=True, slots=True)
 class GridTracker:
-    """Writes ``grid.png`` of every round."""
+    """Writes ``grid.png`` of every round; ``images`` decodes its frames."""
 
     folder: RunFolder
+    images: ImageTokenizer
 
     def log_round(self, report: RoundReport) -> None:
         """Draw the round's sample frames."""
@@ -25,8 +26,7 @@ class GridTracker:
             self.folder.results(report.round_id), results_schema(cfg.evaluate.best_of)
         )
         heldout = read_table(self.folder.heldout, TRANSITION_SCHEMA)
-        images = load_image_tokenizer(cfg.model.family, cfg.base_path())
-        write_grid(self.folder.grid(report.round_id), items, heldout, images)
+        write_grid(self.folder.grid(report.round_id), items, heldout, self.images)
 
     def log_run(self, reports: Sequence[RoundReport]) -> None:
         """Draw the rounds that have no grid because the command was killed."""
@@ -37,13 +37,14 @@ class GridTracker:
 
 @dataclass(frozen=True, slots=True)
 class PageTracker:
-    """Writes ``report.html``, which compares the rounds."""
+    """Writes ``report.html``, which compares the rounds; ``images`` decodes its frames."""
 
     folder: RunFolder
+    images: ImageTokenizer
 
     def log_round(self, report: RoundReport) -> None:
         """Nothing to do: the page is of all rounds."""
 
     def log_run(self, reports: Sequence[RoundReport]) -> None:
         """Write the page."""
-        write_page(self.folder)
+        write_page(self.folder, self.images)

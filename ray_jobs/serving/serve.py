@@ -13,6 +13,8 @@ from typing import Any
 from dynamics.core.config import LoopConfig, ServeConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
+from dynamics.models import load_image_tokenizer
+from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.serving.http.auth import read_key
 from dynamics.serving.http.middleware import is_loopback
 from dynamics.serving.images import to_base64
@@ -192,11 +194,14 @@ def serve_run(cfg: LoopConfig, folder: RunFolder) -> str:
     rounds = list(promoted_rounds(folder))
     if not rounds:
         raise UserError(f"{folder.root} has no promoted round to serve; run dynamics bootstrap")
-    return serve_round(cfg, folder, rounds[-1])
+    images = load_image_tokenizer(cfg.model.family, cfg.base_path())
+    return serve_round(cfg, folder, rounds[-1], images)
 
 
-def serve_round(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
+def serve_round(cfg: LoopConfig, folder: RunFolder, round_id: int, images: ImageTokenizer) -> str:
     """Deploy a round and check that it answers; returns the page's address and a curl line.
+
+    ``images`` decodes the frame that is sent.
 
     Raises:
         UserError: Ray or Serve did not start, the port is taken, or the round does not answer. All
@@ -207,7 +212,7 @@ def serve_round(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
 
     from dynamics.pipeline.executor import first_example
 
-    example = first_example(cfg, folder)
+    example = first_example(folder, images)
     try:
         with runtime.on_ray(cfg.cluster), _all_or_nothing():
             url = deploy(cfg, folder, round_id)

@@ -16,6 +16,7 @@ import pytest
 
 from dynamics.core.config import LoopConfig, ServeConfig
 from dynamics.core.errors import UserError
+from dynamics.models import load_image_tokenizer
 from dynamics.pipeline.executor import first_example
 from dynamics.serving.schemas import MAX_BODY_BYTES, MAX_SAMPLES
 from dynamics.storage.run_folder import RunFolder
@@ -238,7 +239,8 @@ def test_a_replica_that_is_killed_is_not_noticed_and_comes_back(url: str) -> Non
 def test_the_examples_in_the_run_folder_are_valid_requests(
     url: str, cfg: LoopConfig, folder: RunFolder
 ) -> None:
-    curl = serve.write_examples(cfg, folder, first_example(cfg, folder), url)
+    images = load_image_tokenizer(cfg.model.family, cfg.base_path())
+    curl = serve.write_examples(cfg, folder, first_example(folder, images), url)
     assert f"@{folder.root / 'example-rollout.json'} {url}/v1/rollouts" in curl
     rollout = json.loads((folder.root / "example-rollout.json").read_text())
     assert [name for name, _ in roll_out(url, **rollout)].count("step") == 3

@@ -163,7 +163,7 @@ def test_the_generator_serves_the_last_promoted_round(
     blocked: tuple[RunFolder, Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(serve, "serve_round", lambda cfg, run, r: asked.append(r))
+    monkeypatch.setattr(serve, "serve_round", lambda cfg, run, r, images: asked.append(r))
     folder = blocked[0]
     serve.serve_run(folder.config(), folder)
     assert asked == [0]

@@ -14,16 +14,19 @@ import pytest
 from dynamics.core.config import KeyframeConfig, LabelledConfig, LoopConfig, PoolConfig, PoolPart
 from dynamics.core.config_file import with_overrides
 from dynamics.core.errors import UserError
+from dynamics.core.progress import Progress
 from dynamics.core.records import (
     PAIR_SCHEMA,
     TRANSITION_SCHEMA,
     RoundReport,
 )
+from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.pipeline.decoding import driver_images
 from dynamics.pipeline.executor import LocalExecutor, StreamStage
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.shards import Shard
-from dynamics.storage.streams import Done
+from dynamics.storage.streams import Done, Stream, run_stream
 from dynamics.storage.tables import read_table
 from dynamics.tabletop.encode import write_mp4
 from tests.made_data import write_aurora, write_clip, write_kinetics700, write_ucf101
@@ -289,3 +292,17 @@ def test_a_stopped_run_on_real_pictures_resumes_to_equal_bytes(
             run_local(cfg, broken, progress=StopAt(call))
         run_local(cfg, broken)
         assert results(broken) == results(tmp_path / "whole")
+
+
+def test_frames_of_a_driver_may_be_decoded_by_a_stream(small: LoopConfig) -> None:
+    seen: list[str] = []
+
+    def run(stream: Stream[Any], progress: Progress) -> Iterator[Done]:
+        seen.append(stream.what)
+        yield from reversed(list(run_stream(stream, progress)))
+
+    plain, streamed = (driver_images(small, run, elsewhere=where) for where in (False, True))
+    codes_BL = np.arange(19 * plain.num_tokens).reshape(19, -1) % plain.num_codes
+    assert np.array_equal(streamed.decode(codes_BL), plain.decode(codes_BL))
+    assert seen == ["decode frames"]
+    assert isinstance(streamed, ImageTokenizer)
