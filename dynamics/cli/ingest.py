@@ -34,6 +34,7 @@ def ingest(
     from dynamics.data.units import Encoding
     from dynamics.data.video.ingest import Folder, ingest_videos
     from dynamics.models import load_image_tokenizer
+    from dynamics.storage.files import remove_tree
     from dynamics.storage.pairs import PARTS
 
     if out.suffix != PARTS:
@@ -48,6 +49,7 @@ def ingest(
         what=str(folder),
     )
     encoding = Encoding(codes=out / "codes", load=lambda _: images, decide=lambda *_: "float32")
+    remove_tree(out / "units")  # of a killed command, perhaps with another base
     with ProgressView(console) as progress:
         _, (report,) = ingest_videos(
             [videos], out, PoolConfig(path=folder), images, encoding, progress=progress

@@ -10,6 +10,7 @@ and in any order: its part is named by what is in it, so nothing changes.
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -71,12 +72,13 @@ def run_stream(stream: Stream[Item], progress: Progress) -> Iterator[Done]:
     done = stream.done
     progress(done, stream.total, stream.what)
     worker: Work[Item] | None = None
-    for item, rows in read_ahead(stream.read, stream.items, stream.stop_reading):
-        worker = worker or stream.make_worker()
-        result = worker.run(item, rows)
-        done += result.count
-        progress(done, stream.total, stream.what)
-        yield result
+    with closing(read_ahead(stream.read, stream.items, stream.stop_reading)) as ahead:
+        for item, rows in ahead:
+            worker = worker or stream.make_worker()
+            result = worker.run(item, rows)
+            done += result.count
+            progress(done, stream.total, stream.what)
+            yield result
 
 
 def read_ahead(

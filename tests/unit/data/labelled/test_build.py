@@ -1,6 +1,7 @@
 """Seed and held-out tables of a run, from real files."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from dynamics.core.config import IngestConfig, LabelledConfig, LoopConfig, PoolC
 from dynamics.core.errors import UserError
 from dynamics.core.records import TRANSITION_SCHEMA
 from dynamics.data.labelled.build import build_labelled
+from dynamics.data.labelled.read import PairReader
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.pipeline.prepare import sentence_limit
@@ -32,12 +34,18 @@ def config(path: Path, dataset: str = "aurora", seed: int = 0, **labelled: objec
     )
 
 
-def build(cfg: LoopConfig, out: Path, images: ImageTokenizer, fits=lambda action: True):
+def build(
+    cfg: LoopConfig,
+    out: Path,
+    images: ImageTokenizer,
+    fits=lambda action: True,
+    run=run_stream,
+):
     said: list[str] = []
-    run = RunFolder(out)
-    encoding = encoding_with(lambda: images, run.codes)
+    folder = RunFolder(out)
+    encoding = encoding_with(lambda: images, folder.codes)
     refs, counted = build_labelled(
-        cfg, run, images, encoding, fits, run_stream, lambda *call: said.append(call[2])
+        cfg, folder, images, encoding, fits, run, lambda *call: said.append(call[2])
     )
     tables = {name: read_table(ref, TRANSITION_SCHEMA) for name, ref in refs.items()}
     return tables, counted, said
@@ -82,6 +90,33 @@ def test_a_set_that_is_read_one_pair_at_a_time_is_the_same(images, tmp_path):
         whole, cut = (build(one, root / name, images) for one, name in ((cfg, "w"), (alone, "c")))
         assert whole[0] == cut[0]
         assert whole[1] == cut[1]
+
+
+def test_a_set_whose_reading_was_stopped_goes_on_where_it_was(images, tmp_path, monkeypatch):
+    read: list[str] = []
+    row = PairReader._row
+    monkeypatch.setattr(
+        PairReader,
+        "_row",
+        lambda self, pair, worker: read.append(pair.name) or row(self, pair, worker),
+    )
+    cfg = config(write_aurora(tmp_path / "set")).model_copy(
+        update={"ingest": IngestConfig(part_clips=2)}
+    )
+    whole, _, _ = build(cfg, tmp_path / "whole", images)
+    num_read = len(read)
+
+    def stopped(stream, progress):
+        yield from islice(run_stream(stream, progress), 2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(cfg, tmp_path / "out", images, run=stopped)
+    read.clear()
+    again, _, _ = build(cfg, tmp_path / "out", images)
+    assert num_read - 16 <= len(read) <= num_read - 4
+    assert again == whole
+    assert not (tmp_path / "out" / "data" / "heldout.parts" / "units").exists()
 
 
 def test_limits_take_a_sample_not_the_manifest_s_beginning(images, tmp_path):
