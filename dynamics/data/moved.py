@@ -18,7 +18,7 @@ from dynamics.data.video.unpack import as_file
 from dynamics.storage.files import sha256_file
 from dynamics.storage.pairs import is_whole
 from dynamics.storage.run_folder import RunFolder
-from dynamics.storage.tables import read_table
+from dynamics.storage.tables import iter_table
 
 
 def check_moved(folder: RunFolder, stored: LoopConfig, cfg: LoopConfig) -> None:
@@ -87,8 +87,10 @@ def _readable_sha256(frames: Stills | Segment) -> str:
 
 def _rows(table: Place, schema: pa.Schema, *columns: str) -> list[tuple[str, ...]]:
     """The distinct values of the columns, sorted."""
-    rows = read_table(table, schema, columns)
-    return sorted(set(zip(*(rows[name].to_pylist() for name in columns), strict=True)))
+    found: set[tuple[str, ...]] = set()
+    for rows in iter_table(table, schema, columns):
+        found.update(zip(*(rows[name].to_pylist() for name in columns), strict=True))
+    return sorted(found)
 
 
 def _other(old: Place, new: Place, what: str) -> UserError:

@@ -1,6 +1,7 @@
 """The study's curves as PNG files, drawn from `Results` alone."""
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def _risk_coverage(table: Table) -> Any:
     coverages = [float(row.name.removeprefix("best ").removesuffix(" %")) for row in table.rows]
     figure, axes = _axes("(b) labels, most trusted first", "% of round 1's labels accepted")
     axes.set_ylabel("% of them incorrect")
-    for score, colour in zip(table.columns, _COLOURS, strict=True):
+    for score, colour in zip(table.columns, cycle(_COLOURS), strict=False):
         values = [100 * (1 - row.cells[score].value) for row in table.rows]
         axes.plot(coverages, values, "o-", color=colour, label=score, ms=4)
     axes.legend(fontsize=8, frameon=False)
