@@ -129,12 +129,12 @@ def label_id(pair: str, idm_digest: str, prompt_version: str, decode: str) -> st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRef:
-    """A Parquet file that a stage wrote."""
+    """A table that a stage wrote: a Parquet file, or a folder of parts."""
 
     path: Place
     num_rows: int
     digest: str
-    """sha256 of the file's bytes."""
+    """sha256 of the file's bytes; of a table in parts, of its rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

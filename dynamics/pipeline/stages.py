@@ -113,7 +113,7 @@ class Stages:
                 )
                 for _ in self.executor.run_stream("label", stream, self.progress):
                     pass
-            if lost := self._unlabelled(pool, models, round_id):
+            if lost := self._unlabelled(pool, models, round_id, checked=False):
                 of = f"{pool.num_rows:,} pairs of the pool"
                 raise self._unseen(num_rows(lost), of, "label", self.ledger.attempts(round_id))
             out = self.folder.labels(round_id)
@@ -222,8 +222,10 @@ class Stages:
         labels = self.ledger.labels(round_id, ["pair_id", "action"])
         return correct_labels(labels, read_table(data.truth, TRUTH_SCHEMA), load_domain(self.cfg))
 
-    def _unlabelled(self, pool: DatasetRef, models: ModelRef, round_id: int) -> list[Shard]:
-        attempted = self.ledger.attempted(round_id, models.idm_digest)
+    def _unlabelled(
+        self, pool: DatasetRef, models: ModelRef, round_id: int, *, checked: bool = True
+    ) -> list[Shard]:
+        attempted = self.ledger.attempted(round_id, models.idm_digest, checked=checked)
         return unlabelled(pool.num_rows, attempted, self.cfg.label.shard_rows)
 
     def _check_coverage(self, pool: DatasetRef, labels: DatasetRef, round_id: int) -> None:
