@@ -46,7 +46,6 @@ SHARDS = {
     32: "32 batches, a shard of the 7B recipe",
 }
 """Items by their batches."""
-STAGES = ("ingest", "label", "filter", "build", "epoch")
 SIZES = {16: 10_000_000, 1024: 2_500_000}
 """Pairs by codes a frame."""
 MOST_US, MOST_MB, MOST_GROWTH = 40.0, 1500, 1.2
@@ -55,21 +54,39 @@ MOST_US, MOST_MB, MOST_GROWTH = 40.0, 1500, 1.2
 class Bench:
     """Lines so far, curves to draw, and where files may lie."""
 
-    def __init__(self, scratch: Path, *, quick: bool) -> None:
+    def __init__(self, scratch: Path, out: Path, *, quick: bool) -> None:
         self.scratch = scratch
         self.quick = quick
-        self.lines: list[Measure] = []
+        self.done: list[str] = []
+        """Sections that were begun."""
+        self._path = out / f"{'scale-quick' if quick else 'scale'}-{date.today().isoformat()}"
+        self._lines: list[Measure] = []
         self.curves: list[dict[str, Any]] = []
 
     def say(
         self, section: str, what: str, value: str, wanted: str = "", holds: bool | None = None
     ) -> None:
         """Add a line, and print it."""
-        self.lines.append(Measure(section, what, value, wanted, holds))
+        self._lines.append(Measure(section, what, value, wanted, holds))
         verdict = {True: "  holds", False: "  MISSED", None: ""}[holds]
-        print(
-            f"{section:12} {what}: {value} {f'({wanted})' if wanted else ''}{verdict}", flush=True
-        )
+        print(f"{section:12} {what}: {value}  {wanted}{verdict}", flush=True)
+
+    def save(self) -> None:
+        """Write what was measured, beside the other sections that were measured today."""
+        found: dict[str, Any] = {"lines": [], "curves": [], "commands": {}}
+        if self._path.with_suffix(".json").exists():
+            found = json.loads(self._path.with_suffix(".json").read_text())
+        kept = [Measure(**line) for line in found["lines"] if line["section"] not in self.done]
+        command = " ".join(["python benchmarks/scale.py", *sys.argv[1:]])
+        commands = found["commands"] | dict.fromkeys(self.done, command)
+        curves = self.curves if "rows" in self.done else found["curves"]
+        lines = sorted([*kept, *self._lines], key=lambda line: list(SECTIONS).index(line.section))
+        shown = "; ".join(dict.fromkeys(commands.values()))
+        more = {"curves": curves, "commands": commands}
+        stem = self._path.name.removesuffix(f"-{date.today().isoformat()}")
+        write(stem, "The data plane", shown, lines, self._path.parent, more=more)
+        if curves:
+            draw(curves, self._path.with_suffix(".png"))
 
 
 @dataclass(frozen=True)
@@ -189,25 +206,29 @@ def store(bench: Bench) -> None:
 
 def rows(bench: Bench) -> None:
     """Pairs through every stage with models that cost nothing: time and memory by size."""
-    for num_codes, full in SIZES.items():
-        size = full // 100 if bench.quick else full
-        quarter, whole = (_rows_once(bench, part, num_codes) for part in (size // 4, size))
-        per_row = {name: _us(run) for name, run in (("quarter", quarter), ("whole", whole))}
-        name = f"{size:,} pairs x {num_codes}"
-        for stage in STAGES:
-            bench.say("rows", f"{name}: {stage}", f"{per_row['whole'][stage]:.1f} us a row")
-        total, small = (sum(per_row[part].values()) for part in ("whole", "quarter"))
-        wanted = f"<= {MOST_US:.0f} us"
-        bench.say("rows", f"{name}: all", f"{total:.1f} us a row", wanted, total <= MOST_US)
-        growth = total / small
-        shown = f"{small:.1f} us a row, x {growth:.2f} at full size"
-        bench.say("rows", f"{name}: at a quarter", shown, "<= x 1.2", growth <= MOST_GROWTH)
-        for what in ("driver", "worker"):
-            peaks = [max(run[what]) for run in (quarter, whole)]
-            shown = f"{peaks[1]:,} MB ({peaks[0]:,} MB at a quarter)"
-            bench.say("rows", f"{name}: {what}", shown, f"<= {MOST_MB} MB", peaks[1] <= MOST_MB)
-        disk = ", ".join(f"{key} {count / 2**30:.1f} GB" for key, count in whole["bytes"].items())
-        bench.say("rows", f"{name}: on the disk", disk)
+    quarters: dict[int, dict[str, Any]] = {}
+    for part in (4, 1):
+        for num_codes, full in SIZES.items():
+            size = full // (100 if bench.quick else 1) // part
+            run = _rows_once(bench, size, num_codes)
+            _say_rows(bench, run, quarters.setdefault(num_codes, run))
+            bench.save()
+
+
+def _say_rows(bench: Bench, run: Mapping[str, Any], quarter: Mapping[str, Any]) -> None:
+    name, per_row = f"{run['rows']:,} pairs x {run['codes']}", _us(run)
+    shown = ", ".join(f"{stage} {us:.1f}" for stage, us in per_row.items())
+    total, wanted = sum(per_row.values()), f"<= {MOST_US:.0f} us"
+    bench.say("rows", name, f"{total:.1f} us a row: {shown}", wanted, total <= MOST_US)
+    if run is not quarter:
+        growth = total / sum(_us(quarter).values())
+        shown = f"x {growth:.2f} of a quarter's"
+        bench.say("rows", f"{name}: time a row", shown, "<= x 1.2", growth <= MOST_GROWTH)
+    for what in ("driver", "worker"):
+        peak = max(run[what])
+        bench.say("rows", f"{name}: {what}", f"{peak:,} MB", f"<= {MOST_MB:,} MB", peak <= MOST_MB)
+    disk = ", ".join(f"{key} {count / 2**30:.1f} GB" for key, count in run["bytes"].items())
+    bench.say("rows", f"{name}: on the disk", disk)
 
 
 def _rows_once(bench: Bench, num_rows: int, num_codes: int) -> dict[str, Any]:
@@ -295,33 +316,16 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")
     scratch = Path(tempfile.mkdtemp(prefix="scale-", dir=options.scratch))
-    bench, done = Bench(scratch, quick=options.quick), []
+    bench = Bench(scratch, options.out, quick=options.quick)
     try:
         for name in options.sections:
-            done.append(name)
-            SECTIONS[name](bench)
+            bench.done.append(name)
+            try:
+                SECTIONS[name](bench)
+            finally:
+                bench.save()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        _write(bench, done, options.quick, options.out)
-
-
-def _write(bench: Bench, done: Sequence[str], quick: bool, out: Path) -> None:
-    """Write what was measured, beside the other sections that were measured today."""
-    stem = "scale-quick" if quick else "scale"
-    path = out / f"{stem}-{date.today().isoformat()}"
-    found: dict[str, Any] = {"lines": [], "curves": [], "commands": {}}
-    if path.with_suffix(".json").exists():
-        found = json.loads(path.with_suffix(".json").read_text())
-    kept = [Measure(**line) for line in found["lines"] if line["section"] not in done]
-    command = " ".join(["python benchmarks/scale.py", *sys.argv[1:]])
-    commands = found["commands"] | dict.fromkeys(done, command)
-    curves = bench.curves if "rows" in done else found["curves"]
-    lines = sorted([*kept, *bench.lines], key=lambda line: list(SECTIONS).index(line.section))
-    shown = "; ".join(dict.fromkeys(commands.values()))
-    more = {"curves": curves, "commands": commands}
-    write(stem, "The data plane", shown, lines, out, more=more)
-    if curves:
-        draw(curves, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
