@@ -14,6 +14,8 @@ from dynamics.storage.files import full_disk_named
 _BUCKET_ROWS = 262_144
 """Rows that a bucket shall have at most; its table is in memory."""
 _HEX_DIGITS = 16
+_MOST_DIGITS = 2
+"""Then 256 files are open, and more than 67 million rows make larger buckets."""
 _SPILLED_ROWS = 131_072
 """Rows that wait in memory until they are spilled together."""
 
@@ -32,7 +34,7 @@ class Buckets:
     def __init__(self, schema: pa.Schema, key: str, num_rows: int) -> None:
         self._schema, self._key = schema, key
         self.digits = 0
-        while num_rows > _BUCKET_ROWS * _HEX_DIGITS**self.digits:
+        while num_rows > _BUCKET_ROWS * _HEX_DIGITS**self.digits and self.digits < _MOST_DIGITS:
             self.digits += 1
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0

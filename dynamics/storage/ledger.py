@@ -500,14 +500,12 @@ def _one_per_label(rows: pa.Table) -> pa.Table:
     same = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
     if not same.any():
         return rows
-    keep = []
-    for group in np.split(np.arange(len(ids)), np.flatnonzero(~same) + 1):
-        texts = (
-            [repr(row) for row in rows.take(pa.array(group)).to_pylist()]
-            if len(group) > 1
-            else [""]
-        )
-        keep.append(int(group[texts.index(min(texts))]))
+    firsts = np.flatnonzero(np.concatenate([[True], ~same]))
+    sizes = np.diff(firsts, append=len(ids))
+    keep = firsts.copy()
+    for group in np.flatnonzero(sizes > 1).tolist():
+        texts = [repr(row) for row in rows.slice(firsts[group], sizes[group]).to_pylist()]
+        keep[group] += texts.index(min(texts))
     return rows.take(pa.array(keep))
 
 
