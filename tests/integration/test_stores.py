@@ -1,4 +1,4 @@
-"""Bad stores: one line that names place and way out, within seconds, and nothing half-written."""
+"""Runs whose places lie in a store, by the command; stores that cannot hold one."""
 
 import os
 import subprocess
@@ -12,19 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from dynamics.core.config import REPOSITORY_ROOT
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.places import StorePath
+from tests.runs import LocalRun, results
+from tests.serving import free_port
 from tests.stores import BUCKET, s3_client, s3_server, store_environment
 
 SECRET = store_environment("")["AWS_SECRET_ACCESS_KEY"]
 
 
 def bootstrap(
-    environment: Mapping[str, str], *arguments: str
+    environment: Mapping[str, str], *arguments: str, on_ray: bool = False
 ) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "ray_jobs/bootstrap.py", "--config", "tests/test-3x3.yaml"]
     return subprocess.run(
-        [*command, "--no-ray", *arguments],
+        [*command, *([] if on_ray else ["--no-ray"]), *arguments],
         env={**os.environ, **environment},
         cwd=REPOSITORY_ROOT,
         capture_output=True,
@@ -111,32 +113,23 @@ def test_a_store_that_does_not_answer_is_named_within_seconds() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_in_a_store_is_made_and_read_by_commands(
-    s3: StorePath, s3_url: str, untrained_base: Path, tmp_path: Path
+@pytest.mark.cluster
+def test_a_run_on_ray_in_a_store_is_that_of_one_process_and_keeps_no_credential(
+    s3: StorePath, s3_url: str, small: LoopConfig, local_run: LocalRun, tmp_path: Path
 ) -> None:
     environment = {**store_environment(s3_url), "DYNAMICS_CACHE": str(tmp_path / "cache")}
-    overrides = [f"model.base={untrained_base}", "--run-dir", str(s3)]
-    done = bootstrap(environment, *overrides)
+    overrides = [
+        f"model.base={small.base_path()}",
+        f"train.first_steps={small.train.first_steps}",
+        f"train.round_steps={small.train.round_steps}",
+        f"serve.port={free_port()}",
+    ]
+    done = bootstrap(environment, *overrides, "--run-dir", str(s3), on_ray=True)
     assert done.returncode == 0, done.stderr
-    again = bootstrap(environment, *overrides)
-    assert "all 1 rounds are done" in again.stdout, again.stderr
+    assert results(s3) == results(local_run.folder)
+    assert (s3 / "example-rollout.json").is_file()  # its generator was served and has answered
     (database,) = (tmp_path / "cache").rglob("mlflow.db")
     assert f"sqlite:///{database}" in done.stdout
-    for command, said in (
-        (["ledger", "verify", str(s3)], "every shard is sound"),
-        (["evaluate", str(s3)], "round"),
-        (["report", str(s3)], f"report: {s3}/report.html"),
-        (["export", str(s3), "--as", "adapters", "--out", str(tmp_path / "fit")], "adapters"),
-    ):
-        shown = subprocess.run(
-            [sys.executable, "-m", "dynamics.cli.main", *command],
-            env={**os.environ, **environment},
-            cwd=REPOSITORY_ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert shown.returncode == 0, shown.stderr
-        assert said in " ".join(shown.stdout.split()), shown.stdout
     written = [path.read_bytes() for path, _ in s3.files()]
     written += [path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not any(SECRET.encode() in content for content in written)

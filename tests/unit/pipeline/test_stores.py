@@ -7,7 +7,9 @@ from dynamics.cli.main import app
 from dynamics.core.config import LoopConfig
 from dynamics.core.places import Place, StorePath
 from dynamics.storage.files import list_files, write_bytes
+from tests.faults import faulty_proxy
 from tests.runs import LocalRun, Stop, StopAt, results, run_local
+from tests.stores import at_store
 
 
 def adapters(folder: Place) -> dict[str, bytes]:
@@ -36,6 +38,16 @@ def test_a_run_in_a_store_that_was_stopped_is_byte_for_byte_the_run_in_a_folder(
         path.relative_to(local_run.folder).as_posix() for path in list_files(local_run.folder)
     }
     assert {name for name in names if not name.startswith("lock/")} == expected - {".lock"}
+
+
+@pytest.mark.slow  # it waits before it asks again
+def test_a_run_through_a_store_that_fails_a_quarter_of_the_requests_is_the_same(
+    s3: StorePath, s3_url: str, small: LoopConfig, local_run: LocalRun
+) -> None:
+    with faulty_proxy(s3_url) as proxy, at_store(proxy.url):
+        run_local(small, s3)
+    assert results(s3) == results(local_run.folder)
+    assert proxy.counts["reset"] > 20
 
 
 def test_commands_read_a_run_in_a_store(s3: StorePath, local_run: LocalRun, tmp_path: Path) -> None:
