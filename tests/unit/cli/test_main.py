@@ -180,7 +180,7 @@ def test_ledger_verify_names_a_committed_round_that_lacks_labels(tmp_path):
     store_run(tmp_path / "part", labels.slice(5))
     done = dynamics("ledger", "verify", tmp_path / "part")
     assert done.returncode == 1
-    assert "round-01.json lacks a label for 5 of the 60 pairs" in " ".join(done.stdout.split())
+    assert "round-01.json lacks a label for 5 of the pairs in" in " ".join(done.stdout.split())
 
 
 def test_film_writes_clips_that_ingest_turns_into_pairs(tmp_path):
