@@ -24,8 +24,8 @@ from dynamics.inference.idm import Caption, InverseDynamics
 from dynamics.inference.sampling import SamplingParams
 from dynamics.labelling.confidence import SCORES, Evidence, measured_scores
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.storage.pairs import list_matrix
 from dynamics.storage.shards import Shard, cut
-from dynamics.storage.tables import codes_matrix
 
 
 def unlabelled(num_rows: int, attempted: Sequence[Shard], shard_rows: int) -> list[Shard]:
@@ -121,12 +121,13 @@ class Labeller:
         whole = batch.select(ends)
         if len(rows) < batch.num_rows:
             whole = whole.take(pa.array(rows))
-        source_BL, target_BL = (codes_matrix(whole, name) for name in ends)
-        largest = [codes_BL.max(axis=1, initial=0) for codes_BL in (source_BL, target_BL)]
+        codes = [list_matrix(whole, name) for name in ends]
+        largest = [codes_BL.max(axis=1, initial=0) for codes_BL in codes]
         known_B = np.max(largest, axis=0) < self._images.num_codes
-        if known_B.all():
-            return rows, source_BL, target_BL
-        return rows[known_B], source_BL[known_B], target_BL[known_B]
+        if not known_B.all():
+            rows, codes = rows[known_B], [codes_BL[known_B] for codes_BL in codes]
+        source_BL, target_BL = (codes_BL.astype(np.int64) for codes_BL in codes)
+        return rows, source_BL, target_BL
 
     def _measure(
         self,

@@ -311,7 +311,9 @@ def list_array(values_BL: npt.NDArray[Any], field: pa.Field) -> pa.ListArray:
     """A matrix as a list column."""
     num, length = values_BL.shape
     offsets = pa.array(np.arange(num + 1, dtype=np.int32) * length)
-    values = pa.array(np.ravel(values_BL).astype(field.type.value_type.to_pandas_dtype()))
+    values = pa.array(
+        np.ravel(values_BL).astype(field.type.value_type.to_pandas_dtype(), copy=False)
+    )
     return pa.ListArray.from_arrays(offsets, values, type=field.type)
 
 
@@ -328,9 +330,8 @@ def list_matrix(table: pa.Table, column: str) -> npt.NDArray[Any]:
     if len(lengths) != 1:
         raise ValueError(f"rows of column {column} have different lengths: {lengths.tolist()}")
     # flatten(), not .values: a slice must not bring its neighbours along.
-    return np.concatenate(
-        [chunk.flatten().to_numpy().reshape(len(chunk), lengths[0]) for chunk in chunks]
-    )
+    parts = [chunk.flatten().to_numpy().reshape(len(chunk), lengths[0]) for chunk in chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _content(
@@ -361,7 +362,7 @@ def _content(
 
 
 def _rows_as_bytes(values_BN: npt.NDArray[Any]) -> list[memoryview]:
-    payload = memoryview(values_BN.tobytes())
+    payload = np.ascontiguousarray(values_BN).view(np.uint8).ravel().data
     width = values_BN.shape[1] * values_BN.itemsize
     return [payload[row * width : (row + 1) * width] for row in range(len(values_BN))]
 
