@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
-from tests.runs import LocalRun, descendants, results
+from dynamics.core.config_file import with_overrides
+from tests.runs import descendants, kept_results, run_local
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -39,21 +40,31 @@ def kill_node_of(cluster: Any, title: bytes) -> bool:
     return False
 
 
+@pytest.fixture(scope="module")
+def expected(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unbroken run in one process, with units of one clip."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    run_local(with_overrides(small, ["ingest.part_clips=1"]), folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("begun", "title"),
     [
+        pytest.param("data/pool.parts/units/*", b"ray::MapWorker", id="ingest"),
         pytest.param("ledger/attempts/round-01/*.parquet", b"ray::MapWorker", id="label"),
         pytest.param("rounds/round-01/train/idm.jsonl", b"ray::RayTrainWorker", id="train"),
     ],
 )
 def test_a_lost_node_costs_no_row_and_no_hand(
-    cluster: Any, begun: str, title: bytes, small: LoopConfig, local_run: LocalRun, tmp_path: Path
+    cluster: Any, begun: str, title: bytes, small: LoopConfig, expected: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     overrides = [
         f"model.base={small.model.base}",
         f"train.first_steps={small.train.first_steps}",
         f"train.round_steps={small.train.round_steps}",
+        "ingest.part_clips=1",
         "serve.enabled=false",
     ]
     command = "ray_jobs/bootstrap.py --config tests/test-3x3.yaml --run-dir"
@@ -71,4 +82,4 @@ def test_a_lost_node_costs_no_row_and_no_hand(
     assert kill_node_of(cluster, title)
     output, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, output
-    assert results(run_dir) == results(local_run.folder)
+    assert kept_results(run_dir) == kept_results(expected)

@@ -17,7 +17,7 @@ from dynamics.core.places import StorePath
 from dynamics.storage.files import write_bytes
 from tests.made_data import write_clip
 from tests.nodes import Node, Nodes, nodes, why_no_nodes
-from tests.runs import descendants, results, run_local
+from tests.runs import descendants, kept_results, run_local
 from tests.stores import BUCKET, at_store, s3_server, store_environment, upload
 
 pytestmark = [
@@ -119,7 +119,7 @@ def test_two_nodes_ingest_and_label_to_the_tables_of_one_machine(
     driver = start(cluster, run_dir, small)
     wait(driver, lambda: list((run_dir / "ledger" / "rounds").glob("*")))
     driver.kill()
-    found, wanted = results(run_dir), results(expected.folder)
+    found, wanted = kept_results(run_dir), kept_results(expected.folder)
     assert {"data/pool.parts/manifest.json", "ledger/rounds/round-01.json"} <= set(found)
     assert [name for name in found if found[name] != wanted[name]] == []
 
@@ -132,7 +132,7 @@ def test_a_run_on_three_nodes_equals_one_on_one_machine(
         cluster.add(num_cpus=2)
     run_dir = STORE / "three-nodes"
     finish(start(cluster, run_dir, small))
-    assert results(run_dir) == results(expected.folder)
+    assert kept_results(run_dir) == kept_results(expected.folder)
 
 
 @pytest.mark.slow
@@ -153,4 +153,4 @@ def test_nodes_that_are_lost_and_replaced_cost_no_row_and_no_hand(
         wait(driver, partial(working, cluster, title)).kill()
         cluster.add(num_cpus=2)
     finish(driver)
-    assert results(run_dir) == results(expected.folder)
+    assert kept_results(run_dir) == kept_results(expected.folder)
