@@ -1,5 +1,6 @@
-"""Memory of a process and of the Ray workers below it, over time."""
+"""Memory of a process and of the Ray workers below it, over time; CPU time."""
 
+import os
 import threading
 import time
 from collections import defaultdict
@@ -58,6 +59,12 @@ def resident_mb(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) // 1024
     return 0
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process so far, all threads; 0 of one that has ended."""
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
 
 def _title(pid: int) -> str:

@@ -226,6 +226,9 @@ def _say_rows(bench: Bench, run: Mapping[str, Any], quarter: Mapping[str, Any]) 
     shown = ", ".join(f"{stage} {us:.1f}" for stage, us in per_row.items())
     total, wanted = sum(per_row.values()), f"<= {MOST_US:.0f} us"
     bench.say(section, name, f"{total:.1f} us a row: {shown}", wanted, total <= MOST_US)
+    cpu = {stage["stage"]: 1e6 * stage["cpu_s"] / stage["rows"] for stage in run["stages"]}
+    shown = ", ".join(f"{stage} {us:.1f}" for stage, us in cpu.items())
+    bench.say(section, f"{name}: CPU time", f"{sum(cpu.values()):.1f} us a row: {shown}")
     if run is not quarter:
         growth = total / sum(_us(quarter).values())
         shown = f"x {growth:.2f} of a quarter's"

@@ -2,12 +2,13 @@
 
     python benchmarks/scale_rows.py FOLDER --rows 10000000 --codes 16
 
-Prints a line of JSON a stage: its name, its begin and end in Unix seconds, its rows. `scale.py`
-starts this in a process of its own and watches the memory of it and of its workers.
+Prints a line of JSON a stage: its name, begin and end in Unix seconds, rows, CPU seconds.
+`scale.py` starts this in a process of its own and watches the memory of it and of its workers.
 """
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -22,6 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
+from memory import below, cpu_s
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -239,11 +241,15 @@ def epoch(cfg: LoopConfig, training_set: DatasetRef, out: Path) -> int:
 
 @contextmanager
 def stage(name: str, rows: int) -> Iterator[None]:
-    """Print when the body began and ended."""
-    begin = time.time()
+    """Print when the body began and ended, and what CPU it took of all processes here."""
+    begin, cpu = time.time(), _cpu_s()
     yield
     line = {"stage": name, "begin": begin, "end": time.time(), "rows": rows}
-    print(json.dumps(line), flush=True)
+    print(json.dumps(line | {"cpu_s": round(_cpu_s() - cpu, 2)}), flush=True)
+
+
+def _cpu_s() -> float:
+    return sum(map(cpu_s, [os.getpid(), *below(os.getpid())]))
 
 
 def run(root: Path, num_rows: int, num_codes: int) -> None:
