@@ -252,7 +252,8 @@ def _rows_once(bench: Bench, num_rows: int, num_codes: int) -> dict[str, Any]:
         found = []
         for line in process.stdout:
             print(f"  {num_rows:,} x {num_codes}: {line.rstrip()}", flush=True)
-            found.append(json.loads(line))
+            if line.startswith("{"):  # Ray writes there, too
+                found.append(json.loads(line))
         stop.set()
         watcher.join()
     if process.returncode:
