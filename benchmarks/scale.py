@@ -51,9 +51,9 @@ SIZES = {16: 10_000_000, 1024: 2_500_000}
 NOTES = """
 Times are wall times, beside whatever else ran on the machine. rows: made-up clips, models that cost
 nothing; units of 20,480 pairs of 16 codes and of 1,280 of 1,024 (`ingest.part_clips` 4096 and 256),
-all labels accepted, an epoch draws as many rows as there are, in the driver's process here, on top of
-what that holds. actors: once all are up. cores: decoding, key frames, encoding, tables. store: 20 %
-of requests are answered with 500 or 503, 5 % of connections are reset.
+all labels accepted, an epoch draws as many rows as there are, here in the driver's process, on top
+of what that holds. actors: once all are up. cores: decoding, key frames, encoding, tables. store:
+20 % of requests are answered with 500 or 503, 5 % of connections are reset.
 """
 MOST_US, MOST_MB, MOST_GROWTH = 40.0, 1500, 1.2
 
