@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from dynamics.core.progress import Progress
 from dynamics.storage.streams import Done, Stream, Work
@@ -78,6 +78,8 @@ def run_stream_on_ray(
         partial(_read, stream.read, items),
         batch_size=1,
         batch_format="pyarrow",
+        # Every process that Ray starts for a read imports for seconds first.
+        compute=TaskPoolStrategy(None if stream.costly_reads else size),
         num_cpus=0.5,
     ).map_batches(
         _Worker,

@@ -238,6 +238,7 @@ def made_units(
         read=read,
         make_worker=partial(EncodeWorker, load, encoding.codes, folder),
         stop_reading=close_decoders,
+        costly_reads=True,
     )
     for result in run(stream, progress):
         assert result.found is not None

@@ -60,6 +60,9 @@ class Stream(Generic[Item]):
     """Makes a worker in the process that shall run it."""
     stop_reading: Callable[[], None] | None = None
     """Ends the reads that are in progress in this process; called when a stream ends."""
+    costly_reads: bool = False
+    """Reading is work, as decoding is: wherever a CPU is free, one reads. Else a reader a worker is
+    enough."""
 
 
 RunStream = Callable[[Stream[Any], Progress], Iterator[Done]]
