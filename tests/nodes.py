@@ -22,7 +22,9 @@ from typing import Any
 
 from dynamics.core.config import REPOSITORY_ROOT
 
-_NAMESPACES = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+# All of a node's processes end with its first, and that with the process that started the node.
+_NAMESPACES = ["setpriv", "--pdeathsig", "KILL"]
+_NAMESPACES += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 _INIT = """
 for place in {hidden}; do mount -t tmpfs none $place || exit 1; done
 mkdir -p {home}/.ray {home}/tmp
