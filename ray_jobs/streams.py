@@ -67,8 +67,6 @@ def run_stream_on_ray(
     if not items.count:
         return
     size = min(num_actors, items.count)
-    # Actors that start at once must leave a CPU to those who read.
-    room = int(ray.cluster_resources().get("CPU", 1)) - 1  # type: ignore[no-untyped-call]
     source = ray.data.range(items.count, override_num_blocks=min(items.count, _MAX_TASKS))
     # Every row is a block of its own, however large: a repetition repeats one item.
     source.context.target_max_block_size = 1
@@ -86,7 +84,8 @@ def run_stream_on_ray(
         fn_constructor_args=(stream.make_worker, items),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=max(1, min(size, room))),
+        # From one actor up: where all start at once and a node is lost, they leave no CPU to reads.
+        compute=ActorPoolStrategy(min_size=1, max_size=size),
         # Other resources than a read task's keep Ray from fusing the two.
         num_cpus=1,
         num_gpus=num_gpus,
