@@ -67,7 +67,14 @@ def ingested(
     return table, report
 
 
-@pytest.mark.parametrize(("num_actors", "part_clips"), [(1, 1), (2, 4), (4, 2)])
+@pytest.mark.parametrize(
+    ("num_actors", "part_clips"),
+    [
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        (2, 4),
+        pytest.param(4, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_actors_make_the_table_that_one_process_makes(
     videos: Path, tmp_path: Path, num_actors: int, part_clips: int
 ) -> None:
