@@ -31,7 +31,7 @@ mkdir -p {home}/.ray {home}/tmp
 cat > {home}/.ray/auth_token
 exec {ray} start --block --num-cpus={num_cpus} --node-ip-address={address} \
   --object-store-memory=200000000 --temp-dir={home}/ray \
-  --min-worker-port=0 --max-worker-port=0 {role}
+  --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0 {role}
 """
 
 
@@ -112,6 +112,7 @@ class Nodes:
         """Start a node and wait until it is up."""
         address = f"127.0.0.{len(self._nodes) + 2}"
         head = f"--head --port={self._port} --include-dashboard=false"
+        head += f" --ray-client-server-port={_free_port()}"  # its default is for one cluster
         script = _INIT.format(
             hidden=shlex.join(map(str, self._hidden)),
             home=self.home,
