@@ -131,7 +131,7 @@ def actors(bench: Bench) -> None:
                 efficiency = rates[num] / (num * rates[1])
                 busy = rates[num] * batches * BATCH_S / num
                 shown = f"{efficiency:.3f} of one actor's rate; busy {busy:.1%} of the time"
-                bar = f">= {least}" if least and batches > 1 else ""
+                bar = f">= {least}" if least else ""
                 holds = efficiency >= least if bar and least else None
                 bench.say("actors", f"{what}: {num} actors", shown, bar, holds)
     finally:

@@ -84,7 +84,7 @@ def run_stream_on_ray(
         fn_constructor_args=(stream.make_worker, items),
         batch_size=1,
         batch_format="pyarrow",
-        # From one actor up: where all start at once and a node is lost, they leave no CPU to reads.
+        # From one actor up: all at once may leave no CPU to reads (4 on 2 CPUs hung).
         compute=ActorPoolStrategy(min_size=1, max_size=size),
         # Other resources than a read task's keep Ray from fusing the two.
         num_cpus=1,
