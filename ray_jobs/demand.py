@@ -1,0 +1,102 @@
+"""Work that finds no room: what it needs, against what the nodes of the cluster have."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.state import available_resources_per_node
+from ray.experimental.internal_kv import _internal_kv_get
+
+PATIENCE_S = 60.0
+"""Time without any progress after which work says what it waits for."""
+
+
+def missing(resources: Mapping[str, float], count: int) -> str | None:
+    """What the cluster lacks to hold ``count`` workers; None when waiting can help.
+
+    Waiting helps where empty nodes would hold them, and where an autoscaler may start more nodes.
+
+    Args:
+        resources: what each worker takes, e.g. ``{"CPU": 1, "GPU": 0.5}``.
+        count: workers that must run at the same time.
+    """
+    nodes = _nodes()
+    have = [node["Resources"] for node in nodes]
+    return None if grows(nodes, _autoscaler()) else lack(resources, count, have)
+
+
+def waiting(resources: Mapping[str, float], count: int) -> str | None:
+    """What ``count`` workers that have not started wait for; None when there is room now."""
+    nodes = _nodes()
+    have = [node["Resources"] for node in nodes]
+    if line := lack(resources, count, have):
+        return f"{line}; the autoscaler may add nodes" if grows(nodes, _autoscaler()) else line
+    free = room(resources, available_resources_per_node().values())  # type: ignore[no-untyped-call]
+    if free >= count:
+        return None
+    return f"needs {_workers(resources, count)}; other work leaves room for {free}"
+
+
+def lack(
+    resources: Mapping[str, float], count: int, nodes: Sequence[Mapping[str, float]]
+) -> str | None:
+    """The line of `missing` for nodes that have these resources; None when they have room."""
+    found = room(resources, nodes)
+    if found >= count:
+        return None
+    kinds = Counter(_amounts({name: node.get(name, 0.0) for name in resources}) for node in nodes)
+    have = ", ".join(f"{times} with {kind}" for kind, times in sorted(kinds.items()))
+    return f"needs {_workers(resources, count)}; the nodes have room for {found}: {have}"
+
+
+def room(resources: Mapping[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
+    """Workers that fit on nodes which have these resources.
+
+    Less than one GPU is a share of one card, so that cards hold 0.6 once, not 1.67 times.
+    """
+    return sum(
+        min(
+            int(node.get(name, 0.0)) * int(1 / need)
+            if name == "GPU" and need < 1
+            else int(node.get(name, 0.0) / need)
+            for name, need in resources.items()
+            if need
+        )
+        for node in nodes
+    )
+
+
+def grows(nodes: Iterable[Mapping[str, Any]], autoscaler: Mapping[str, Any]) -> bool:
+    """True where an autoscaler starts nodes.
+
+    Args:
+        nodes: of ``ray.nodes()``; where KubeRay's autoscaler runs, each names its group.
+        autoscaler: the report of Ray's own autoscaler. One that runs without a cluster.yaml only
+            reports nodes, and makes up a kind of ``node_<id>`` for each.
+    """
+    kinds = autoscaler.get("active_nodes", {})
+    return any(not kind.startswith("node_") for kind in kinds) or any(
+        "ray.io/node-group" in node["Labels"] for node in nodes
+    )
+
+
+def _nodes() -> list[dict[str, Any]]:
+    known = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in known if node["Alive"]]
+
+
+def _autoscaler() -> dict[str, Any]:
+    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    report: dict[str, Any] = json.loads(status or "{}").get("autoscaler_report") or {}
+    return report
+
+
+def _workers(resources: Mapping[str, float], count: int) -> str:
+    return f"{count} x ({_amounts(resources)})"
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return " + ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()))

@@ -1,0 +1,60 @@
+"""What is missing where work finds no room."""
+
+import pytest
+
+from ray_jobs.demand import grows, lack, missing, room, waiting
+
+NODES = [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0, "memory": 1e9}, {"CPU": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        ({"CPU": 1}, 12),
+        ({"CPU": 3}, 2),
+        ({"CPU": 1, "GPU": 1}, 2),
+        ({"CPU": 1, "GPU": 0.5}, 4),
+        ({"CPU": 1, "GPU": 0.6}, 2),
+        ({"CPU": 5, "GPU": 0.25}, 1),
+        ({"CPU": 1, "GPU": 0.0}, 12),
+        ({"CPU": 1, "TPU": 1}, 0),
+    ],
+)
+def test_workers_that_fit_are_counted_node_by_node(
+    resources: dict[str, float], expected: int
+) -> None:
+    assert room(resources, NODES) == expected
+
+
+def test_a_line_names_what_is_needed_and_what_nodes_have() -> None:
+    assert lack({"CPU": 1, "GPU": 1}, 2, NODES) is None
+    assert lack({"CPU": 1, "GPU": 1}, 4, NODES) == (
+        "needs 4 x (1 CPU + 1 GPU); the nodes have room for 2: "
+        "2 with 2 CPU + 0 GPU, 1 with 8 CPU + 2 GPU"
+    )
+
+
+def test_only_an_autoscaler_with_kinds_of_nodes_starts_some() -> None:
+    plain, grouped = {"Labels": {}}, {"Labels": {"ray.io/node-group": "gpu"}}
+    assert not grows([plain], {})
+    assert not grows([plain], {"active_nodes": {"node_1f2e": 1}})
+    assert grows([plain], {"active_nodes": {"head": 1}})
+    assert grows([plain, grouped], {})
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("local_ray")
+def test_a_real_cluster_says_what_it_lacks_and_what_others_hold() -> None:
+    import ray
+
+    assert missing({"CPU": 1}, 8) is None
+    line = "needs 9 x (1 CPU); the nodes have room for 8: 1 with 8 CPU"
+    assert missing({"CPU": 1}, 9) == waiting({"CPU": 1}, 9) == line
+    group = ray.util.placement_group([{"CPU": 7}])
+    ray.get(group.ready())
+    try:
+        assert missing({"CPU": 1}, 8) is None
+        assert waiting({"CPU": 1}, 8) == "needs 8 x (1 CPU); other work leaves room for 1"
+        assert waiting({"CPU": 1}, 1) is None
+    finally:
+        ray.util.remove_placement_group(group)
