@@ -25,8 +25,7 @@ def doctor(
             console.print(f"{package} {version(package)}")
         except PackageNotFoundError:
             console.print(f"{package} is not installed")
-            if package != "deepspeed":  # an extra
-                problems.append(f"{package} is missing: make setup")
+            problems.append(f"{package} is missing: make setup")
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     disk_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     console.print(f"{memory_gb:.1f} GB memory, {disk_gb:.1f} GB free disk")
