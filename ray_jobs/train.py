@@ -1,98 +1,49 @@
-"""Ray Train: the two adapters of a round, side by side in the worker group of one `TorchTrainer`.
+"""Ray Train: the two adapters of a round, trained by the worker group of one `TorchTrainer`.
 
-`fit_adapter` keeps its own checkpoints in the run folder and resumes from the newest sound one, so
-it survives the loss of a worker (Ray Train restarts it), of the whole cluster and of the driver
-(the next bootstrap does) in the same way. Ray Train brings up and restarts the worker group.
+The group has as many workers as find room, between `train.min_workers` and `train.num_workers` an
+adapter, and is started again with another number as nodes come and go. `fit_adapter` keeps its own
+checkpoints in the run folder and resumes from the newest sound one on any number of workers, so it
+survives the loss of a worker or a node (Ray Train restarts the group), of the whole cluster and of
+the driver (the next bootstrap does) in the same way.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from itertools import pairwise
+from threading import Thread
 from typing import Any
 
 import ray
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.optim import Optimizer
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2.api.config import ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+from torch.distributed import ProcessGroup
 
 from dynamics.core.config import TrainConfig
 from dynamics.core.errors import UserError
-from dynamics.core.places import Place, as_place
+from dynamics.core.places import Place, as_place, matching
 from dynamics.core.progress import Progress
 from dynamics.storage.files import local_state
 from dynamics.storage.run_folder import TrainingLog
-from dynamics.training.backend import Engine, PlainEngine
 from dynamics.training.batches import FitJob
 from dynamics.training.checkpoints import FitResult, finished_fit
-from dynamics.training.fit import WorkerContext, fit_adapter
-from dynamics.training.loss import RowLoss, Task
-from dynamics.training.sharding import FsdpEngine
+from dynamics.training.fit import fit_adapter
+from dynamics.training.loss import Task
+from dynamics.training.schedule import schedule_of
+from ray_jobs.demand import missing
+from ray_jobs.engines import worker_context
 from ray_jobs.sight import Sight
 
-MAX_FAILURES = 2
-
-
-class DdpEngine(PlainEngine):
-    """Gradients averaged over a task's workers by `DistributedDataParallel` (gloo or nccl)."""
-
-    def __init__(self, loss: RowLoss, optimizer: Optimizer, group: Any) -> None:
-        options = {"process_group": group, "find_unused_parameters": loss.some_unused}
-        prepared = ray.train.torch.prepare_model(loss, parallel_strategy_kwargs=options)
-        super().__init__(prepared, optimizer)
-        self._replica: Any = prepared
-
-    def unsynced(self) -> AbstractContextManager[None]:
-        """Keep gradients on this worker while the context is open."""
-        held_back: AbstractContextManager[None] = self._replica.no_sync()
-        return held_back
-
-
-class DeepSpeedEngine:
-    """ZeRO stage 2: optimizer state and gradients are split over the workers."""
-
-    def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
-        import deepspeed
-
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer,
-            config=_ZERO2,
-            dist_init_required=False,  # Ray Train has started the process group
-        )
-        self.module: nn.Module = self._engine
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of this worker, reduced in buckets."""
-        self._engine.backward(loss)
-
-    def step(self) -> None:
-        """Clip, update, clear."""
-        self._engine.step()
-
-    @contextmanager
-    def unsynced(self) -> Iterator[None]:
-        """Let DeepSpeed only add up reduced gradients while the context is open."""
-        self._engine.set_gradient_accumulation_boundary(is_boundary=False)
-        try:
-            yield
-        finally:
-            self._engine.set_gradient_accumulation_boundary(is_boundary=True)
-
-
-# Clips like `PlainEngine`. A torch optimizer instead of DeepSpeed's own Adam saves building its
-# C++ extension, which takes minutes.
-_ZERO2: dict[str, Any] = {
-    "train_micro_batch_size_per_gpu": 1,  # only for its own counters: batches are made by fit
-    "gradient_clipping": 1.0,
-    "zero_optimization": {"stage": 2},
-    "zero_allow_untested_optimizer": True,
-    "zero_force_ds_cpu_optimizer": False,
-}
+STARVED_AFTER_S = 45.0
+"""Time for which a cluster must lack room for the fewest workers before training gives up."""
+RESIZE_AFTER_S = 60.0
+"""Time between looks whether there is room for more workers."""
 
 
 def fit_on_ray(
@@ -102,29 +53,47 @@ def fit_on_ray(
     progress: Progress,
     sight: Sight,
 ) -> dict[Task, FitResult]:
-    """Run the fits side by side, each worker once it has checked its sight; results by task.
+    """Run the fits, each worker once it has checked its sight; results by task.
 
     Raises:
-        ray.train.TrainingFailedError: a worker failed more than `MAX_FAILURES` times.
+        ray.train.TrainingFailedError: workers failed more than `train.max_failures` times in a row.
+        UserError: the cluster has no room for `train.min_workers`, and nothing will change that.
     """
     fits = [_Fit(job=job, log=logs[task]) for task, job in jobs.items()]
-    strategy = fits[0].job.train.strategy
-    # DeepSpeed takes the whole process group for one model: a trainer each.
-    groups = [[fit] for fit in fits] if strategy == "deepspeed_zero2" else [fits]
-    # fit() blocks, so each has a thread; a process each would import torch twice more.
-    threads = ThreadPoolExecutor(len(groups))
+    train = fits[0].job.train
+    schedule = schedule_of(train, {task: job.steps for task, job in jobs.items()})
+    done: Future[None] = Future()
+    # fit() blocks. A daemon, since a driver that gives up must not wait for it.
+    Thread(target=_settle, args=(done, fits, sight, schedule == "together"), daemon=True).start()
+    total = sum(fit.job.steps for fit in fits)
+    room_seen = time.monotonic()
+    while not done.done():
+        steps = sum(fit.log.last_step() for fit in fits)
+        progress(min(steps, total), total, f"train IDM and FDP, round {round_id}")
+        lack = missing(_resources(train), _fewest(train, len(fits)))
+        if lack is None:
+            room_seen = time.monotonic()
+        elif time.monotonic() - room_seen > STARVED_AFTER_S:
+            raise UserError(
+                f"training {lack}; add nodes, or lower train.min_workers or "
+                "train.num_gpus_per_worker"
+            )
+        _wait(done)
+    done.result()
+    return {task: _fitted(job) for task, job in jobs.items()}
+
+
+def _settle(done: "Future[None]", fits: Sequence["_Fit"], sight: Sight, together: bool) -> None:
     try:
-        pending = {threads.submit(_run_trainer, group, sight) for group in groups}
-        total = sum(fit.job.steps for fit in fits)
-        while pending:
-            steps = sum(fit.log.last_step() for fit in fits)
-            progress(min(steps, total), total, f"train IDM and FDP, round {round_id}")
-            finished, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
-            for future in finished:
-                future.result()  # a failed fit stops the round at once
-        return {task: _fitted(job) for task, job in jobs.items()}
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
+        _run_trainers(fits, sight, together)
+        done.set_result(None)
+    except BaseException as error:
+        done.set_exception(error)
+
+
+def _wait(done: "Future[None]") -> None:
+    with suppress(TimeoutError):
+        done.exception(timeout=1.0)
 
 
 def _fitted(job: FitJob) -> FitResult:
@@ -162,73 +131,103 @@ class _Fit:
         job["train"] = TrainConfig.model_validate(job["train"])
         return cls(job=FitJob(**job), log=TrainingLog(as_place(payload["log"])))
 
+    def kept(self) -> set[str]:
+        """What a restart need not do again."""
+        kept = {path.name for path in matching(self.job.checkpoint_dir, "*")}
+        return kept | {"all"} if finished_fit(self.job) else kept
 
-def _run_trainer(fits: Sequence[_Fit], sight: Sight) -> None:
+
+def _run_trainers(fits: Sequence[_Fit], sight: Sight, together: bool) -> None:
+    """Run a trainer, and another one as long as the last one got further before it failed."""
     first = fits[0].job
     loop: Any = _train_loop
-    trainer = TorchTrainer(
-        loop,
-        train_loop_config={"fits": [fit.to_json() for fit in fits], "sight": sight},
-        torch_config=TorchConfig(backend="nccl" if first.train.num_gpus_per_worker else "gloo"),
-        scaling_config=_scaling(first.train, num_fits=len(fits)),
-        run_config=RunConfig(
-            name="-".join(fit.job.task for fit in fits),
-            storage_path=str(local_state(first.checkpoint_dir.parent / "ray")),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    )
-    trainer.fit()
+    while True:
+        before = [fit.kept() for fit in fits]
+        trainer = TorchTrainer(
+            loop,
+            train_loop_config={
+                "fits": [fit.to_json() for fit in fits],
+                "sight": sight,
+                "together": together,
+            },
+            torch_config=TorchConfig(backend="nccl" if first.train.num_gpus_per_worker else "gloo"),
+            scaling_config=_scaling(first.train, num_fits=len(fits)),
+            run_config=RunConfig(
+                name="-".join(fit.job.task for fit in fits),
+                storage_path=str(local_state(first.checkpoint_dir.parent / "ray")),
+                failure_config=FailureConfig(max_failures=first.train.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError:
+            if [fit.kept() for fit in fits] == before:
+                raise
+        else:
+            return
+
+
+def _resources(train: TrainConfig) -> dict[str, float]:
+    gpus = train.num_gpus_per_worker
+    return {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
+
+
+def _fewest(train: TrainConfig, num_fits: int) -> int:
+    return min(train.min_workers, train.num_workers * num_fits)
 
 
 def _scaling(train: TrainConfig, num_fits: int) -> ScalingConfig:
-    resources = {"CPU": 1.0}
-    if train.num_gpus_per_worker:
-        resources["GPU"] = train.num_gpus_per_worker
     return ScalingConfig(
-        num_workers=train.num_workers * num_fits,
+        num_workers=(_fewest(train, num_fits), train.num_workers * num_fits),
         use_gpu=bool(train.num_gpus_per_worker),
-        resources_per_worker=resources,
+        resources_per_worker=_resources(train),
+        elastic_resize_monitor_interval_s=RESIZE_AFTER_S,
     )
 
 
 def _train_loop(config: dict[str, Any]) -> None:
-    """Fit in a worker: the first ``num_workers`` ranks fit the first job, and so on."""
+    """Fit in a worker: together, the first ranks fit the first job, the next ranks the next.
+
+    Where there are fewer workers than jobs, all of them do one job after the other.
+    """
     config["sight"].check()
     fits = [_Fit.from_json(payload) for payload in config["fits"]]
-    world_rank = ray.train.get_context().get_world_rank()
-    size = fits[0].job.train.num_workers
-    mine, rank = divmod(world_rank, size)
-    job, log = fits[mine].job, fits[mine].log
-    if job.train.strategy == "deepspeed_zero2":
-        # Its optimizer state is split over the workers, which the fit's own checkpoints cannot
-        # hold: a killed ZeRO fit starts again.
-        job = replace(job, train=job.train.model_copy(update={"checkpoint_every": job.steps}))
-
-    def report(step: int, metrics: dict[str, float], checkpoint: Place | None) -> None:
-        if rank == 0:
-            log.append(step, metrics)
-
-    make_engine = _engine_maker(job.train, mine, num_fits=len(fits))
-    fit_adapter(
-        job, WorkerContext(rank=rank, world_size=size, make_engine=make_engine, report=report)
-    )
-
-
-def _engine_maker(
-    train: TrainConfig, mine: int, num_fits: int
-) -> Callable[[nn.Module, Optimizer], Engine]:
-    """Engine that combines this worker's gradients with those of the task's other workers."""
-    if train.strategy == "deepspeed_zero2":
-        return DeepSpeedEngine
-    if train.num_workers == 1:
-        return PlainEngine
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    everyone, leaving = torch.distributed.group.WORLD, _Leaving()
+    assert everyone is not None  # Ray Train has started it
+    if not config["together"] or world_size < len(fits):
+        for fit in fits:
+            _fit(fit, everyone, leaving)
+        return
+    bounds = [round(world_size * number / len(fits)) for number in range(len(fits) + 1)]
     # Every worker must take part in making every group, in the same order.
-    size = train.num_workers
-    groups = [
-        torch.distributed.new_group(list(range(index * size, (index + 1) * size)))
-        for index in range(num_fits)
-    ]
-    if train.strategy == "fsdp2":
-        device = "cuda" if train.num_gpus_per_worker else "cpu"
-        return partial(FsdpEngine, mesh=DeviceMesh.from_group(groups[mine], device))
-    return partial(DdpEngine, group=groups[mine])
+    groups = [torch.distributed.new_group(list(range(*bound))) for bound in pairwise(bounds)]
+    for fit, group, bound in zip(fits, groups, pairwise(bounds), strict=True):
+        if rank in range(*bound):
+            _fit(fit, group, leaving)
+
+
+def _fit(fit: _Fit, group: ProcessGroup, leaving: "_Leaving") -> None:
+    def report(step: int, metrics: dict[str, float], checkpoint: Place | None) -> None:
+        if group.rank() == 0:
+            fit.log.append(step, metrics)
+
+    context = worker_context(fit.job.train, group)
+    fit_adapter(fit.job, replace(context, report=report, is_leaving=leaving))
+
+
+class _Leaving:
+    """True once for each notice that a node of the group will be taken away.
+
+    Ray's `get_preemption_info` waits for all workers of the group at every call, but workers of two
+    fits side by side do not take equally many steps: so this looks only at what its own has heard.
+    """
+
+    def __init__(self) -> None:
+        self._known: Any = None
+
+    def __call__(self) -> bool:
+        """Look once more."""
+        before, self._known = self._known, get_train_context().preemption_context.preemption_info
+        return bool(self._known != before)

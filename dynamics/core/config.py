@@ -310,19 +310,31 @@ class TaskTraining(Strict):
 
 
 class TrainConfig(Strict):
-    """Fine-tuning of the two adapters, which run side by side."""
+    """Fine-tuning of the two adapters."""
 
     method: Literal["lora", "full"] = "lora"
     """peft LoRA, or all weights of the language model: a checkpoint per task instead of an adapter,
     which wants a lower learning rate."""
     objective: ObjectiveName = "nll"
     """Loss of a step; nll = cross-entropy of the answer's tokens."""
-    strategy: Annotated[Literal["ddp", "fsdp2", "deepspeed_zero2"], Mark.FREE] = "ddp"
-    """Split of a task over its workers: a copy of the model each, weights and optimizer state split
-    layer by layer (`fully_shard`), or gradients and optimizer state split (an extra)."""
+    strategy: Annotated[
+        Literal["ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"], Mark.FREE
+    ] = "ddp"
+    """Split of a task over its workers: a copy of the model each; weights, gradients and optimizer
+    state split layer by layer (`fully_shard`); DeepSpeed's split of gradients and optimizer state
+    (stage 2), and of weights, too (stage 3)."""
+    schedule: Annotated[Literal["auto", "together", "sequence"], Mark.FREE] = "auto"
+    """IDM and FDP side by side, each on half of the workers, or one after the other on all of them;
+    auto = on GPUs what is shorter, on CPUs side by side, with DeepSpeed one after the other."""
     num_workers: Annotated[int, Mark.FREE] = Field(default=1, ge=1)
-    """Ray Train workers per adapter. IDM and FDP already use one core each, so two workers per
-    adapter pay only with more than two cores."""
+    """Most Ray Train workers per adapter: both together have twice as many. IDM and FDP already use
+    one core each, so two workers per adapter pay only with more than two cores."""
+    min_workers: Annotated[int, Mark.FREE] = Field(default=1, ge=1)
+    """Fewest workers, of both adapters, that training begins and goes on with. It takes more, up to
+    the most, as nodes come; the result does not depend on it."""
+    max_failures: Annotated[int, Mark.FREE] = Field(default=3, ge=0)
+    """Failures of workers in a row, with no checkpoint between, that training recovers from; nodes
+    that the cluster announced to take away do not count."""
     num_gpus_per_worker: Annotated[float, Mark.FREE] = Field(default=0.0, ge=0)
     first_steps: int = Field(default=500, ge=1)
     """Steps of round 0, on the labelled set alone."""
@@ -362,15 +374,11 @@ class TrainConfig(Strict):
         return self.model_copy(update={**overrides, "idm": TaskTraining(), "fdp": TaskTraining()})
 
     @model_validator(mode="after")
-    def _micro_batches_in_step(self) -> "TrainConfig":
-        if self.micro_batch_rows is None:
-            return self
-        for size in (self.of("idm").batch_size, self.of("fdp").batch_size):
-            if size % self.num_workers:
-                raise ValueError(
-                    "micro_batch_rows needs every batch_size to be a multiple of num_workers, so "
-                    "that all workers take equally many micro-batches"
-                )
+    def _deepspeed_in_sequence(self) -> "TrainConfig":
+        if self.strategy.startswith("deepspeed") and self.schedule == "together":
+            raise ValueError(
+                f"strategy {self.strategy} takes all workers for one adapter: set schedule to auto"
+            )
         return self
 
 

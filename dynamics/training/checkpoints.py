@@ -1,20 +1,29 @@
 """Output of a fit: resumable states while it runs, the adapter folder at its end.
 
-    00000400-<sha256>.safetensors   after step 400: weights, optimizer state, recent losses
+    00000400-0of2-<sha256>.safetensors   after step 400: weights, optimizer state, recent losses
+    00000400-1of2-<sha256>.safetensors
 
-A file's name holds the sha256 of its bytes. A file that was torn or damaged after it was written is
-found by that, and the fit goes on from the generation before it.
+The files of a step are a generation. Worker 0 writes what it holds whole, and of tensors that are
+split over the workers each writes its rows; where nothing is split there is one file, 0of1. Any
+number of workers can read a generation, since each takes the rows that it needs.
+
+A file's name holds the sha256 of its bytes. A generation of which a file is missing, was torn or
+damaged is found by that, and the fit goes on from the generation before it.
 """
 
 import json
+import re
 import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynamics.core.places import Place, matching
@@ -30,54 +39,144 @@ from dynamics.storage.files import (
     sha256_file,
 )
 from dynamics.training.batches import FitJob
-from dynamics.training.sharding import whole
 from dynamics.training.trainable import trainable_parameters
 
-_PROGRESS, _DONE = "progress", "fit.json"
+# One entry: safetensors writes several in any order, and equal states must have equal bytes.
+_ABOUT, _DONE = "about", "fit.json"
+_FILE = re.compile(r"(\d+)-(\d+)of(\d+)-([0-9a-f]{64})\.safetensors")
+
+
+class Part(NamedTuple):
+    """What a worker holds of a tensor."""
+
+    tensor: Tensor
+    start: int | None = None
+    """Its first row in the whole tensor, of one that is split over the workers; None = whole."""
+
+
+class Saved:
+    """A sound generation."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files: list[Any] = [safe_open(file, "pt") for file in files]
+        about = [json.loads(file.metadata()[_ABOUT]) for file in self._files]
+        self._starts = [one["starts"] for one in about]
+        self._names = [set(file.keys()) for file in self._files]
+        self.progress: dict[str, Any] = about[0]["progress"]
+
+    def below(self, prefix: str) -> list[str]:
+        """What follows the prefix in the names of tensors that begin with it."""
+        names = sorted(set().union(*self._names))
+        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) of a tensor, all by default; a number has no rows."""
+        found: list[Tensor] = []
+        for file, names, starts in zip(self._files, self._names, self._starts, strict=True):
+            if name not in names:
+                continue
+            rows = file.get_slice(name)
+            if not rows.get_shape():
+                whole: Tensor = file.get_tensor(name)
+                return whole
+            first, count = starts.get(name, 0), rows.get_shape()[0]
+            low = min(max(start - first, 0), count)
+            high = count if stop is None else min(max(stop - first, low), count)
+            found.append(rows[low:high])
+        return torch.cat(found) if len(found) > 1 else found[0]
 
 
 class Checkpoints:
-    """The checkpoints of one fit; one process saves, any number may load.
+    """The checkpoints of one fit, of which all of its workers have one.
 
     Args:
         folder: Holds nothing else; made at the first `save`.
+        rank: Number of this worker.
+        world_size: Number of workers.
+        agree: Gives every worker the value of worker 0; all workers call it.
     """
 
-    def __init__(self, folder: Place) -> None:
-        self._folder = folder
-        self._newest: Place | None = None  # known to be sound: loaded or written here
+    def __init__(
+        self,
+        folder: Place,
+        rank: int = 0,
+        world_size: int = 1,
+        agree: Callable[[int], int] = lambda value: value,
+    ) -> None:
+        self._folder, self._rank, self._world_size, self._agree = folder, rank, world_size, agree
+        self._newest: tuple[int, int] | None = None  # known to be sound: loaded or written here
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and progress of the newest sound checkpoint, None without one.
+    @contextmanager
+    def newest(self) -> Iterator[Saved | None]:
+        """The newest sound generation while the body runs, None without one; all workers call this.
 
         Damaged ones are passed over without a word: the steps since the one before are repeated,
         all of them when no other is left, and give the same weights.
-        """
-        for path in reversed(matching(self._folder, "*.safetensors")):
-            with fetched(path) as file:
-                if path.stem.endswith(sha256_file(file)):
-                    self._newest = path
-                    with safe_open(file, "pt") as opened:
-                        progress = json.loads(opened.metadata()[_PROGRESS])
-                    return load_file(file), progress
-        return None
-
-    def save(self, tensors: dict[str, Tensor], step: int, progress: dict[str, Any]) -> None:
-        """Write a checkpoint, durable when it returns, in place of all but the newest sound one.
 
         Raises:
-            OSError: the disk is full; the newest sound checkpoint is still there.
+            RuntimeError: this worker does not see what worker 0 does.
         """
-        make_folder(self._folder)
-        for path in self._folder.iterdir():
-            if path != self._newest:
-                path.unlink()
-        with local_scratch(self._folder) as scratch:
-            fresh = scratch / "fresh.tmp"
-            save_file(tensors, fresh, {_PROGRESS: json.dumps(progress)})
-            path = self._folder / f"{step:08d}-{sha256_file(fresh)}.safetensors"
-            name_flushed(fresh, path)
-        self._newest = path
+        with ExitStack() as stack:
+            files = self._sound(stack)
+            mine = self._newest[0] if self._newest else 0
+            if (step := self._agree(mine)) != mine:
+                files = self._sound(stack, step) if step else None
+                if step and files is None:
+                    raise RuntimeError(f"no sound checkpoint of step {step} is in {self._folder}")
+            yield Saved(files) if files else None
+
+    def _sound(self, stack: ExitStack, wanted: int | None = None) -> list[Path] | None:
+        """Files of the newest sound generation, or of that of a step."""
+        generations: dict[tuple[int, int], dict[int, Place]] = defaultdict(dict)
+        for path in matching(self._folder, "*.safetensors"):
+            if name := _FILE.fullmatch(path.name):
+                step, rank, world_size = (int(number) for number in name.groups()[:3])
+                generations[step, world_size][rank] = path
+        self._newest = None
+        for key, paths in sorted(generations.items(), reverse=True):
+            if len(paths) != key[1] or wanted not in (None, key[0]):
+                continue
+            with ExitStack() as here:
+                files = [here.enter_context(fetched(paths[rank])) for rank in sorted(paths)]
+                if all(
+                    paths[rank].stem.endswith(sha256_file(file)) for rank, file in enumerate(files)
+                ):
+                    self._newest = key
+                    stack.push(here.pop_all())
+                    return files
+        return None
+
+    def save(self, parts: Mapping[str, Part], step: int, progress: dict[str, Any]) -> None:
+        """Write a generation in place of all but the newest sound one; all workers call this.
+
+        What this worker writes is durable when it returns.
+
+        Raises:
+            OSError: the disk is full; the newest sound generation is still there.
+        """
+        if self._rank == 0:
+            make_folder(self._folder)
+            for path in self._folder.iterdir():
+                name = _FILE.fullmatch(path.name)
+                if not name or (int(name[1]), int(name[3])) != self._newest:
+                    path.unlink()
+        starts = {name: part.start for name, part in parts.items() if part.start is not None}
+        world_size = self._world_size if starts else 1
+        if starts:
+            self._agree(step)  # worker 0 has cleared
+        if self._rank < world_size:
+            tensors = {
+                name: part.tensor.contiguous()
+                for name, part in parts.items()
+                if name in starts or self._rank == 0
+            }
+            about = json.dumps({"progress": progress, "starts": starts})
+            with local_scratch(self._folder) as scratch:
+                fresh = scratch / f"fresh-{self._rank}.tmp"
+                save_file(tensors, fresh, {_ABOUT: about})
+                file = f"{step:08d}-{self._rank}of{world_size}-{sha256_file(fresh)}.safetensors"
+                name_flushed(fresh, self._folder / file)
+        self._newest = step, world_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,33 +196,11 @@ def finished_fit(job: FitJob) -> FitResult | None:
     return fit_result(job, json.loads(done.read_text())) if done.is_file() else None
 
 
-def state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, by name; all workers call this, since shards are gathered."""
-    tensors: dict[str, Tensor] = {}
-    for index, (name, parameter) in enumerate(trainable_parameters(network).items()):
-        tensors[f"parameter/{name}"] = whole(parameter.detach()).contiguous()
-        for key, value in optimizer.state_dict()["state"].get(index, {}).items():
-            tensors[f"optimizer/{name}/{key}"] = whole(torch.as_tensor(value)).contiguous()
-    return tensors
-
-
-def resume(
-    checkpoints: Checkpoints, network: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[float]]:
-    """Load the newest sound checkpoint, if any: (steps done, recent losses)."""
-    if (found := checkpoints.load()) is None:
-        return 0, []
-    tensors, progress = found
-    moments: dict[int, dict[str, Tensor]] = {}
+def load_weights(network: nn.Module, saved: Saved) -> None:
+    """Set the trained weights, which are whole on every worker before an engine splits them."""
     with torch.no_grad():
-        for index, (name, parameter) in enumerate(trainable_parameters(network).items()):
-            parameter.copy_(tensors[f"parameter/{name}"])
-            prefix = f"optimizer/{name}/"
-            moments[index] = {
-                k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
-            }
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return int(progress["step"]), [float(loss) for loss in progress["recent"]]
+        for name, parameter in trainable_parameters(network).items():
+            parameter.copy_(saved.read(f"parameter/{name}"))
 
 
 def publish(job: FitJob, network: Any, weights: dict[str, Tensor] | None, loss: float) -> None:

@@ -5,7 +5,7 @@ same steps as one that never stopped.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -23,13 +23,11 @@ from dynamics.training.checkpoints import (
     FitResult,
     finished_fit,
     fit_result,
+    load_weights,
     publish,
-    resume,
-    state_tensors,
 )
 from dynamics.training.loss import RowLoss
 from dynamics.training.objectives import objective
-from dynamics.training.sharding import whole_state
 from dynamics.training.trainable import trainable_model, trainable_parameters
 
 REPORT_EVERY = 25
@@ -46,6 +44,14 @@ class WorkerContext:
         default=lambda step, metrics, checkpoint: None
     )
     """Called every REPORT_EVERY steps, and with the folder at every checkpoint."""
+    sums: Callable[[Sequence[float]], list[float]] = list
+    """Sums of numbers over the workers; all of them call it."""
+    is_leaving: Callable[[], bool] = bool
+    """True once worker 0 hears that a worker's node goes away: a checkpoint is wanted now."""
+
+    def of_first(self, value: int) -> int:
+        """The value of worker 0; all workers call it."""
+        return int(self.sums([value if self.rank == 0 else 0])[0])
 
 
 def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
@@ -73,10 +79,13 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
 
     All workers call this; rank 0 writes. Workers build the same batch and take every
     ``world_size``-th row, and the loss is divided by the whole batch's scored tokens, so the
-    gradient does not depend on the number of workers.
+    gradient does not depend on the number of workers, which may be another one after a resume.
     """
     context = context or WorkerContext()
-    if done := finished_fit(job):
+    done = finished_fit(job)
+    if context.of_first(done is not None):
+        if done is None:
+            raise RuntimeError(f"{job.out} is complete, but this worker does not see it")
         return done
     job = replace(job, train=job.train.of(job.task))
     model = trainable_model(job)
@@ -85,30 +94,37 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
     optimizer = torch.optim.AdamW(
         trainable, lr=job.train.learning_rate, weight_decay=job.train.weight_decay
     )
-    checkpoints = Checkpoints(job.checkpoint_dir)
-    start, recent = resume(checkpoints, network, optimizer)
     learns = objective(job.train.objective)
-    loss = RowLoss(model, learns)
-    _lower_frozen(job, network)
-    engine = context.make_engine(loss, optimizer)
+    checkpoints = Checkpoints(
+        job.checkpoint_dir, context.rank, context.world_size, context.of_first
+    )
+    start, recent = 0, list[float]()
+    with checkpoints.newest() as saved:
+        if saved:
+            start, recent = saved.progress["step"], saved.progress["recent"]
+            load_weights(network, saved)
+        loss = RowLoss(model, learns)
+        _lower_frozen(job, network)
+        engine = context.make_engine(loss, optimizer)
+        if saved:
+            engine.resume(network, saved)
     batches = Batches(job, model, learns)
     for step in range(start, job.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(job.train, step, job.steps)
         torch.manual_seed(derive_seed(job.seed, "dropout", step, context.rank))
-        with _autocast(job, model.device):
-            loss_per_token = _step(engine, job, batches, step, context, model.device)
-        recent = [*recent[-(REPORT_EVERY - 1) :], loss_per_token]
+        own = _step(engine, job, batches, step, context, model.device)
+        total, leaving = context.sums([own, context.rank == 0 and context.is_leaving()])
+        recent = [*recent[-(REPORT_EVERY - 1) :], total / context.world_size]
         finished = step + 1
-        checkpoint = finished % job.train.checkpoint_every == 0 and finished < job.steps
-        if checkpoint:
-            tensors = state_tensors(network, optimizer)
-            if context.rank == 0:
-                checkpoints.save(tensors, finished, {"step": finished, "recent": recent})
+        due = finished % job.train.checkpoint_every == 0 or leaving
+        if checkpoint := bool(due and finished < job.steps):
+            progress = {"step": finished, "recent": recent}
+            checkpoints.save(engine.parts(network), finished, progress)
         if checkpoint or finished % REPORT_EVERY == 0 or finished == job.steps:
             metrics = {"loss": sum(recent) / len(recent), "steps": float(job.steps)}
             context.report(finished, metrics, job.checkpoint_dir if checkpoint else None)
-    weights = whole_state(network)
+    weights = engine.whole_weights(network)
     if context.rank == 0:
         publish(job, network, weights, sum(recent) / len(recent))
     return fit_result(job, {"loss": sum(recent) / len(recent), "steps": job.steps})
@@ -122,7 +138,7 @@ def _step(
     context: WorkerContext,
     device: torch.device,
 ) -> float:
-    """One optimizer step; returns the loss per scored token of this worker's rows."""
+    """One optimizer step; returns a loss whose mean over the workers is that per scored token."""
     rows, weights_BT = batches.batch(step)
     task = batches.task_of(step)
     total = int((rows.labels != IGNORE).sum())
@@ -131,7 +147,9 @@ def _step(
     for number, (part, weights_bT) in enumerate(parts, start=1):
         weights = None if weights_bT is None else weights_bT.to(device)
         with nullcontext() if number == len(parts) else engine.unsynced():
-            loss = engine.module(part.ids.to(device), part.labels.to(device), weights, task)
+            # One autocast each: it keeps casts of weights, which FSDP2 gathers anew each time.
+            with _autocast(job, device):
+                loss = engine.module(part.ids.to(device), part.labels.to(device), weights, task)
             # Workers' gradients are averaged: world_size makes that the sum over the batch.
             loss = loss * (context.world_size / total)
             engine.backward(loss)
@@ -143,8 +161,18 @@ def _step(
 def _micro_batches(
     rows: Rows, weights_BT: Tensor | None, context: WorkerContext, most: int | None
 ) -> Iterator[tuple[Rows, Tensor | None]]:
-    """This worker's rows of a batch, at most ``most`` at a time."""
-    mine = torch.arange(context.rank, len(rows.ids), context.world_size)
-    for part in torch.split(mine, most or len(mine)):
+    """This worker's rows of a batch, at most ``most`` at a time; all workers get equally many.
+
+    A worker that has fewer rows than others goes on with rows of which nothing is scored.
+    """
+    size = len(rows.ids)
+    mine = torch.arange(context.rank, size, context.world_size)
+    largest = -(-size // context.world_size)
+    number = -(-largest // (most or largest))
+    parts = [part for part in torch.split(mine, most or largest) if len(part)]
+    for part in parts:
         weights = None if weights_BT is None else weights_BT[part]
         yield Rows(rows.ids[part], rows.labels[part]), weights
+    for _ in range(number - len(parts)):
+        weights = None if weights_BT is None else weights_BT[:1]
+        yield Rows(rows.ids[:1], torch.full_like(rows.labels[:1], IGNORE)), weights

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamics.models.tokens import IGNORE
-from dynamics.models.vlm import UnifiedVLM
+from dynamics.models.vlm import UnifiedVLM, active_weight
 from dynamics.training.objectives import Objective
 
 Task = Literal["idm", "fdp"]
@@ -32,6 +32,11 @@ class RowLoss(nn.Module):
         code_of = torch.full((vocabulary,), IGNORE, device=model.device)
         code_of[model.image_ids] = torch.arange(len(model.image_ids), device=model.device)
         self.register_buffer("_code_of", code_of, persistent=False)
+
+    @property
+    def head(self) -> Tensor:
+        """Weight that the loss may read without calling its layer."""
+        return active_weight(self._model.causal_lm.lm_head)
 
     def forward(
         self, ids_BT: Tensor, labels_BT: Tensor, weights_BT: Tensor | None, task: Task

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dynamics.training.backend import PlainEngine
+from dynamics.training.checkpoints import Part, Saved
+from dynamics.training.trainable import trainable_parameters
 
 
 class FsdpEngine(PlainEngine):
-    """Runs a module whose layers are sharded over ``mesh``; gradients are averaged over it.
-
-    The optimizer's parameters and state, e.g. of a resumed fit, are sharded with it.
-    """
+    """Runs a module whose layers are sharded over ``mesh``; gradients are averaged over it."""
 
     def __init__(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh
     ) -> None:
+        self._mesh = mesh
         before = dict(module.named_parameters())
         for layer in module.modules():
             # The class of every transformers decoder layer.
@@ -34,7 +34,10 @@ class FsdpEngine(PlainEngine):
                 fully_shard(layer, mesh=mesh)
         fully_shard(module, mesh=mesh)
         super().__init__(module, optimizer)
-        _follow(optimizer, before, dict(module.named_parameters()))
+        after = dict(module.named_parameters())
+        names = {id(parameter): name for name, parameter in before.items()}
+        for group in optimizer.param_groups:
+            group["params"] = [after[names[id(whole)]] for whole in group["params"]]
 
     @contextmanager
     def unsynced(self) -> Iterator[None]:
@@ -46,41 +49,38 @@ class FsdpEngine(PlainEngine):
         finally:
             self.module.set_requires_gradient_sync(True)
 
+    def _part(self, tensor: Tensor) -> Part:
+        if not isinstance(tensor, DTensor):
+            return Part(tensor)
+        return Part(tensor.to_local(), _rows(tensor)[0])
 
-def _follow(
-    optimizer: torch.optim.Optimizer, before: dict[str, nn.Parameter], after: dict[str, Any]
-) -> None:
-    """Replace an optimizer's whole parameters and their state by this worker's shards."""
-    names = {id(parameter): name for name, parameter in before.items()}
-    for group in optimizer.param_groups:
-        group["params"] = [after[names[id(old)]] for old in group["params"]]
-    for old in list(optimizer.state):
-        shard = after[names[id(old)]]
-        optimizer.state[shard] = {
-            # State of the parameter's shape is sharded with it; the step count is not.
-            key: distribute_tensor(value, shard.device_mesh, shard.placements)
-            if isinstance(value, Tensor) and value.shape == shard.shape
-            else value
-            for key, value in optimizer.state.pop(old).items()
-        }
+    def _read(self, saved: Saved, name: str, parameter: Any) -> Tensor:
+        rows = saved.read(name, *_rows(parameter))
+        if not rows.ndim:
+            return rows
+        return DTensor.from_local(
+            rows.to(parameter.device),
+            parameter.device_mesh,
+            parameter.placements,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+
+    def whole_weights(self, network: nn.Module) -> dict[str, Tensor] | None:
+        """Full weights, gathered one after the other."""
+        trained = trainable_parameters(network)
+        weights: dict[str, Tensor] = {}
+        for name, tensor in network.state_dict().items():
+            if name in trained or not hasattr(network, "peft_config"):
+                whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                if self._mesh.get_local_rank() == 0:
+                    weights[name] = whole.cpu()
+        return weights
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one (all workers must call this); any other one itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def whole_state(network: nn.Module) -> dict[str, Tensor] | None:
-    """Full weights of a sharded network, None when it is not sharded; all workers must call this.
-
-    With an adapter these are the trained weights alone.
-    """
-    parameters = dict(network.named_parameters())
-    if not any(isinstance(parameter, DTensor) for parameter in parameters.values()):
-        return None
-    adapter = hasattr(network, "peft_config")
-    return {
-        name: whole(tensor)
-        for name, tensor in network.state_dict().items()
-        if not adapter or (name in parameters and parameters[name].requires_grad)
-    }
+def _rows(shard: DTensor) -> tuple[int, int]:
+    """The rows [start, stop) of the whole tensor that this worker has."""
+    rows, mesh = shard.shape[0], shard.device_mesh
+    size = -(-rows // mesh.size())
+    start = min(size * mesh.get_local_rank(), rows)
+    return start, min(start + size, rows)

@@ -1,6 +1,5 @@
 """Real Ray Train on CPU workers, compared with the same fits in this process."""
 
-import importlib.util
 import os
 import signal
 import threading
@@ -102,32 +101,3 @@ def train_workers() -> list[int]:
     """Process ids of the Ray Train workers of this session's Ray."""
     titles = {pid: Path("/proc", str(pid), "cmdline") for pid in descendants(os.getpid())}
     return [pid for pid, path in titles.items() if b"RayTrainWorker" in path.read_bytes()]
-
-
-@pytest.mark.slow
-def test_two_fsdp2_workers_a_task_train_the_adapters_of_one(
-    make_job: MakeJob, tmp_path: Path
-) -> None:
-    tasks: tuple[Task, ...] = ("idm", "fdp")
-    alone = {task: make_job(task, "alone", 4) for task in tasks}
-    changes = {"num_workers": 2, "strategy": "fsdp2", "micro_batch_rows": 2}
-    shared = {task: make_job(task, "fsdp2", 4, **changes) for task in tasks}
-    for job in alone.values():
-        fit_adapter(job)
-    fit(shared, tmp_path)
-    for task in tasks:
-        assert difference(alone[task], shared[task]) < 1e-4
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="extra not installed")
-@pytest.mark.parametrize("micro_batch_rows", [None, 2])
-def test_zero2_trains_the_adapter_of_one_process(
-    make_job: MakeJob, tmp_path: Path, micro_batch_rows: int | None
-) -> None:
-    alone = make_job("idm", "alone", 4)
-    shared = {"num_workers": 2, "micro_batch_rows": micro_batch_rows}
-    split = make_job("idm", "zero2", 4, strategy="deepspeed_zero2", **shared)
-    fit_adapter(alone)
-    fit({"idm": split}, tmp_path)
-    assert difference(alone, split) < 1e-3

@@ -23,7 +23,7 @@ from dynamics.storage.pairs import write_pairs
 from dynamics.storage.tables import codes_matrix, read_table
 from dynamics.training.backend import PlainEngine
 from dynamics.training.batches import Batch, Batches, FitJob
-from dynamics.training.fit import WorkerContext, fit_adapter, learning_rate
+from dynamics.training.fit import WorkerContext, _micro_batches, fit_adapter, learning_rate
 from dynamics.training.objectives import OBJECTIVES, objective
 from dynamics.training.objectives.nll import recognition_weights
 from dynamics.training.trainable import trainable_model
@@ -143,13 +143,33 @@ def gradient(job: FitJob, rank: int, world_size: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("task", ["fdp", "idm"])
-def test_gradients_do_not_depend_on_the_number_of_workers(job: FitJob, task: Any) -> None:
-    job = replace(job, task=task)
+@pytest.mark.parametrize(
+    ("world_size", "rows", "most"),
+    [(2, 6, None), (2, 5, 1), (3, 5, 2), pytest.param(3, 2, None, id="a worker without rows")],
+)
+def test_gradients_do_not_depend_on_the_number_of_workers(
+    job: FitJob, task: Any, world_size: int, rows: int, most: int | None
+) -> None:
+    changes = {"batch_size": rows, "micro_batch_rows": most, "recognition_weight": 1.0}
+    job = replace(job, task=task, train=TRAIN.model_copy(update=changes))
     whole = gradient(job, 0, 1)
-    parts = [gradient(job, rank, 2) for rank in range(2)]
-    for one, first, second in zip(whole, *parts, strict=True):
+    parts = [gradient(job, rank, world_size) for rank in range(world_size)]
+    for one, *shares in zip(whole, *parts, strict=True):
         # DDP averages what the workers have.
-        assert torch.allclose(one, (first + second) / 2, atol=1e-6)
+        assert torch.allclose(one, sum(shares) / world_size, atol=1e-6)
+
+
+@pytest.mark.parametrize(("world_size", "rows", "most"), [(2, 5, 1), (3, 2, None), (3, 4, 1)])
+def test_all_workers_take_equally_many_micro_batches(
+    world_size: int, rows: int, most: int | None
+) -> None:
+    ids = torch.arange(rows)[:, None]
+    batch = Rows(ids, ids.clone())
+    contexts = [WorkerContext(rank=rank, world_size=world_size) for rank in range(world_size)]
+    parts = [list(_micro_batches(batch, None, context, most)) for context in contexts]
+    assert len({len(mine) for mine in parts}) == 1
+    scored = [row for mine in parts for part, _ in mine for row in part.labels.flatten().tolist()]
+    assert sorted(row for row in scored if row != IGNORE) == list(range(rows))
 
 
 def test_both_adapters_sit_on_one_base_and_do_not_mix(job: FitJob, tmp_path: Path) -> None:
