@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from memory import MemoryCurve
 from report import RESULTS, Measure, write
@@ -104,10 +105,14 @@ class Sleeper:
     batches: int
 
     def run(self, item: int, rows: pa.Table) -> Done:
-        """Take the time."""
+        """Take the time, and say when it was."""
+        begun = time.time()
         for _ in range(self.batches):
             time.sleep(BATCH_S)
-        return Done(count=1)
+        return Done(count=1, found=pa.table([[os.getpid()], [begun], [time.time()]], TIMES))
+
+
+TIMES = ["actor", "begun", "ended"]
 
 
 def read_number(item: int) -> pa.Table:
@@ -123,14 +128,13 @@ def actors(bench: Bench) -> None:
     runtime.ensure_ray(ClusterConfig())
     try:
         for batches, what in SHARDS.items():
-            rates = {
-                num: _items_a_second(num, batches, int(num * seconds / (batches * BATCH_S)))
+            shares = {
+                num: _busy_share(num, batches, int(num * seconds / (batches * BATCH_S)))
                 for num in wanted
             }
             for num, least in wanted.items():
-                efficiency = rates[num] / (num * rates[1])
-                busy = rates[num] * batches * BATCH_S / num
-                shown = f"{efficiency:.3f} of one actor's rate; busy {busy:.1%} of the time"
+                efficiency = shares[num] / shares[1]
+                shown = f"{efficiency:.3f} of one actor's rate; busy {shares[num]:.1%} of the time"
                 bar = f">= {least}" if least else ""
                 holds = efficiency >= least if bar and least else None
                 bench.say("actors", f"{what}: {num} actors", shown, bar, holds)
@@ -138,8 +142,8 @@ def actors(bench: Bench) -> None:
         runtime.stop_ray()
 
 
-def _items_a_second(num_actors: int, batches: int, num_items: int) -> float:
-    """Results a second, once all actors are up: of the last two thirds."""
+def _busy_share(num_actors: int, batches: int, num_items: int) -> float:
+    """Share of the time that actors work, from when all are up until the first has no more."""
     from ray_jobs.streams import run_stream_on_ray
 
     stream = Stream(
@@ -150,9 +154,12 @@ def _items_a_second(num_actors: int, batches: int, num_items: int) -> float:
         make_worker=partial(Sleeper, batches),
     )
     run = run_stream_on_ray(stream, silent, num_actors=num_actors, num_gpus=0)
-    times = [time.monotonic() for _ in run]
-    times = times[len(times) // 3 :]
-    return (len(times) - 1) / (times[-1] - times[0])
+    times = pa.concat_tables([done.found for done in run if done.found is not None])
+    actor, begun, ended = (times[name].to_numpy() for name in TIMES)
+    up = max(begun[actor == one].min() for one in np.unique(actor))
+    out = min(ended[actor == one].max() for one in np.unique(actor))
+    busy = np.clip(np.minimum(ended, out) - np.maximum(begun, up), 0, None).sum()
+    return float(busy / (num_actors * (out - up)))
 
 
 def cores(bench: Bench) -> None:

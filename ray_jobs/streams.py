@@ -22,6 +22,8 @@ from dynamics.storage.streams import Done, Stream, Work
 
 _ITEMS_PER_OBJECT = 32
 """Items that are listed, sent and held together."""
+_CHEAP_READS = 8
+"""Items that a read task reads one after the other, where reading takes less than Ray's turns."""
 _MAX_TASKS = 4096
 """Most read tasks; each one reads its items one after the other."""
 
@@ -67,11 +69,18 @@ def run_stream_on_ray(
     if not items.count:
         return
     size = min(num_actors, items.count)
-    source = ray.data.range(items.count, override_num_blocks=min(items.count, _MAX_TASKS))
+    a_task = max(1 if stream.costly_reads else _CHEAP_READS, -(-items.count // _MAX_TASKS))
+    ids = np.arange(items.count)
+    source = ray.data.from_arrow(
+        [pa.table({"id": ids[at : at + a_task]}) for at in range(0, items.count, a_task)]
+    )
     # Every row is a block of its own, however large: a repetition repeats one item.
     source.context.target_max_block_size = 1
     # Waiting for nodes that come up, or for one long item, is no failure.
     source.context.execution_no_progress_timeout_s = -1
+    # An actor loads a model: it is added when all have work, and stays to the end.
+    source.context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    source.context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     results = source.map_batches(
         partial(_read, stream.read, items),
         batch_size=1,
