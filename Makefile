@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 # Where torch comes from, when not from pip's own index; on a CPU box elsewhere give PyTorch's CPU
 # wheel index here, or pip brings several GB of CUDA packages: make setup TORCH_INDEX=<url>
 TORCH_INDEX ?=
+# Extras of pyproject.toml that are installed: a machine that only runs needs none of dev's.
+EXTRAS ?= dev
 # Extra arguments of the command: make bootstrap ARGS="--serve train.first_steps=300"
 ARGS ?=
 RUN ?= runs/tabletop
@@ -32,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt \
 	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@$(BIN)/python -m compileall -q -q -j 0 -x '/transformers/models/(?!auto|chameleon|__init__)|/tests?/' $(VENV)/lib >/dev/null || true
 	@touch $@
 
