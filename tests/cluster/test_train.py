@@ -64,12 +64,18 @@ def difference(first: FitJob, second: FitJob) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-def test_two_ddp_workers_a_task_train_the_adapters_of_one(
-    make_job: MakeJob, tmp_path: Path
+@pytest.mark.parametrize(
+    ("schedule", "num_workers"),
+    [("together", 2), pytest.param("sequence", 1, marks=pytest.mark.slow)],
+)
+def test_ddp_workers_train_the_adapters_of_one(
+    make_job: MakeJob, tmp_path: Path, schedule: str, num_workers: int
 ) -> None:
     tasks: tuple[Task, ...] = ("idm", "fdp")
     alone = {task: make_job(task, "alone", 4) for task in tasks}
-    shared = {task: make_job(task, "ddp", 4, num_workers=2) for task in tasks}
+    shared = {
+        task: make_job(task, "ddp", 4, schedule=schedule, num_workers=num_workers) for task in tasks
+    }
     for job in alone.values():
         fit_adapter(job)
     fit(shared, tmp_path)
