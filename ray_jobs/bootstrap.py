@@ -8,6 +8,7 @@ Exit status: 0 done, 2 bad input or environment (one line on stderr), 3 the run 
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +22,7 @@ sys.path.insert(0, str(_HERE.parent))
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PoolConfig
 from dynamics.core.config_file import load
-from dynamics.core.console import ProgressView
+from dynamics.core.console import ProgressView, json_line
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, StorePath
 from dynamics.storage.claim import RunFolderInUseError
@@ -30,6 +31,8 @@ from ray_jobs import runtime
 
 if TYPE_CHECKING:
     from dynamics.pipeline.stages import Stages
+
+_LOG = logging.getLogger("ray_jobs")
 
 _EPILOG = """\
 examples:
@@ -50,19 +53,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into an exit status."""
     parsed = _parser().parse_intermixed_args(arguments)
     runtime.prepare_environment()
+    _log_to_stderr(as_json=parsed.log == "json")
     try:
         return _run(parsed)
     except RunFolderInUseError as error:
-        sys.stderr.write(f"error: {error}\n")
+        _LOG.error("error: %s", error)
         return 3
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        _LOG.error("error: %s", error)
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command resumes where it stopped\n")
+        _LOG.error("interrupted; the same command resumes where it stopped")
         return 130
     finally:
         runtime.stop_ray()
+
+
+def _log_to_stderr(*, as_json: bool) -> None:
+    """Send the lines of this folder's loggers to stderr, as they are or as JSON objects."""
+
+    class Lines(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            text = record.getMessage()
+            return json_line(record.levelname.lower(), text) if as_json else text
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines())
+    _LOG.handlers = [handler]
+    _LOG.propagate = False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="promote rounds that this guard blocks, and record it; may be repeated",
     )
+    parser.add_argument(
+        "--log", choices=["text", "json"], default="text", help="json: every line a JSON object"
+    )
     parser.add_argument("--print-config", action="store_true", help="print all settings, and stop")
     return parser
 
@@ -102,7 +123,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
     folder = RunFolder(cfg.run_dir)
     moved = partial(check_moved, folder)
-    with ProgressView() as view, folder.claimed(cfg, moved):
+    with ProgressView(as_json=parsed.log == "json") as view, folder.claimed(cfg, moved):
         view.line(f"run folder {folder.root}")
         stages: Stages | None = None
         if not _all_done(cfg, folder):
@@ -115,7 +136,7 @@ def _run(parsed: argparse.Namespace) -> int:
         last = folder.reports(cfg.rounds)[-1]
         _summary(cfg, folder, view)
         for result in last.blocked_by:
-            sys.stderr.write(f"blocked: round {last.round_id}: {result.message}\n")
+            _LOG.error("blocked: round %d: %s", last.round_id, result.message)
         if parsed.serve:
             _keep_serving(cfg, folder, view)
         elif stages is not None and (cfg.serve.enabled or cfg.serve.each_round):
@@ -216,7 +237,7 @@ def _stages(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray:
             [
                 GridTracker(folder, executor.images),
                 PageTracker(folder, executor.images),
-                MlflowTracker(cfg, folder, view.line),
+                MlflowTracker(cfg, folder, partial(view.line, level="warning")),
             ]
         ),
         progress=view,
@@ -238,7 +259,12 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
 
     reports = folder.reports(cfg.rounds)
     seconds = {r.round_id: sum(folder.timings(r.round_id).values()) for r in reports}
-    view.console.print(round_table(reports, seconds))
+    if view.as_json:
+        for report in reports:
+            number = report.round_id
+            view.line(f"round {number}", seconds=seconds[number], **report.to_json())
+    else:
+        view.console.print(round_table(reports, seconds))
     database = f"sqlite:///{folder.mlflow}"
     mlflow = runtime.command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")
     view.line(f"report:    {folder.page}  (open it in a browser)")

@@ -1,6 +1,6 @@
 """RayExecutor: `dynamics.pipeline.executor.Executor` on Ray."""
 
-import sys
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -22,6 +22,9 @@ from ray_jobs import runtime
 
 if TYPE_CHECKING:  # imports Ray
     from ray_jobs.sight import Sight
+
+
+_LOG = logging.getLogger(__name__)
 
 
 class RayExecutor:
@@ -81,7 +84,7 @@ class RayExecutor:
         try:
             serve_round(self.cfg, self.folder, round_id, self.images)
         except UserError as error:
-            sys.stderr.write(f"{error}\n")
+            _LOG.warning("%s", error)
 
     @contextmanager
     def _on_ray(self, progress: Progress) -> "Iterator[Sight]":

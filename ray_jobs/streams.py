@@ -6,9 +6,10 @@ starts killed actors and tasks again, also those of a lost node, and repeats the
 that they write decide what is done.
 """
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,13 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
+from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.storage.streams import Done, Stream, Work
+from ray_jobs import demand
 
 _ITEMS_PER_OBJECT = 32
 """Items that are listed, sent and held together."""
@@ -60,6 +65,57 @@ class _Worker:
         return pa.table({"count": [done.count], "found": _packed(done.found)})
 
 
+class _Watch(ExecutionCallback):
+    """Looks at the queue of a stream once a second, and says when its actors find no room.
+
+    Args:
+        stream: what it looks at.
+        progress: is told what the stream waits for.
+        need: resources of an actor.
+    """
+
+    def __init__(self, stream: Stream[Any], progress: Progress, need: Mapping[str, float]) -> None:
+        self.queued = 0
+        self.done = stream.done
+        self._stream = stream
+        self._progress = progress
+        self._need = need
+        self._look_at = 0.0
+        self._idle_since = time.monotonic()
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Look, in the thread in which Ray runs the stream.
+
+        Raises:
+            UserError: there is no node for an actor, and none will come.
+        """
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + 1
+        for operator, state in executor._topology.items():
+            if isinstance(operator, ActorPoolMapOperator):
+                self.queued = state.total_enqueued_input_blocks()
+                if operator.get_actor_info().running:
+                    self._idle_since = now
+        if now - self._idle_since < demand.PATIENCE_S:
+            return
+        if line := demand.missing(self._need, 1):
+            raise UserError(f"{self._stream.what} {line}")
+        if line := demand.waiting(self._need, 1):
+            self._progress(self.done, self._stream.total, self._stream.what, note=line)
+
+
+_watches: dict[int, _Watch] = {}
+"""Watches of running streams. Ray copies what it calls, and sends it to workers, so that is only a
+number of this table."""
+_numbers = count()
+
+
+def _watch_of(number: int) -> _Watch:
+    return _watches[number]
+
+
 def run_stream_on_ray(
     stream: Stream[Any], progress: Progress, *, num_actors: int, num_gpus: float
 ) -> Iterator[Done]:
@@ -74,6 +130,10 @@ def run_stream_on_ray(
     source = ray.data.from_arrow(
         [pa.table({"id": ids[at : at + a_task]}) for at in range(0, items.count, a_task)]
     )
+    watch = _Watch(stream, progress, {"CPU": 1, "GPU": num_gpus} if num_gpus else {"CPU": 1})
+    number = next(_numbers)
+    watching: Any = partial(_watch_of, number)
+    source.context.custom_execution_callback_classes = [watching]
     # Every row is a block of its own, however large: a repetition repeats one item.
     source.context.target_max_block_size = 1
     # Waiting for nodes that come up, or for one long item, is no failure.
@@ -99,14 +159,17 @@ def run_stream_on_ray(
         num_cpus=1,
         num_gpus=num_gpus,
     )
-    done = stream.done
     blocks: Any = results.iter_batches(batch_size=None, batch_format="pyarrow")
-    for block in blocks:
-        for row in range(block.num_rows):
-            result = Done(count=block["count"][row].as_py(), found=_unpacked(block["found"][row]))
-            done += result.count
-            progress(done, stream.total, stream.what)
-            yield result
+    _watches[number] = watch
+    try:
+        for block in blocks:
+            for count_, found in zip(block["count"], block["found"], strict=True):
+                result = Done(count=count_.as_py(), found=_unpacked(found))
+                watch.done += result.count
+                progress(watch.done, stream.total, stream.what, queued=watch.queued)
+                yield result
+    finally:
+        del _watches[number]
 
 
 def _read(read: Callable[[Any], pa.Table], items: _Items, block: pa.Table) -> pa.Table:

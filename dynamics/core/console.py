@@ -1,24 +1,41 @@
-"""Progress on the console: a bar on a terminal, plain lines anywhere else."""
+"""Progress on the console: a bar on a terminal, lines for people or programs anywhere else."""
 
+import json
 import sys
-import threading
 import time
+from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from dynamics.core.progress import Pace, duration
+
 _LINE_EVERY_S = 5.0
+_LINE_AFTER_S = 60.0
+_LINE_SHARE = 0.01
 _LOG_COLUMNS = 160
 
 
 class ProgressView:
-    """Callable as ``view(done, total, what)``; a context manager that clears the bar."""
+    """A `dynamics.core.progress.Progress`; a context manager that clears the bar.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Where stdout is no terminal, a stage gives a line when it begins and ends, and between these one
+    when it advanced by 1 % or a minute has passed, at least 5 s after the last one. Nothing is
+    printed while nothing changes.
+
+    Args:
+        console: by default stdout.
+        as_json: print every line as a JSON object.
+    """
+
+    def __init__(self, console: Console | None = None, *, as_json: bool = False) -> None:
         # In a log file the closing table must not be squeezed into 80 columns.
         width = None if sys.stdout.isatty() else _LOG_COLUMNS
         self.console = console or Console(width=width, soft_wrap=True, highlight=False)
+        self.as_json = as_json
+        self._has_bar = self.console.is_terminal and not as_json
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -27,17 +44,14 @@ class ProgressView:
             console=self.console,
             transient=True,
         )
-        self._what = ""
         self._bar = self._bars.add_task("", visible=False)
-        self._amount = ""
-        self._started = self._last_line = 0.0
-        self._closed = threading.Event()
+        self._pace = Pace()
+        self._said: tuple[int, str] = (0, "")
+        self._said_at = 0.0
 
     def __enter__(self) -> "ProgressView":
-        if self.console.is_terminal:
+        if self._has_bar:
             self._bars.start()
-        else:
-            threading.Thread(target=self._keep_alive, daemon=True).start()
         return self
 
     def __exit__(
@@ -46,35 +60,68 @@ class ProgressView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._closed.set()
         self._bars.stop()
 
-    def _keep_alive(self) -> None:
-        """Repeat the last state while a stage is silent, e.g. while Ray starts its workers."""
-        while not self._closed.wait(1.0):
-            if self._what and time.monotonic() - self._last_line >= _LINE_EVERY_S:
-                self._state_line()
-
     def clear(self) -> None:
-        """Hide the bar, and stop repeating its state."""
-        self._what = ""
+        """Hide the bar."""
         self._bars.update(self._bar, visible=False)
 
-    def line(self, text: str) -> None:
-        """Print a line that stays."""
-        self.console.print(text, markup=False)
+    def line(self, text: str, level: str = "info", **fields: Any) -> None:
+        """Print a line that stays; ``fields`` are for programs."""
+        if self.as_json:
+            text = json_line(level, text, **fields)
+        self.console.print(text, markup=False, emoji=False)
 
-    def __call__(self, done: int, total: int, what: str) -> None:
-        """Show that ``done`` of ``total`` (0 = unknown) of ``what`` are finished."""
-        if what != self._what:
-            self._what, self._started, self._last_line = what, time.monotonic(), 0.0
-            self._bars.reset(self._bar, description=what, visible=True)
-        self._amount = f" {done}/{total}" if total else ""
-        if self.console.is_terminal:
-            self._bars.update(self._bar, completed=done, total=total or None)
-        elif time.monotonic() - self._last_line >= _LINE_EVERY_S or done >= total > 0:
-            self._state_line()
+    def __call__(
+        self, done: int, total: int, what: str, *, note: str = "", queued: int = 0
+    ) -> None:
+        """Show a stage's progress, when it is time for that."""
+        begins = self._pace.advance(done, total, what)
+        if self._has_bar:
+            if begins:
+                self._bars.reset(self._bar)
+            shown = f"{what} ({note})" if note else what
+            self._bars.update(
+                self._bar, description=shown, completed=done, total=total or None, visible=True
+            )
+        elif begins or self._is_due(note):
+            self._state_line(note, queued)
 
-    def _state_line(self) -> None:
-        self._last_line = time.monotonic()
-        self.line(f"{self._what}{self._amount} ({self._last_line - self._started:.0f} s)")
+    def _is_due(self, note: str) -> bool:
+        done, total = self._pace.done, self._pace.total
+        if (done, note) == self._said:
+            return False
+        if done >= total > 0 or note != self._said[1]:
+            return True
+        passed = time.monotonic() - self._said_at
+        step = abs(done - self._said[0]) >= _LINE_SHARE * total > 0
+        return passed >= _LINE_AFTER_S or (step and passed >= _LINE_EVERY_S)
+
+    def _state_line(self, note: str, queued: int) -> None:
+        pace = self._pace
+        self._said, self._said_at = (pace.done, note), time.monotonic()
+        if self.as_json:
+            self.line(
+                pace.what,
+                done=pace.done,
+                total=pace.total,
+                per_s=round(pace.per_s, 3),
+                eta_s=None if pace.eta_s is None else round(pace.eta_s),
+                note=note,
+                queued=queued,
+            )
+            return
+        parts = [f"{datetime.now():%Y-%m-%d %H:%M:%S} {pace.what}"]
+        if pace.total:
+            parts.append(f"{pace.done:,} of {pace.total:,}")
+        if pace.done >= pace.total > 0:
+            parts.append(f"in {duration(pace.seconds)}")
+        elif pace.eta_s is not None:
+            parts += [f"{pace.per_s:.3g} a second", f"{duration(pace.eta_s)} left"]
+        self.line("; ".join([", ".join(parts), *([note] if note else [])]))
+
+
+def json_line(level: str, message: str, **fields: Any) -> str:
+    """A line of a log as a JSON object: ``time`` (UTC), ``level``, ``message`` and the fields."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "level": level, "message": message, **fields})

@@ -1,11 +1,72 @@
-"""Progress of a stage: the callback that every long stage calls."""
+"""Progress of a stage: the callback that every long stage calls, and the pace that it tells."""
 
-from collections.abc import Callable
+import time
+from typing import Protocol
 
 
-def silent(done: int, total: int, what: str) -> None:
+class Progress(Protocol):
+    """Callback that shows, or writes down, how far a stage is."""
+
+    def __call__(
+        self, done: int, total: int, what: str, *, note: str = "", queued: int = 0
+    ) -> None:
+        """Take note that ``done`` of ``total`` of ``what`` are finished.
+
+        Args:
+            done: rows, steps or files; what an earlier command finished is counted in.
+            total: how many there are, 0 when nobody knows.
+            what: name of the stage, in a round with its number: ``label, round 1``.
+            note: why it does not advance; empty when it does.
+            queued: items that wait for a worker.
+        """
+
+
+def silent(done: int, total: int, what: str, *, note: str = "", queued: int = 0) -> None:
     """The progress callback that shows nothing."""
 
 
-Progress = Callable[[int, int, str], None]
-"""Called as ``progress(done, total, what)``; a total of 0 means "unknown"."""
+class Pace:
+    """Speed of a stage, averaged since it began or went on in this process."""
+
+    def __init__(self) -> None:
+        self.what = ""
+        self.done = self.total = 0
+        self._began = 0.0
+        self._done_before = 0
+
+    def advance(self, done: int, total: int, what: str) -> bool:
+        """Take in a call of `Progress`; True when it begins a stage."""
+        begins = what != self.what or done < self.done
+        if begins:
+            self._began, self._done_before = time.monotonic(), done
+        self.done, self.total, self.what = done, total, what
+        return begins
+
+    @property
+    def seconds(self) -> float:
+        """Time since the stage began."""
+        return time.monotonic() - self._began
+
+    @property
+    def per_s(self) -> float:
+        """Finished in this process, by second; 0 before the first."""
+        return (self.done - self._done_before) / max(self.seconds, 1e-3)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until all are finished; None where total or speed are unknown."""
+        left = self.total - self.done
+        return left / self.per_s if left >= 0 and self.total and self.per_s else None
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: ``48 s``, ``7 min 5 s``, ``3 h 20 min``, ``6 d 1 h``."""
+    whole = round(seconds)
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    first = next((index for index, (_, size) in enumerate(units) if whole >= size), 3)
+    parts: list[str] = []
+    for name, size in units[first : first + 2]:
+        count, whole = divmod(whole, size)
+        if count or not parts:
+            parts.append(f"{count} {name}")
+    return " ".join(parts)

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dynamics.core.config import KeyframeConfig, PoolConfig
+from dynamics.core.config import ClusterConfig, KeyframeConfig, PoolConfig
+from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import DatasetRef
 from dynamics.data.video.ingest import Folder, IngestReport, ingest_videos
@@ -134,3 +135,42 @@ def test_reads_wait_for_the_work_and_end_with_the_one_who_stops(tmp_path: Path) 
             break
     assert len(set(found)) == 3
     assert len(list(tmp_path.glob("read-*"))) < 400
+
+
+def test_a_stream_that_finds_no_room_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from ray_jobs import demand, runtime, streams
+
+    monkeypatch.setattr(demand, "PATIENCE_S", 2.0)
+    said: list[str] = []
+
+    def progress(done: int, total: int, what: str, *, note: str = "", queued: int = 0) -> None:
+        said.append(note)
+        if note and demand.PATIENCE_S == 2.0:
+            ray.util.remove_placement_group(everything)
+            demand.PATIENCE_S = 60.0
+
+    def run(num_gpus: float) -> int:
+        stream: Stream[int] = Stream(
+            what="count",
+            items=range(3),
+            total=3,
+            read=partial(read_item, tmp_path),
+            make_worker=partial(Counter, tmp_path),
+        )
+        found = streams.run_stream_on_ray(stream, progress, num_actors=2, num_gpus=num_gpus)
+        with runtime.on_ray(ClusterConfig()):
+            return sum(done.count for done in found)
+
+    with pytest.raises(
+        UserError, match=r"^count needs 1 x \(1 CPU \+ 1 GPU\); the nodes have room"
+    ):
+        run(1.0)
+    # Other work holds all CPUs for a while.
+    everything = ray.util.placement_group([{"CPU": 8}])
+    ray.get(everything.ready())
+    assert run(0.0) == 3
+    assert "needs 1 x (1 CPU); other work leaves room for 0" in said

@@ -1,0 +1,127 @@
+"""What a job's log says, for people and for programs."""
+
+import io
+import json
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from dynamics.core import console, progress
+from dynamics.core.console import ProgressView
+from dynamics.core.progress import duration
+
+Wait = Callable[[float], None]
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
+    """A clock that only moves when it is told to."""
+    now = [1000.0]
+
+    def move(seconds: float) -> None:
+        now[0] += seconds
+
+    for module in (console, progress):
+        monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return move
+
+
+def view(*, as_json: bool = False) -> tuple[ProgressView, Callable[[], list[str]]]:
+    out = io.StringIO()
+    made = ProgressView(Console(file=out, width=160, soft_wrap=True), as_json=as_json)
+    return made, lambda: out.getvalue().splitlines()
+
+
+def test_a_stage_says_where_it_is_how_fast_and_how_long(wait: Wait) -> None:
+    show, lines = view()
+    show(1000, 12000, "label, round 1")
+    wait(100)
+    show(2000, 12000, "label, round 1")
+    wait(1000)
+    show(12000, 12000, "label, round 1")
+    said = [line.split(" ", 2) for line in lines()]
+    assert [rest for *_, rest in said] == [
+        "label, round 1, 1,000 of 12,000",
+        "label, round 1, 2,000 of 12,000, 10 a second, 16 min 40 s left",
+        "label, round 1, 12,000 of 12,000, in 18 min 20 s",
+    ]
+    assert [len(clock) for _, clock, _ in said] == [8, 8, 8]
+
+
+def test_nothing_is_said_while_nothing_changes(wait: Wait) -> None:
+    show, lines = view()
+    for _ in range(1000):
+        show(7, 1000, "train")
+        wait(60)
+    assert len(lines()) == 1
+
+
+def test_a_line_comes_at_a_percent_or_a_minute_but_not_within_seconds(wait: Wait) -> None:
+    show, lines = view()
+    for done in range(1001):  # a tenth of a percent every second
+        show(done, 1000, "quick")
+        wait(1)
+    assert len(lines()) == 101
+    for done in range(1, 1001):  # every minute
+        show(done, 10**9, "slow")
+        wait(30)
+    assert len(lines()) == 101 + 500
+    for done in range(100):  # all in a second
+        show(done, 1000, "at once")
+        wait(0.01)
+    assert len(lines()) == 602
+
+
+def test_what_a_stage_waits_for_is_said_once(wait: Wait) -> None:
+    show, lines = view()
+    show(0, 9, "label")
+    for _ in range(3):
+        wait(1)
+        show(0, 9, "label", note="needs 1 x (1 GPU)")
+    wait(1)
+    show(0, 9, "label")
+    assert [line.split(" ", 2)[2] for line in lines()] == [
+        "label, 0 of 9",
+        "label, 0 of 9; needs 1 x (1 GPU)",
+        "label, 0 of 9",
+    ]
+
+
+def test_every_line_for_programs_is_a_json_object(wait: Wait) -> None:
+    show, lines = view(as_json=True)
+    show(0, 12, "label, round 1")
+    wait(6)
+    show(6, 12, "label, round 1", queued=3)
+    show.line("warning: :s3: [b] is not there", level="warning")
+    first, second, third = map(json.loads, lines())
+    assert (first["per_s"], first["eta_s"]) == (0, None)
+    time = second.pop("time")
+    assert time.endswith("+00:00")
+    assert second == {
+        "level": "info",
+        "message": "label, round 1",
+        "done": 6,
+        "total": 12,
+        "per_s": 1.0,
+        "eta_s": 6,
+        "note": "",
+        "queued": 3,
+    }
+    assert (third["level"], third["message"]) == ("warning", "warning: :s3: [b] is not there")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.4, "0 s"),
+        (59.6, "1 min"),
+        (425, "7 min 5 s"),
+        (3600, "1 h"),
+        (12000, "3 h 20 min"),
+        (522000, "6 d 1 h"),
+        (86410, "1 d"),
+    ],
+)
+def test_a_time_is_told_in_its_two_largest_units(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
