@@ -30,6 +30,9 @@ class Stages(Protocol):
         What the config accepts by now is recorded in the report.
         """
 
+    def begin(self, round_id: int) -> None:
+        """Take note that work on a round begins, or goes on after a command that was killed."""
+
     def label(self, pool: DatasetRef, models: ModelRef, round_id: int) -> DatasetRef:
         """Write an action sentence with log-probabilities for every pair (LABEL_SCHEMA)."""
 
@@ -77,6 +80,7 @@ def run_rounds(cfg: LoopConfig, stages: Stages) -> list[RoundReport]:
         if done := stages.finished(round_id):
             trained, report = done
         else:
+            stages.begin(round_id)
             decisions = None
             if models is not None:
                 labels = stages.label(data.pool, models, round_id)

@@ -223,24 +223,20 @@ def _stages(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray:
     """Stages of a run with their executor and trackers."""
     from dynamics.pipeline.executor import LocalExecutor
     from dynamics.pipeline.stages import Stages
-    from dynamics.pipeline.tracking import Trackers
+    from dynamics.pipeline.tracking import ToldToAll, Trackers
     from dynamics.report.trackers import GridTracker, PageTracker
     from ray_jobs.executor import RayExecutor
     from ray_jobs.tracking import MlflowTracker
 
     executor = RayExecutor(cfg, folder) if with_ray else LocalExecutor(cfg, folder)
+    grid, page = (one(folder, executor.images) for one in (GridTracker, PageTracker))
+    mlflow = MlflowTracker(cfg, folder, partial(view.line, level="warning"))
     return Stages(
         cfg,
         folder.root,
         executor=executor,
-        trackers=Trackers(
-            [
-                GridTracker(folder, executor.images),
-                PageTracker(folder, executor.images),
-                MlflowTracker(cfg, folder, partial(view.line, level="warning")),
-            ]
-        ),
-        progress=view,
+        trackers=Trackers([grid, page, mlflow]),
+        progress=ToldToAll([view, mlflow]),
     )
 
 
@@ -256,6 +252,7 @@ def _run_loop(cfg: LoopConfig, folder: RunFolder, stages: "Stages") -> None:
 def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
     """Print the table of rounds and the paths of the results."""
     from dynamics.report.table import round_table
+    from ray_jobs.tracking import server_uri
 
     reports = folder.reports(cfg.rounds)
     seconds = {r.round_id: sum(folder.timings(r.round_id).values()) for r in reports}
@@ -268,8 +265,8 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
     database = f"sqlite:///{folder.mlflow}"
     mlflow = runtime.command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")
     view.line(f"report:    {folder.page}  (open it in a browser)")
-    view.line(f"MLflow:    {cfg.track.uri or mlflow}")
-    if not cfg.track.uri:
+    view.line(f"MLflow:    {server_uri(cfg) or mlflow}")
+    if not server_uri(cfg):
         view.line("           then http://127.0.0.1:5000")
     promoted = [report.round_id for report in reports if report.promoted]
     if promoted:

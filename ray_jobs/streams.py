@@ -127,7 +127,7 @@ def run_stream_on_ray(
     size = min(num_actors, items.count)
     a_task = max(1 if stream.costly_reads else _CHEAP_READS, -(-items.count // _MAX_TASKS))
     ids = np.arange(items.count)
-    source = ray.data.from_arrow(
+    source = ray.data.from_blocks(
         [pa.table({"id": ids[at : at + a_task]}) for at in range(0, items.count, a_task)]
     )
     watch = _Watch(stream, progress, {"CPU": 1, "GPU": num_gpus} if num_gpus else {"CPU": 1})

@@ -472,7 +472,7 @@ class TrackConfig(Strict):
     """MLflow."""
 
     uri: str | None = None
-    """Tracking URI; none = sqlite in the run folder."""
+    """Tracking URI; none = that of ``MLFLOW_TRACKING_URI``, without it sqlite in the run folder."""
     experiment: str = "dynamics-bootstrap"
 
 

@@ -93,6 +93,10 @@ class Stages:
             self.commit(report)
         return self.folder.models(report, self.cfg.base_path()), report
 
+    def begin(self, round_id: int) -> None:
+        """Tell the trackers that work on a round begins."""
+        self.trackers.begin_round(round_id)
+
     def label(self, pool: DatasetRef, models: ModelRef, round_id: int) -> DatasetRef:
         """Write an action sentence with log-probabilities for every pair (LABEL_SCHEMA).
 

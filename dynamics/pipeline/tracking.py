@@ -1,14 +1,18 @@
-"""Trackers write down finished rounds for people."""
+"""Trackers write down rounds for people: when they begin, when they are done, all together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dynamics.core.progress import Progress
 from dynamics.core.records import RoundReport
 
 
 class Tracker(Protocol):
-    """Writes down finished rounds for people, e.g. in MLflow or on the report page."""
+    """Writes down rounds for people, e.g. in MLflow or on the report page."""
+
+    def begin_round(self, round_id: int) -> None:
+        """Take note that work on a round begins, or goes on after a command that was killed."""
 
     def log_round(self, report: RoundReport) -> None:
         """Write a finished round; writing it again changes nothing."""
@@ -23,6 +27,11 @@ class Trackers:
 
     trackers: Sequence[Tracker] = ()
 
+    def begin_round(self, round_id: int) -> None:
+        """Tell each that work on a round begins."""
+        for tracker in self.trackers:
+            tracker.begin_round(round_id)
+
     def log_round(self, report: RoundReport) -> None:
         """Tell each of a finished round."""
         for tracker in self.trackers:
@@ -32,3 +41,17 @@ class Trackers:
         """Tell each that all rounds are finished."""
         for tracker in self.trackers:
             tracker.log_run(reports)
+
+
+@dataclass(frozen=True, slots=True)
+class ToldToAll:
+    """Several callbacks of progress as one."""
+
+    callbacks: Sequence[Progress]
+
+    def __call__(
+        self, done: int, total: int, what: str, *, note: str = "", queued: int = 0
+    ) -> None:
+        """Call each."""
+        for callback in self.callbacks:
+            callback(done, total, what, note=note, queued=queued)

@@ -19,6 +19,9 @@ class GridTracker:
     folder: RunFolder
     images: ImageTokenizer
 
+    def begin_round(self, round_id: int) -> None:
+        """Nothing to do: there is no sample yet."""
+
     def log_round(self, report: RoundReport) -> None:
         """Draw the round's sample frames."""
         cfg = self.folder.config()
@@ -42,9 +45,13 @@ class PageTracker:
     folder: RunFolder
     images: ImageTokenizer
 
+    def begin_round(self, round_id: int) -> None:
+        """Nothing to do: the page is of finished rounds."""
+
     def log_round(self, report: RoundReport) -> None:
-        """Nothing to do: the page is of all rounds."""
+        """Write the page of the rounds so far."""
+        write_page(self.folder, self.images)
 
     def log_run(self, reports: Sequence[RoundReport]) -> None:
-        """Write the page."""
+        """Write the page of all rounds."""
         write_page(self.folder, self.images)

@@ -27,6 +27,7 @@ from dynamics.training.checkpoints import (
     publish,
 )
 from dynamics.training.loss import RowLoss
+from dynamics.training.meter import Meter
 from dynamics.training.objectives import objective
 from dynamics.training.trainable import trainable_model, trainable_parameters
 
@@ -43,7 +44,8 @@ class WorkerContext:
     report: Callable[[int, dict[str, float], Place | None], None] = field(
         default=lambda step, metrics, checkpoint: None
     )
-    """Called every REPORT_EVERY steps, and with the folder at every checkpoint."""
+    """Called every REPORT_EVERY steps, and with the folder at every checkpoint. Slow steps are also
+    reported every 10 s, by each worker on its own clock: it must not wait for the others."""
     sums: Callable[[Sequence[float]], list[float]] = list
     """Sums of numbers over the workers; all of them call it."""
     is_leaving: Callable[[], bool] = bool
@@ -109,11 +111,12 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
         if saved:
             engine.resume(network, saved)
     batches = Batches(job, model, learns)
+    meter = Meter(model.device)
     for step in range(start, job.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(job.train, step, job.steps)
         torch.manual_seed(derive_seed(job.seed, "dropout", step, context.rank))
-        own = _step(engine, job, batches, step, context, model.device)
+        own = _step(engine, job, batches, step, context, meter)
         total, leaving = context.sums([own, context.rank == 0 and context.is_leaving()])
         recent = [*recent[-(REPORT_EVERY - 1) :], total / context.world_size]
         finished = step + 1
@@ -121,8 +124,13 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
         if checkpoint := bool(due and finished < job.steps):
             progress = {"step": finished, "recent": recent}
             checkpoints.save(engine.parts(network), finished, progress)
-        if checkpoint or finished % REPORT_EVERY == 0 or finished == job.steps:
-            metrics = {"loss": sum(recent) / len(recent), "steps": float(job.steps)}
+        if checkpoint or finished % REPORT_EVERY == 0 or finished == job.steps or meter.is_due:
+            metrics = {
+                "loss": sum(recent) / len(recent),
+                "steps": float(job.steps),
+                "learning_rate": learning_rate(job.train, step, job.steps),
+                **meter.figures(),
+            }
             context.report(finished, metrics, job.checkpoint_dir if checkpoint else None)
     weights = engine.whole_weights(network)
     if context.rank == 0:
@@ -136,10 +144,12 @@ def _step(
     batches: Batches,
     step: int,
     context: WorkerContext,
-    device: torch.device,
+    meter: Meter,
 ) -> float:
     """One optimizer step; returns a loss whose mean over the workers is that per scored token."""
     rows, weights_BT = batches.batch(step)
+    meter.count(rows.ids)
+    device = meter.device
     task = batches.task_of(step)
     total = int((rows.labels != IGNORE).sum())
     parts = list(_micro_batches(rows, weights_BT, context, job.train.micro_batch_rows))

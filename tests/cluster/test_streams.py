@@ -165,9 +165,7 @@ def test_a_stream_that_finds_no_room_says_what_it_lacks(
         with runtime.on_ray(ClusterConfig()):
             return sum(done.count for done in found)
 
-    with pytest.raises(
-        UserError, match=r"^count needs 1 x \(1 CPU \+ 1 GPU\); the nodes have room"
-    ):
+    with pytest.raises(UserError, match=r"^count needs 1 x .* have room for 0"):
         run(1.0)
     # Other work holds all CPUs for a while.
     everything = ray.util.placement_group([{"CPU": 8}])

@@ -37,8 +37,12 @@ from tests.unit.storage.rows import make_labels
 class CountingTracker:
     def __init__(self, page: Path) -> None:
         self.page = page
+        self.begun: list[int] = []
         self.rounds: list[int] = []
         self.pages: list[bool] = []
+
+    def begin_round(self, round_id: int) -> None:
+        self.begun.append(round_id)
 
     def log_round(self, report: RoundReport) -> None:
         self.rounds.append(report.round_id)
