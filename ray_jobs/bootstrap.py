@@ -226,17 +226,21 @@ def _stages(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray:
     from dynamics.pipeline.tracking import ToldToAll, Trackers
     from dynamics.report.trackers import GridTracker, PageTracker
     from ray_jobs.executor import RayExecutor
+    from ray_jobs.gauges import RayGauges
     from ray_jobs.tracking import MlflowTracker
 
     executor = RayExecutor(cfg, folder) if with_ray else LocalExecutor(cfg, folder)
     grid, page = (one(folder, executor.images) for one in (GridTracker, PageTracker))
     mlflow = MlflowTracker(cfg, folder, partial(view.line, level="warning"))
+    watchers: list[MlflowTracker | RayGauges] = [mlflow]
+    if with_ray:
+        watchers.append(RayGauges(cfg.name, folder))
     return Stages(
         cfg,
         folder.root,
         executor=executor,
-        trackers=Trackers([grid, page, mlflow]),
-        progress=ToldToAll([view, mlflow]),
+        trackers=Trackers([grid, page, *watchers]),
+        progress=ToldToAll([view, *watchers]),
     )
 
 

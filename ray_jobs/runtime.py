@@ -22,7 +22,6 @@ _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # else the C++ core writes to the terminal
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report() waits for this poll
-    "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the console shows its own
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` rebuilds the environment per worker
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -116,6 +115,7 @@ def ensure_ray(cluster: ClusterConfig) -> None:
         os.environ["PYTHONPATH"] = _python_path()
         # This machine is never preempted, and the watcher costs a process per fit.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")  # nobody scrapes it
         # Serve's proxy takes middlewares only so, when Ray starts.
         os.environ.setdefault(
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",

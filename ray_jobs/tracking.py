@@ -119,18 +119,22 @@ class MlflowTracker:
         while not self._ended:
             self._wake.wait(_RETRY_AFTER_S if self._warned else WRITE_EVERY_S)
             self._wake.clear()
-            with self._one_writes, self._surviving("points"):
-                if not self._ended:
-                    self.write_points()
+            self.write_points()
 
     def write_points(self) -> None:
         """Write what is new since the last call, to the run of the round, else to the parent."""
-        run = self._reopened(self._parent() if self._round is None else self._child(self._round))
-        points = list(self._stage_points())
-        if self._round is not None:
-            points += self._training_points(run, self._round)
-            self._watch_load(run)
-        self._log(run, points)
+        with self._one_writes, self._surviving("points"):
+            if self._ended:
+                return
+            run = self._parent() if self._round is None else self._child(self._round)
+            if run not in self._running:
+                self._client().update_run(run, status="RUNNING")
+                self._running.add(run)
+            points = list(self._stage_points())
+            if self._round is not None:
+                points += self._training_points(run, self._round)
+                self._watch_load(run)
+            self._log(run, points)
 
     def _stage_points(self) -> "Iterator[Metric]":
         """Points of the stage that goes on, when it advanced."""
@@ -264,13 +268,6 @@ class MlflowTracker:
             write_json(self._path, state)
             self._log_params(client, run.info.run_id)
         return str(state["rounds"][key])
-
-    def _reopened(self, run: str) -> str:
-        """The run, which is marked as going on."""
-        if run not in self._running:
-            self._client().update_run(run, status="RUNNING")
-            self._running.add(run)
-        return run
 
     def _experiment(self) -> str:
         client, name = self._client(), self.cfg.track.experiment

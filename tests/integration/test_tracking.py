@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import socket
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 from dynamics.core.config import LoopConfig, TrackConfig
 from dynamics.core.records import Estimate, GuardResult, RoundReport
-from dynamics.storage.run_folder import RunFolder, write_json
-from ray_jobs.tracking import MlflowTracker
+from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from ray_jobs.tracking import MlflowTracker, server_uri
 
 if TYPE_CHECKING:  # slow to import
     from mlflow import MlflowClient
@@ -96,8 +97,6 @@ def test_every_round_has_the_same_metric_names(client: MlflowClient) -> None:
     assert len({frozenset(run.data.metrics) for run in rounds}) == 1
     expected = {
         "eval/fdp_success": 0.6,
-        "eval/fdp_success_low": 0.4,
-        "eval/fdp_success_high": 0.8,
         "label/labelled": 10,
         "filter/outside_top_fraction": 6,
         "train/idm_loss": 0.25,
@@ -106,6 +105,15 @@ def test_every_round_has_the_same_metric_names(client: MlflowClient) -> None:
     }
     second = next(run for run in rounds if run.data.tags["round"] == "1")
     assert expected.items() <= second.data.metrics.items()
+    assert not [name for name in second.data.metrics if name.endswith(("_low", "_high"))]
+    assert second.data.params["train.learning_rate"] == "0.004"
+
+
+def test_intervals_are_a_table_beside_the_charts(client: MlflowClient, tmp_path: Path) -> None:
+    run = runs_of_kind(client, "round")[0].info.run_id
+    table = json.loads(Path(client.download_artifacts(run, "intervals.json", tmp_path)).read_text())
+    assert table["columns"] == ["metric", "value", "low", "high", "num_items"]
+    assert [row[0] for row in table["data"]] == ["eval/fdp_success"]
 
 
 def test_the_parent_has_one_point_a_round(client: MlflowClient) -> None:
@@ -173,6 +181,64 @@ def test_a_moved_run_goes_on_in_its_own_database(tmp_path: Path) -> None:
         "report.html",
     }
     assert len(runs_of_kind(client, "round")) == 2
+
+
+def test_a_round_is_followed_while_it_goes_on_and_a_killed_driver_writes_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    from mlflow import MlflowClient
+
+    folder, warnings = claimed(tmp_path), list[str]()
+    log = folder.training_log(0, "idm")
+
+    def append(*steps: int) -> None:
+        for step in steps:
+            log.append(step, {"loss": 1 / step, "time": 1e9 + step, "tokens_per_s": 7.0})
+
+    def watching() -> MlflowTracker:
+        tracker = MlflowTracker(CFG, folder, warnings.append)
+        tracker.begin_round(0)
+        return tracker
+
+    killed = watching()
+    killed(25, 100, "train IDM and FDP, round 0")
+    append(25, 50)
+    killed(50, 100, "train IDM and FDP, round 0", queued=3)
+    killed.write_points()
+    client = MlflowClient(tracking_uri=killed.uri)
+    (run,) = runs_of_kind(client, "round")
+    assert run.info.status == "RUNNING"
+    assert run.data.metrics["stage/train_IDM_and_FDP_done"] == 50
+    assert run.data.metrics["stage/train_IDM_and_FDP_queued"] == 3
+    assert run.data.metrics["train/idm_tokens_per_s"] == 7
+    append(50, 75, 100)  # what was trained after the checkpoint is trained again
+    resumed = watching()
+    resumed.write_points()
+    done = report(0)
+    write_json(folder.report_path(0), done.to_json())
+    resumed.log_round(done)
+    state = read_json(tmp_path / "tracking.json")
+    write_json(tmp_path / "tracking.json", {**state, "logged": []})  # killed while it logged
+    MlflowTracker(CFG, folder, warnings.append).log_run([done])
+    (run,) = runs_of_kind(client, "round")
+    curve = client.get_metric_history(run.info.run_id, "train/idm_loss_curve")
+    assert [(point.step, point.timestamp) for point in curve] == [
+        (step, 1000 * (10**9 + step)) for step in (25, 50, 75, 100)
+    ]
+    for name in run.data.metrics:
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
+        assert len(steps) == len(set(steps)), name
+    assert run.info.status == "FINISHED"
+    assert warnings == []
+
+
+def test_the_environment_names_a_server_where_the_config_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:5000")
+    assert MlflowTracker(CFG, claimed(tmp_path), print).uri == "http://lab:5000"
+    named = CFG.model_copy(update={"track": TrackConfig(uri="http://other:5000")})
+    assert server_uri(named) == "http://other:5000"
 
 
 def test_a_dead_server_costs_a_warning_and_nothing_else(

@@ -89,6 +89,7 @@ def test_a_finished_run_is_not_done_again(small: LoopConfig, local_run: LocalRun
     reports = run_local(no_serving, folder, tracker, progress)
     assert [report.round_id for report in reports] == [0, 1]
     assert progress.seen == []
+    assert tracker.begun == []
     assert tracker.pages == [True]
     assert results(folder) == before
 
