@@ -24,16 +24,24 @@ def missing(resources: Mapping[str, float], count: int) -> str | None:
         count: workers that must run at the same time.
     """
     nodes = _nodes()
-    have = [node["Resources"] for node in nodes]
-    return None if grows(nodes, _autoscaler()) else lack(resources, count, have)
+    if grows(nodes, _autoscaler()):
+        return None
+    return lack(resources, count, [node["Resources"] for node in nodes])
+
+
+def short(resources: Mapping[str, float], count: int) -> str | None:
+    """What the nodes lack that are up now, also where an autoscaler may start more."""
+    nodes = _nodes()
+    line = lack(resources, count, [node["Resources"] for node in nodes])
+    return (
+        f"{line}; the autoscaler may add nodes" if line and not missing(resources, count) else line
+    )
 
 
 def waiting(resources: Mapping[str, float], count: int) -> str | None:
     """What ``count`` workers that have not started wait for; None when there is room now."""
-    nodes = _nodes()
-    have = [node["Resources"] for node in nodes]
-    if line := lack(resources, count, have):
-        return f"{line}; the autoscaler may add nodes" if grows(nodes, _autoscaler()) else line
+    if line := short(resources, count):
+        return line
     free = room(resources, available_resources_per_node().values())  # type: ignore[no-untyped-call]
     if free >= count:
         return None

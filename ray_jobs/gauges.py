@@ -17,7 +17,7 @@ from ray_jobs import runtime
 
 SET_EVERY_S = 5.0
 
-_DESCRIPTIONS = {
+NAMES = {
     "round": "The round that is worked on",
     "stage_done": "Pairs, steps or files of the stage that are finished",
     "stage_total": "Pairs, steps or files of the stage",
@@ -33,6 +33,7 @@ _DESCRIPTIONS = {
     "fit_gpu_gib": "Most GPU memory that tensors of a worker took, GiB",
     "result": "A metric of the last finished round on the held-out pairs",
 }
+"""Metrics by their name without ``dynamics_``, and what each tells."""
 _TAGS = {"round": ("run",), "result": ("run", "metric")}
 
 
@@ -93,7 +94,7 @@ class RayGauges:
     def _set_fits(self, round_id: int) -> None:
         for task in ("idm", "fdp"):
             for line in self._folder.training_log(round_id, task).lines()[-1:]:
-                for name in line.keys() & {key.removeprefix("fit_") for key in _DESCRIPTIONS}:
+                for name in line.keys() & {key.removeprefix("fit_") for key in NAMES}:
                     tags = {"run": self._run, "round": str(round_id), "task": task}
                     _gauge(f"fit_{name}").set(line[name], tags)
 
@@ -102,4 +103,4 @@ class RayGauges:
 def _gauge(name: str) -> Gauge:
     third = "stage" if name.startswith("stage") else "task"
     tags = _TAGS.get(name, ("run", "round", third))
-    return Gauge(f"dynamics_{name}", _DESCRIPTIONS[name], tags)
+    return Gauge(f"dynamics_{name}", NAMES[name], tags)

@@ -36,7 +36,7 @@ from dynamics.training.checkpoints import FitResult, finished_fit
 from dynamics.training.fit import fit_adapter
 from dynamics.training.loss import Task
 from dynamics.training.schedule import schedule_of
-from ray_jobs.demand import missing
+from ray_jobs.demand import missing, short
 from ray_jobs.engines import worker_context
 from ray_jobs.sight import Sight
 
@@ -69,9 +69,10 @@ def fit_on_ray(
     room_seen = time.monotonic()
     while not done.done():
         steps = sum(fit.log.last_step() for fit in fits)
-        progress(min(steps, total), total, f"train IDM and FDP, round {round_id}")
-        lack = missing(_resources(train), _fewest(train, len(fits)))
-        if lack is None:
+        need, fewest = _resources(train), _fewest(train, len(fits))
+        what = f"train IDM and FDP, round {round_id}"
+        progress(min(steps, total), total, what, note=short(need, fewest) or "")
+        if (lack := missing(need, fewest)) is None:
             room_seen = time.monotonic()
         elif time.monotonic() - room_seen > STARVED_AFTER_S:
             raise UserError(
