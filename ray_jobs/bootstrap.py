@@ -4,11 +4,13 @@
     ray job submit --working-dir . -- python ray_jobs/bootstrap.py --rounds 3
 
 Exit status: 0 done, 2 bad input or environment (one line on stderr), 3 the run folder is in use,
-4 a guard blocks a round (one line a guard on stderr), 130 interrupted (the same command resumes).
+4 a guard blocks a round (one line a guard on stderr), 130 interrupted, by Ctrl-C or SIGTERM
+(the same command resumes).
 """
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -52,6 +54,8 @@ With RAY_ADDRESS set (a Ray job sets it) the loop joins that cluster, else it st
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into an exit status."""
     parsed = _parser().parse_intermixed_args(arguments)
+    # `ray job stop`, Slurm, Kubernetes and Docker end a driver by SIGTERM: for us, a Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     runtime.prepare_environment()
     _log_to_stderr(as_json=parsed.log == "json")
     try:
@@ -140,7 +144,7 @@ def _run(parsed: argparse.Namespace) -> int:
         if parsed.serve:
             _keep_serving(cfg, folder, view)
         elif stages is not None and (cfg.serve.enabled or cfg.serve.each_round):
-            _serve_last(folder, stages)
+            _check_service(cfg, folder, stages)
     return 0 if last.promoted else 4
 
 
@@ -278,12 +282,20 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
         view.line(f"generator: {command}  (round {promoted[-1]})")
 
 
-def _serve_last(folder: RunFolder, stages: "Stages") -> None:
-    """Serve the last promoted round, if there is one."""
-    promoted = [report for report in folder.reports(stages.cfg.rounds) if report.promoted]
+def _check_service(cfg: LoopConfig, folder: RunFolder, stages: "Stages") -> None:
+    """Have the last promoted round answer once.
+
+    A service that nobody asked for ends with that, so that it holds no GPU of a joined cluster.
+    """
+    from ray_jobs.serving.serve import is_deployed, undeploy
+
+    promoted = [report for report in folder.reports(cfg.rounds) if report.promoted]
     if promoted and (found := stages.finished(promoted[-1].round_id)):
+        leave = not runtime.joins_cluster() or cfg.serve.each_round or is_deployed(cfg)
         models, report = found
         stages.serve(models, report.round_id)
+        if not leave and is_deployed(cfg):
+            undeploy(cfg)
 
 
 def _keep_serving(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:

@@ -4,8 +4,10 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +110,7 @@ def ensure_ray(cluster: ClusterConfig) -> None:
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if joins_cluster():
         ray.init(runtime_env=_shipped_code(), **options)
     else:
@@ -133,6 +136,8 @@ def ensure_ray(cluster: ClusterConfig) -> None:
             _temp_dir=folder,
             **options,
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own answer is a dump of its stack
     _quiet()
 
 

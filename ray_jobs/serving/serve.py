@@ -252,6 +252,14 @@ def _reason(error: Exception) -> str:
     return lines[-1 if "ray::" in str(error) else 0].rstrip(".")
 
 
+def is_deployed(cfg: LoopConfig) -> bool:
+    """True when a generator answers, or is about to, on the run's Ray."""
+    from ray import serve
+
+    with runtime.on_ray(cfg.cluster):
+        return _APP in serve.status().applications
+
+
 def undeploy(cfg: LoopConfig) -> None:
     """Stop the generator, and nothing else that is served on a joined cluster."""
     from ray import serve

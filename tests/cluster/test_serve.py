@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from dynamics.models import load_image_tokenizer
 from dynamics.pipeline.executor import first_example
 from dynamics.serving.schemas import MAX_BODY_BYTES, MAX_SAMPLES
 from dynamics.storage.run_folder import RunFolder
+from ray_jobs import bootstrap
 from ray_jobs.serving import serve
 from tests.runs import LocalRun, descendants
 from tests.serving import copy_of, damage, events, figures, free_port, picture, png
@@ -287,3 +289,25 @@ def test_another_layout_gives_the_same_answers(
     assert httpx.post(f"{url}/v1/label", json=label, timeout=60).json() == labelled
     os.kill(replicas("Verifier")[0], signal.SIGKILL)
     assert (ask(url, seed=5).json(), roll_out(url)) == expected
+
+
+def test_a_jobs_check_ends_a_service_that_nobody_had_asked_for(
+    url: str, cfg: LoopConfig, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import serve as ray_serve
+
+    class Answer:
+        def __call__(self) -> str:
+            return "yes"
+
+    answer = ray_serve.deployment(Answer).bind()
+    stages = SimpleNamespace(
+        finished=lambda _: (None, folder.reports(cfg.rounds)[-1]),
+        serve=lambda *_: ray_serve.run(answer, name="dynamics"),
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "a cluster")
+    bootstrap._check_service(cfg, folder, stages)
+    assert serve.is_deployed(cfg)  # as before the job
+    serve.undeploy(cfg)
+    bootstrap._check_service(cfg, folder, stages)
+    assert not serve.is_deployed(cfg)
