@@ -32,7 +32,7 @@ def fit(job: FitJob, folder: Path, watch: Callable[[], None]) -> None:
     with runtime.on_ray(ClusterConfig()):
         logs = {"fdp": TrainingLog(folder / "fdp.jsonl")}
         sight = make_sight(folder, ())
-        train.fit_on_ray({"fdp": job}, logs, 0, lambda *_: watch(), sight)
+        train.fit_on_ray({"fdp": job}, logs, 0, lambda *_, **__: watch(), sight)
 
 
 def saved(job: FitJob) -> list[tuple[int, int]]:
