@@ -15,21 +15,43 @@ from dynamics.core.errors import UserError
 def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
     """Read a YAML file, apply ``a.b=value`` overrides, validate.
 
+    A file that begins with ``base: other.yaml`` differs from that file, which lies beside it, in
+    what it names.
+
     Raises:
         UserError: missing file, bad YAML, unknown key (with the nearest one), bad value.
     """
     path = Path(path)
+    tree = _read(path, ())
+    for override in overrides:
+        _apply(tree, override)
+    return validate(tree, where=str(path))
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The keys of a file over those of the file that its ``base`` names; ``above`` came here."""
     if not path.is_file():
         raise UserError(f"config file {path} does not exist; try configs/tabletop.yaml")
+    if path in above:
+        raise UserError(f"{path} is its own base, by way of {above[-1]}")
     try:
         tree = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of keys, not a {type(tree).__name__}")
-    for override in overrides:
-        _apply(tree, override)
-    return validate(tree, where=str(path))
+    base = tree.pop("base", None)
+    return tree if base is None else _over(_read(path.parent / str(base), (*above, path)), tree)
+
+
+def _over(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Keys over others, section by section; lists and values are replaced whole."""
+    merged = dict(below)
+    for key, value in own.items():
+        under = merged.get(key)
+        both = isinstance(under, dict) and isinstance(value, dict)
+        merged[key] = _over(under, value) if both else value
+    return merged
 
 
 def with_overrides(cfg: LoopConfig, overrides: Sequence[str]) -> LoopConfig:

@@ -14,10 +14,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dynamics.core.config import PACKAGE_ROOT, LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.models import load_image_tokenizer
+from dynamics.models.image_tokenizers.fsq import FsqTokenizer
 from dynamics.models.tokens import Prompts
 from dynamics.storage.files import local_copy
 from dynamics.training.trainable import adapter_config, train_all
 
+_TOKENIZER_FLOPS = 554_000_000_000
+"""FLOPs of encoding a frame of 512 px by the published VQGAN."""
 PUBLISHED = PACKAGE_ROOT / "assets" / "published"
 """Sizes of published checkpoints, ``<folder name of the base>.json``."""
 
@@ -47,6 +50,10 @@ class Sizes:
     feed_forward: int
     attention_width: int
     """Number of heads times their width."""
+    cache_width: int
+    """Number of key-value heads times their width."""
+    weight_bytes: int
+    """Bytes of a parameter in the checkpoint's files."""
     vocabulary: int
     num_codes: int
     image_tokens: int
@@ -92,13 +99,16 @@ def base_sizes(cfg: LoopConfig) -> Sizes:
     shape = network.config
     counted: dict[str, Any] = dict(_counted(network, cfg))
     heads = shape.num_attention_heads
+    head_width = getattr(shape, "head_dim", None) or shape.hidden_size // heads
     return Sizes(
         **found,
         **counted,
         num_layers=shape.num_hidden_layers,
         width=shape.hidden_size,
         feed_forward=shape.intermediate_size,
-        attention_width=heads * (getattr(shape, "head_dim", None) or shape.hidden_size // heads),
+        attention_width=heads * head_width,
+        cache_width=shape.num_key_value_heads * head_width,
+        weight_bytes=4 if shape.dtype == torch.float32 else 2,  # published ones: half precision
         vocabulary=shape.vocab_size,
     )
 
@@ -118,7 +128,9 @@ def _of_checkpoint(cfg: LoopConfig) -> dict[str, Any]:
         "num_codes": images.num_codes,
         "instruction_tokens": 1 + max(instructions),
         "action_tokens": prompts.action_tokens,
-        "tokenizer_flops": 0,
+        "tokenizer_flops": 0
+        if isinstance(images, FsqTokenizer)
+        else round(_TOKENIZER_FLOPS * (images.frame_px / 512) ** 2),
         "config": json.loads((base / "config.json").read_text()),
     }
 

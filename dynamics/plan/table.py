@@ -1,16 +1,51 @@
 """The plan as tables for a terminal."""
 
+from dataclasses import replace
+
 from rich.console import Group
 from rich.table import Table
 
 from dynamics.plan import Plan
+from dynamics.plan.hours import StageHours
 
 _GIB = 2**30
 
 
 def plan_table(plan: Plan) -> Group:
-    """Sizes, training, memory, hours and disk."""
-    return Group(_sizes(plan), _training(plan), _memory(plan), _hours(plan), _disk(plan))
+    """Machines, sizes, training, memory, hours, disk, needs; the last line is the verdict."""
+    tables = (_cluster, _sizes, _training, _memory, _hours, _disk, _checks)
+    return Group(*(make(plan) for make in tables), verdict(plan))
+
+
+def verdict(plan: Plan) -> str:
+    """One line: hours if all fits; else what does not, and the overrides with which it does."""
+    where = plan.cluster.source
+    if not plan.lacking:
+        wall, gpus = _hours_text(plan.wall), _hours_text(plan.gpu_hours)
+        return f"fits {where}: {wall} of wall time, {gpus} of GPUs"
+    stages = ", ".join(f"{one.what} ({one.where})" for one in plan.lacking)
+    overrides = dict.fromkeys(override for one in plan.lacking for override in one.overrides)
+    others = [f"{one.what}: {one.advice}" for one in plan.lacking if not one.overrides]
+    helps = [f"with {' '.join(overrides)} it does"] if overrides else []
+    return "; ".join([f"does not fit {where}: {stages}", *helps, *others])
+
+
+def _cluster(plan: Plan) -> Table:
+    table = _table(
+        f"machines of {plan.cluster.source}", "node", "number", "cards", "GiB a card", "CPUs",
+        "RAM", "disk",
+    )  # fmt: skip
+    for node in plan.cluster.nodes:
+        cards = f"{node.cards} x {node.card.name}" if node.card else str(node.cards or "-")
+        table.add_row(
+            node.name, str(node.count), cards, _known(node.card and node.card.memory),
+            str(node.cpus), _known(node.ram), _known(node.disk),
+        )  # fmt: skip
+    return table
+
+
+def _known(num_bytes: int | None) -> str:
+    return "?" if num_bytes is None else _gib(num_bytes)
 
 
 def _sizes(plan: Plan) -> Table:
@@ -41,7 +76,7 @@ def _training(plan: Plan) -> Table:
 
 def _memory(plan: Plan) -> Table:
     table = _table(
-        f"memory per worker in GiB, {plan.num_workers} a task (estimate)",
+        f"memory per worker of {plan.workers} in GiB, training (estimate)",
         "task", "strategy", "weights", "gradients", "optimizer", "activations", "total",
     )  # fmt: skip
     for task, found in plan.memory.items():
@@ -55,15 +90,48 @@ def _memory(plan: Plan) -> Table:
 
 
 def _hours(plan: Plan) -> Table:
-    machine = plan.machine
+    speed = plan.speed
+    each = "core" if speed.bandwidth is None else "card"
     table = _table(
-        f"hours at {100 * machine.utilisation:.0f} % of {machine.tflops:g} TFLOP/s (assumed; "
-        "without evaluation)",
-        "encode", "guard", "label", "train", "total",
+        f"hours at {100 * speed.utilisation:.0f} % of {speed.tflops:.3g} TFLOP/s a {each}",
+        "stage", "workers", "GPUs", "wall", "GPU hours",
     )  # fmt: skip
-    found = plan.hours
-    hours = (found.encode, found.guard, found.label, found.train, found.total)
-    table.add_row(*(f"{one:.3g}" for one in hours))
+    shorter = min(plan.training, key=lambda name: plan.training[name])
+    for name, stage in plan.hours.items():
+        if name != "train":
+            table.add_row(name, *_cells(stage))
+            continue
+        for schedule, wall in plan.training.items():
+            mark = " *" if schedule == shorter else ""
+            one = replace(stage, wall=wall)
+            table.add_row(f"train, {_SCHEDULES[schedule]}{mark}", *_cells(one))
+    if plan.served_gpus:
+        table.add_row("serve", "", f"{plan.served_gpus:g}", "", "while it is up")
+    table.add_row("total", "", "", _hours_text(plan.wall), _hours_text(plan.gpu_hours))
+    table.caption = "* the shorter one, which counts"
+    return table
+
+
+_SCHEDULES = {"together": "side by side", "sequence": "one after the other"}
+
+
+def _cells(stage: StageHours) -> tuple[str, ...]:
+    walls = _hours_text(stage.wall), _hours_text(stage.gpu_hours)
+    return str(stage.workers), f"{stage.gpus:g}", *walls
+
+
+def _hours_text(hours: float) -> str:
+    if hours == float("inf"):
+        return "-"
+    return f"{hours:,.3g} h" if hours < 1000 else f"{hours:,.0f} h"
+
+
+def _checks(plan: Plan) -> Table:
+    table = _table("needs in GiB", "what", "where", "needs", "there is", "", "at most")
+    for one in plan.checks:
+        known = "" if one.have is None else "fits" if one.fits else "TOO LITTLE"
+        most = "\n".join(one.overrides) or ("" if one.fits else one.advice)
+        table.add_row(one.what, one.where, _gib(one.need), _known(one.have), known, most)
     return table
 
 

@@ -1,6 +1,7 @@
 """The plan against numbers from a pocket calculator, and against the bytes of the tiny base."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,18 +15,14 @@ import torch
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.config_file import load
 from dynamics.core.errors import UserError
-from dynamics.plan import Machine, Plan, make_plan
-from dynamics.plan.cost import (
-    OVERHEAD_BYTES,
-    Strategy,
-    disk_bytes,
-    forward_flops,
-    label_flops,
-    memory,
-    task_plan,
-    training_flops,
-)
+from dynamics.plan import Plan, make_plan
+from dynamics.plan.cluster import Cluster, read_cluster
+from dynamics.plan.disk import disk_bytes
+from dynamics.plan.flops import forward_flops, label_flops, task_plan, training_flops
+from dynamics.plan.hours import Speed, card_speed
+from dynamics.plan.memory import OVERHEAD_BYTES, Stage, Strategy, inference_memory, training_memory
 from dynamics.plan.sizes import Sizes, base_sizes
+from dynamics.plan.table import verdict
 from dynamics.storage.run_folder import RunFolder
 from dynamics.training.batches import FitJob
 from dynamics.training.fit import fit_adapter
@@ -39,7 +36,8 @@ ROOT = REPOSITORY_ROOT
 TABLETOP, CHAMELEON, LIQUID = (
     ROOT / "configs" / f"{name}.yaml" for name in ("tabletop", "chameleon7b", "liquid7b")
 )
-MACHINE = Machine(tflops=790, utilisation=0.4)
+GPU_MEASURED = ROOT / "benchmarks" / "results" / "gpu-2026-11-27.json"
+SPEED = Speed(tflops=790, utilisation=0.4, bandwidth=3.35e12)
 
 LAYER = (
     4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096 + 4 * 4096
@@ -47,10 +45,18 @@ LAYER = (
 """Parameters of a layer of Chameleon-7B: matrices, two norms, and norms of q and k with bias."""
 
 
+_known: dict[str, Sizes] = {}
+
+
+def shared_sizes(cfg: LoopConfig) -> Sizes:
+    """Sizes of a base, counted once: seconds for a network of billions of parameters."""
+    return _known.setdefault(cfg.model.family, _known.get(cfg.model.family) or base_sizes(cfg))
+
+
 @pytest.fixture(scope="module")
 def chameleon() -> tuple[LoopConfig, Sizes]:
     cfg = load(CHAMELEON)
-    return cfg, base_sizes(cfg)
+    return cfg, shared_sizes(cfg)
 
 
 def test_chameleon_has_the_parameters_of_its_shapes(chameleon: tuple[LoopConfig, Sizes]) -> None:
@@ -81,8 +87,8 @@ def test_a_chameleon_row_is_two_frames_and_the_words(chameleon: tuple[LoopConfig
     cfg, sizes = chameleon
     assert sizes.fdp_tokens == 12 + 48 + 1026 + 1 + 1023
     assert sizes.idm_tokens == 12 + 2 * 1026 + 48
-    assert task_plan(cfg, sizes, "fdp").tokens_per_step == 96 * 2110
-    assert task_plan(cfg, sizes, "idm").steps == 23309 + 26591
+    assert task_plan(cfg, sizes, "fdp", 4).tokens_per_step == 96 * 2110
+    assert task_plan(cfg, sizes, "idm", 4).steps == 23309 + 26591
 
 
 def test_flops_are_the_ones_worked_out_by_hand(chameleon: tuple[LoopConfig, Sizes]) -> None:
@@ -126,41 +132,133 @@ def test_memory_of_two_workers_by_hand(
     chameleon: tuple[LoopConfig, Sizes], strategy: Strategy, weights: int, states: int
 ) -> None:
     cfg, sizes = chameleon
-    plan = task_plan(cfg, sizes, "fdp")
-    found = memory(cfg, sizes, plan, strategy)
+    plan = task_plan(cfg, sizes, "fdp", 2)
+    found = training_memory(cfg, sizes, plan, strategy, 2)
     assert found.weights == weights
     assert found.gradients + found.optimizer == states
-    # 7.0 MB a token, and the logits of a row: 1,024 x 8,192 x 10 bytes.
-    a_row = 2110 * 32 * (2 * (10 * 4096 + 4 * 11008) + 12 * 4096) + 1024 * 8192 * 10
-    assert a_row == pytest.approx(14.8e9, rel=0.02)
+    # 8.8 MB a token, and the logits of a row: 1,024 x 8,192 x 10 bytes.
+    layer = 2 * (10 * 4096 + 4 * 11008) + 12 * 4096 + round(1.6 * (6 * 4096 + 11008))
+    a_row = 2110 * 32 * layer + 1024 * 8192 * 10
     assert found.activations == 3 * a_row
     assert found.total == found.activations + weights + states + OVERHEAD_BYTES
 
 
-def test_the_paper_setting_fits_its_gpus(chameleon: tuple[LoopConfig, Sizes]) -> None:
-    for path in (CHAMELEON, LIQUID):
-        cfg = load(path)
-        made = make_plan(cfg, MACHINE)
-        assert all(found["ddp"].total < 78 * 2**30 for found in made.memory.values())
+def machines(text: str) -> Cluster:
+    found = read_cluster(text)
+    assert found is not None
+    return found
+
+
+def planned(config: str, cluster: str, *overrides: str) -> Plan:
+    card = machines(cluster).card
+    assert card is not None
+    return planned_at(load(ROOT / "configs" / config, overrides), cluster, card_speed(card))
+
+
+def planned_at(cfg: LoopConfig, cluster: str, speed: Speed = SPEED) -> Plan:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dynamics.plan.base_sizes", shared_sizes)
+        return make_plan(cfg, machines(cluster), speed)
+
+
+@pytest.mark.parametrize(
+    ("config", "cluster"),
+    [
+        ("chameleon7b.yaml", "4xp5.4xlarge"),
+        ("liquid7b.yaml", "4xp5.4xlarge"),
+        ("chameleon7b-80gb.yaml", "p5.4xlarge"),
+        ("chameleon7b-24gb.yaml", "g6.2xlarge"),
+    ],
+)
+def test_a_config_fits_the_machines_that_it_is_for(config: str, cluster: str) -> None:
+    made = planned(config, cluster)
+    assert not made.lacking
+    assert verdict(made).startswith(f"fits {cluster}: ")
+
+
+def test_the_overrides_of_the_verdict_make_it_fit() -> None:
+    made = planned("chameleon7b.yaml", "g6e.12xlarge")
+    assert {check.what for check in made.lacking} == {"label", "train", "evaluate", "serve"}
+    overrides = [override for check in made.lacking for override in check.overrides]
+    assert all(override in verdict(made) for override in overrides)
+    assert not planned("chameleon7b.yaml", "g6e.12xlarge", *overrides).lacking
+    section, largest = overrides[0].split("=")
+    more = [f"{section}={int(largest) + 1}", *overrides[1:]]
+    assert planned("chameleon7b.yaml", "g6e.12xlarge", *more).lacking
+
+
+def test_what_no_setting_mends_is_said(chameleon: tuple[LoopConfig, Sizes]) -> None:
+    says = verdict(planned("chameleon7b.yaml", "g4dn.xlarge"))
+    assert "evaluate: fewer samples in evaluate.best_of, or a larger card" in says
+    assert "RAM (g4dn.xlarge)" not in verdict(planned("chameleon7b.yaml", "g5.12xlarge"))
+
+
+def test_stages_take_the_memory_that_a_gpu_measured(chameleon: tuple[LoopConfig, Sizes]) -> None:
+    """Chameleon-7B's shape with one adapter on an H100, `benchmarks/gpu.py`."""
+    cfg, sizes = chameleon
+    measured = json.loads(GPU_MEASURED.read_text())
+    adapter = 4 * sizes.trainable
+
+    def planned_bytes(stage: Stage, *overrides: str) -> float:
+        one = load(CHAMELEON, overrides)
+        held = {"label": 0, "evaluate": adapter, "ingest": 0}[stage]
+        return inference_memory(one, sizes, stage) - OVERHEAD_BYTES - held
+
+    for rows in (1, 2, 3):
+        plan = replace(task_plan(cfg, sizes, "fdp", 1), micro_batch_rows=rows)
+        found = training_memory(cfg, sizes, plan, "ddp", 1)
+        # The benchmark takes no optimizer step.
+        total = found.total - found.optimizer - OVERHEAD_BYTES
+        assert total == pytest.approx(measured[f"train {rows} rows"]["bytes"], rel=0.03)
+    for pairs in (8, 32):
+        found_bytes = planned_bytes("label", f"label.batch_size={pairs}")
+        assert found_bytes == pytest.approx(
+            measured[f"label {pairs} pairs, 16 tokens"]["bytes"], rel=0.05
+        )
+    assert planned_bytes("ingest") == pytest.approx(measured["encode 16 frames"]["bytes"], rel=0.05)
+
+
+def test_steps_take_the_time_that_a_gpu_measured(chameleon: tuple[LoopConfig, Sizes]) -> None:
+    cfg, sizes = chameleon
+    measured = json.loads(GPU_MEASURED.read_text())
+    (node,) = machines("p5.4xlarge").nodes
+    assert node.card is not None
+    reached = card_speed(node.card).reached
+    row = training_flops(cfg, sizes, "fdp") / reached
+    assert 3 * row == pytest.approx(measured["train 3 rows"]["seconds"], rel=0.05)
+    prefill = 32 * forward_flops(sizes, 2093) / reached
+    assert prefill == pytest.approx(measured["label 32 pairs, 1 tokens"]["seconds"], rel=0.1)
 
 
 def test_hours_follow_from_flops(chameleon: tuple[LoopConfig, Sizes]) -> None:
     cfg, sizes = chameleon
-    made = make_plan(cfg, MACHINE)
+    made = planned_at(cfg, "4xp5.4xlarge")
+    starts = 2 * 16
     fdp = (62158 + 70908) * 96 * training_flops(cfg, sizes, "fdp")
-    assert made.hours.train == pytest.approx(fdp / 2 / (0.4 * 790e12) / 3600)
-    assert made.hours.label == pytest.approx(
-        57582 * label_flops(cfg, sizes) / 4 / (0.4 * 790e12) / 3600
-    )
-    # One encoding of 554 GFLOP for each frame; six key frames of a clip make five pairs.
-    pool, labelled, heldout = 69099, 2 * 149180, 2 * 250
-    flops = (pool + labelled + heldout) * 0.554e12
-    assert made.hours.encode == pytest.approx(flops / 4 / (0.25 * 0.4 * 790e12) / 3600)
-    # The leakage guard decodes pool and held-out pairs once.
-    flops = (pool + heldout) * 1.6 * 0.554e12
-    assert made.hours.guard == pytest.approx(flops / 4 / (0.25 * 0.4 * 790e12) / 3600)
-    slower = make_plan(cfg, replace(MACHINE, utilisation=0.2))
-    assert slower.hours.total == pytest.approx(2 * made.hours.total)
+    idm = (23309 + 26591) * 64 * training_flops(cfg, sizes, "idm")
+    reached = 0.4 * 790e12
+    assert made.training["together"] == pytest.approx((fdp / 2 / reached + starts) / 3600)
+    assert made.training["sequence"] == pytest.approx(((fdp + idm) / 4 / reached + starts) / 3600)
+    assert made.hours["train"].wall == made.training["sequence"]
+    assert made.hours["train"].gpu_hours == 4 * made.training["sequence"]
+    # Prefills of 57,582 pairs, and 48 tokens of every batch of 32: 32 layers of 1.65 ms each.
+    labels = 57582 * label_flops(cfg, sizes) / reached + 1800 * 48 * 32 * 1.65e-3
+    assert made.hours["label"].wall == pytest.approx((labels / 4 + 9) / 3600, rel=1e-3)
+    # One encoding of 554 GFLOP for each frame, 0.065 bytes a FLOP; six key frames make five pairs.
+    frames = 69099 + 2 * 149180 + 2 * 250
+    encoding = frames * 0.554e12 * 0.065 / 3.35e12
+    assert made.hours["ingest"].wall == pytest.approx(encoding / 4 / 3600, rel=1e-3)
+
+
+def test_fewer_cards_than_asked_take_longer_and_none_take_none(
+    chameleon: tuple[LoopConfig, Sizes],
+) -> None:
+    cfg, _ = chameleon
+    two = planned_at(cfg, "2xp5.4xlarge")
+    assert two.hours["label"].workers == two.hours["train"].workers == 2
+    one = planned_at(cfg, "p5.4xlarge")
+    assert one.training["together"] == math.inf
+    assert one.hours["train"].wall == one.training["sequence"]
 
 
 def test_candidates_that_the_fdp_judges_cost_its_rows(
@@ -244,7 +342,7 @@ def test_activations_are_what_autograd_keeps(task: Task, override: str) -> None:
     """The bytes that a forward of the shipped base saves for its backward, parameters left out."""
     cfg = load(TABLETOP, [override])
     sizes = base_sizes(cfg)
-    plan = task_plan(cfg, sizes, task)
+    plan = task_plan(cfg, sizes, task, 1)
     job = FitJob(
         task=task, family=cfg.model.family, base=cfg.base_path(), device="cpu",
         transitions=Path(), steps=1, train=cfg.train, seed=0, init_from=None, out=Path(),
@@ -275,8 +373,8 @@ def test_activations_are_what_autograd_keeps(task: Task, override: str) -> None:
         torch.autocast("cpu", torch.bfloat16, enabled=lower),
     ):
         loss(rows.ids, rows.labels, None, task)
-    planned = memory(cfg, sizes, plan, "ddp").activations
-    assert sum(kept.values()) == pytest.approx(planned, rel=0.15)
+    activations = training_memory(cfg, sizes, plan, "ddp", 1).activations
+    assert sum(kept.values()) == pytest.approx(activations, rel=0.15)
 
 
 def test_the_plan_of_a_finished_run_has_its_bytes(local_run: LocalRun) -> None:
@@ -290,7 +388,7 @@ def test_the_plan_of_a_finished_run_has_its_bytes(local_run: LocalRun) -> None:
 
 def test_a_base_that_nobody_knows_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no published sizes under that name \\(anole-7b, "):
-        make_plan(load(TABLETOP, [f"model.base={tmp_path / 'some-13b'}"]), MACHINE)
+        base_sizes(load(TABLETOP, [f"model.base={tmp_path / 'some-13b'}"]))
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -305,23 +403,37 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_prints_what_was_computed() -> None:
-    done = command("--config", str(CHAMELEON), "--json", "--tflops", "790", "--utilisation", "0.4")
+    done = command("--config", str(CHAMELEON), "--json", "--cluster", "4xp5.4xlarge")
     assert done.returncode == 0, done.stderr
     printed: dict[str, Any] = json.loads(done.stdout)
-    made: Plan = make_plan(load(CHAMELEON), MACHINE)
+    made = planned("chameleon7b.yaml", "4xp5.4xlarge")
     assert printed == json.loads(json.dumps(made.to_json()))
     assert printed["memory"]["fdp"]["ddp"]["total"] == made.memory["fdp"]["ddp"].total
+    assert printed["fits"]
 
 
-def test_the_command_prints_tables() -> None:
-    done = command("--set", "train.num_workers=2")
+def test_the_command_prints_tables_and_a_verdict() -> None:
+    done = command("--set", "train.num_workers=2", "--tflops", "0.1", "--utilisation", "0.5")
     assert done.returncode == 0, done.stderr
     for said in (
-        "trained per task",
         "229,056",
         "fsdp2",
         "zero3",
-        "hours at 33 %",
+        "hours at 50 % of 0.1",
+        "one after the other",
         "disk",
     ):
         assert said in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("fits this machine: ")
+
+
+def test_the_command_fails_when_something_does_not_fit() -> None:
+    done = command("--config", str(CHAMELEON), "--cluster", "g6.2xlarge")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("does not fit g6.2xlarge: label (L4), train")
+
+
+def test_a_cluster_that_nobody_knows_is_named() -> None:
+    done = command("--cluster", "p9.unheard")
+    assert done.returncode == 2
+    assert "is no file, no address" in done.stderr

@@ -1,0 +1,36 @@
+"""A config file that differs from another in what it names."""
+
+from pathlib import Path
+
+import pytest
+
+from dynamics.core.config_file import load
+from dynamics.core.errors import UserError
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_keys_of_a_file_go_over_those_of_its_base(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "rounds: 2\nevaluate: {best_of: [1, 2, 4], batch_size: 7}\n")
+    own = write(tmp_path, "own.yaml", "base: base.yaml\nevaluate: {best_of: [1]}\n")
+    cfg = load(own, ["rounds=5"])
+    assert (cfg.rounds, cfg.evaluate.best_of, cfg.evaluate.batch_size) == (5, (1,), 7)
+
+
+def test_a_base_may_have_a_base(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "seed: 3\n")
+    write(tmp_path, "b.yaml", "base: a.yaml\nrounds: 2\n")
+    cfg = load(write(tmp_path, "c.yaml", "base: b.yaml\n"))
+    assert (cfg.seed, cfg.rounds) == (3, 2)
+
+
+def test_a_base_that_is_missing_or_goes_round_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml does not exist"):
+        load(write(tmp_path, "own.yaml", "base: none.yaml\n"))
+    write(tmp_path, "a.yaml", "base: b.yaml\n")
+    with pytest.raises(UserError, match=r"a\.yaml is its own base, by way of .*b\.yaml"):
+        load(write(tmp_path, "b.yaml", "base: a.yaml\n").parent / "a.yaml")
