@@ -1,6 +1,7 @@
 """``python -m ray_jobs.nodes ADDRESS``: the nodes of a live Ray as JSON, the head first."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     import ray
 
     try:
-        ray.init(address=arguments[0], log_to_driver=False, logging_level="ERROR")
+        ray.init(address=arguments[0], log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"no Ray answers at {arguments[0]}: {reason}") from error

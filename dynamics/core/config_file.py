@@ -49,8 +49,8 @@ def _over(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in own.items():
         under = merged.get(key)
-        both = isinstance(under, dict) and isinstance(value, dict)
-        merged[key] = _over(under, value) if both else value
+        inner = isinstance(under, dict) and isinstance(value, dict)
+        merged[key] = _over(merged[key], value) if inner else value
     return merged
 
 

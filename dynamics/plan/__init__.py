@@ -12,10 +12,18 @@ from dynamics.plan.checks import Check, checks
 from dynamics.plan.cluster import Cluster
 from dynamics.plan.disk import disk_bytes
 from dynamics.plan.flops import TaskPlan, task_plan
-from dynamics.plan.hours import Schedule, Speed, StageHours, hours, training_hours, workers_of
+from dynamics.plan.hours import (
+    Speed,
+    StageHours,
+    hours,
+    own_schedule,
+    training_hours,
+    workers_of,
+)
 from dynamics.plan.memory import Memory, Strategy, training_memory
 from dynamics.plan.sizes import Sizes, base_sizes
 from dynamics.training.loss import Task
+from dynamics.training.schedule import Schedule
 
 __all__ = ["Plan", "make_plan"]
 
@@ -36,7 +44,8 @@ class Plan:
     strategy: str
     hours: dict[str, StageHours]
     training: dict[Schedule, float]
-    """Wall hours of training by schedule."""
+    """Wall hours of training by schedule; ``schedule`` is the run's own."""
+    schedule: Schedule
     served_gpus: float
     """GPUs that the service holds, also while nobody asks."""
     disk_bytes: dict[str, int]
@@ -98,6 +107,7 @@ def make_plan(cfg: LoopConfig, cluster: Cluster, speed: Speed) -> Plan:
         strategy=cfg.train.strategy,
         hours=hours(cfg, sizes, tasks, cluster, speed),
         training=training_hours(cfg, tasks, cluster, speed),
+        schedule=own_schedule(cfg, tasks, workers_of(cfg, "train", cluster)[0]),
         served_gpus=_served_gpus(cfg.serve),
         disk_bytes=disk_bytes(cfg, sizes),
         checks=checks(cfg, sizes, cluster),

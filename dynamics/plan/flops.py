@@ -81,6 +81,14 @@ def scored_positions(sizes: Sizes, task: Task) -> tuple[int, int]:
     return sizes.action_tokens + 1, sizes.vocabulary
 
 
+def sampled_sentences(cfg: LoopConfig) -> int:
+    """Sentences of a pair that are drawn at once: one, or as many as the score wants."""
+    needs = SCORES[cfg.filter.score].needs
+    if needs == "samples":
+        return cfg.label.agreement_samples
+    return cfg.label.candidates if needs == "fdp_loglik" else 1
+
+
 def label_flops(cfg: LoopConfig, sizes: Sizes) -> float:
     """FLOPs of labelling one pair: the prompt, then every sentence that is written or scored.
 

@@ -6,21 +6,17 @@ Constants were measured: on an H100 (docs/LOG.md, 2026-11-27) or, for CPUs, by `
 import math
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import Split, load_simulator
-from dynamics.labelling.confidence import SCORES
 from dynamics.plan.cluster import Card, Cluster
-from dynamics.plan.flops import TaskPlan, forward_flops, label_flops, pool_frames
+from dynamics.plan.flops import TaskPlan, forward_flops, label_flops, pool_frames, sampled_sentences
 from dynamics.plan.memory import Stage, cache_bytes
 from dynamics.plan.sizes import Sizes
 from dynamics.training.loss import Task
-
-Schedule = Literal["together", "sequence"]
-"""IDM and FDP at once, each on half of the workers, or one after the other on all of them."""
+from dynamics.training.schedule import Schedule, schedule_of
 
 GPU_UTILISATION = 0.24
 """Share of a card's data sheet that training and prefills reach: 240 of 989 TFLOP/s on an H100."""
@@ -121,7 +117,7 @@ def workers_of(cfg: LoopConfig, stage: Stage, cluster: Cluster) -> tuple[int, fl
 def hours(
     cfg: LoopConfig, sizes: Sizes, tasks: dict[Task, TaskPlan], cluster: Cluster, speed: Speed
 ) -> dict[str, StageHours]:
-    """Hours by stage; training by the schedule `training_hours` finds shorter."""
+    """Hours by stage; training by the run's own schedule."""
     work = _Work(cfg, sizes, speed)
     # By stage: seconds that its workers share, seconds that nobody shares, starts of its workers.
     parts: dict[str, tuple[Stage, float, float, int]] = {
@@ -139,9 +135,15 @@ def hours(
         seconds += alone + starts * _START_S.get(name, 0.0)
         found[name] = StageHours(workers=workers, gpus=workers * gpus, wall=seconds / 3600)
     workers, gpus = workers_of(cfg, "train", cluster)
-    training = training_hours(cfg, tasks, cluster, speed)
-    found["train"] = StageHours(workers=workers, gpus=workers * gpus, wall=min(training.values()))
+    wall = training_hours(cfg, tasks, cluster, speed)[own_schedule(cfg, tasks, workers)]
+    found["train"] = StageHours(workers=workers, gpus=workers * gpus, wall=wall)
     return found
+
+
+def own_schedule(cfg: LoopConfig, tasks: dict[Task, TaskPlan], workers: int) -> Schedule:
+    """The schedule that the run takes with so many workers: alone, one has no choice."""
+    steps = {task: plan.steps for task, plan in tasks.items()}
+    return schedule_of(cfg.train, steps) if workers >= len(tasks) else "sequence"
 
 
 def training_hours(
@@ -202,8 +204,7 @@ class _Work:
 
     def _labelling(self, pairs: int, batch: int) -> float:
         cfg, sizes = self._cfg, self._sizes
-        samples = {"fdp_loglik": cfg.label.candidates, "samples": cfg.label.agreement_samples}
-        rows = min(batch, pairs) * samples.get(SCORES[cfg.filter.score].needs, 1)
+        rows = min(batch, pairs) * sampled_sentences(cfg)
         steps = min(cfg.label.max_action_tokens, sizes.action_tokens + 1)
         waiting = math.ceil(pairs / batch) * steps * self._wait(rows, sizes.idm_tokens)
         return pairs * label_flops(cfg, sizes) / self._speed.reached + waiting

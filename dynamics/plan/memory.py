@@ -10,7 +10,7 @@ from typing import Literal
 from dynamics.core.config import LoopConfig
 from dynamics.inference.decode import CODES_BATCH, SCORE_BATCH, TEXT_BATCH
 from dynamics.labelling.confidence import SCORES
-from dynamics.plan.flops import TaskPlan, scored_positions
+from dynamics.plan.flops import TaskPlan, sampled_sentences, scored_positions
 from dynamics.plan.sizes import Sizes
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"]
@@ -131,11 +131,10 @@ def inference_memory(cfg: LoopConfig, sizes: Sizes, stage: Stage) -> int:
 def _batches(cfg: LoopConfig, sizes: Sizes, stage: Stage) -> list[int]:
     """Bytes of a stage's largest batches, one for each kind of work."""
     if stage == "label":
-        needs, rows = SCORES[cfg.filter.score].needs, cfg.label.batch_size
-        samples = {"fdp_loglik": cfg.label.candidates, "samples": cfg.label.agreement_samples}
-        found = [_sentences(sizes, rows, samples.get(needs, 1))]
-        if needs == "fdp_loglik":
-            found.append(_scoring(sizes, rows * cfg.label.candidates))
+        rows, drawn = cfg.label.batch_size, sampled_sentences(cfg)
+        found = [_sentences(sizes, rows, drawn)]
+        if SCORES[cfg.filter.score].needs == "fdp_loglik":
+            found.append(_scoring(sizes, rows * drawn))
         return found
     if stage == "evaluate":
         rows, samples = cfg.evaluate.batch_size, max(cfg.evaluate.best_of)

@@ -38,7 +38,7 @@ def _cluster(plan: Plan) -> Table:
     for node in plan.cluster.nodes:
         cards = f"{node.cards} x {node.card.name}" if node.card else str(node.cards or "-")
         table.add_row(
-            node.name, str(node.count), cards, _known(node.card and node.card.memory),
+            node.name, str(node.count), cards, _known(node.card.memory if node.card else None),
             str(node.cpus), _known(node.ram), _known(node.disk),
         )  # fmt: skip
     return table
@@ -96,19 +96,18 @@ def _hours(plan: Plan) -> Table:
         f"hours at {100 * speed.utilisation:.0f} % of {speed.tflops:.3g} TFLOP/s a {each}",
         "stage", "workers", "GPUs", "wall", "GPU hours",
     )  # fmt: skip
-    shorter = min(plan.training, key=lambda name: plan.training[name])
     for name, stage in plan.hours.items():
         if name != "train":
             table.add_row(name, *_cells(stage))
             continue
         for schedule, wall in plan.training.items():
-            mark = " *" if schedule == shorter else ""
+            mark = " *" if schedule == plan.schedule else ""
             one = replace(stage, wall=wall)
             table.add_row(f"train, {_SCHEDULES[schedule]}{mark}", *_cells(one))
     if plan.served_gpus:
         table.add_row("serve", "", f"{plan.served_gpus:g}", "", "while it is up")
     table.add_row("total", "", "", _hours_text(plan.wall), _hours_text(plan.gpu_hours))
-    table.caption = "* the shorter one, which counts"
+    table.caption = "* the run's own (train.schedule), which counts"
     return table
 
 
