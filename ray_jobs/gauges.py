@@ -1,10 +1,11 @@
 """The run as metrics of Ray: one scrape of the nodes' endpoint has them beside Ray's own.
 
-Prometheus sees each with Ray's prefix, e.g. ``ray_dynamics_stage_done{run, round, stage}``. A
-series stays with its last value until the driver ends.
+Prometheus sees each with Ray's prefix, e.g. ``ray_dynamics_stage_done{run, round, stage}``. Ray
+forgets a value that is not set again, so a thread sets all of them every 5 seconds: the series of a
+stage ends with the stage.
 """
 
-import time
+import threading
 from collections.abc import Sequence
 from functools import cache
 
@@ -21,8 +22,8 @@ NAMES = {
     "round": "The round that is worked on",
     "stage_done": "Pairs, steps or files of the stage that are finished",
     "stage_total": "Pairs, steps or files of the stage",
-    "stage_per_second": "Finished by second, averaged over the stage; 0 when it is over",
-    "stage_eta_seconds": "Seconds until the stage is finished; 0 when it is over",
+    "stage_per_second": "Finished by second, averaged over the stage",
+    "stage_eta_seconds": "Seconds until the stage is finished, 0 while nobody knows",
     "stage_queued": "Items that are read and wait for a worker",
     "fit_step": "Optimizer steps of the fit",
     "fit_loss": "Loss per scored token, mean of the last 25 steps",
@@ -44,45 +45,55 @@ class RayGauges:
         self._run = name
         self._folder = folder
         self._round: int | None = None
+        self._results: dict[str, float] = {}
         self._pace = Pace()
-        self._set_at = 0.0
+        self._queued = 0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __call__(
         self, done: int, total: int, what: str, *, note: str = "", queued: int = 0
     ) -> None:
-        """Set the gauges of the stage, and of the fits that go on."""
-        if not runtime.ray_is_up():
-            return
-        if what != self._pace.what and self._pace.what:
-            self._set_stage(per_second=0.0, eta_seconds=0.0, queued=0.0)
-        begins = self._pace.advance(done, total, what)
-        if not begins and done < total and time.monotonic() - self._set_at < SET_EVERY_S:
-            return
-        self._set_at = time.monotonic()
-        self._set_stage(
-            done=done,
-            total=total,
-            per_second=self._pace.per_s,
-            eta_seconds=self._pace.eta_s or 0.0,
-            queued=queued,
-        )
-        if self._round is not None and what.startswith("train"):
-            self._set_fits(self._round)
+        """Keep how far a stage is."""
+        self._pace.advance(done, total, what)
+        self._queued = queued
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._set_again, daemon=True)
+            self._thread.start()
 
     def begin_round(self, round_id: int) -> None:
-        """Take note of the round."""
+        """Keep the round."""
         self._round = round_id
-        if runtime.ray_is_up():
-            _gauge("round").set(round_id, {"run": self._run})
 
     def log_round(self, report: RoundReport) -> None:
-        """Set the round's results."""
-        if runtime.ray_is_up():
-            for name, estimate in report.metrics.items():
-                _gauge("result").set(estimate.value, {"run": self._run, "metric": name})
+        """Keep the round's results."""
+        self._results = {name: estimate.value for name, estimate in report.metrics.items()}
 
     def log_run(self, reports: Sequence[RoundReport]) -> None:
-        """Nothing to do: each round is set when it is finished."""
+        """Set nothing any more."""
+        self._ended.set()
+
+    def _set_again(self) -> None:
+        while not self._ended.wait(SET_EVERY_S):
+            if runtime.ray_is_up():
+                self.set_all()
+
+    def set_all(self) -> None:
+        """Set the gauges of the round, of the stage, and of the fits that go on."""
+        for name, value in self._results.items():
+            _gauge("result").set(value, {"run": self._run, "metric": name})
+        if self._round is not None:
+            _gauge("round").set(self._round, {"run": self._run})
+        pace = self._pace
+        self._set_stage(
+            done=pace.done,
+            total=pace.total,
+            per_second=pace.per_s,
+            eta_seconds=pace.eta_s or 0.0,
+            queued=self._queued,
+        )
+        if self._round is not None and pace.what.startswith("train"):
+            self._set_fits(self._round)
 
     def _set_stage(self, **values: float) -> None:
         stage = self._pace.what.partition(", round")[0]
