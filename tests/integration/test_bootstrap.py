@@ -1,5 +1,6 @@
 """The command itself, as a user types it: killed, resumed, repeated, served."""
 
+import json
 import os
 import re
 import signal
@@ -247,6 +248,14 @@ def test_a_run_folder_in_use_is_status_3(small: LoopConfig, tmp_path: Path) -> N
         done = run(command)
     assert done.returncode == 3
     assert f"in use by process {os.getpid()}" in done.stderr
+
+
+def test_errors_are_json_where_lines_are(tmp_path: Path) -> None:
+    done = run([*COMMAND, "--log", "json", "--run-dir", str(tmp_path), "pool.path=nowhere"])
+    assert done.returncode == 2
+    line = json.loads(done.stderr)
+    assert line["level"] == "error"
+    assert "nowhere" in line["message"]
 
 
 def test_overrides_may_stand_anywhere_and_the_config_can_be_printed(tmp_path: Path) -> None:
