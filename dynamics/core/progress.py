@@ -32,20 +32,23 @@ class Pace:
         self.what = ""
         self.done = self.total = 0
         self._began = 0.0
+        self._ended: float | None = None
         self._done_before = 0
 
     def advance(self, done: int, total: int, what: str) -> bool:
         """Take in a call of `Progress`; True when it begins a stage."""
         begins = what != self.what or done < self.done
         if begins:
-            self._began, self._done_before = time.monotonic(), done
+            self._began, self._ended, self._done_before = time.monotonic(), None, done
         self.done, self.total, self.what = done, total, what
+        if done >= total > 0 and self._ended is None:
+            self._ended = time.monotonic()
         return begins
 
     @property
     def seconds(self) -> float:
-        """Time since the stage began."""
-        return time.monotonic() - self._began
+        """Time since the stage began, until its end."""
+        return (time.monotonic() if self._ended is None else self._ended) - self._began
 
     @property
     def per_s(self) -> float:

@@ -49,6 +49,20 @@ def test_a_stage_says_where_it_is_how_fast_and_how_long(wait: Wait) -> None:
     assert [len(clock) for _, clock, _ in said] == [8, 8, 8]
 
 
+def test_the_pace_of_a_stage_that_went_on_counts_from_there_and_ends_with_it(wait: Wait) -> None:
+    pace = progress.Pace()
+    assert pace.advance(600, 1000, "train")
+    wait(10)
+    assert not pace.advance(800, 1000, "train")
+    assert (pace.per_s, pace.eta_s) == (20, 10)
+    wait(10)
+    pace.advance(1000, 1000, "train")
+    wait(100)
+    assert (pace.seconds, pace.per_s, pace.eta_s) == (20, 20, 0)
+    assert pace.advance(0, 0, "serve")
+    assert (pace.per_s, pace.eta_s) == (0, None)
+
+
 def test_nothing_is_said_while_nothing_changes(wait: Wait) -> None:
     show, lines = view()
     for _ in range(1000):
