@@ -127,9 +127,8 @@ def run_stream_on_ray(
     size = min(num_actors, items.count)
     a_task = max(1 if stream.costly_reads else _CHEAP_READS, -(-items.count // _MAX_TASKS))
     ids = np.arange(items.count)
-    source = ray.data.from_blocks(
-        [pa.table({"id": ids[at : at + a_task]}) for at in range(0, items.count, a_task)]
-    )
+    tasks = [pa.table({"id": ids[at : at + a_task]}) for at in range(0, items.count, a_task)]
+    source = ray.data.from_blocks(tasks)
     watch = _Watch(stream, progress, {"CPU": 1, "GPU": num_gpus} if num_gpus else {"CPU": 1})
     number = next(_numbers)
     watching: Any = partial(_watch_of, number)
@@ -146,7 +145,7 @@ def run_stream_on_ray(
         batch_size=1,
         batch_format="pyarrow",
         # Every process that Ray starts for a read imports for seconds first.
-        compute=TaskPoolStrategy(None if stream.costly_reads else size),
+        compute=TaskPoolStrategy(None if stream.costly_reads else min(size, len(tasks))),
         num_cpus=0.5,
     ).map_batches(
         _Worker,
