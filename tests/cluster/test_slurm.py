@@ -44,9 +44,8 @@ sys.exit(bootstrap.main())
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "checkout"
-    (folder / ".venv").mkdir(parents=True)
-    (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-    (folder / "ray_jobs").mkdir()
+    (folder / "ray_jobs").mkdir(parents=True)
+    (folder / ".venv").symlink_to(Path(sys.prefix))
     (folder / "ray_jobs" / "bootstrap.py").write_text(DRIVER.format(root=str(REPOSITORY_ROOT)))
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (tmp_path / name).write_text(text)
@@ -105,7 +104,7 @@ def test_a_job_whose_time_is_up_queues_itself_again(
 
 
 def test_a_checkout_without_an_environment_is_one_line(checkout: Path) -> None:
-    (checkout / ".venv" / "bin").unlink()
+    (checkout / ".venv").unlink()
     job = started(checkout)
     assert job.wait(20) == 2
     assert (checkout / "log").read_text().count("\n") == 1
