@@ -40,7 +40,7 @@ _FILM_S_PER_PIXEL = 1e-8
 _VIDEO_PIXELS = 250 * 340 * 256
 """Pixels of a clip whose length is not known: 10 s of the usual sets."""
 _PICTURE_PIXELS = 512 * 512
-_HASH_S = 0.2e-3
+_HASH_S = 0.4e-3
 """Seconds of the driver for the hash of a frame, and its comparison with the held-out ones."""
 _START_S = {"label": 9.0, "evaluate": 10.0, "train": 16.0}
 """Seconds in which a stage's processes start and load a small model; label, evaluate and train."""
