@@ -94,10 +94,13 @@ def _live(address: str) -> "Cluster":
             f"--cluster {address} is no file, no address (host:6379, auto) and no machine that is "
             "known; dynamics/assets/published/machines.yaml lists them"
         )
-    asked = subprocess.run(
-        [sys.executable, "-m", "ray_jobs.nodes", address],
-        capture_output=True, text=True, check=False, cwd=REPOSITORY_ROOT,
-    )  # fmt: skip
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-m", "ray_jobs.nodes", address],
+            capture_output=True, text=True, check=False, cwd=REPOSITORY_ROOT, timeout=30,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"no Ray answers at {address} within 30 seconds") from error
     if asked.returncode:
         raise UserError((asked.stderr.strip() or "Ray did not answer").splitlines()[-1])
     return live_cluster(address, json.loads(asked.stdout.splitlines()[-1]))
