@@ -26,6 +26,9 @@ sys.path.insert(0, {root!r})
 from dynamics.core.config import ClusterConfig
 from ray_jobs import bootstrap, runtime
 
+def nap():
+    time.sleep(600)
+
 def run(parsed):
     import ray
     runtime.ensure_ray(ClusterConfig())
@@ -34,7 +37,7 @@ def run(parsed):
     print("rounds", parsed.rounds, "on", len(ray.nodes()), "nodes", flush=True)
     if parsed.rounds == "1":
         return 0
-    ray.get(ray.remote(time.sleep).remote(600))
+    ray.get(ray.remote(nap).remote())
 
 bootstrap._run = run
 sys.exit(bootstrap.main())
