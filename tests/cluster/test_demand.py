@@ -59,6 +59,5 @@ def test_a_real_cluster_says_what_it_lacks_and_what_others_hold() -> None:
         # What the tests before have left may hold a share of the last CPU.
         found = waiting({"CPU": 1}, 8) or ""
         assert re.fullmatch(r"needs 8 x \(1 CPU\); other work leaves room for [01]", found)
-        assert waiting({"CPU": 0.1}, 1) is None
     finally:
         ray.util.remove_placement_group(group)

@@ -64,10 +64,8 @@ def difference(first: FitJob, second: FitJob) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "num_workers"),
-    [("together", 2), pytest.param("sequence", 1, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("schedule", "num_workers"), [("together", 2), ("sequence", 1)])
 def test_ddp_workers_train_the_adapters_of_one(
     make_job: MakeJob, tmp_path: Path, schedule: str, num_workers: int
 ) -> None:

@@ -162,7 +162,7 @@ def test_serve_keeps_the_generator_up_until_interrupted(
 @pytest.mark.parametrize(
     "proxy_ready_s",
     [
-        pytest.param(None, id="no answer in time"),
+        pytest.param(None, id="no answer in time", marks=pytest.mark.slow),
         # Serve gives a proxy a minute, three times here.
         pytest.param("0.001", id="no proxy in time", marks=pytest.mark.slow),
     ],
