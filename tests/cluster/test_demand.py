@@ -1,7 +1,5 @@
 """What is missing where work finds no room."""
 
-import re
-
 import pytest
 
 from ray_jobs.demand import grows, lack, missing, room, waiting
@@ -52,12 +50,14 @@ def test_a_real_cluster_says_what_it_lacks_and_what_others_hold() -> None:
     assert missing({"CPU": 1}, 8) is None
     line = "needs 9 x (1 CPU); the nodes have room for 8: 1 with 8 CPU"
     assert missing({"CPU": 1}, 9) == waiting({"CPU": 1}, 9) == line
-    group = ray.util.placement_group([{"CPU": 7}])
+    # What the tests before have left may hold CPUs, never memory.
+    share = ray.cluster_resources()["memory"] // 8
+    group = ray.util.placement_group([{"memory": 7 * share}])
     ray.get(group.ready())
     try:
-        assert missing({"CPU": 1}, 8) is None
-        # What the tests before have left may hold a share of the last CPU.
-        found = waiting({"CPU": 1}, 8) or ""
-        assert re.fullmatch(r"needs 8 x \(1 CPU\); other work leaves room for [01]", found)
+        assert missing({"memory": share}, 8) is None
+        held = f"needs 8 x ({share:g} memory); other work leaves room for 1"
+        assert waiting({"memory": share}, 8) == held
+        assert waiting({"memory": share}, 1) is None
     finally:
         ray.util.remove_placement_group(group)
