@@ -10,11 +10,14 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from dynamics.core.config import ServeConfig
 from dynamics.core.seeds import numpy_rng
 from dynamics.serving import schemas as api
+from dynamics.serving.http.app import make_app
+from dynamics.serving.http.responses import ServiceResponse
 from dynamics.tabletop.scene import sample_scene
 from tests.browser import Seen, chromium, finished, needs_chromium, new_context, opened, run, watch
-from tests.fake_service import WORLD, Behaviour, build, event, png, provenance, running
+from tests.fake_service import PAGE, WORLD, Behaviour, build, event, png, provenance, running
 
 pytestmark = needs_chromium
 
@@ -470,3 +473,63 @@ def test_nothing_runs_without_a_service(browser, url):
         page.wait_for_selector("#error:has-text('does not answer')")
         assert page.locator("#run").is_disabled()
         assert watch(page, url) == Seen()
+
+
+ASK = """async (url) => {
+    const json = { "content-type": "application/json" };
+    const form = new FormData();
+    form.append("image", new Blob(["x"]), "x.png");
+    form.append("action", "push it");
+    const text = JSON.stringify({ image: "eA==", action: "push it" });
+    const pairs = new URLSearchParams({ action: "push it" });
+    const outcomes = [];
+    for (const [path, options] of [
+        ["predict", { method: "POST", headers: json, body: text }],
+        ["predict", { method: "POST", body: form }],
+        ["predict", { method: "POST", mode: "no-cors", body: text }],
+        ["predict", { method: "POST", mode: "no-cors", body: form }],
+        ["predict", { method: "POST", mode: "no-cors", body: pairs }],
+        ["models", { mode: "no-cors" }],
+        ["models", {}],
+    ]) {
+        const told = fetch(`${url}/v1/${path}`, options).then((reply) => reply.status);
+        outcomes.push(await told.catch(() => "blocked"));
+    }
+    return outcomes;
+}"""
+SEND = """([url, kind]) => {
+    const form = document.createElement("form");
+    Object.assign(form, { method: "post", enctype: kind, action: `${url}/v1/predict` });
+    form.innerHTML = `<input name='{"image": "eA==", "action": "a", "round' value='": 0}'>`;
+    document.body.append(form);
+    form.submit();
+}"""
+
+
+def test_a_page_of_another_origin_makes_the_service_do_nothing(browser, url):
+    class Backend:
+        asked = 0
+
+        async def predict(self, *_: object) -> ServiceResponse:
+            self.asked += 1
+            return ServiceResponse(200, "{}")
+
+        async def models(self) -> ServiceResponse:
+            return await self.predict()
+
+    backend = Backend()
+    app = make_app(backend, ServeConfig(), PAGE, None)  # type: ignore[arg-type]  all that is asked
+    with running(app) as service, new_context(browser) as context:
+        page = context.new_page()
+        page.goto(f"{service}/docs")
+        assert page.evaluate(ASK, service) == [200, 200, 415, 200, 415, 200, 200]
+        assert backend.asked == 5
+        for other in (url, url.replace("127.0.0.1", "localhost")):  # same site, another site
+            page.goto(f"{other}/docs")
+            assert set(page.evaluate(ASK, service)) <= {"blocked", 0}
+            for kind in ("text/plain", "multipart/form-data", "application/x-www-form-urlencoded"):
+                page.goto(f"{other}/nothing")
+                with page.expect_response("**/v1/predict") as reply:
+                    page.evaluate(SEND, [service, kind])
+                assert reply.value.status == 403
+        assert backend.asked == 5

@@ -52,9 +52,10 @@ _PAGE_PATHS = {"index.html": "/", "docs.html": "/docs"}
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorReply, "description": "The service wants a key."},
-    403: {"model": ErrorReply, "description": "Not from there, without a key."},
+    403: {"model": ErrorReply, "description": "Not from there: another site's page, or no key."},
     408: {"model": ErrorReply, "description": "The request arrived too slowly."},
     413: {"model": ErrorReply, "description": "Too many bytes or pixels."},
+    415: {"model": ErrorReply, "description": "Neither JSON nor a form with files."},
     422: {"model": ErrorReply, "description": "Something in the request is not as it must be."},
     500: {"model": ErrorReply, "description": "A fault of the service; its log says more."},
     503: {"model": ErrorReply, "description": "Too busy, or not ready; Retry-After says when."},

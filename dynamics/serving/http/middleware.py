@@ -19,7 +19,10 @@ from dynamics.serving.schemas import MAX_BODY_BYTES, ErrorReply
 _log = logging.getLogger(__name__)
 
 PROTECTED = ("/v1/", "/metrics")
-"""Paths that need the key; the page, the description of the API and health do not."""
+"""Paths that need the key, and that no page of another origin may ask; the page, the description of
+the API and health are open."""
+BODY_KINDS = ("application/json", "multipart/form-data")
+"""Content types of requests. A form of another site cannot send the first without being asked."""
 
 SECURITY_HEADERS = (
     (
@@ -29,6 +32,7 @@ SECURITY_HEADERS = (
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
 
 
@@ -93,10 +97,16 @@ class ServiceMiddleware:
             raise BodyTooLargeError
         if self._key is None:
             _only_this_machine(scope)
-        elif scope["path"].startswith(PROTECTED):
-            given = (header(scope, b"authorization") or "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._key.encode()):
+        protected = scope["path"].startswith(PROTECTED)
+        if protected:
+            _only_own_page(scope)
+        if protected and self._key is not None:
+            scheme, _, given = (header(scope, b"authorization") or "").partition(" ")
+            right = hmac.compare_digest(given.encode(), self._key.encode())
+            if not right or scheme.lower() != "bearer":
                 raise Refused(401, "a key is needed: send Authorization: Bearer KEY")
+        if scope["method"] == "POST" and media_type(scope) not in BODY_KINDS:
+            raise Refused(415, f"send the request as {' or '.join(BODY_KINDS)}")
 
 
 class _Reply:
@@ -162,9 +172,23 @@ def _only_this_machine(scope: Scope) -> None:
         raise Refused(403, "without an API key only requests to localhost are answered")
 
 
+def _only_own_page(scope: Scope) -> None:
+    """Refuse what a page of another origin sends; programs send neither of the headers."""
+    site = header(scope, b"sec-fetch-site") or "none"
+    origin = header(scope, b"origin")
+    own = origin is None or origin.partition("://")[2] == header(scope, b"host")
+    if site not in ("same-origin", "none") or not own:
+        raise Refused(403, "a page of another origin may not ask this service")
+
+
+def media_type(scope: Scope) -> str:
+    """Content type of the request without its parameters."""
+    return (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
+
+
 def is_loopback(host: str) -> bool:
     """True for a host name or address of this machine's loopback."""
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from dynamics.serving.http.middleware import Refused
+from dynamics.serving.http.middleware import Refused, media_type
 from dynamics.serving.http.responses import explain
 from dynamics.serving.schemas import MAX_BODY_BYTES, MAX_STEPS, Message
 
@@ -26,8 +26,7 @@ async def read(request: Request, kind: type[Message]) -> bytes:
     """
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            content_type = request.headers.get("content-type", "")
-            if content_type.startswith("multipart/form-data"):
+            if media_type(request.scope) == "multipart/form-data":
                 return (await _form(request, kind)).model_dump_json(exclude_unset=True).encode()
             body = await request.body()
         kind.model_validate_json(body)

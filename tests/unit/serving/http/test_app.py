@@ -97,13 +97,15 @@ def send(path: str, *, method: str = "POST", **request: Any) -> httpx.Response:
 def test_without_its_key_nothing_of_worth_is_told() -> None:
     for path in ("/v1/models", "/v1/scenes", "/metrics"):
         assert send(path, method="GET", key=KEY).status_code == 401
-    for given in ("", KEY[:-1], KEY + "0", KEY.upper(), "Bearer", "\u00e9" * 32):
-        headers = {"authorization": f"Bearer {given}".encode()}
+    wrong = ("", KEY[:-1], KEY + "0", KEY.upper(), "Bearer", "\u00e9" * 32)
+    for given in (KEY, f"Basic {KEY}", *(f"Bearer {one}" for one in wrong)):
+        headers = {"authorization": given.encode()}
         reply = send("/v1/predict", json=GOOD, key=KEY, headers=headers)
         assert reply.status_code == 401
         assert KEY not in reply.text
-    good = {"authorization": f"Bearer {KEY}"}
-    assert send("/v1/predict", json=GOOD, key=KEY, headers=good).status_code == 200
+    for good in (f"Bearer {KEY}", f"bearer {KEY}"):
+        headers = {"authorization": good}
+        assert send("/v1/predict", json=GOOD, key=KEY, headers=headers).status_code == 200
     for path in ("/", "/healthz", "/readyz", "/openapi.json"):
         assert send(path, method="GET", key=KEY).status_code == 200
 
@@ -132,7 +134,42 @@ def test_without_a_key_only_this_machine_is_answered(host: str) -> None:
     assert send("/healthz", method="GET", base_url=host, key=KEY).status_code == 200
     page_elsewhere = {"host": "evil.example:8000"}  # a name that was made to point here
     assert send("/v1/predict", json=GOOD, headers=page_elsewhere).status_code == 403
-    assert send("/v1/predict", json=GOOD, base_url="http://localhost:8000").status_code == 200
+    for own in ("localhost:8000", "LOCALHOST", "[::1]:8000"):
+        assert send("/v1/predict", json=GOOD, headers={"host": own}).status_code == 200
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_pages_of_other_origins_are_refused(key: str | None) -> None:
+    backend = FakeBackend()
+    host = {"host": "127.0.0.1:8000", "authorization": f"Bearer {KEY}"}
+    for other in (
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:8001"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "same-origin", "origin": "https://evil.example"},
+    ):
+        for path, method in (("/v1/predict", "POST"), ("/v1/models", "GET"), ("/metrics", "GET")):
+            options = {"method": method, "headers": host | other, "key": key, "backend": backend}
+            content = {"json": GOOD} if method == "POST" else {}
+            assert send(path, **options, **content).status_code == 403
+        assert send("/", method="GET", headers=host | other, key=key).status_code == 200
+    for own in ({"origin": "http://127.0.0.1:8000"}, {"sec-fetch-site": "none"}, {}):
+        reply = send("/v1/predict", json=GOOD, headers=host | own, key=key, backend=backend)
+        assert reply.status_code == 200
+    assert len(backend.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""]
+)
+def test_only_json_and_forms_with_files_are_read(kind: str) -> None:
+    for path in ("/v1/predict", "/v1/rollouts", "/v1/label"):
+        reply = send(path, content=json.dumps(GOOD), headers={"content-type": kind})
+        assert reply.status_code == 415
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert send("/v1/predict", content=json.dumps(GOOD), headers=headers).status_code == 200
 
 
 def test_a_fault_of_ours_is_one_line_without_a_trace(caplog: pytest.LogCaptureFixture) -> None:
@@ -163,7 +200,8 @@ def test_too_large_a_body_is_refused_announced_or_not() -> None:
             sent += 2**20
             yield b"x" * 2**20
 
-    streamed = send("/v1/predict", content=endless())
+    headers = {"content-type": "application/json"}
+    streamed = send("/v1/predict", content=endless(), headers=headers)
     assert streamed.status_code == 413
     assert list(streamed.json()) == ["detail"]
     assert sent <= MAX_BODY_BYTES + 2**21
@@ -276,5 +314,5 @@ def test_the_description_names_every_route_and_every_error() -> None:
     }
     for path in ("/v1/predict", "/v1/label", "/v1/rollouts"):
         route = described["paths"][path]["post"]
-        assert {"200", "401", "413", "422", "503"} <= set(route["responses"])
+        assert {"200", "401", "413", "415", "422", "503"} <= set(route["responses"])
         assert set(route["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
