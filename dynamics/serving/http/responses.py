@@ -10,6 +10,8 @@ from dynamics.serving.batching import ExpiredError
 from dynamics.serving.model_registry import NotReadyError
 from dynamics.serving.schemas import ErrorReply, Message
 
+MAX_PROBLEMS = 5
+"""Most problems of a request that are named."""
 Request = TypeVar("Request", bound=Message)
 
 
@@ -58,10 +60,11 @@ def error_response(status: int, detail: str) -> ServiceResponse:
 
 
 def explain(error: ValidationError) -> str:
-    """All problems in one line, without the values that were sent."""
+    """The first problems in one line, without the values that were sent."""
     problems = []
-    for problem in error.errors(include_input=False, include_url=False, include_context=False):
-        place = ".".join(str(part) for part in problem["loc"])
+    found = error.errors(include_input=False, include_url=False, include_context=False)
+    for problem in found[:MAX_PROBLEMS]:
+        place = ".".join(str(part)[:64] for part in problem["loc"])
         problems.append(f"{place}: {problem['msg']}" if place else problem["msg"])
     return one_line("; ".join(problems))
 

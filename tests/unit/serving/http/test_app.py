@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,50 @@ def test_bodies_that_are_no_request_are_refused(content: bytes) -> None:
         reply = send(path, content=content, headers={"content-type": "application/json"})
         assert reply.status_code == 422
         assert "\n" not in reply.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{" + b",".join(b'"k%d":1' % number for number in range(900_000)) + b"}",
+        b'{"actions":[' + b"1," * 4_000_000 + b"1]}",
+        b'{"actions":' + b"[" * 6_000_000,
+        b'{"a":' * 1_000_000,
+        b'{"n":' + b"9" * 10_000_000 + b"}",
+        b'{"' + b"k" * 11_000_000 + b'":1}',
+        b'{"a":"' + b'\\"' * 5_000_000 + b'"}',
+        b'"' * 12_000_000,
+        b" " * 12_000_000,
+    ],
+    ids=["keys", "items", "nested", "objects", "number", "long_key", "escapes", "quotes", "spaces"],
+)
+def test_the_event_loop_goes_on_under_a_body_of_a_million_parts(content: bytes) -> None:
+    async def main() -> tuple[int, str, float]:
+        longest = 0.0
+
+        async def tick() -> None:
+            nonlocal longest
+            while True:
+                begin = time.monotonic()
+                await asyncio.sleep(0.01)
+                longest = max(longest, time.monotonic() - begin)
+
+        async with client() as asker:
+            ticking = asyncio.create_task(tick())
+            headers = {"content-type": "application/json"}
+            reply = await asker.post("/v1/predict", content=content, headers=headers)
+            ticking.cancel()
+            return reply.status_code, reply.json()["detail"], longest
+
+    status, detail, longest = asyncio.run(main())
+    assert (status, len(detail) <= 500) == (422, True)
+    assert longest < 1.0
+
+
+def test_of_many_problems_the_first_are_named() -> None:
+    reply = send("/v1/predict", json={f"field {number}": 1 for number in range(50)})
+    assert reply.status_code == 422
+    assert reply.json()["detail"].count(";") == 4
 
 
 @pytest.mark.parametrize(
