@@ -53,7 +53,8 @@ def read_picture(source: bytes | Place) -> Image.Image:
         with picture:
             _check_header(picture, name)
             try:
-                return to_rgb(picture)
+                ImageOps.exif_transpose(picture, in_place=True)
+                return _upright_to_rgb(picture)
             except MemoryError:
                 raise
             except Exception as error:
@@ -89,14 +90,18 @@ def _check_header(picture: Image.Image, name: str) -> None:
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """RGB: turned as EXIF says, transparent pixels on white, 16 bits a pixel scaled to 8."""
-    upright = ImageOps.exif_transpose(picture)
+    return _upright_to_rgb(ImageOps.exif_transpose(picture))
+
+
+def _upright_to_rgb(upright: Image.Image) -> Image.Image:
+    # Without copies that are not needed: a large picture has up to 100 MB.
     if upright.mode.startswith("I;16"):
         grey_HW = (np.asarray(upright).astype(np.uint32) + 128) // 257
         upright = Image.fromarray(grey_HW.astype(np.uint8))
     if upright.has_transparency_data:
-        layer = upright.convert("RGBA")
+        layer = upright if upright.mode == "RGBA" else upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return upright.convert("RGB")
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def encode_png(picture: Image.Image | np.ndarray, compress_level: int = 6) -> bytes:

@@ -3,15 +3,20 @@
 import asyncio
 import base64
 import binascii
+import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from PIL import Image
 
-from dynamics.core.images import KINDS, PictureError, encode_png, read_picture
+from dynamics.core.images import FORMATS, KINDS, PictureError, encode_png, read_picture
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.serving.schemas import MAX_IMAGE_BYTES
 
-_SMALL_PICTURE_BYTES = 2**16
-"""Most bytes of base64 that are decoded without a thread, which would cost more."""
+_SMALL_PICTURE_BYTES, _SMALL_PICTURE_PIXELS = 2**16, 2**20
+"""Most bytes of base64 and most pixels that are decoded without a thread, which would cost more."""
+_large = ThreadPoolExecutor(1, thread_name_prefix="picture")
+"""Decodes large pictures one at a time: each takes up to 16 bytes a pixel meanwhile."""
 
 
 async def to_frame(text: str, images: ImageTokenizer) -> np.ndarray:
@@ -24,7 +29,19 @@ async def to_frame(text: str, images: ImageTokenizer) -> np.ndarray:
     def fit() -> np.ndarray:
         return images.fit(read_picture(from_base64(text)))
 
-    return fit() if len(text) <= _SMALL_PICTURE_BYTES else await asyncio.to_thread(fit)
+    return (
+        fit() if _is_small(text) else await asyncio.get_running_loop().run_in_executor(_large, fit)
+    )
+
+
+def _is_small(text: str) -> bool:
+    if len(text) > _SMALL_PICTURE_BYTES:
+        return False
+    try:
+        with Image.open(io.BytesIO(from_base64(text)), formats=FORMATS) as picture:
+            return picture.width * picture.height <= _SMALL_PICTURE_PIXELS
+    except Exception:  # codecs raise whatever they stumble over; `read_picture` says what it is
+        return True
 
 
 def from_base64(text: str) -> bytes:

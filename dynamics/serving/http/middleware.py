@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dynamics.serving.http.metrics import HttpMetrics
@@ -83,6 +84,8 @@ class ServiceMiddleware:
             await reply.refuse(refused)
         except BodyTooLargeError:
             await reply.refuse(Refused(413, f"the request is larger than {MAX_BODY_BYTES} bytes"))
+        except ClientDisconnect:
+            pass
         except Exception:
             request_id = header(scope, b"x-request-id") or "unknown"
             _log.exception("request %s failed", request_id)

@@ -2,10 +2,15 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
+import pytest
+import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http import auto
 
+from dynamics.serving.http import proxy_limit
 from dynamics.serving.http.proxy_limit import MAX_OPEN, ProxyLimit, middlewares
+from dynamics.serving.http.server import BoundedProtocol
 
 
 class App:
@@ -30,6 +35,7 @@ def test_beyond_the_limit_that_the_service_named_nothing_reaches_it() -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asker:
             first = await asker.post("/v1/predict")
             assert MAX_OPEN.decode() not in first.headers
+            assert MAX_OPEN.decode() not in (await asker.get("/")).headers
             reached = app.reached
             asked = [asker.post("/v1/predict") for _ in range(6)]
             *replies, health = await asyncio.gather(*asked, asker.get("/healthz"))
@@ -61,5 +67,48 @@ def test_who_sends_slowly_keeps_nobody_out() -> None:
     asyncio.run(main())
 
 
-def test_serve_finds_it_by_the_path_that_the_runtime_names() -> None:
+def test_requests_of_more_bytes_than_are_worked_on_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proxy_limit, "MAX_BODY_BYTES", 600)
+    monkeypatch.setattr(proxy_limit, "MAX_WORK_BYTES", 1000)
+
+    async def main() -> None:
+        limit = ProxyLimit(App())
+        transport = httpx.ASGITransport(limit)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asker:
+            asked = [asker.post("/", content=b"x" * 400) for _ in range(4)]
+            replies = await asyncio.gather(*asked, asker.get("/"))
+            assert sorted(reply.status_code for reply in replies) == [200, 200, 200, 503, 503]
+            assert (await asker.post("/", content=b"x" * 601)).status_code == 413
+            assert (await asker.post("/", content=b"x" * 600)).status_code == 200
+        assert (limit.open, limit.bytes) == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_no_client_switches_the_bounds_of_the_proxy_off() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(dict(scope["headers"]))
+        await JSONResponse({})(scope, receive, send)
+
+    seen: list[dict[bytes, bytes]] = []
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(ProxyLimit(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asker:
+            off = {"X-Request-Timeout-Seconds": "0", "X-Request-Disconnect-Disabled": "?1"}
+            await asker.post("/", headers=off | {"x-other": "1"})
+
+    asyncio.run(main())
+    assert b"x-other" in seen[0]
+    assert not any(name.startswith(b"x-request-") for name in seen[0])
+
+
+def test_serve_finds_it_by_the_path_that_the_runtime_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "AutoHTTPProtocol", None)
     assert [middleware.cls for middleware in middlewares()] == [ProxyLimit]
+    assert auto.AutoHTTPProtocol is BoundedProtocol
+    config = uvicorn.Config(App())
+    config.load()
+    assert config.http_protocol_class is BoundedProtocol
