@@ -43,6 +43,7 @@ def read_network(
     Raises:
         UserError: weights are missing, damaged, or of other shapes than the config says.
     """
+    check_index(base)
     try:
         loader: Any = network_class  # its types do not know output_loading_info
         network, info = loader.from_pretrained(
@@ -86,14 +87,55 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 def _shards(base: Path, prefix: str) -> list[str]:
     # The order of transformers, which leaves an old index beside a new single file.
-    if (base / _SINGLE).is_file() or not (base / _INDEX).is_file():
+    weight_map = check_index(base)
+    if (base / _SINGLE).is_file() or not weight_map:
         return [_SINGLE]
-    weight_map: dict[str, str] = json.loads((base / _INDEX).read_text())["weight_map"]
-    shards = sorted({file for name, file in weight_map.items() if name.startswith(prefix)})
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise UserError(f"{base / _INDEX} points out of its folder: {shard!r}")
-    return shards
+    return sorted({file for name, file in weight_map.items() if name.startswith(prefix)})
+
+
+def check_index(base: Path) -> dict[str, str]:
+    """The file of every weight, by the folder's index; empty without one.
+
+    Raises:
+        UserError: it is no index, or names what is no safetensors file of the folder: anything else
+            would be read as a pickle.
+    """
+    path = base / _INDEX
+    if not path.is_file():
+        return {}
+    try:
+        weight_map: dict[str, str] = dict(json.loads(path.read_text())["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no index of weights ({_first_line(error)})") from error
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise UserError(f"{path} points out of its folder: {file!r}")
+        if Path(file).suffix != ".safetensors":
+            raise UserError(f"{path} names {file!r}; only safetensors are read, convert it")
+    return weight_map
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter that peft would read as a pickle, or with more than LoRA's own code.
+
+    Raises:
+        UserError: with what is wrong.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no peft adapter ({path.name} is missing)")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{folder} lacks adapter_model.safetensors; other files (.bin, .pt) are not read, "
+            "since loading a pickle runs code"
+        )
+    try:
+        config = json.loads(path.read_text())
+        kind, module = config.get("peft_type"), config.get("megatron_config")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({_first_line(error)})") from error
+    if kind != "LORA" or module:
+        raise UserError(f"{path} is no plain LoRA adapter (peft_type {kind})")
 
 
 def check_shapes(source: Path, found: dict[str, Tensor], expected: torch.nn.Module) -> None:

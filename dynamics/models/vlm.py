@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from dynamics.core.errors import UserError
+from dynamics.models.checkpoint import check_adapter
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.tokens import Tokens
 from dynamics.storage.files import checkpoint_digest
@@ -57,8 +58,7 @@ class UnifiedVLM:
 
     def load_adapter(self, name: AdapterName, path: Path) -> None:
         """Add a peft adapter from a folder; the last one loaded is active."""
-        if not (path / "adapter_config.json").is_file():
-            raise UserError(f"{path} holds no peft adapter (adapter_config.json is missing)")
+        check_adapter(path)
         if isinstance(self.network, PeftModel):
             self.network.load_adapter(str(path), adapter_name=name)
         else:

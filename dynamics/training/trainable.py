@@ -11,6 +11,7 @@ from torch import nn
 from dynamics.core.config import LoraConfig
 from dynamics.core.seeds import derive_seed
 from dynamics.models import load_model
+from dynamics.models.checkpoint import check_adapter
 from dynamics.models.vlm import UnifiedVLM
 from dynamics.storage.files import local_copy
 from dynamics.training.batches import FitJob
@@ -55,9 +56,9 @@ def adapter_config(
 def _attach_adapter(model: UnifiedVLM, job: FitJob) -> None:
     torch.manual_seed(derive_seed(job.seed, "init"))
     if job.init_from is not None:
-        network = PeftModel.from_pretrained(
-            model.network, str(local_copy(job.init_from)), is_trainable=True
-        )
+        adapter = local_copy(job.init_from)
+        check_adapter(adapter)
+        network = PeftModel.from_pretrained(model.network, str(adapter), is_trainable=True)
     else:
         config = adapter_config(job.train.lora, model.vocabulary_layers)
         network = get_peft_model(model.network, config)

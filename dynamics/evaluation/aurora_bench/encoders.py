@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from dynamics.core.errors import UserError
 from dynamics.core.records import stable_hash
+from dynamics.models.checkpoint import check_index
 from dynamics.storage.files import checkpoint_digest
 
 Features = NDArray[np.float32]
@@ -231,6 +232,7 @@ def _load(folder: Path, kinds: set[str], option: str) -> Any:
         raise UserError(
             f"{option} {folder} holds no *.safetensors; convert its weights, pickles are not read"
         )
+    check_index(folder)
     found = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
     if found not in kinds:
         raise UserError(

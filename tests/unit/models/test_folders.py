@@ -103,6 +103,55 @@ def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path: Path) -> No
     assert "points out of its folder" in refused("chameleon", base)
 
 
+class Payload:
+    """What a pickle of a stranger may hold: loading it writes a file."""
+
+    def __init__(self, ran: Path) -> None:
+        self.ran = ran
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.ran,)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model-1.pt", "../model-1.bin"])
+def test_an_index_does_not_lead_to_a_pickle(tmp_path: Path, name: str) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    build_anole(base)
+    torch.save(Payload(tmp_path / "ran"), base / name)
+    path = base / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["lm_head.weight"] = name
+    path.write_text(json.dumps(index))
+    assert name in refused("chameleon", base)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_adapter_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    build_liquid(tmp_path)
+    model = load_model("liquid", tmp_path, "cpu")
+    adapter = tmp_path / "adapter"
+    with pytest.raises(UserError, match="holds no peft adapter"):
+        model.load_adapter("idm", adapter)
+    adapter.mkdir()
+    config = adapter / "adapter_config.json"
+    config.write_text('{"peft_type": "LORA"}')
+    for name in ("adapter_model.bin", "adapter_model.pt"):
+        torch.save(Payload(tmp_path / "ran"), adapter / name)
+    with pytest.raises(UserError, match=r"lacks adapter_model.safetensors; other files \(.bin"):
+        model.load_adapter("idm", adapter)
+    (adapter / "adapter_model.safetensors").touch()
+    for text in (
+        '{"peft_type": "PROMPT_TUNING"}',
+        "[]",
+        '{"peft_type": "LORA", "megatron_config": 1}',
+    ):
+        config.write_text(text)
+        with pytest.raises(UserError, match=r"adapter_config\.json"):
+            model.load_adapter("idm", adapter)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("damage", [b"", b"not safetensors"])
 def test_damaged_weights_are_one_line(tmp_path: Path, damage: bytes) -> None:
     build_liquid(tmp_path)
