@@ -11,8 +11,10 @@ from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
 from dynamics.core.errors import UserError
 from dynamics.core.places import as_place
+from dynamics.data.refusals import way_out
 from dynamics.data.video.sources import VIDEO_SUFFIXES
 
+_FRAMES, _POOL = KeyframeConfig(), PoolConfig()
 _SUFFIXES = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
 
 
@@ -29,12 +31,37 @@ def ingest(
     spacing: Annotated[int, typer.Option(help="Least distance of key frames, in frames.")] = 20,
     source: Annotated[str, named("dynamics.data.video.sources:SOURCES", "Layout")] = "folder",
     max_pairs: Annotated[int | None, typer.Option(help="Stop after so many pairs.")] = None,
+    per_minute: Annotated[
+        float, typer.Option(help="Key frames a minute, of clips that are long enough.", min=0)
+    ] = _FRAMES.per_minute,
+    min_change: Annotated[
+        float, typer.Option(help="Pairs that change less are near-copies.", min=0, max=1)
+    ] = _FRAMES.min_change,
+    max_cut: Annotated[
+        float, typer.Option(help="Pairs that differ more span a shot cut.", min=0, max=1)
+    ] = _FRAMES.max_cut,
+    timeout: Annotated[
+        float, typer.Option(help="Processor seconds that any clip may take.", min=1)
+    ] = _POOL.decode_timeout_s,
+    cpu_per_s: Annotated[
+        float, typer.Option(help="Further processor seconds per second of film.", min=0)
+    ] = _POOL.decode_cpu_per_s,
+    max_bad: Annotated[
+        float, typer.Option(help="Stop when a larger share of the clips is bad.", min=0, max=1)
+    ] = _POOL.max_bad_fraction,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write: reason, name and detail of all that was left out, a line each.",
+            callback=local,
+        ),
+    ] = None,
 ) -> None:
     """Turn a folder of videos into frame pairs, and say what was rejected and why."""
     from dynamics.data.units import Encoding
     from dynamics.data.video.ingest import Folder, ingest_videos
     from dynamics.models import load_image_tokenizer
-    from dynamics.storage.files import remove_tree
+    from dynamics.storage.files import remove_tree, write_bytes
     from dynamics.storage.pairs import PARTS
 
     if out.suffix != PARTS:
@@ -44,16 +71,30 @@ def ingest(
     videos = Folder(
         root=folder,
         source=source,
-        keyframes=KeyframeConfig(top_k=top_k, spacing_frames=spacing),
+        keyframes=KeyframeConfig(
+            top_k=top_k,
+            per_minute=per_minute,
+            spacing_frames=spacing,
+            min_change=min_change,
+            max_cut=max_cut,
+        ),
         max_pairs=max_pairs,
         what=str(folder),
+    )
+    pool = PoolConfig(
+        path=folder,
+        decode_timeout_s=timeout,
+        decode_cpu_per_s=cpu_per_s,
+        max_bad_fraction=max_bad,
     )
     encoding = Encoding(codes=out / "codes", load=lambda _: images, decide=lambda *_: "float32")
     remove_tree(out / "units")  # of a killed command, perhaps with another base
     with ProgressView(console) as progress:
-        _, (report,) = ingest_videos(
-            [videos], out, PoolConfig(path=folder), images, encoding, progress=progress
-        )
+        _, (report,) = ingest_videos([videos], out, pool, images, encoding, progress=progress)
+    if rejects is not None:
+        lines = [f"{one.reason}\t{one.clip_path}\t{one.detail}\n" for one in report.rejected_clips]
+        write_bytes(rejects, "".join(lines).encode())
     for reason, count in sorted(report.rejects.items()):
-        console.print(f"rejected {count:>7,}  {reason}")
+        advice = way_out(reason.removeprefix("clip/"))
+        console.print(f"rejected {count:>7,}  {reason}{advice}", markup=False)
     console.print(f"{report.num_pairs:,} pairs from {report.num_clips:,} clips in {out}")

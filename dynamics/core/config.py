@@ -106,6 +106,8 @@ class KeyframeConfig(Strict):
 
     top_k: int = Field(default=6, ge=2)
     """Most frames picked per clip, by motion."""
+    per_minute: float = Field(default=6.0, ge=0)
+    """Most frames picked per minute of a clip so long that this is more than ``top_k``."""
     spacing_frames: int = Field(default=20, ge=1)
     """Least distance between two picks, in frames."""
     min_change: float = Field(default=0.004, ge=0, le=1)
@@ -132,7 +134,7 @@ class PoolConfig(Strict):
     """Unlabelled video."""
 
     path: Annotated[ConfigPlace | None, Mark.CONTENT] = None
-    """Folder of videos (mp4, avi, webm, mkv; tar for webdataset); none = filmed."""
+    """Folder of videos (tars for webdataset); none = filmed."""
     source: SourceName = "folder"
     """Layout of the folder, and where a clip's class stands (`dynamics.data.video.sources`)."""
     more: tuple[PoolPart, ...] = ()
@@ -141,6 +143,9 @@ class PoolConfig(Strict):
     """Pairs to film, or the most to take from each folder."""
     keyframes: KeyframeConfig = KeyframeConfig()
     decode_timeout_s: Annotated[float, Mark.FREE] = Field(default=60.0, gt=0)
+    """Processor seconds that any clip may take, and wall seconds without any progress."""
+    decode_cpu_per_s: Annotated[float, Mark.FREE] = Field(default=5.0, ge=0)
+    """Further processor seconds per second of film."""
     decode_memory_mb: Annotated[int, Mark.FREE] = Field(default=2048, ge=256)
     max_bad_fraction: Annotated[float, Mark.FREE] = Field(default=0.5, ge=0, le=1)
     """More unreadable clips than this stop the run instead of shrinking the pool silently."""

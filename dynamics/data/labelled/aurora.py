@@ -95,7 +95,7 @@ class _Unusable(Refused):
 
 def _image(root: Root, name: object) -> ImageFile:
     try:
-        return ImageFile(root.find(name, "missing_image"), str(name))
+        return ImageFile(root.find(name, "missing_image"), str(name).replace("\\", "/"))
     except Refused as error:
         raise _Unusable(name, str(error)) from error
 

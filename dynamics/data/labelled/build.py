@@ -65,6 +65,7 @@ def build_labelled(
         bars=images.bars,
         memory_mb=cfg.pool.decode_memory_mb,
         timeout_s=cfg.pool.decode_timeout_s,
+        cpu_per_s=cfg.pool.decode_cpu_per_s,
     )
     units = {
         name: UnitFolder(folder.table(name) / "units", TRANSITION_SCHEMA)

@@ -12,9 +12,17 @@ from collections.abc import Iterator
 
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
-from dynamics.data.labelled.listing import Collector, Labelled, LabelledPair, Segment, plain_action
+from dynamics.data.labelled.listing import (
+    Collector,
+    Labelled,
+    LabelledPair,
+    Segment,
+    plain_action,
+    printable,
+)
 from dynamics.data.labelled.paths import Refused, first_file
 from dynamics.data.labelled.videos import Videos
+from dynamics.data.text import read_text
 
 ORIGIN = (
     "https://github.com/epic-kitchens/epic-kitchens-100-annotations has the annotations, "
@@ -70,17 +78,26 @@ def list_epic(path: Place) -> Labelled:
 
 def _rows(manifest: Place) -> Iterator[dict[str, str]]:
     """Rows whose missing cells are empty."""
+    reader = csv.DictReader(io.StringIO(read_text(manifest), newline=""), restval="")
     try:
-        with manifest.open("rb") as stream:
-            file = io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")
-            reader = csv.DictReader(file, restval="")
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{manifest} has no column {', '.join(missing)}; {ORIGIN}")
-            for row in reader:
-                yield {key: value for key, value in row.items() if key is not None}
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(
+                f"{manifest} has no column {', '.join(missing)}{_found(reader)}; {ORIGIN}"
+            )
+        for row in reader:
+            yield {key: value for key, value in row.items() if key is not None}
     except csv.Error as error:
         raise UserError(f"{manifest} is no valid CSV file ({error}); get it again") from error
+
+
+def _found(reader: "csv.DictReader[str]") -> str:
+    """What stands in the first line in place of the columns."""
+    names = list(reader.fieldnames or ())
+    for separator, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(names) < 2 and separator in "".join(names):
+            return f", since its columns are separated by {called}; separate them by commas"
+    return f" but {printable(', '.join(names))}" if names else " and is empty"
 
 
 def _seconds(clock: str) -> float:

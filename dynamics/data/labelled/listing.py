@@ -8,6 +8,7 @@ from typing import Protocol
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.data.labelled.paths import Refused
+from dynamics.data.refusals import way_out
 from dynamics.data.video.sources import plain_text
 
 MAX_ACTION_CHARS = 512
@@ -98,7 +99,7 @@ class Labelled:
             return line
         first = {reason: name for name, reason in reversed(self.rejects)}
         left_out = ", ".join(
-            f"{count:,} {reason} (e.g. {first[reason]})"
+            f"{count:,} {reason} (e.g. {first[reason]}){way_out(reason)}"
             for reason, count in sorted(self.counts().items())
         )
         missing = any(reason.startswith("missing") for reason in first)

@@ -1,29 +1,59 @@
-"""Manifests: lists of rows in JSON files."""
+"""Manifests: lists of rows in JSON files, or a row a line."""
 
 import json
 from typing import Any
 
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
-from dynamics.storage.files import file_size
-
-MAX_MANIFEST_BYTES = 1 << 30
+from dynamics.data.text import read_text
 
 
 def read_rows(path: Place) -> list[dict[str, Any]]:
-    """The rows of a JSON file that holds a list of objects; other entries become empty rows.
+    """The rows of a file: a JSON list of objects, or JSON lines.
+
+    Other entries become empty rows.
 
     Raises:
-        UserError: the file is missing, larger than 1 GiB, no JSON, or no list.
+        UserError: the file cannot be read as text, is no JSON, or holds no list.
     """
+    text = read_text(path)
     try:
-        if file_size(path) > MAX_MANIFEST_BYTES:
-            raise UserError(f"{path} is larger than 1 GiB; split it")
-        rows = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check labelled.path") from error
+        rows = _lines(text) or json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON; get it again") from error
+        raise UserError(f"{path} is not valid JSON{_where(error)}; correct it there") from error
     if not isinstance(rows, list):
-        raise UserError(f"{path} must hold a list of rows, not a {type(rows).__name__}")
+        raise UserError(f"{path} must hold a list of rows, not {_named(rows)}")
     return [row if isinstance(row, dict) else {} for row in rows]
+
+
+def _lines(text: str) -> list[Any]:
+    """The rows of JSON lines; none when the first line alone is no object, or all there is."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    try:
+        first = json.loads(lines[0]) if len(lines) > 1 else None
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(first, dict):
+        return []
+    rows = [first]
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"row {number} is no JSON object of one line") from error
+    return rows
+
+
+def _where(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        before = error.doc[: error.pos].rstrip()
+        comma = "; a comma stands before it" if before.endswith(",") else ""
+        return f" at line {error.lineno}, column {error.colno} ({error.msg}{comma})"
+    return f" ({error})"
+
+
+def _named(found: Any) -> str:
+    if not isinstance(found, dict):
+        return f"a {type(found).__name__}"
+    lists = [f"jq .{key}" for key, value in found.items() if isinstance(value, list)]
+    return f"an object; write the list in it alone: {' or '.join(lists)}" if lists else "an object"

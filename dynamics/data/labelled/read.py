@@ -56,10 +56,11 @@ class PairReader:
     bars: Bars
     memory_mb: int
     timeout_s: float
+    cpu_per_s: float = 5.0
 
     def __call__(self, unit: Unit[LabelledPair]) -> pa.Table:
         """The pairs of a unit, as `read_schema` has them."""
-        with decoder(self.memory_mb, self.timeout_s) as worker:
+        with decoder(self.memory_mb, self.timeout_s, self.cpu_per_s) as worker:
             rows = [self._row(pair, worker) for pair in unit.entries]
         return pa.Table.from_pylist(rows, read_schema(TRANSITION_SCHEMA))
 

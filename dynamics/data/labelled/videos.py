@@ -3,29 +3,43 @@
 from pathlib import PurePosixPath
 
 from dynamics.core.places import Place
-from dynamics.data.labelled.paths import Refused
-from dynamics.data.video.sources import VIDEO_SUFFIXES, Clip, checked_root, find_files
+from dynamics.data.labelled.paths import Refused, alike
+from dynamics.data.video.sources import VIDEO_SUFFIXES, Clip, Found, checked_root, find_files
 
 
 class Videos:
     """An index of a folder; what a manifest says is only ever looked up in it, never opened."""
 
     def __init__(self, folder: Place) -> None:
-        self._found: dict[str, Clip] = {}
-        self._refused: dict[str, str] = {}
+        self._found: dict[str, Found] = {}
+        self._alike: dict[str, list[Found]] = {}
         for found in find_files(checked_root(folder), VIDEO_SUFFIXES):
-            stem = PurePosixPath(found.name).stem
-            if isinstance(found, Clip):
-                self._found.setdefault(stem, found)
-            else:
-                self._refused[stem] = found.reason
+            stem = _stem(PurePosixPath(found.name).name)
+            if not isinstance(self._found.get(stem), Clip):
+                self._found[stem] = found
+        for stem, found in self._found.items():
+            self._alike.setdefault(alike(stem), []).append(found)
 
     def find(self, name: str) -> Clip:
-        """The video of a name.
+        """The video of a name, which may have a video's suffix, other case or other accents.
 
         Raises:
-            Refused: ``missing_video``, or why it must not be opened (``symlink`` and so on).
+            Refused: ``missing_video``, ``ambiguous_name``, or why it must not be opened
+                (``symlink`` and so on).
         """
-        if name in self._found:
-            return self._found[name]
-        raise Refused(self._refused.get(name, "missing_video"))
+        for wanted in (name, _stem(name)):
+            exact = self._found.get(wanted)
+            found = [exact] if exact else self._alike.get(alike(wanted), [])
+            if len(found) > 1:
+                raise Refused("ambiguous_name")
+            for one in found:
+                if isinstance(one, Clip):
+                    return one
+                raise Refused(one.reason)
+        raise Refused("missing_video")
+
+
+def _stem(name: str) -> str:
+    """A name without a video's suffix; other dots belong to it."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_SUFFIXES else name

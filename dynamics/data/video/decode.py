@@ -1,10 +1,12 @@
 """One clip to its key frames, or to the two ends of a segment.
 
-FFmpeg parses hostile bytes in C. So nothing but local files of four containers is opened (without
-the white lists a script named ``x.mp4`` makes FFmpeg read other files), and all of this runs in
-the limited process of `dynamics.data.video.worker`.
+FFmpeg parses hostile bytes in C. So nothing but local files of the usual containers is opened
+(without the white lists a script named ``x.mp4`` makes FFmpeg read other files), and all of this
+runs in the limited process of `dynamics.data.video.worker`.
 """
 
+import math
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from av.container import InputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
+from dynamics.core.pointers import HEAD_BYTES, pointer_kind
 from dynamics.data.video.keyframes import Pair, select_pairs
 
 THUMB_PX = 32
@@ -23,11 +26,18 @@ THUMB_PX = 32
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 8192
 KEEP_BYTES = 64 * 2**20
 """Clips whose raw frames fit in it are decoded once, larger ones twice."""
-MIN_READ_FRACTION = 0.9
-"""Share of the declared frames that a sound clip gives at least; edit lists may hide some."""
+MIN_SHOWN_FRACTION = 0.9
+"""Share of its declared length that a whole video shows at least, when its last frame is wanted."""
+MIN_BYTES_PER_S = 500
+"""Fewest bytes of a second of film: a header cannot claim more seconds than the file has room for.
+"""
+MAX_CLIP_BYTES = 128 * 2**20
+"""Key frames of a clip are at most about so many bytes; long clips have fewer a minute then."""
+MAX_STRETCH = 10.0
+"""Pixel aspects beyond it are no aspects."""
 OPEN_OPTIONS = {
     "protocol_whitelist": "file",
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,flv",
 }
 # Without the two flags swscale's area filter is off by up to 65 of 255 at colour edges.
 SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -47,7 +57,13 @@ class DecodeSpec:
     spacing_frames: int
     min_change: float
     max_cut: float
+    per_minute: float = 0.0
     bars: Bars = None
+
+    def most_frames(self, film_s: float) -> int:
+        """Most key frames of a clip of some length."""
+        wanted = max(self.top_k, math.ceil(self.per_minute * film_s / 60))
+        return max(self.top_k, min(wanted, MAX_CLIP_BYTES // (3 * self.frame_px**2)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +96,11 @@ def read_clip(path: Path, spec: DecodeSpec) -> ClipFrames:
     scan = _scan(path, spec.bars)
     pairs = select_pairs(
         scan.thumbs,
-        top_k=spec.top_k,
+        top_k=spec.most_frames(scan.times_s[-1]),
         spacing_frames=spec.spacing_frames,
         min_change=spec.min_change,
         max_cut=spec.max_cut,
+        gaps=scan.gaps,
     )
     if not pairs:
         raise BadClip("too_short", f"{len(scan.times_s)} frames give no two picks")
@@ -94,7 +111,7 @@ def read_clip(path: Path, spec: DecodeSpec) -> ClipFrames:
     frames = np.zeros((len(indices), spec.frame_px, spec.frame_px, 3), dtype=np.uint8)
     # Strict: a second pass that gives fewer frames must not leave black ones.
     for number, frame in zip(range(len(indices)), raw, strict=True):
-        frames[number] = square(scale, frame, spec.frame_px, spec.bars)
+        frames[number] = square(scale, frame.image, spec.frame_px, spec.bars, frame.stretch)
     return ClipFrames(
         frames=frames,
         indices=tuple(indices),
@@ -135,29 +152,64 @@ def read_ends(
     scale = VideoReformatter()
     (_, first, first_s), (_, last, last_s) = found
     return Ends(
-        frames=np.stack([square(scale, frame, frame_px, bars) for frame in (first, last)]),
+        frames=np.stack(
+            [square(scale, shown.image, frame_px, bars, shown.stretch) for shown in (first, last)]
+        ),
         indices=(found[0][0], found[1][0]),
         times_s=(first_s, last_s),
     )
 
 
-_Found = tuple[int, av.VideoFrame, float]
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A frame that a player shows."""
+
+    image: av.VideoFrame
+    time_s: float
+    """Seconds since the clip's first frame; they grow."""
+    after_gap: bool
+    """True when what comes before it is damaged."""
+    stretch: float
+    """Width of a pixel over its height."""
+
+
+_Found = tuple[int, _Shown, float]
 """Frame number, frame, seconds from the beginning."""
 
 
 def _whole(path: Path) -> list[_Found]:
-    first: av.VideoFrame | None = None
-    last: av.VideoFrame | None = None
+    first: _Shown | None = None
+    last: _Shown | None = None
     count = 0
     with _video(path) as (container, stream):
-        declared, rate = stream.frames, float(stream.average_rate or 1)
+        declared_s = _declared_s(container, stream)
         for frame in _frames(container, stream):
             first, last, count = first or frame, frame, count + 1
-    if count < declared * MIN_READ_FRACTION:
-        raise BadClip("damaged", f"{count} of {declared} frames can be read")
     if first is None or last is None or count < 2:
         raise BadClip("too_short", f"{count} frames")
-    return [(0, first, 0.0), (count - 1, last, (count - 1) / rate)]
+    shown_s = last.time_s * count / (count - 1)
+    if declared_s is not None and shown_s < declared_s * MIN_SHOWN_FRACTION:
+        raise BadClip("damaged", f"{shown_s:.2f} of {declared_s:.2f} s can be read")
+    return [(0, first, first.time_s), (count - 1, last, last.time_s)]
+
+
+def _declared_s(container: InputContainer, stream: VideoStream) -> float | None:
+    """The video's length by its header; None when that speaks of sound, too."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    alone = len(container.streams) == 1 and container.duration
+    return container.duration / av.time_base if alone and container.duration else None
+
+
+def film_s(path: Path) -> float:
+    """Seconds of film in a file: what its header says, or the most that there is room for.
+
+    Raises:
+        BadClip: as `read_clip`.
+    """
+    with _video(path) as (container, _):
+        most_s = path.stat().st_size / MIN_BYTES_PER_S
+        return min(most_s, (container.duration or math.inf) / av.time_base)
 
 
 def _shown_at(path: Path, moment_s: float) -> _Found:
@@ -184,9 +236,10 @@ def _newest(path: Path, moment_s: float, *, seeks: bool) -> _Found | None:
                 raise BadClip("damaged", _detail(error)) from error
         found: _Found | None = None
         for frame in _frames(container, stream):
-            if frame.time is None:
-                raise BadClip("no_times", "its frames carry no times")
-            time_s = frame.time - start_s
+            if frame.image.time is None:
+                continue
+            # Not the frame's own clock, which begins where it was led to.
+            time_s = frame.image.time - start_s
             if time_s > moment_s + 0.5 / rate:
                 break
             found = (round(time_s * rate), frame, time_s)
@@ -200,36 +253,38 @@ class _Scan:
     thumbs: np.ndarray
     """uint8 [T, THUMB_PX, THUMB_PX, 3]."""
     times_s: list[float]
-    raw: list[av.VideoFrame] | None
+    gaps: list[int]
+    """The first frames after damaged ones."""
+    raw: list[_Shown] | None
     """All frames as decoded, or None when they are more than `KEEP_BYTES`."""
 
 
 def _scan(path: Path, bars: Bars) -> _Scan:
-    thumbs: list[np.ndarray] = []
+    thumbs = bytearray()  # of hours of film: a list of arrays would be copied into one
     times_s: list[float] = []
-    raw: list[av.VideoFrame] | None = []
+    gaps: list[int] = []
+    raw: list[_Shown] | None = []
     scale = VideoReformatter()
     raw_bytes = 0
     with _video(path) as (container, stream):
-        declared = stream.frames
-        frame_s = float(1 / stream.average_rate) if stream.average_rate else 1.0
         for frame in _frames(container, stream):
-            thumbs.append(square(scale, frame, THUMB_PX, bars))
-            # Some containers carry no times: then the nominal rate gives them.
-            times_s.append(len(times_s) * frame_s if frame.time is None else frame.time)
-            raw_bytes += sum(plane.buffer_size for plane in frame.planes)
+            if frame.after_gap:
+                gaps.append(len(times_s))
+            thumbs += square(scale, frame.image, THUMB_PX, bars, frame.stretch).tobytes()
+            times_s.append(frame.time_s)
+            raw_bytes += sum(plane.buffer_size for plane in frame.image.planes)
             if raw is not None:
                 raw.append(frame)
             if raw_bytes > KEEP_BYTES:
                 raw = None
-    if len(thumbs) < declared * MIN_READ_FRACTION:
-        raise BadClip("damaged", f"{len(thumbs)} of {declared} frames can be read")
-    if len(thumbs) < 2:
-        raise BadClip("too_short", f"{len(thumbs)} frames")
-    return _Scan(thumbs=np.stack(thumbs), times_s=times_s, raw=raw)
+    if len(times_s) < 2:
+        raise BadClip("too_short", f"{len(times_s)} frames")
+    shape = (len(times_s), THUMB_PX, THUMB_PX, 3)
+    pixels = np.frombuffer(thumbs, np.uint8).reshape(shape)
+    return _Scan(thumbs=pixels, times_s=times_s, gaps=gaps, raw=raw)
 
 
-def _fetch(path: Path, indices: Sequence[int]) -> Iterator[av.VideoFrame]:
+def _fetch(path: Path, indices: Sequence[int]) -> Iterator[_Shown]:
     """The frames at ascending indices, by decoding up to the last: seeking is not frame-exact."""
     wanted = set(indices)
     if not wanted:
@@ -244,7 +299,7 @@ def _fetch(path: Path, indices: Sequence[int]) -> Iterator[av.VideoFrame]:
 
 @contextmanager
 def _video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The clip's first video stream, open for one-threaded (repeatable) decoding."""
+    """The track that a player shows, open for one-threaded (repeatable) decoding."""
     try:
         container = av.open(
             f"file:{path}", container_options=OPEN_OPTIONS, metadata_errors="replace"
@@ -252,37 +307,101 @@ def _video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     except MemoryError:  # FFmpeg's own is one of its errors, too
         raise
     except (av.FFmpegError, ValueError) as error:
-        raise BadClip("unreadable", _detail(error)) from error
+        raise BadClip(_pointer(path) or "unreadable", _detail(error)) from error
     with container:
-        if not container.streams.video:
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream):
             raise BadClip("no_video")
-        stream = container.streams.video[0]
         stream.thread_type = "NONE"
         stream.thread_count = 1
         yield container, stream
 
 
-def _frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+def _pointer(path: Path) -> str | None:
     try:
-        for frame in container.decode(stream):
-            if not all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in (frame.width, frame.height)):
-                raise BadClip("frame_size", f"{frame.width}x{frame.height}")
-            if frame.is_corrupt:
-                raise BadClip("damaged", "a frame is marked corrupt")
-            yield frame
+        with path.open("rb") as file:
+            return pointer_kind(file.read(HEAD_BYTES))
+    except OSError:
+        return None
+
+
+def _frames(container: InputContainer, stream: VideoStream) -> Iterator[_Shown]:
+    """The sound frames of a track, in the order in which they are shown.
+
+    A packet that cannot be decoded, or a frame marked corrupt, spoils what follows up to the next
+    key frame: later frames are drawn on top of it.
+
+    Raises:
+        BadClip: ``frame_size``, or ``damaged``: there is no sound frame.
+    """
+    clock, stretch = _Clock(stream), _stretch(stream)
+    spoilt, after_gap, some, problem = False, False, False, ""
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except MemoryError:
+                raise
+            except av.FFmpegError as error:
+                frames, spoilt, problem = [], True, _detail(error)
+            for frame in frames:
+                sides = (frame.width, frame.height)
+                if not all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in sides):
+                    raise BadClip("frame_size", f"{frame.width}x{frame.height}")
+                spoilt = frame.is_corrupt or (spoilt and not frame.key_frame)
+                if not spoilt:
+                    yield _Shown(frame, clock.time_s(frame), after_gap, stretch)
+                    some = True
+                after_gap = spoilt
     except MemoryError:
         raise
-    except av.FFmpegError as error:
-        raise BadClip("damaged", _detail(error)) from error
+    except av.FFmpegError as error:  # what the container has from here on is lost
+        problem = _detail(error)
+    if not some and (spoilt or problem):
+        raise BadClip("damaged", problem or "all frames are marked corrupt")
+
+
+class _Clock:
+    """Seconds since the first frame; they grow, whatever the container says."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        # Some containers carry no times, or none before zero: then the nominal rate gives them.
+        self._frame_s = float(1 / stream.average_rate) if stream.average_rate else 1.0
+        self._start_s: float | None = None
+        self._last_s = -self._frame_s
+
+    def time_s(self, frame: av.VideoFrame) -> float:
+        """The time of the next frame."""
+        next_s = self._last_s + self._frame_s
+        if frame.time is None:
+            self._last_s = next_s
+            return next_s
+        if self._start_s is None or frame.time - self._start_s <= self._last_s:
+            self._start_s = frame.time - next_s
+        self._last_s = frame.time - self._start_s
+        return self._last_s
+
+
+def _stretch(stream: VideoStream) -> float:
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / MAX_STRETCH <= aspect <= MAX_STRETCH else 1.0
 
 
 def square(
-    scale: VideoReformatter, frame: av.VideoFrame, size: int, bars: Bars = None
+    scale: VideoReformatter,
+    frame: av.VideoFrame,
+    size: int,
+    bars: Bars = None,
+    stretch: float = 1.0,
 ) -> np.ndarray:
-    """uint8 [size, size, 3], upright, area-resized, squared as ``bars`` says."""
-    fitted = (min if bars is None else max)(frame.width, frame.height)
+    """uint8 [size, size, 3], as a player turns and stretches it, area-resized, squared by ``bars``.
+
+    ``stretch`` is the width of a pixel over its height.
+    """
+    sides = (frame.width * stretch, frame.height)
+    fitted = (min if bars is None else max)(sides)
     # A very long picture keeps at least a line.
-    width, height = (max(1, round(side * size / fitted)) for side in (frame.width, frame.height))
+    width, height = (max(1, round(side * size / fitted)) for side in sides)
     small = scale.reformat(
         frame,
         width=width,
@@ -298,7 +417,20 @@ def square(
     else:
         squared = np.full((size, size, 3), bars, dtype=np.uint8)
         squared[top : top + height, left : left + width] = small
-    return np.rot90(squared, frame.rotation // 90)
+    return _turned(squared, frame)
+
+
+def _turned(squared_HW3: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """A square picture by the nearest of the eight quarter turns and mirrors of the display matrix.
+
+    The matrix sends (x, y) to (a x + c y, b x + d y), y downwards.
+    """
+    if "DISPLAYMATRIX" not in frame.side_data:
+        return squared_HW3
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(frame.side_data["DISPLAYMATRIX"]))
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        squared_HW3, a, d = squared_HW3.swapaxes(0, 1), c, b
+    return squared_HW3[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _detail(error: Exception) -> str:

@@ -22,6 +22,7 @@ from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef, pair_id, stable_hash
+from dynamics.data.refusals import way_out
 from dynamics.data.units import (
     Encoding,
     Unit,
@@ -40,7 +41,7 @@ from dynamics.data.video.sandbox import (
     read_clip_file,
     unreadable,
 )
-from dynamics.data.video.sources import SOURCES, Clip, Found
+from dynamics.data.video.sources import SKIPPED, SOURCES, Clip, Found
 from dynamics.data.video.unpack import as_file
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.pairs import TableWriter
@@ -72,11 +73,16 @@ class Folder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedClip:
-    """A clip that cannot be used."""
+    """A file that is left out."""
 
     clip_path: str
     reason: str
     detail: str
+
+    @property
+    def is_usable(self) -> bool:
+        """True when it is no sign of a broken pool."""
+        return self.reason in USABLE or self.reason.startswith(SKIPPED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,17 +112,18 @@ class ClipReader:
     spec: DecodeSpec
     memory_mb: int
     timeout_s: float
+    cpu_per_s: float = 5.0
     prefix: str = ""
 
     def __call__(self, unit: Unit[Clip]) -> pa.Table:
         """The clips of a unit, as `read_schema` has them."""
-        with decoder(self.memory_mb, self.timeout_s) as worker:
+        with decoder(self.memory_mb, self.timeout_s, self.cpu_per_s) as worker:
             rows = [self._row(clip, self._read(clip, worker)) for clip in unit.entries]
         return pa.Table.from_pylist(rows, read_schema(PAIR_SCHEMA))
 
     def read(self, clip: Clip) -> ReadClip:
         """Digest and key frames of a clip; what is wrong with it is a reject."""
-        with decoder(self.memory_mb, self.timeout_s) as worker:
+        with decoder(self.memory_mb, self.timeout_s, self.cpu_per_s) as worker:
             return self._read(clip, worker)
 
     def _read(self, clip: Clip, worker: DecodeWorker) -> ReadClip:
@@ -168,6 +175,7 @@ def clip_reader(
         spec=DecodeSpec(frame_px=images.frame_px, bars=images.bars, **keyframes.model_dump()),
         memory_mb=pool.decode_memory_mb,
         timeout_s=pool.decode_timeout_s,
+        cpu_per_s=pool.decode_cpu_per_s,
         prefix=prefix,
     )
 
@@ -262,7 +270,7 @@ class _Taken:
             if isinstance(found, Clip):
                 self.num_listed += 1
             else:
-                self._num_clips += 1
+                self._num_clips += not found.is_other
                 self._reject(folder.prefix + found.name, found.reason, "")
 
     def _listing(self) -> Iterator[Found]:
@@ -328,18 +336,20 @@ class _Taken:
         rejected = sorted(self._rejected, key=lambda reject: reject.clip_path)
         rejects = Counter(f"clip/{reject.reason}" for reject in rejected)
         rejects.update({f"pair/{name}": count for name, count in self._pair_rejects.items()})
-        bad = [reject for reject in rejected if reject.reason not in USABLE]
+        bad = [reject for reject in rejected if not reject.is_usable]
         if len(bad) > max_bad_fraction * self._num_clips:
             raise UserError(
                 f"{len(bad)} of {self._num_clips} clips in {self._folder.root} cannot be read, "
-                f"e.g. {bad[0].clip_path}: {bad[0].reason}; mend or remove them, "
-                f"or raise pool.max_bad_fraction (now {max_bad_fraction})"
+                f"e.g. {bad[0].clip_path}: {bad[0].reason}{way_out(bad[0].reason)}; mend or remove "
+                f"them, or raise pool.max_bad_fraction (of ingest: --max-bad), now "
+                f"{max_bad_fraction}"
             )
         if not self._num_pairs:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(rejects.items()))
             raise UserError(
                 f"no frame pairs in the {self._num_clips} clips of {self._folder.root} (rejected: "
-                f"{counts}); see pool.keyframes: spacing_frames, min_change and max_cut"
+                f"{counts}); see pool.keyframes: spacing_frames, min_change and max_cut (of "
+                "ingest: --spacing, --min-change, --max-cut)"
             )
         return IngestReport(
             num_clips=self._num_clips,

@@ -8,14 +8,14 @@ same frames. Cut and near-copy rejection are ours: edited video peaks at its cut
 T frames, P picks, all on thumbnails [T, H, W, 3] uint8.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
-Verdict = Literal["accepted", "near_copy", "shot_cut"]
+Verdict = Literal["accepted", "near_copy", "shot_cut", "damaged"]
 
 BINS = 8
 """Histogram bins per colour channel."""
@@ -107,9 +107,11 @@ def pick_frames(motion_T: np.ndarray, *, top_k: int, spacing_frames: int) -> lis
     Ties go to the earlier frame. The paper's K_f and I_f are 6 and 20.
     """
     picks: list[int] = []
+    free_T = np.ones(len(motion_T), dtype=bool)
     for index in np.argsort(-motion_T, kind="stable").tolist():
-        if all(abs(index - pick) >= spacing_frames for pick in picks):
+        if free_T[index]:
             picks.append(index)
+            free_T[max(0, index - spacing_frames + 1) : index + spacing_frames] = False
             if len(picks) == top_k:
                 break
     return sorted(picks)
@@ -122,16 +124,20 @@ def select_pairs(
     spacing_frames: int,
     min_change: float,
     max_cut: float,
+    gaps: Sequence[int] = (),
 ) -> list[Pair]:
     """Pair consecutive picks, each pair with a verdict.
 
     A cut's own frame counts as motionless, since what changed there is the camera's subject. A pair
     spans a cut when one lies between its frames, or when their histograms are too far apart (fades
-    have no single frame of change).
+    have no single frame of change). ``gaps`` are the first frames after damaged ones; a pair that
+    spans such a gap is rejected, too.
     """
     motion_T, distance_T = frame_motion(thumbs_THW3)
+    gap_T = np.zeros(len(motion_T), dtype=bool)
+    gap_T[list(gaps)] = True
     cut_T = find_cuts(distance_T, max_cut)
-    motion_T[cut_T] = 0.0
+    motion_T[cut_T | gap_T] = 0.0
     picks = pick_frames(motion_T, top_k=top_k, spacing_frames=spacing_frames)
     if len(picks) < 2:
         return []
@@ -142,7 +148,9 @@ def select_pairs(
     pairs = []
     for number, (source, target) in enumerate(pairwise(picks)):
         verdict: Verdict = "accepted"
-        if jumps[number] > max_cut or cut_T[source + 1 : target + 1].any():
+        if gap_T[source + 1 : target + 1].any():
+            verdict = "damaged"
+        elif jumps[number] > max_cut or cut_T[source + 1 : target + 1].any():
             verdict = "shot_cut"
         elif changes[number] < min_change:
             verdict = "near_copy"

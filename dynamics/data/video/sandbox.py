@@ -20,7 +20,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dynamics.core.config import REPOSITORY_ROOT
-from dynamics.data.video.decode import Bars, ClipFrames, DecodeSpec, Ends
+from dynamics.data.video.decode import (
+    MAX_CLIP_BYTES,
+    MIN_BYTES_PER_S,
+    Bars,
+    ClipFrames,
+    DecodeSpec,
+    Ends,
+)
 from dynamics.data.video.keyframes import Pair
 from dynamics.data.video.worker import HEADER
 from dynamics.storage.files import sha256_file
@@ -28,7 +35,7 @@ from dynamics.storage.files import sha256_file
 _Answer = TypeVar("_Answer")
 
 START_TIMEOUT_S = 60.0
-_MAX_HEADER_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 24
 _PASSED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
 """All that a decoder finds of our environment: a hostile file that took it over gets no keys."""
 
@@ -56,9 +63,10 @@ class _WorkerLost(Exception):  # noqa: N818 - an outcome of a request
 class DecodeWorker:
     """One child process; replaced after a clip that killed or hung it."""
 
-    def __init__(self, *, memory_mb: int, timeout_s: float) -> None:
+    def __init__(self, *, memory_mb: int, timeout_s: float, cpu_per_s: float = 5.0) -> None:
         self._memory_mb = memory_mb
         self._timeout_s = timeout_s
+        self._cpu_per_s = cpu_per_s
         self._process: subprocess.Popen[bytes] | None = None
         self._interrupted = False
 
@@ -71,10 +79,11 @@ class DecodeWorker:
     def decode(self, path: Path, spec: DecodeSpec) -> ClipFrames | Rejected:
         """Read one clip; never raises for what is in the file.
 
-        ``timeout`` also covers processor time; ``decoder_crashed`` is any other death.
+        ``timeout`` is too much processor time for the clip's length, or none within the time limit;
+        ``decoder_crashed`` is any other death.
         """
         request = {"kind": "clip", "path": str(path), "spec": asdict(spec)}
-        largest = spec.top_k * spec.frame_px**2 * 3
+        largest = max(spec.top_k * spec.frame_px**2 * 3, MAX_CLIP_BYTES)
         return self._ask(request, largest, lambda answer, pixels: _parse(answer, pixels, spec))
 
     def segment(
@@ -108,12 +117,13 @@ class DecodeWorker:
         if self._interrupted:
             raise InterruptedError("nobody waits for this clip any more")
         process = self._process = self._process or self._start()
-        request |= {"cpu_s": math.ceil(self._timeout_s)}
+        request |= {"cpu_s": math.ceil(self._timeout_s), "cpu_per_s": self._cpu_per_s}
+        patience = _Patience(process, self._timeout_s, self._most_cpu_s(request))
         try:
             assert process.stdin is not None
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-            answer, pixels = self._receive(process, self._timeout_s, largest)
+            answer, pixels = self._receive(process, patience, largest)
             if "reason" in answer:
                 return Rejected(reason=str(answer["reason"]), detail=str(answer["detail"]))
             return parse(answer, pixels)
@@ -124,6 +134,12 @@ class DecodeWorker:
             # A worker that answers nonsense is as lost as a dead one.
             self.close()
             return Rejected(reason="decoder_crashed", detail=type(error).__name__)
+
+    def _most_cpu_s(self, request: dict[str, Any]) -> float:
+        """More than a sound child takes: a file that took it over may lift its own limit."""
+        path = Path(request.get("path", ""))
+        film_s = path.stat().st_size / MIN_BYTES_PER_S if path.is_file() else 0.0
+        return 2 + math.ceil(self._timeout_s) + math.ceil(self._cpu_per_s * film_s)
 
     def interrupt(self) -> None:
         """Kill the child from another thread; its clip counts as crashed, the next one raises."""
@@ -160,7 +176,7 @@ class DecodeWorker:
         )
         self._process = process
         try:
-            self._receive(process, START_TIMEOUT_S, 0)
+            self._receive(process, _Patience(process, START_TIMEOUT_S, START_TIMEOUT_S), 0)
         except _WorkerLost as error:
             self.close()
             raise RuntimeError(
@@ -170,27 +186,60 @@ class DecodeWorker:
         return process
 
     def _receive(
-        self, process: subprocess.Popen[bytes], timeout_s: float, largest: int
+        self, process: subprocess.Popen[bytes], patience: "_Patience", largest: int
     ) -> tuple[dict[str, Any], bytes]:
-        deadline = time.monotonic() + timeout_s
-        text_bytes, pixel_bytes = HEADER.unpack(_read(process, HEADER.size, deadline))
+        text_bytes, pixel_bytes = HEADER.unpack(_read(process, HEADER.size, patience))
         if text_bytes > _MAX_HEADER_BYTES or pixel_bytes > largest:
             raise ValueError("reply too large")
-        answer = json.loads(_read(process, text_bytes, deadline))
-        return answer, _read(process, pixel_bytes, deadline)
+        answer = json.loads(_read(process, text_bytes, patience))
+        return answer, _read(process, pixel_bytes, patience)
 
 
-def _read(process: subprocess.Popen[bytes], size: int, deadline: float) -> bytes:
-    """Exactly ``size`` bytes of the child's replies, by ``deadline``."""
+class _Patience:
+    """Time for a child's reply: as long as it computes, so that a busy machine changes nothing.
+
+    Args:
+        process: the child.
+        seconds: the longest time without any processor time of the child.
+        most_cpu_s: the most processor time.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], seconds: float, most_cpu_s: float) -> None:
+        self._pid = process.pid
+        self._seconds = seconds
+        self._spent_s = _cpu_s(self._pid)
+        self._last_s = self._spent_s + most_cpu_s
+        self._deadline = time.monotonic() + seconds
+
+    def left_s(self) -> float:
+        """Seconds until it is worth to look again; 0 or less when nobody waits any longer."""
+        now = time.monotonic()
+        if now >= self._deadline and self._spent_s < (spent_s := _cpu_s(self._pid)) < self._last_s:
+            self._spent_s, self._deadline = spent_s, now + self._seconds
+        return self._deadline - now
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time of a process; 0 where the system does not tell: then only the clock counts."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _read(process: subprocess.Popen[bytes], size: int, patience: _Patience) -> bytes:
+    """Exactly ``size`` bytes of the child's replies."""
     assert process.stdout is not None
     descriptor = process.stdout.fileno()
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     pieces = bytearray()
     while len(pieces) < size:
-        left_s = deadline - time.monotonic()
-        if left_s <= 0 or not poll.poll(left_s * 1000):
+        if (left_s := patience.left_s()) <= 0:
             raise _WorkerLost("timeout")
+        if not poll.poll(left_s * 1000):
+            continue
         piece = os.read(descriptor, min(size - len(pieces), 1 << 20))
         if not piece:
             code = process.wait()
@@ -232,17 +281,17 @@ def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec) -> ClipFrame
     return ClipFrames(frames=frames, indices=indices, times_s=times_s, pairs=pairs)
 
 
-_idle: dict[tuple[int, float], list[DecodeWorker]] = {}
+_idle: dict[tuple[int, float, float], list[DecodeWorker]] = {}
 _busy: set[DecodeWorker] = set()
 _lock = threading.Lock()
 
 
 @contextmanager
-def decoder(memory_mb: int, timeout_s: float) -> Iterator[DecodeWorker]:
+def decoder(memory_mb: int, timeout_s: float, cpu_per_s: float = 5.0) -> Iterator[DecodeWorker]:
     """A worker of this process that nobody else uses; it is kept for the next one who asks."""
     with _lock:
-        waiting = _idle.setdefault((memory_mb, timeout_s), [])
-        new = DecodeWorker(memory_mb=memory_mb, timeout_s=timeout_s)
+        waiting = _idle.setdefault((memory_mb, timeout_s, cpu_per_s), [])
+        new = DecodeWorker(memory_mb=memory_mb, timeout_s=timeout_s, cpu_per_s=cpu_per_s)
         worker = waiting.pop() if waiting else new
         _busy.add(worker)
     try:

@@ -5,20 +5,33 @@ size only a part is in memory. Sources differ in what a clip's class is, which t
 filter (`StratifiedTopKRule`, the paper's Algorithm 1) takes turns by.
 """
 
+import gzip
 import json
 import os
 import re
 import stat
 import tarfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
+from typing import IO, cast
 
 from dynamics.core.config import PoolPart
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
+from dynamics.data.links import Links
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".webm", ".mkv"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".avi", ".webm", ".mkv", ".flv"}
+    | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg"}
+)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SKIPPED = "skipped "
+"""Begins the reason of files that are nothing to a source: ``skipped .txt``, ``skipped hidden``."""
+_LABELS = (".json", ".cls")
 MAX_SIDECAR_BYTES = 1 << 20
 """Largest json or cls member of a tar that is read for a class."""
 MAX_CLIP_BYTES = 4 << 30
@@ -52,8 +65,14 @@ class Skipped:
 
     name: str
     reason: str
-    """``symlink``, ``not_a_file`` or ``file_name``; in tars also ``tar_unreadable``,
-    ``tar_truncated``, ``tar_member`` or ``path_outside``."""
+    """``symlink``, ``dangling_link``, ``not_a_file`` or ``file_name``; in tars also
+    ``tar_unreadable``, ``tar_truncated``, ``tar_member`` or ``path_outside``; `SKIPPED` and a
+    suffix for what is no video by its name."""
+
+    @property
+    def is_other(self) -> bool:
+        """True for files that nobody would take for a video."""
+        return self.reason.startswith(SKIPPED)
 
 
 Found = Clip | Skipped
@@ -62,15 +81,15 @@ Found = Clip | Skipped
 def list_folder(root: Place) -> Iterator[Found]:
     """Videos in a folder and its subfolders; the class is the folder that holds the clip.
 
-    Files are told by their suffix; hidden files and folders are skipped. Links that lead out of the
-    folder, links to folders (they may form loops), pipes and devices, and names that are not UTF-8
-    are refused.
+    Files are told by their suffix; others and what is hidden are skipped. Links are followed as
+    `Links` allows, folders within the root once, where they lie. Pipes, devices, and names that are
+    not UTF-8 are refused.
 
     Raises:
         UserError: the folder is missing, is no folder, or holds no video.
     """
     kinds = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
-    nothing = f"video folder {root} holds no videos ({kinds}); check pool.path"
+    nothing = f"video folder {root} holds no videos ({kinds})"
     return _some(find_files(checked_root(root), VIDEO_SUFFIXES), nothing)
 
 
@@ -122,6 +141,8 @@ def list_moments(root: Place) -> Iterator[Found]:
 def list_webdataset(root: Place) -> Iterator[Found]:
     """Tar shards whose members share a key: ``000123.mp4``, ``000123.json``, ``000123.cls``.
 
+    Tars may be compressed with gzip; a clip of such a one is found by reading all before it.
+
     A clip's class is ``class`` or ``label`` of its json, else the text of its cls, else the folder
     in its key. Only the headers and these small members are read here, of one tar at a time. Links,
     devices and whatever else is no plain member are refused, and names that lead out of the tar.
@@ -129,7 +150,7 @@ def list_webdataset(root: Place) -> Iterator[Found]:
     Raises:
         UserError: the folder is missing, is no folder, or holds no tar with a video in it.
     """
-    nothing = f"video folder {root} holds no tar with videos in it; check pool.path"
+    nothing = f"video folder {root} holds no tar with videos in it"
     return _some(_in_tars(checked_root(root)), nothing)
 
 
@@ -181,43 +202,84 @@ def checked_root(root: Place) -> Place:
 
 def find_files(root: Place, suffixes: Iterable[str]) -> Iterator[Found]:
     """Files by suffix, in any case, under a folder without links; rules as `list_folder`."""
-    wanted = frozenset(suffixes)
+    wanted = tuple(suffixes)
     if isinstance(root, Path):
-        yield from _in_folder(root, root, wanted)
+        yield from _in_folder(root, _Walk(root, wanted))
         return
     for path, meta in root.files():
         name = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not hidden and path.suffix.lower() in wanted:
+        if any(part.startswith(".") for part in name.parts):
+            yield Skipped(name=str(name), reason=f"{SKIPPED}hidden")
+        elif not path.name.lower().endswith(wanted):
+            yield _other(str(name))
+        else:
             yield _clip(path, name, str(meta["e_tag"]))
 
 
-def _in_folder(folder: Path, root: Path, suffixes: frozenset[str]) -> Iterator[Found]:
-    for entry in _entries(folder):
+def _other(name: str) -> Skipped:
+    suffix = PurePosixPath(name).suffix.lower()
+    return Skipped(name=name, reason=f"{SKIPPED}{suffix or 'without suffix'}")
+
+
+class _Walk:
+    """A walk over a folder."""
+
+    def __init__(self, root: Path, suffixes: tuple[str, ...]) -> None:
+        self.root = root
+        self.suffixes = suffixes
+        self.links = Links(root)
+        self._entered: set[str] = set()
+
+    def enters(self, folder: Path) -> bool:
+        """True for a linked folder that is allowed and listed neither elsewhere nor before."""
+        target = os.path.realpath(folder)
+        listed = self.links.lists(target) or target in self._entered
+        if listed or not self.links.allow(target):
+            return False
+        self._entered.add(target)
+        return True
+
+    def name(self, path: Path) -> str:
+        """A printable name of a file."""
+        return path.relative_to(self.root).as_posix().encode(errors="backslashreplace").decode()
+
+
+def _in_folder(folder: Path, walk: _Walk) -> Iterator[Found]:
+    try:
+        entries = _entries(folder)
+    except OSError:
+        yield Skipped(name=walk.name(folder), reason="unreadable")
+        return
+    for entry in entries:
         path = folder / entry.name
         if entry.name.startswith("."):
-            continue
-        if _is_folder(entry):
-            if entry.is_symlink():
-                yield Skipped(name=_printable(path, root), reason="symlink")
+            yield Skipped(name=walk.name(path), reason=f"{SKIPPED}hidden")
+        elif _is_folder(entry):
+            if not entry.is_symlink() or walk.enters(path):
+                yield from _in_folder(path, walk)
             else:
-                yield from _in_folder(path, root, suffixes)
-        elif path.suffix.lower() in suffixes:
-            status = _status(path, root)
+                yield Skipped(name=walk.name(path), reason=_link_reason(path, walk))
+        elif not entry.name.lower().endswith(walk.suffixes):
+            yield _other(walk.name(path))
+        else:
+            status = _status(path, walk)
             if isinstance(status, str):
-                yield Skipped(name=_printable(path, root), reason=status)
+                yield Skipped(name=walk.name(path), reason=status)
             else:
                 version = f"{status.st_size}-{status.st_mtime_ns}"
-                yield _clip(path, path.relative_to(root), version)
+                yield _clip(path, path.relative_to(walk.root), version)
+
+
+def _link_reason(folder: Path, walk: _Walk) -> str:
+    """The reason why a linked folder is not entered."""
+    allowed = walk.links.allow(os.path.realpath(folder))
+    return f"{SKIPPED}link to what is listed" if allowed else "symlink"
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What lies right in a folder, in the order of the paths: those below ``a/`` after ``a-b``."""
-    try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name + "/" * _is_folder(entry))
-    except OSError:
-        return []
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name + "/" * _is_folder(entry))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -232,34 +294,36 @@ def _clip(path: Place, name: PurePath, version: str) -> Clip:
     return Clip(path=path, name=name.as_posix(), clip_class=clip_class, version=version)
 
 
-def _status(path: Path, root: Path) -> os.stat_result | str:
+def _status(path: Path, walk: _Walk) -> os.stat_result | str:
     """A file's status, or the reason why it is refused."""
     try:
-        path.relative_to(root).as_posix().encode()
+        path.relative_to(walk.root).as_posix().encode()
     except UnicodeEncodeError:
         return "file_name"
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # dangling, or a loop of links
-        return "symlink"
-    if not target.is_relative_to(root):
+    except (OSError, RuntimeError):  # a loop of links leads to nothing, too
+        return "dangling_link"
+    if not walk.links.allow(str(target)):
         return "symlink"
     status = target.stat()
     # A pipe named clip.mp4 would block its reader for ever.
     return status if stat.S_ISREG(status.st_mode) else "not_a_file"
 
 
-def _printable(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix().encode(errors="backslashreplace").decode()
-
-
 def _some(listing: Iterator[Found], nothing: str) -> Iterator[Found]:
-    """The listing; raises when it is empty."""
-    found = None
+    """The listing; raises when it holds nothing but files that are no videos."""
+    others: Counter[str] = Counter()
+    some = False
     for found in listing:
+        if isinstance(found, Skipped) and found.is_other:
+            others[found.reason.removeprefix(SKIPPED)] += 1
+        else:
+            some = True
         yield found
-    if found is None:
-        raise UserError(nothing)
+    if not some:
+        held = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5))
+        raise UserError(f"{nothing}{f', but {held}' if held else ''}; check pool.path")
 
 
 def _classes(listing: Iterator[Found], blank: str) -> Iterator[Found]:
@@ -274,7 +338,7 @@ def _classes(listing: Iterator[Found], blank: str) -> Iterator[Found]:
 
 
 def _in_tars(root: Place) -> Iterator[Found]:
-    for shard in find_files(root, {".tar"}):
+    for shard in find_files(root, TAR_SUFFIXES):
         if isinstance(shard, Clip):
             yield from sorted(_in_tar(shard), key=lambda found: found.name)
         else:
@@ -287,12 +351,14 @@ def _in_tar(shard: Clip) -> list[Found]:
     classes: dict[str, str] = {}
     refused: list[Found] = []
     try:
-        # "r:" opens plain tars only: places in a compressed one are no places in the file.
-        with shard.path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            size = stream.seek(0, os.SEEK_END)
+        # "r:" opens plain tars only: `open_tar` has undone the compression.
+        with open_tar(shard.path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            size = None if isinstance(stream, gzip.GzipFile) else stream.seek(0, os.SEEK_END)
             for member, key, suffix in _members(tar):
                 name = plain_text(f"{shard.name}/{member.name}")
-                if suffix in VIDEO_SUFFIXES:
+                if key.rpartition("/")[2] == "":
+                    refused.append(Skipped(name=name, reason=f"{SKIPPED}hidden"))
+                elif suffix in VIDEO_SUFFIXES:
                     if reason := _member_refusal(member, size):
                         refused.append(Skipped(name=name, reason=reason))
                         continue
@@ -300,7 +366,9 @@ def _in_tar(shard: Clip) -> list[Found]:
                     clips.append((key, replace(shard, name=name, place=place)))
                 elif label := _label(tar, member, suffix):
                     classes[key] = label
-    except (tarfile.TarError, OSError, ValueError):
+                elif suffix not in _LABELS:
+                    refused.append(_other(name))
+    except (tarfile.TarError, OSError, ValueError, EOFError, zlib.error):
         refused.append(Skipped(name=shard.name, reason="tar_unreadable"))
     return refused + [
         replace(clip, clip_class=classes.get(key, PurePosixPath(key).parent.name))
@@ -308,30 +376,45 @@ def _in_tar(shard: Clip) -> list[Found]:
     ]
 
 
+@contextmanager
+def open_tar(path: Place) -> Iterator[IO[bytes]]:
+    """A tar's bytes, decompressed where it is compressed with gzip."""
+    with path.open("rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        if compressed:
+            with gzip.GzipFile(fileobj=stream) as plain:
+                yield cast(IO[bytes], plain)
+        else:
+            yield stream
+
+
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
     """Members with their key (the name up to the base name's first dot) and last suffix."""
     for member in tar:
         folder, _, base = member.name.rpartition("/")
-        key, dot, _ = base.partition(".")
-        if dot and key and not member.isdir():
+        key, _, _ = base.partition(".")
+        if not member.isdir():
             yield member, f"{folder}/{key}", PurePosixPath(base).suffix.lower()
 
 
-def _member_refusal(member: tarfile.TarInfo, tar_bytes: int) -> str | None:
+def _member_refusal(member: tarfile.TarInfo, tar_bytes: int | None) -> str | None:
     # Nothing is written under a member's name, but it becomes a path in our tables.
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "path_outside"
     if not member.isreg() or member.issparse() or member.size > MAX_CLIP_BYTES:
         return "tar_member"
-    return "tar_truncated" if member.offset_data + member.size > tar_bytes else None
+    if tar_bytes is not None and member.offset_data + member.size > tar_bytes:
+        return "tar_truncated"
+    return None
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> str:
     """The class that a json or cls member names, else empty."""
-    if suffix not in (".json", ".cls") or not member.isreg() or member.size > MAX_SIDECAR_BYTES:
+    if suffix not in _LABELS or not member.isreg() or member.size > MAX_SIDECAR_BYTES:
         return ""
     stream = tar.extractfile(member)
-    text = stream.read().decode(errors="replace") if stream else ""
+    text = stream.read().decode("utf-8-sig", errors="replace") if stream else ""
     if suffix == ".json":
         try:
             tree = json.loads(text)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from dynamics.data.video.sources import Clip
+from dynamics.data.video.sources import Clip, open_tar
 from dynamics.storage.files import full_disk_named
 
 
@@ -34,7 +34,7 @@ def _copy(clip: Clip, path: Path) -> None:
         clip.path.fetch(path)
         return
     start, size = clip.place
-    with clip.path.open("rb") as tar, path.open("wb") as file:
+    with open_tar(clip.path) as tar, path.open("wb") as file:
         tar.seek(start)
         while size and (piece := tar.read(min(size, 1 << 20))):
             file.write(piece)

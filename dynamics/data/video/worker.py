@@ -7,6 +7,7 @@ parse bytes in C, so the process has limits on memory, processor time, and writi
 
 import base64
 import json
+import math
 import os
 import resource
 import signal
@@ -17,7 +18,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from dynamics.core.images import PictureError
-from dynamics.data.video.decode import BadClip, Bars, DecodeSpec, Ends, read_clip, read_ends
+from dynamics.data.video.decode import (
+    BadClip,
+    Bars,
+    DecodeSpec,
+    Ends,
+    film_s,
+    read_clip,
+    read_ends,
+)
 from dynamics.data.video.pictures import read_pictures
 
 HEADER = struct.Struct(">II")
@@ -48,8 +57,15 @@ def main(memory_mb: int) -> None:
             _reply(replies, answer, pixels)
 
 
+def _video(request: dict[str, Any]) -> Path:
+    """The video of a request, with processor time for its length granted."""
+    path = Path(request["path"])
+    limit_cpu(math.ceil(request["cpu_s"] + request["cpu_per_s"] * film_s(path)))
+    return path
+
+
 def _clip(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    clip = read_clip(Path(request["path"]), _spec(request["spec"]))
+    clip = read_clip(_video(request), _spec(request["spec"]))
     answer = {
         "indices": clip.indices,
         "times_s": clip.times_s,
@@ -60,9 +76,7 @@ def _clip(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 
 def _segment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     span_s = None if request["span_s"] is None else tuple(request["span_s"])
-    return _ends(
-        read_ends(Path(request["path"]), span_s, request["frame_px"], _bars(request["bars"]))
-    )
+    return _ends(read_ends(_video(request), span_s, request["frame_px"], _bars(request["bars"])))
 
 
 def _pictures(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

@@ -98,7 +98,7 @@ def test_clip_whose_pairs_are_all_rejected_carries_no_frames(tmp_path):
     assert {pair.verdict for pair in clip.pairs} == {"near_copy"}
 
 
-def test_short_read_is_damage(film, tmp_path):
+def test_a_cut_file_gives_its_frames_and_has_no_last_one(film, tmp_path):
     frames = film(0)
     with av.open(str(tmp_path / "clip.avi"), "w") as container:
         stream = container.add_stream("mjpeg", 10)
@@ -108,8 +108,9 @@ def test_short_read_is_damage(film, tmp_path):
         container.mux(stream.encode())
     whole = (tmp_path / "clip.avi").read_bytes()
     (tmp_path / "half.avi").write_bytes(whole[: len(whole) // 2])
+    assert read_clip(tmp_path / "half.avi", SPEC).indices == (0, 3)
     with pytest.raises(BadClip) as caught:
-        read_clip(tmp_path / "half.avi", SPEC)
+        read_ends(tmp_path / "half.avi", None, 32)
     assert caught.value.reason == "damaged"
 
 
