@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
@@ -425,9 +426,10 @@ def _turned(squared_HW3: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 
     The matrix sends (x, y) to (a x + c y, b x + d y), y downwards.
     """
-    if "DISPLAYMATRIX" not in frame.side_data:
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, SideData):
         return squared_HW3
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(frame.side_data["DISPLAYMATRIX"]))
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
     if abs(a) + abs(d) < abs(b) + abs(c):
         squared_HW3, a, d = squared_HW3.swapaxes(0, 1), c, b
     return squared_HW3[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
