@@ -77,4 +77,4 @@ def run_module(module: str, arguments: list[str]) -> NoReturn:
 
     The core may not import the cluster's layer; a process of its own also gets the signals.
     """
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])

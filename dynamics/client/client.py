@@ -34,6 +34,7 @@ from dynamics.core.images import (
     read_picture,
     to_rgb,
 )
+from dynamics.core.loopback import by_proxy
 from dynamics.serving import schemas as api
 
 Picture = str | Path | bytes | Image.Image | NDArray[np.uint8]
@@ -236,7 +237,12 @@ class Client:
         self._max_retries = max_retries
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         try:
-            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+            self._http = httpx.Client(
+                base_url=self.url,
+                headers=headers,
+                timeout=timeout_s,
+                trust_env=by_proxy(self.url),
+            )
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise UserError(f"{url!r} or its API key cannot be used: {_line(error)}") from error
 

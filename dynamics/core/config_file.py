@@ -35,13 +35,27 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path in above:
         raise UserError(f"{path} is its own base, by way of {above[-1]}")
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = yaml.load(path.read_text(), _UniqueKeys) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of keys, not a {type(tree).__name__}")
     base = tree.pop("base", None)
     return tree if base is None else _over(_read(path.parent / str(base), (*above, path)), tree)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader to which a key that stands twice is an error; YAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _over(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -45,13 +45,17 @@ def _is_small(text: str) -> bool:
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes of a base64 text.
+    """The bytes of a base64 text, also with line ends, without padding, or as ``data:`` URL.
 
     Raises:
         PictureError: ``unreadable`` (not base64), or ``too_large``: more than `MAX_IMAGE_BYTES`.
     """
+    head, comma, body = text.partition(",")
+    if comma and head.startswith("data:") and head.endswith(";base64"):
+        text = body
+    text = "".join(text.split()).rstrip("=")
     try:
-        content = base64.b64decode(text, validate=True)
+        content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise PictureError("unreadable", f"the picture is no base64 of a {KINDS} file") from error
     if len(content) > MAX_IMAGE_BYTES:

@@ -13,10 +13,10 @@ from typing import Any
 from dynamics.core.config import LoopConfig, ServeConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
+from dynamics.core.loopback import by_proxy, is_loopback
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.serving.http.auth import read_key
-from dynamics.serving.http.middleware import is_loopback
 from dynamics.serving.images import to_base64
 from dynamics.serving.model_registry import promoted_rounds
 from dynamics.serving.schemas import PredictReply, PredictRequest, RolloutRequest
@@ -126,7 +126,7 @@ def _wait_until_ready(url: str, round_id: int) -> None:
     said = "no answer"
     while time.monotonic() < end:
         try:
-            reply = httpx.get(f"{url}/readyz", timeout=_READY_TIMEOUT_S)
+            reply = httpx.get(f"{url}/readyz", timeout=_READY_TIMEOUT_S, trust_env=by_proxy(url))
             status = reply.json()
         except (httpx.HTTPError, ValueError) as error:
             said = str(error)
@@ -155,6 +155,7 @@ def smoke_request(cfg: LoopConfig, url: str, frame: Any, action: str) -> dict[st
             json={"image": to_base64(frame), "action": action},
             headers={"authorization": f"Bearer {key}"} if key else None,
             timeout=cfg.serve.deadline_s + _PROXY_GRACE_S,
+            trust_env=by_proxy(url),
         )
         answer.raise_for_status()
         return PredictReply.model_validate_json(answer.content).model_dump()

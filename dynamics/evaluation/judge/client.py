@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from dynamics.core.errors import UserError
+from dynamics.core.loopback import by_proxy
 from dynamics.evaluation.judge.protocol import MAX_REPLY_TOKENS
 
 _MAX_REPLY_BYTES = 1_000_000
@@ -101,7 +102,10 @@ class ChatClient:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No redirects: they would carry pictures, and maybe the key, to somebody else.
         self._http = httpx.Client(
-            headers=headers, timeout=endpoint.timeout_s, follow_redirects=False
+            headers=headers,
+            timeout=endpoint.timeout_s,
+            follow_redirects=False,
+            trust_env=by_proxy(endpoint.url),
         )
 
     def __enter__(self) -> "ChatClient":

@@ -5,7 +5,6 @@ turns an unexpected exception into status 500.
 """
 
 import hmac
-import ipaddress
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dynamics.core.loopback import is_loopback
 from dynamics.serving.http.metrics import HttpMetrics
 from dynamics.serving.http.proxy_limit import MAX_OPEN
 from dynamics.serving.schemas import MAX_BODY_BYTES, ErrorReply
@@ -187,16 +187,6 @@ def _only_own_page(scope: Scope) -> None:
 def media_type(scope: Scope) -> str:
     """Content type of the request without its parameters."""
     return (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
-
-
-def is_loopback(host: str) -> bool:
-    """True for a host name or address of this machine's loopback."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def header(scope: Scope, name: bytes) -> str | None:

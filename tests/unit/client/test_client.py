@@ -45,6 +45,15 @@ def test_a_prediction_has_the_frame_and_what_it_was_chosen_from(client):
     assert client.predict(scene.image, scene.actions[0]).candidates is None
 
 
+def test_no_proxy_stands_before_this_machine(url, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Client(url, timeout_s=20) as one:
+        assert one.scenes()
+
+
 def test_every_kind_of_picture_gives_the_same_answer(client, tmp_path):
     scene = client.scenes()[1]
     path = tmp_path / "table.png"

@@ -34,3 +34,9 @@ def test_a_base_that_is_missing_or_goes_round_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", "base: b.yaml\n")
     with pytest.raises(UserError, match=r"a\.yaml is its own base, by way of .*b\.yaml"):
         load(write(tmp_path, "b.yaml", "base: a.yaml\n").parent / "a.yaml")
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "own.yaml", "seed: 3\nlabelled:\n  num_pairs: 1\n  num_pairs: 2\n")
+    with pytest.raises(UserError, match=r"the key num_pairs stands twice.*line 4"):
+        load(path)

@@ -23,6 +23,13 @@ def test_what_is_no_base64_is_refused() -> None:
         from_base64("no picture")
 
 
+def test_line_ends_missing_padding_and_data_urls_are_read() -> None:
+    text = base64.encodebytes(bytes(100)).decode()
+    for written in (text, text.replace("\n", "\r\n"), text.rstrip("=\n")):
+        assert from_base64(written) == bytes(100)
+        assert from_base64(f"data:image/png;base64,{written}") == bytes(100)
+
+
 def test_a_frame_survives_the_journey() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert np.array_equal(np.array(read_picture(from_base64(to_base64(frame)))), frame)
