@@ -30,6 +30,7 @@ from dynamics.core.places import Place, StorePath
 from dynamics.storage.claim import RunFolderInUseError
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs import runtime
+from ray_jobs.tracking import MlflowTracker, server_uri
 
 if TYPE_CHECKING:
     from dynamics.pipeline.stages import Stages
@@ -133,8 +134,10 @@ def _run(parsed: argparse.Namespace) -> int:
         if not _all_done(cfg, folder):
             if cfg.serve.enabled and not parsed.no_ray:
                 _check_address(cfg)  # now, not after the last round
-            stages = _stages(cfg, folder, view, with_ray=not parsed.no_ray)
-            _run_loop(cfg, folder, stages)
+            mlflow = MlflowTracker(cfg, folder, partial(view.line, level="warning"))
+            stages = _stages(cfg, folder, view, mlflow, with_ray=not parsed.no_ray)
+            with mlflow:
+                _run_loop(cfg, folder, stages)
         elif folder.reports(cfg.rounds)[-1].promoted:
             view.line(f"all {cfg.rounds} rounds are done; nothing to do")
         last = folder.reports(cfg.rounds)[-1]
@@ -223,7 +226,14 @@ def _all_done(cfg: LoopConfig, folder: RunFolder) -> bool:
     return last == last.accepting(cfg.guards.accept)
 
 
-def _stages(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray: bool) -> "Stages":
+def _stages(
+    cfg: LoopConfig,
+    folder: RunFolder,
+    view: ProgressView,
+    mlflow: MlflowTracker,
+    *,
+    with_ray: bool,
+) -> "Stages":
     """Stages of a run with their executor and trackers."""
     from dynamics.pipeline.executor import LocalExecutor
     from dynamics.pipeline.stages import Stages
@@ -231,11 +241,9 @@ def _stages(cfg: LoopConfig, folder: RunFolder, view: ProgressView, *, with_ray:
     from dynamics.report.trackers import GridTracker, PageTracker
     from ray_jobs.executor import RayExecutor
     from ray_jobs.gauges import RayGauges
-    from ray_jobs.tracking import MlflowTracker
 
     executor = RayExecutor(cfg, folder) if with_ray else LocalExecutor(cfg, folder)
     grid, page = (one(folder, executor.images) for one in (GridTracker, PageTracker))
-    mlflow = MlflowTracker(cfg, folder, partial(view.line, level="warning"))
     watchers: list[MlflowTracker | RayGauges] = [mlflow]
     if with_ray:
         watchers.append(RayGauges(cfg.name, folder))
@@ -260,7 +268,6 @@ def _run_loop(cfg: LoopConfig, folder: RunFolder, stages: "Stages") -> None:
 def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
     """Print the table of rounds and the paths of the results."""
     from dynamics.report.table import round_table
-    from ray_jobs.tracking import server_uri
 
     reports = folder.reports(cfg.rounds)
     seconds = {r.round_id: sum(folder.timings(r.round_id).values()) for r in reports}

@@ -107,7 +107,22 @@ class MlflowTracker:
             if self.folder.page.exists():
                 client.log_artifact(parent, str(local_copy(self.folder.page)))
             client.set_terminated(parent)
+            self._running.discard(parent)
         self._ended = True
+
+    def __enter__(self) -> "MlflowTracker":
+        """The tracker, which ends its runs should the body fail."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End what still runs as KILLED, or as FAILED; the same command continues it."""
+        if kind is None or self._warned:  # no waiting for a server that is dead
+            return
+        status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        with self._one_writes, self._surviving("the end of the command"):
+            self._ended = True
+            for run in self._running:
+                self._client().set_terminated(run, status)
 
     def _start_writing(self) -> None:
         if self._thread is None:
@@ -126,10 +141,12 @@ class MlflowTracker:
         with self._one_writes, self._surviving("points"):
             if self._ended:
                 return
-            run = self._parent() if self._round is None else self._child(self._round)
-            if run not in self._running:
-                self._client().update_run(run, status="RUNNING")
-                self._running.add(run)
+            run = parent = self._parent()
+            if self._round is not None:
+                run = self._child(self._round)
+            for one in {parent, run} - self._running:
+                self._client().update_run(one, status="RUNNING")
+                self._running.add(one)
             points = list(self._stage_points())
             if self._round is not None:
                 points += self._training_points(run, self._round)
@@ -215,6 +232,7 @@ class MlflowTracker:
             client.log_artifact(parent, str(local_copy(self.folder.page)))
         self._log_promotion(report)
         client.set_terminated(run, end_time=ended)
+        self._running.discard(run)
         state = self._state()
         state["logged"].append(str(step))
         write_json(self._path, state)

@@ -183,6 +183,14 @@ def test_a_moved_run_goes_on_in_its_own_database(tmp_path: Path) -> None:
     assert len(runs_of_kind(client, "round")) == 2
 
 
+def statuses(client: MlflowClient) -> dict[str, str]:
+    return {
+        kind: run.info.status
+        for kind in ("bootstrap", "round")
+        for run in runs_of_kind(client, kind)
+    }
+
+
 def test_a_round_is_followed_while_it_goes_on_and_a_killed_driver_writes_nothing_twice(
     tmp_path: Path,
 ) -> None:
@@ -211,9 +219,13 @@ def test_a_round_is_followed_while_it_goes_on_and_a_killed_driver_writes_nothing
     assert run.data.metrics["stage/train_IDM_and_FDP_done"] == 50
     assert run.data.metrics["stage/train_IDM_and_FDP_queued"] == 3
     assert run.data.metrics["train/idm_tokens_per_s"] == 7
+    with pytest.raises(KeyboardInterrupt), killed:
+        raise KeyboardInterrupt
+    assert statuses(client) == {"bootstrap": "KILLED", "round": "KILLED"}
     append(50, 75, 100)  # what was trained after the checkpoint is trained again
     resumed = watching()
     resumed.write_points()
+    assert statuses(client) == {"bootstrap": "RUNNING", "round": "RUNNING"}
     done = report(0)
     write_json(folder.report_path(0), done.to_json())
     resumed.log_round(done)
@@ -228,7 +240,7 @@ def test_a_round_is_followed_while_it_goes_on_and_a_killed_driver_writes_nothing
     for name in run.data.metrics:
         steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
         assert len(steps) == len(set(steps)), name
-    assert run.info.status == "FINISHED"
+    assert statuses(client) == {"bootstrap": "FINISHED", "round": "FINISHED"}
     assert warnings == []
 
 
