@@ -50,13 +50,14 @@ class RayExecutor:
     ) -> Iterator[Done]:
         """Run the stream on a pool of the stage's actors."""
         cfg = self.cfg
-        num_actors, num_gpus = {
-            "label": (cfg.label.num_actors, cfg.label.num_gpus_per_actor),
-            "evaluate": (cfg.evaluate.num_actors, cfg.label.num_gpus_per_actor),
-        }.get(stage, (cfg.ingest.num_actors, cfg.ingest.num_gpus_per_actor))
+        num_actors, gpus = {
+            "label": (cfg.label.num_actors, "label.num_gpus_per_actor"),
+            "evaluate": (cfg.evaluate.num_actors, "label.num_gpus_per_actor"),
+        }.get(stage, (cfg.ingest.num_actors, "ingest.num_gpus_per_actor"))
         if stage in ("ingest", "decode") and not runtime.joins_cluster():
             yield from run_stream(stream, progress)
             return
+        num_gpus = self._gpus(gpus)
         with self._on_ray(progress) as sight:
             from ray_jobs.streams import run_stream_on_ray
 
@@ -67,6 +68,7 @@ class RayExecutor:
         self, jobs: Mapping[Task, FitJob], round_id: int, progress: Progress
     ) -> dict[Task, FitResult]:
         """Fit the adapters side by side, each on ``train.num_workers``."""
+        self._gpus("train.num_gpus_per_worker")
         with self._on_ray(progress) as sight:
             from ray_jobs.train import fit_on_ray
 
@@ -85,6 +87,18 @@ class RayExecutor:
             serve_round(self.cfg, self.folder, round_id, self.images)
         except UserError as error:
             _LOG.warning("%s", error)
+
+    def _gpus(self, key: str) -> float:
+        """The GPUs that a setting gives to a worker.
+
+        Raises:
+            UserError: none, and models go to GPUs: Ray hides those that a worker has not asked for.
+        """
+        section, name = key.split(".")
+        amount: float = getattr(getattr(self.cfg, section), name)
+        if not amount and self.cfg.model.device != "cpu":
+            raise UserError(f"model.device={self.cfg.model.device} needs {key} above 0, e.g. 1")
+        return amount
 
     @contextmanager
     def _on_ray(self, progress: Progress) -> "Iterator[Sight]":
