@@ -10,8 +10,8 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import available_resources_per_node
 from ray.experimental.internal_kv import _internal_kv_get
 
-PATIENCE_S = 60.0
-"""Time without any progress after which work says what it waits for."""
+PATIENCE_S = 45.0
+"""Time without room after which work says what it waits for, and ends where waiting is vain."""
 
 
 def missing(resources: Mapping[str, float], count: int) -> str | None:

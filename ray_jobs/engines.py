@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from dynamics.core.config import TrainConfig
 from dynamics.training.backend import Engine, PlainEngine
+from dynamics.training.batches import FitJob
 from dynamics.training.checkpoints import Part, Saved
 from dynamics.training.fit import WorkerContext
 from dynamics.training.loss import RowLoss
@@ -21,14 +22,13 @@ from dynamics.training.sharding import FsdpEngine
 from dynamics.training.trainable import trainable_parameters
 
 
-def worker_context(train: TrainConfig, group: ProcessGroup) -> WorkerContext:
+def worker_context(job: FitJob, group: ProcessGroup) -> WorkerContext:
     """Place of this worker among those of its process group, with the strategy's engine."""
-    device = "cuda" if train.num_gpus_per_worker else "cpu"
     return WorkerContext(
         rank=group.rank(),
         world_size=group.size(),
-        make_engine=_engine_maker(train, group, device),
-        sums=partial(_sums, group, device) if group.size() > 1 else list,
+        make_engine=_engine_maker(job.train, group, job.device),
+        sums=partial(_sums, group, job.device) if group.size() > 1 else list,
     )
 
 
@@ -55,7 +55,8 @@ class DdpEngine(PlainEngine):
 
     def __init__(self, loss: RowLoss, optimizer: Optimizer, group: ProcessGroup) -> None:
         options = {"process_group": group, "find_unused_parameters": loss.some_unused}
-        prepared = ray.train.torch.prepare_model(loss, parallel_strategy_kwargs=options)
+        device = next(loss.parameters()).device  # not the GPU that Ray has given to this worker
+        prepared = ray.train.torch.prepare_model(loss, device, parallel_strategy_kwargs=options)
         super().__init__(prepared, optimizer)
         self._replica: Any = prepared
 

@@ -96,7 +96,7 @@ def on_ray(cluster: ClusterConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = _user_error(error)
+        found = user_error(error)
         if found is None or found is error:
             raise
         # Ray Data appends lines about its retries to the error's own.
@@ -179,7 +179,7 @@ def _quiet() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs, it raises as well
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
+def user_error(error: BaseException | None) -> UserError | None:
     """The `UserError` that lies behind Ray's wrappers, if any."""
     seen: list[BaseException] = []
     queue = [error]

@@ -29,21 +29,22 @@ from dynamics.core.config import TrainConfig
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, as_place, matching
 from dynamics.core.progress import Progress
-from dynamics.storage.files import local_state
+from dynamics.storage.files import local_state, write_bytes
 from dynamics.storage.run_folder import TrainingLog
 from dynamics.training.batches import FitJob
 from dynamics.training.checkpoints import FitResult, finished_fit
 from dynamics.training.fit import fit_adapter
 from dynamics.training.loss import Task
 from dynamics.training.schedule import schedule_of
-from ray_jobs.demand import missing, short
+from ray_jobs import runtime
+from ray_jobs.demand import PATIENCE_S, missing, short
 from ray_jobs.engines import worker_context
 from ray_jobs.sight import Sight
 
-STARVED_AFTER_S = 45.0
-"""Time for which a cluster must lack room for the fewest workers before training gives up."""
 RESIZE_AFTER_S = 60.0
 """Time between looks whether there is room for more workers."""
+_MAX_WORDS = 300
+"""Most characters of a worker's own words in a line."""
 
 
 def fit_on_ray(
@@ -56,8 +57,8 @@ def fit_on_ray(
     """Run the fits, each worker once it has checked its sight; results by task.
 
     Raises:
-        ray.train.TrainingFailedError: workers failed more than `train.max_failures` times in a row.
-        UserError: the cluster has no room for `train.min_workers`, and nothing will change that.
+        UserError: workers failed more than `train.max_failures` times in a row, or the cluster has
+            no room for `train.min_workers`, and nothing will change that.
     """
     fits = [_Fit(job=job, log=logs[task]) for task, job in jobs.items()]
     train = fits[0].job.train
@@ -74,7 +75,7 @@ def fit_on_ray(
         progress(min(steps, total), total, what, note=short(need, fewest) or "")
         if (lack := missing(need, fewest)) is None:
             room_seen = time.monotonic()
-        elif time.monotonic() - room_seen > STARVED_AFTER_S:
+        elif time.monotonic() - room_seen > PATIENCE_S:
             raise UserError(
                 f"training {lack}; add nodes, or lower train.min_workers or "
                 "train.num_gpus_per_worker"
@@ -151,7 +152,7 @@ def _run_trainers(fits: Sequence[_Fit], sight: Sight, together: bool) -> None:
                 "sight": sight,
                 "together": together,
             },
-            torch_config=TorchConfig(backend="nccl" if first.train.num_gpus_per_worker else "gloo"),
+            torch_config=TorchConfig(backend="gloo" if first.device == "cpu" else "nccl"),
             scaling_config=_scaling(first.train, num_fits=len(fits)),
             run_config=RunConfig(
                 name="-".join(fit.job.task for fit in fits),
@@ -161,11 +162,27 @@ def _run_trainers(fits: Sequence[_Fit], sight: Sight, together: bool) -> None:
         )
         try:
             trainer.fit()
-        except TrainingFailedError:
+        except TrainingFailedError as error:
             if [fit.kept() for fit in fits] == before:
-                raise
+                if runtime.user_error(error):
+                    raise
+                raise _given_up(error, fits[0]) from error
         else:
             return
+
+
+def _given_up(error: TrainingFailedError, fit: _Fit) -> UserError:
+    """The line for a user, with a worker's own words; all that workers said goes to a file."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    first = next(iter(failures.values()))
+    words = str(first).strip().rpartition("\n")[2].strip()[:_MAX_WORDS]
+    path = fit.log.path.parent / "failure.txt"
+    write_bytes(path, f"{error}\n".encode())
+    return UserError(
+        f"training gave up ({type(first).__name__}: {words}; train.max_failures="
+        f"{fit.job.train.max_failures}); {path} says more; mend that, and the same command goes on "
+        "from the newest checkpoint"
+    )
 
 
 def _resources(train: TrainConfig) -> dict[str, float]:
@@ -214,7 +231,7 @@ def _fit(fit: _Fit, group: ProcessGroup, leaving: "_Leaving") -> None:
         if group.rank() == 0:
             fit.log.append(step, metrics)
 
-    context = worker_context(fit.job.train, group)
+    context = worker_context(fit.job, group)
     fit_adapter(fit.job, replace(context, report=report, is_leaving=leaving))
 
 

@@ -42,23 +42,23 @@ def saved(job: FitJob) -> list[tuple[int, int]]:
 
 
 def resized(cluster: Any, job: FitJob, folder: Path) -> dict[str, Any]:
-    """A node is lost, and another one comes: 2, 1, 2 workers.
+    """A node with two of four GPUs is lost, and another one comes: 4, 2, 4 workers.
 
     The loss is one failure too many, but there was a checkpoint: another trainer goes on.
     """
     seen: list[int] = []
-    node = cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=2, num_gpus=2)
+    node = cluster.add_node(num_cpus=2, num_gpus=2)
 
     def watch() -> None:
-        nonlocal node
         found = saved(job)
         if not found or [found[-1][1]] == seen[-1:]:
             return
         seen.append(found[-1][1])
-        if seen == [2]:
+        if seen == [4]:
             cluster.remove_node(node, allow_graceful=False)
-        elif seen == [2, 1]:
-            node = cluster.add_node(num_cpus=1)
+        elif seen == [4, 2]:
+            cluster.add_node(num_cpus=2, num_gpus=2)
 
     fit(job, folder, watch)
     return {"workers": seen}
@@ -70,6 +70,7 @@ def announced(cluster: Any, job: FitJob, folder: Path) -> dict[str, Any]:
     from ray._raylet import GcsClient
     from ray.core.generated import autoscaler_pb2
 
+    cluster.add_node(num_cpus=1)
     node = cluster.add_node(num_cpus=1)
     announced_at: list[float] = []
     in_time: list[int] = []
@@ -92,7 +93,8 @@ def announced(cluster: Any, job: FitJob, folder: Path) -> dict[str, Any]:
 
 
 def starved(cluster: Any, job: FitJob, folder: Path) -> dict[str, Any]:
-    """Three workers are asked for where one has room."""
+    """Three GPUs are asked for where there is one."""
+    cluster.add_node(num_cpus=4, num_gpus=1)
     begun = time.monotonic()
     try:
         fit(job, folder, lambda: None)
@@ -101,21 +103,22 @@ def starved(cluster: Any, job: FitJob, folder: Path) -> dict[str, Any]:
     return {}
 
 
+ON_GPUS = {"num_workers": 4, "num_gpus_per_worker": 1}
 CASES = {
-    "resized": (resized, {"strategy": "fsdp2", "num_workers": 2, "checkpoint_every": 5}),
-    "announced": (announced, {"num_workers": 2, "checkpoint_every": 10_000}),
-    "starved": (starved, {"num_workers": 4, "min_workers": 3}),
+    "resized": (resized, 900, ON_GPUS | {"strategy": "fsdp2", "checkpoint_every": 5}),
+    "announced": (announced, 300, {"num_workers": 2, "checkpoint_every": 10_000}),
+    "starved": (starved, 300, ON_GPUS | {"min_workers": 3}),
 }
+"""What happens, steps, settings of training. Only Ray's books have GPUs: models are on CPUs."""
 
 
 def main(case: str, base: str, folder: Path) -> None:
     """Run a case."""
-    run, changes = CASES[case]
+    run, steps, changes = CASES[case]
     common = {"batch_size": 150, "learning_rate": 1e-4, "max_failures": 0}
     train = TrainConfig(lora=LoraConfig(r=4, alpha=8), **common, **changes)
-    job = fit_job(Path(base), folder, train, steps=300)
+    job = fit_job(Path(base), folder, train, steps)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    cluster.add_node(num_cpus=1)
     os.environ["RAY_ADDRESS"] = cluster.address
     result = run(cluster, job, folder)
     if job.out.exists():

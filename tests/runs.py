@@ -1,10 +1,15 @@
 """What tests of whole runs share."""
 
 import fnmatch
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamics.core.config import LoopConfig
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import RoundReport
@@ -88,6 +93,35 @@ class LocalRun:
 
     folder: Path
     num_progress_calls: int
+
+
+class Driver:
+    """The command with a run of tests/test-3x3.yaml, on a cluster, in a process of its own."""
+
+    def __init__(self, address: str, run_dir: Path, overrides: Sequence[str], *flags: str) -> None:
+        self._log = run_dir.with_name(f"{run_dir.name}.log")
+        command = [sys.executable, "ray_jobs/bootstrap.py", "--config", "tests/test-3x3.yaml"]
+        with self._log.open("w") as output:
+            self.process = subprocess.Popen(
+                [*command, *flags, "--run-dir", str(run_dir), *overrides],
+                env={**os.environ, "RAY_ADDRESS": address},
+                cwd=REPOSITORY_ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def said(self) -> str:
+        """All that it has written so far."""
+        return self._log.read_text()
+
+    def wait_until(self, true: Callable[[], object], seconds: float = 300) -> None:
+        """Wait while the driver runs."""
+        end = time.monotonic() + seconds
+        while not true():
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < end, self.said
+            time.sleep(0.02)
 
 
 def descendants(pid: int) -> set[int]:

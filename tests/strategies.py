@@ -56,7 +56,7 @@ def run_cases(config: dict[str, Any]) -> None:
     for strategy in STRATEGIES:
         for method, precision in KINDS:
             case = Case(strategy, method, precision)
-            context = worker_context(case.job(one, "").train, both)
+            context = worker_context(case.job(one, ""), both)
             if method == "lora":
                 fit(case.job(one, "calm"), context)
             if precision == "float32":

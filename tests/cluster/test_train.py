@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress, silent
 from dynamics.storage.run_folder import TrainingLog
 from dynamics.training.batches import FitJob
@@ -99,6 +100,25 @@ def test_a_killed_worker_resumes_to_the_same_adapter(make_job: MakeJob, tmp_path
     killer.join(5)
     assert len(victims) == 1
     assert difference(calm, killed) == 0.0
+
+
+@pytest.mark.slow
+def test_training_that_gives_up_says_why_and_goes_on_once_that_is_mended(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    start = make_job("idm", "start", 2)
+    fit_adapter(start)
+    job = replace(make_job("idm", "broken", 4, max_failures=1), init_from=start.out)
+    tensors = start.out / "adapter_model.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(b"no tensors")
+    failure = tmp_path / "failure.txt"
+    line = rf"^training gave up \(SafetensorError: .*; train.max_failures=1\); {failure} says more"
+    with pytest.raises(UserError, match=line):
+        fit({"idm": job}, tmp_path)
+    assert "Traceback" in failure.read_text()
+    tensors.write_bytes(whole)
+    fit({"idm": job}, tmp_path)
 
 
 def train_workers() -> list[int]:
