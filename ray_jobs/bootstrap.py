@@ -131,15 +131,14 @@ def _run(parsed: argparse.Namespace) -> int:
     with ProgressView(as_json=parsed.log == "json") as view, folder.claimed(cfg, moved):
         view.line(f"run folder {folder.root}")
         stages: Stages | None = None
-        if not _all_done(cfg, folder):
-            if cfg.serve.enabled and not parsed.no_ray:
-                _check_address(cfg)  # now, not after the last round
-            mlflow = MlflowTracker(cfg, folder, partial(view.line, level="warning"))
-            stages = _stages(cfg, folder, view, mlflow, with_ray=not parsed.no_ray)
-            with mlflow:
+        with MlflowTracker(cfg, folder, partial(view.line, level="warning")) as mlflow:
+            if not _all_done(cfg, folder):
+                if cfg.serve.enabled and not parsed.no_ray:
+                    _check_address(cfg)  # now, not after the last round
+                stages = _stages(cfg, folder, view, mlflow, with_ray=not parsed.no_ray)
                 _run_loop(cfg, folder, stages)
-        elif folder.reports(cfg.rounds)[-1].promoted:
-            view.line(f"all {cfg.rounds} rounds are done; nothing to do")
+            elif folder.reports(cfg.rounds)[-1].promoted:
+                view.line(f"all {cfg.rounds} rounds are done; nothing to do")
         last = folder.reports(cfg.rounds)[-1]
         _summary(cfg, folder, view)
         for result in last.blocked_by:

@@ -3,7 +3,8 @@
 run.json               the identity: digests of the config and the base at the start, the config
 data/  ledger/         pairs and pseudo-labels
 rounds/round-00/       what a round made; report.json is its last write
-mlflow.db  mlartifacts/  tracking.json  report.html
+outbox/                what MLflow is told; mlflow.db  mlartifacts/  tracking.json
+report.html
 """
 
 import json
@@ -118,6 +119,11 @@ class RunFolder:
     def page(self) -> Place:
         """The report page."""
         return self.root / "report.html"
+
+    @property
+    def outbox(self) -> Place:
+        """All that MLflow is told of the run, sent or not."""
+        return self.root / "outbox"
 
     @property
     def tracking(self) -> Path:

@@ -128,8 +128,10 @@ def promotions(folder: RunFolder) -> list[str]:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{folder.root / 'mlflow.db'}")
-    runs = read_json(folder.root / "tracking.json")["rounds"]
-    return [client.get_run(run).data.tags["promotion"] for run in runs.values()]
+    experiment = client.get_experiment_by_name("dynamics-bootstrap")
+    rounds = client.search_runs([experiment.experiment_id], "tags.kind = 'round'")
+    rounds.sort(key=lambda run: int(run.data.tags["round"]))
+    return [run.data.tags["promotion"] for run in rounds]
 
 
 def test_a_blocked_round_keeps_the_previous_model_and_exits_4(

@@ -13,6 +13,7 @@ import pytest
 from dynamics.core.config import LoopConfig, TrackConfig
 from dynamics.core.records import Estimate, GuardResult, RoundReport
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from ray_jobs.outbox import Outbox
 from ray_jobs.tracking import MlflowTracker, server_uri
 
 if TYPE_CHECKING:  # slow to import
@@ -63,6 +64,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     first = MlflowTracker(CFG, folder, warnings.append)
     first.log_round(reports[0])
     first.log_round(reports[1])
+    first.write()
     resumed = MlflowTracker(CFG, folder, warnings.append)
     folder.page.write_text("<html></html>")
     resumed.log_round(reports[1])
@@ -154,7 +156,9 @@ def test_a_round_is_tagged_blocked_until_its_guard_is_accepted(
 
 def log_first_round(root: Path) -> None:
     folder = claimed(root)
-    MlflowTracker(CFG, folder, print).log_round(finished_round(folder, 0))
+    tracker = MlflowTracker(CFG, folder, print)
+    tracker.log_round(finished_round(folder, 0))
+    tracker.write()
 
 
 def test_a_moved_run_goes_on_in_its_own_database(tmp_path: Path) -> None:
@@ -194,8 +198,6 @@ def statuses(client: MlflowClient) -> dict[str, str]:
 def test_a_round_is_followed_while_it_goes_on_and_a_killed_driver_writes_nothing_twice(
     tmp_path: Path,
 ) -> None:
-    from mlflow import MlflowClient
-
     folder, warnings = claimed(tmp_path), list[str]()
     log = folder.training_log(0, "idm")
 
@@ -212,8 +214,8 @@ def test_a_round_is_followed_while_it_goes_on_and_a_killed_driver_writes_nothing
     killed(25, 100, "train IDM and FDP, round 0")
     append(25, 50)
     killed(50, 100, "train IDM and FDP, round 0", queued=3)
-    killed.write_points()
-    client = MlflowClient(tracking_uri=killed.uri)
+    killed.write()
+    client = database(folder)
     (run,) = runs_of_kind(client, "round")
     assert run.info.status == "RUNNING"
     assert run.data.metrics["stage/train_IDM_and_FDP_done"] == 50
@@ -224,31 +226,99 @@ def test_a_round_is_followed_while_it_goes_on_and_a_killed_driver_writes_nothing
     assert statuses(client) == {"bootstrap": "KILLED", "round": "KILLED"}
     append(50, 75, 100)  # what was trained after the checkpoint is trained again
     resumed = watching()
-    resumed.write_points()
+    resumed.write()
     assert statuses(client) == {"bootstrap": "RUNNING", "round": "RUNNING"}
     done = report(0)
     write_json(folder.report_path(0), done.to_json())
     resumed.log_round(done)
-    state = read_json(tmp_path / "tracking.json")
-    write_json(tmp_path / "tracking.json", {**state, "logged": []})  # killed while it logged
+    resumed.write()
+    forget(folder, keep=2)  # killed while it sent
     MlflowTracker(CFG, folder, warnings.append).log_run([done])
     (run,) = runs_of_kind(client, "round")
     curve = client.get_metric_history(run.info.run_id, "train/idm_loss_curve")
     assert [(point.step, point.timestamp) for point in curve] == [
         (step, 1000 * (10**9 + step)) for step in (25, 50, 75, 100)
     ]
-    for name in run.data.metrics:
-        steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
-        assert len(steps) == len(set(steps)), name
     assert statuses(client) == {"bootstrap": "FINISHED", "round": "FINISHED"}
     assert warnings == []
+    check_sent(folder, client)
+
+
+def forget(folder: RunFolder, keep: int = 0) -> None:
+    """Leave the cursor of a driver that was killed before it noted what MLflow took."""
+    cursor = folder.tracking / "tracking.json"
+    write_json(cursor, {**read_json(cursor), "sent": keep})
+
+
+def check_sent(folder: RunFolder, client: MlflowClient) -> None:
+    """MLflow has every point of the outbox once and nothing else, a parent, a run a round."""
+    outbox = Outbox(folder.outbox)
+    wanted: dict[tuple[int | None, str], list[tuple[int, int, float]]] = {}
+    for entry in outbox.entries():
+        for name, value, at, step in entry.get("points", ()):
+            wanted.setdefault((entry["round"], name), []).append((step, at, value))
+        for name, value in entry.get("values", {}).items():
+            for key in (None, entry["round"]):
+                point = (entry["round"], entry["time"], value)
+                wanted.setdefault((key, name), []).append(point)
+    found = {}
+    experiment = client.get_experiment_by_name(CFG.track.experiment)
+    runs = client.search_runs([experiment.experiment_id])
+    for run in runs:
+        key = int(run.data.tags["round"]) if "round" in run.data.tags else None
+        for name in run.data.metrics:
+            history = client.get_metric_history(run.info.run_id, name)
+            found[key, name] = sorted((p.step, p.timestamp, p.value) for p in history)
+    assert found == {key: sorted(points) for key, points in wanted.items()}
+    assert len(runs) == len({key for key, _ in found} | {None})
+
+
+def database(folder: RunFolder) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{folder.mlflow}")
+
+
+def test_a_deleted_experiment_is_named_with_the_way_to_restore_it_once(tmp_path: Path) -> None:
+    folder, warnings = claimed(tmp_path), list[str]()
+    done = finished_round(folder, 0)
+    MlflowTracker(CFG, folder, warnings.append).log_run([done])
+    client = database(folder)
+    number = client.get_experiment_by_name(CFG.track.experiment).experiment_id
+    client.delete_experiment(number)
+    with MlflowTracker(CFG, folder, warnings.append) as tracker:
+        for round_id in (1, 2):
+            tracker.log_round(finished_round(folder, round_id))
+            tracker.write()
+    (warning,) = warnings
+    assert f"MLFLOW_TRACKING_URI=sqlite:///{folder.mlflow} mlflow experiments restore " in warning
+    assert f"--experiment-id {number}" in warning
+    client._tracking_client.store.restore_experiment(number)
+    with MlflowTracker(CFG, folder, warnings.append):
+        pass  # all rounds are done
+    assert len(warnings) == 1
+    check_sent(folder, client)
+
+
+@pytest.mark.slow
+def test_a_deleted_database_is_written_anew_with_everything(tmp_path: Path) -> None:
+    folder, warnings = claimed(tmp_path), list[str]()
+    context = multiprocessing.get_context("spawn")
+    first = context.Process(target=log_first_round, args=(folder.root,))
+    first.start()
+    first.join()
+    folder.mlflow.unlink()
+    with MlflowTracker(CFG, folder, warnings.append):
+        pass
+    assert warnings == []
+    check_sent(folder, database(folder))
 
 
 def test_the_environment_names_a_server_where_the_config_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:5000")
-    assert MlflowTracker(CFG, claimed(tmp_path), print).uri == "http://lab:5000"
+    assert server_uri(CFG) == "http://lab:5000"
     named = CFG.model_copy(update={"track": TrackConfig(uri="http://other:5000")})
     assert server_uri(named) == "http://other:5000"
 
@@ -264,15 +334,16 @@ def test_a_dead_server_costs_a_warning_and_nothing_else(
     dead = CFG.model_copy(update={"track": TrackConfig(uri=f"http://127.0.0.1:{port}")})
     warnings: list[str] = []
     done = finished_round(folder, 0)
-    MlflowTracker(dead, folder, warnings.append).log_round(done)
+    with MlflowTracker(dead, folder, warnings.append) as tracker:
+        tracker.log_run([done])
     assert len(warnings) == 1
     assert "the loop goes on" in warnings[0]
     assert "\n" not in warnings[0]
     # The same command again, with a server that works, writes what was missed.
     alive = CFG.model_copy(update={"track": TrackConfig(uri=f"sqlite:///{tmp_path / 'later.db'}")})
-    MlflowTracker(alive, folder, warnings.append).log_run([done])
+    with MlflowTracker(alive, folder, warnings.append):
+        pass
     assert len(warnings) == 1
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'later.db'}")
-    assert len(runs_of_kind(client, "round")) == 1
+    check_sent(folder, MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'later.db'}"))
