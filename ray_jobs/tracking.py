@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.progress import Pace
@@ -24,9 +24,6 @@ from dynamics.core.records import RoundReport
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs.mlflow_runs import MlflowRuns
 from ray_jobs.outbox import Outbox, Point, now
-
-if TYPE_CHECKING:
-    from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 
 WRITE_EVERY_S = 10.0
 _RETRY_AFTER_S = 60.0
@@ -64,7 +61,7 @@ class MlflowTracker:
         self._pace = Pace()
         self._queued = 0
         self._told = (0, "")
-        self._monitors: list[BaseMetricsMonitor] = []
+        self._monitors: list[Any] = []
         self._num_samples = 0
         self._one_writes = threading.RLock()
         self._wake = threading.Event()
@@ -248,16 +245,18 @@ class MlflowTracker:
             )
 
 
-def _monitors() -> "list[BaseMetricsMonitor]":
-    """MLflow's measures of this machine."""
+def _monitors() -> list[Any]:
+    """MLflow's measures of this machine, which have no types."""
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-    monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with suppress(Exception):  # without an NVIDIA driver, or without its Python package
-        monitors.append(GPUMonitor())
+    kinds: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor]
+    monitors = []
+    for kind in kinds:
+        with suppress(Exception):  # the last one: without NVIDIA's driver or its Python package
+            monitors.append(kind())
     return monitors
 
 
