@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVQVAE
-from transformers.cache_utils import Cache
 
 from dynamics.models.checkpoint import (
     check_model_type,
@@ -30,7 +29,7 @@ from dynamics.models.checkpoint import (
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.image_tokenizers.vq import VqTokenizer
 from dynamics.models.tokens import Prompts, Tokens
-from dynamics.models.vlm import UnifiedVLM
+from dynamics.models.vlm import Head, UnifiedVLM
 
 PROMPTS = Prompts(
     version="janus-1",
@@ -67,29 +66,31 @@ class JanusVLM(UnifiedVLM):
     )
     heads_apart = True
 
-    def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """Last hidden states [B, T, D]; extends ``cache`` in place when one is given."""
+    def _vocabulary_size(self) -> int:
+        return super()._vocabulary_size() + len(self.image_ids)
+
+    @property
+    def decoder(self) -> Any:
+        """The decoder stack, without the vocabulary."""
+        return self.causal_lm.model.language_model
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Input vectors of token ids, [B, T, D]."""
         ids, network = ids_BT.to(self.device), self.causal_lm
         codes = ids - self.image_ids[0]
         is_code = codes >= 0
         words = network.get_input_embeddings()(ids.masked_fill(is_code, self.tokens.pad))
         drawn = network.prepare_embeddings_for_image_generation(codes.clamp(min=0))
-        output = network.model.language_model(
-            inputs_embeds=torch.where(is_code[..., None], drawn, words),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        states: Tensor = output.last_hidden_state
-        return states
+        return torch.where(is_code[..., None], drawn, words)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Logits of the words, then of the image codes, [B, T, V]."""
         return torch.cat([super().logits(hidden_BTD), self.image_logits(hidden_BTD)], dim=-1)
 
-    def image_logits(self, hidden_BTD: Tensor) -> Tensor:
-        """Logits over the image codes only, [B, T, num_codes]."""
-        logits: Tensor = self.causal_lm.model.generation_head(hidden_BTD)
-        return logits
+    def image_head(self) -> Head:
+        """Janus' own head of the codes."""
+        head: Head = self.causal_lm.model.generation_head
+        return head
 
 
 class _JanusVq(nn.Module):

@@ -6,12 +6,14 @@ the lowest number, before the loss, and every head is projected only where a tok
 B rows, T positions, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers.cache_utils import Cache
 
 from dynamics.core.errors import UserError
@@ -21,6 +23,8 @@ from dynamics.models.tokens import Tokens
 from dynamics.storage.files import checkpoint_digest
 
 AdapterName = Literal["idm", "fdp"]
+Head = Callable[[Tensor], Tensor]
+"""Hidden states to logits over a part of the vocabulary."""
 
 
 class UnifiedVLM:
@@ -55,6 +59,13 @@ class UnifiedVLM:
         """sha256 over the base's weights, tokenizer and prompts."""
         self.image_ids = self.tokens.image_ids.to(self.device)
         """int64 [num_codes]: vocabulary id of every code, on the device."""
+        is_text = torch.ones(self._vocabulary_size(), dtype=torch.bool, device=self.device)
+        is_text[self.image_ids] = False
+        self.text_ids = is_text.nonzero()[:, 0]
+        """int64: vocabulary ids that are no image codes, ascending, on the device."""
+
+    def _vocabulary_size(self) -> int:
+        return int(self.causal_lm.lm_head.weight.shape[0])
 
     def load_adapter(self, name: AdapterName, path: Path) -> None:
         """Add a peft adapter from a folder; the last one loaded is active."""
@@ -82,10 +93,20 @@ class UnifiedVLM:
             self.network.get_base_model() if isinstance(self.network, PeftModel) else self.network
         )
 
+    @property
+    def decoder(self) -> Any:
+        """The decoder stack: layers, last norm and rotary embedding, without the vocabulary."""
+        return self.causal_lm.model
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Input vectors of token ids, [B, T, D]."""
+        vectors: Tensor = self.decoder.embed_tokens(ids_BT.to(self.device))
+        return vectors
+
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Last hidden states [B, T, D]; extends ``cache`` in place when one is given."""
-        output = self.causal_lm.model(
-            input_ids=ids_BT.to(self.device), past_key_values=cache, use_cache=cache is not None
+        output = self.decoder(
+            inputs_embeds=self.embed(ids_BT), past_key_values=cache, use_cache=cache is not None
         )
         states: Tensor = output.last_hidden_state
         return states
@@ -97,8 +118,19 @@ class UnifiedVLM:
 
     def image_logits(self, hidden_BTD: Tensor) -> Tensor:
         """Logits over the image codes only, [B, T, num_codes]; no other row is computed."""
-        weight = active_weight(self.causal_lm.lm_head)
-        return hidden_BTD @ weight[self.image_ids].T
+        return self.image_head()(hidden_BTD)
+
+    def image_head(self) -> Head:
+        """`image_logits` with its rows laid out once, for the weights now in force."""
+        return self._head(self.image_ids)
+
+    def text_head(self) -> Head:
+        """Logits over the vocabulary without image codes, in the order of ``text_ids``."""
+        return self._head(self.text_ids)
+
+    def _head(self, ids: Tensor) -> Head:
+        rows = active_weight(self.causal_lm.lm_head)[ids]
+        return lambda hidden: linear(hidden, rows)
 
 
 def active_weight(layer: nn.Module) -> Tensor:

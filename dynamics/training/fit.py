@@ -29,7 +29,7 @@ from dynamics.training.checkpoints import (
 from dynamics.training.loss import RowLoss
 from dynamics.training.meter import Meter
 from dynamics.training.objectives import objective
-from dynamics.training.trainable import trainable_model, trainable_parameters
+from dynamics.training.trainable import stack_of, trainable_model, trainable_parameters
 
 REPORT_EVERY = 25
 
@@ -94,7 +94,10 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
     network = model.network
     trainable = list(trainable_parameters(network).values())
     optimizer = torch.optim.AdamW(
-        trainable, lr=job.train.learning_rate, weight_decay=job.train.weight_decay
+        trainable,
+        lr=job.train.learning_rate,
+        weight_decay=job.train.weight_decay,
+        fused=job.train.strategy == "ddp" and model.device.type == "cpu",
     )
     learns = objective(job.train.objective)
     checkpoints = Checkpoints(
@@ -105,7 +108,7 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
         if saved:
             start, recent = saved.progress["step"], saved.progress["recent"]
             load_weights(network, saved)
-        loss = RowLoss(model, learns)
+        loss = RowLoss(model, learns, stack_of(job, model))
         _lower_frozen(job, network)
         engine = context.make_engine(loss, optimizer)
         if saved:

@@ -12,6 +12,7 @@ from dynamics.core.config import LoraConfig
 from dynamics.core.seeds import derive_seed
 from dynamics.models import load_model
 from dynamics.models.checkpoint import check_adapter
+from dynamics.models.stack import Stack, has_stack
 from dynamics.models.vlm import UnifiedVLM
 from dynamics.storage.files import local_copy
 from dynamics.training.batches import FitJob
@@ -65,6 +66,19 @@ def _attach_adapter(model: UnifiedVLM, job: FitJob) -> None:
     # A name, not a path: an adapter's files must not depend on where the run lies.
     network.peft_config["default"].base_model_name_or_path = job.base.name
     model.network = network
+
+
+def stack_of(job: FitJob, model: UnifiedVLM) -> Stack | None:
+    """The decoder with merged LoRA products; None where its own layers have to run.
+
+    These are a fit of every weight, weights that are whole only while their layer runs (FSDP2,
+    DeepSpeed), recomputed activations, mixed precision, and what `has_stack` refuses.
+    """
+    train = job.train
+    whole = train.strategy == "ddp" and not train.gradient_checkpointing
+    if train.method == "lora" and whole and train.precision == "float32":
+        return Stack(model.decoder, "default") if has_stack(model.decoder) else None
+    return None
 
 
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -20,14 +20,16 @@ from dynamics.inference.load import load_fdp, load_idm, load_pair, model_ref
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models import FAMILIES, load_image_tokenizer, load_model
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.models.stack import Stack, has_stack
 from dynamics.models.tokens import IGNORE
 from dynamics.models.vlm import UnifiedVLM
 from dynamics.storage.pairs import write_pairs
-from dynamics.training.batches import FitJob
+from dynamics.training.backend import PlainEngine
+from dynamics.training.batches import Batches, FitJob
 from dynamics.training.fit import fit_adapter
 from dynamics.training.loss import RowLoss, Task
 from dynamics.training.objectives import objective
-from dynamics.training.trainable import trainable_model
+from dynamics.training.trainable import stack_of, trainable_model, trainable_parameters
 from tests.contracts.checkpoints import CASES, Case
 
 ACTIONS = ["push the red ring left", "remove the blue cross"]
@@ -208,6 +210,40 @@ def test_image_logits_are_the_image_part_of_all_logits(built: Built) -> None:
     image = model.image_logits(hidden)
     assert image.shape == (*hidden.shape[:2], model.images.num_codes)
     assert torch.allclose(image, model.logits(hidden)[..., model.image_ids], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_laid_out_stack_computes_what_the_layers_do(built: Built) -> None:
+    model = built.model
+    ids = model.tokens.fdp_rows(built.codes(), ACTIONS, built.codes(seed=1)).ids
+    reference = model.hidden(ids).flatten(0, 1)
+    wanted = torch.tensor([3, 4, len(reference) - 1])
+    assert has_stack(model.decoder)
+    found = Stack(model.decoder, "default")(model.embed(ids), wanted)
+    assert torch.allclose(found, reference[wanted], atol=1e-5)
+    assert torch.allclose(model.hidden(ids).flatten(0, 1), reference, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["idm", "fdp"])
+def test_merged_products_train_like_peft_for_20_steps(job: FitJob, task: Task) -> None:
+    learns = objective("nll")
+    losses = []
+    for with_stack in (False, True):
+        model = trainable_model(job)
+        trained = list(trainable_parameters(model.network).values())
+        optimizer = torch.optim.AdamW(trained, lr=1e-3)
+        engine = PlainEngine(
+            RowLoss(model, learns, stack_of(job, model) if with_stack else None), optimizer
+        )
+        rows, weights = Batches(replace(job, task=task), model, learns).batch(0)
+        losses.append([])
+        for _ in range(20):
+            loss = engine.module(rows.ids, rows.labels, weights, task) / len(rows.ids)
+            engine.backward(loss)
+            engine.step()
+            losses[-1].append(float(loss.detach()))
+    assert losses[0][-1] < losses[0][0]
+    assert np.allclose(losses[1], losses[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
