@@ -139,7 +139,7 @@ def chameleon_tokens(
 def image_ids(vocabulary: Mapping[str, int]) -> Tensor:
     """Vocabulary id per code, from Chameleon's names: ``IMGIMG`` + digits as letters A-J + ``Z``.
 
-    The ids are *not* code + constant in the published checkpoints, so the map is the only way.
+    Meta's own code takes them from the map, too; nothing promises that they are code + constant.
     """
     digits = str.maketrans("ABCDEFGHIJ", "0123456789")
     by_code = {

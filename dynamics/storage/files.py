@@ -41,7 +41,8 @@ def checkpoint_digest(folder: Place) -> str:
     """sha256 over names and bytes of the files that decide what a checkpoint computes."""
     digest = hashlib.sha256()
     for path in sorted(local_copy(folder).iterdir()):
-        if path.suffix in (".safetensors", ".json"):
+        # Hidden ones are other systems' copies, as macOS' ._model.safetensors.
+        if path.suffix in (".safetensors", ".json") and not path.name.startswith("."):
             digest.update(f"{path.name}\x1f{sha256_file(path)}\x1e".encode())
     return digest.hexdigest()
 

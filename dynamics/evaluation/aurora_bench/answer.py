@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image
 
 from dynamics.core.images import encode_png, read_picture
 from dynamics.core.records import stable_hash
@@ -22,7 +23,7 @@ from dynamics.evaluation.aurora_bench.contestant import Contestant
 from dynamics.evaluation.aurora_bench.dataset import BenchData, DiscItem, Item
 from dynamics.evaluation.aurora_bench.instructions import Told, fit_instruction
 from dynamics.evaluation.aurora_bench.metrics import nearer_target, squared_distance
-from dynamics.evaluation.aurora_bench.pictures import Pixels, to_frame
+from dynamics.evaluation.aurora_bench.pictures import Pixels, placed
 from dynamics.evaluation.aurora_bench.probe import (
     NEGATIVES,
     ProbeItems,
@@ -32,7 +33,7 @@ from dynamics.evaluation.aurora_bench.probe import (
 from dynamics.inference.best_of_n import best_of_n
 from dynamics.inference.sampling import GREEDY, SamplingParams
 
-ANSWER_VERSION = "1"
+ANSWER_VERSION = "2"
 """Part of every answer's key; raise it when an answer would come out differently."""
 
 PREFERENCES = tuple(
@@ -48,8 +49,8 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("num_unknown", pa.int32(), nullable=False),  # tokens without meaning
         pa.field("truncated", pa.bool_(), nullable=False),
         # The rest is null for an instruction of which nothing could be told.
-        pa.field("prediction", pa.binary(), nullable=True),  # PNG, P x P
-        # The source as the model's image tokenizer draws it, PNG: what its own copy looks like.
+        pa.field("prediction", pa.binary(), nullable=True),  # PNG, placed in the source
+        # The source as the model's image tokenizer draws it, placed: what its own copy looks like.
         pa.field("drawn_source", pa.binary(), nullable=True),
         pa.field("copied", pa.bool_(), nullable=True),  # every code is the source's
         pa.field("nearer_target_vq", pa.bool_(), nullable=True),
@@ -125,9 +126,9 @@ class Answerer:
 
     def _answer(self, positions: Sequence[int], actions: Sequence[str]) -> list[dict[str, Any]]:
         items = [self._data.items[position] for position in positions]
-        sources = self._frames([item.source for item in items])
-        targets = self._frames([item.target for item in items])
-        source_BL, target_BL = self._images.encode(sources), self._images.encode(targets)
+        pictures = [read_picture(item.source) for item in items]
+        source_BL = self._images.encode(np.stack([self._images.fit(one) for one in pictures]))
+        target_BL = self._images.encode(self._frames([item.target for item in items]))
         predicted_BL = self._draw(source_BL, actions, [item.digest for item in items])
         drawn, predicted = self._images.decode(source_BL), self._images.decode(predicted_BL)
         nearer = self._nearer(predicted, drawn, self._images.decode(target_BL))
@@ -137,8 +138,8 @@ class Answerer:
         preferences = self._preferences(positions, source_BL, target_BL, actions)
         return [
             {
-                "prediction": encode_png(predicted[row]),
-                "drawn_source": encode_png(drawn[row]),
+                "prediction": self._placed(predicted[row], pictures[row]),
+                "drawn_source": self._placed(drawn[row], pictures[row]),
                 "copied": bool((predicted_BL[row] == source_BL[row]).all()),
                 "nearer_target_vq": nearer[row],
                 "sentence": said[row].action,
@@ -147,6 +148,9 @@ class Answerer:
             }
             for row in range(len(items))
         ]
+
+    def _placed(self, frame: Pixels, picture: Image.Image) -> bytes:
+        return encode_png(placed(frame, picture, self._images.bars))
 
     def disc_edit(self, start: int, stop: int) -> pa.Table:
         """DISC_SCHEMA rows of the DiscEdit items ``start`` to ``stop`` (exclusive).
@@ -171,7 +175,8 @@ class Answerer:
             np.repeat(source_BL, 2, axis=0),
             prompts,
             _DISC_SAMPLING,
-            seeds=[derive_seed(self._decode.seed, "disc", item.digest, part) for part in range(2)],
+            # As AURORA's code: sample i of both prompts has the same noise.
+            seeds=[derive_seed(self._decode.seed, "disc", item.digest)] * 2,
         ).codes
         origin = self._features(source_BL)[0]
         moved = [
@@ -184,8 +189,7 @@ class Answerer:
         return self._images.encode_with_features(self._images.decode(codes_NL))[1]
 
     def _frames(self, paths: Sequence[Any]) -> Pixels:
-        side = self._images.frame_px
-        return np.stack([to_frame(read_picture(path), side) for path in paths])
+        return np.stack([self._images.fit(read_picture(path)) for path in paths])
 
     def _draw(
         self, source_BL: NDArray[np.int64], actions: Sequence[str], digests: Sequence[str]

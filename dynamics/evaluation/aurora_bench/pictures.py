@@ -1,6 +1,7 @@
-"""Resizing of the benchmark's pictures.
+"""A model's frames back in the benchmark's pictures.
 
-H, W are a picture's own sides in pixels, P is the side of the square frame that a model sees.
+A model sees a picture as it was trained on: its middle, or all of it between bars. P is the side of
+its square frame in pixels.
 """
 
 import numpy as np
@@ -10,15 +11,17 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 
 
-def to_frame(picture: Image.Image, side_px: int) -> Pixels:
-    """The whole picture squeezed into uint8 [P, P, 3].
+def placed(frame: Pixels, picture: Image.Image, bars: tuple[int, int, int] | None) -> Image.Image:
+    """The picture with a frame, uint8 [P, P, 3], drawn over what the frame shows of it.
 
-    Squeezed, not cropped, so that nothing of the picture is lost and a prediction can be
-    stretched back over the target.
+    Of a model that sees the middle, the rest stays as it was; of one that sees ``bars``, these are
+    cut off.
     """
-    shrinks = picture.width >= side_px and picture.height >= side_px
-    how = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-    return np.array(picture.resize((side_px, side_px), how))
+    side = (min if bars is None else max)(picture.size)
+    square = fitted(Image.fromarray(frame), (side, side))
+    shown = picture.copy()
+    shown.paste(square, ((picture.width - side) // 2, (picture.height - side) // 2))
+    return shown
 
 
 def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynamics.models.image_tokenizer import Precision
 from dynamics.models.image_tokenizers.frames import centre_crop, check_frames, pad_to_square
-from dynamics.models.image_tokenizers.fsq import to_frames, to_pixels
+from dynamics.models.image_tokenizers.fsq import to_pixels
 
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PIXELS_PER_BATCH = 8 * 512 * 512
@@ -87,7 +87,7 @@ class VqTokenizer:
             part = np.asarray(codes_BL[start : start + self.batch_frames], np.int64)
             codes = torch.as_tensor(part, device=self._device)
             with torch.inference_mode():
-                frames.append(to_frames(self._network.pixels(codes).float()))
+                frames.append(_truncated(self._network.pixels(codes).float()))
         return np.concatenate(frames)
 
     def _encoded(self, frames_BHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,3 +114,10 @@ class VqTokenizer:
         # Not autocast: it keeps what lies between the products in float32, and on a GPU moving that
         # through memory is most of the time.
         return deepcopy(self._model).to(torch.bfloat16)
+
+
+def _truncated(pixels_B3HW: Tensor) -> np.ndarray:
+    """Pixels in about -1..1 to uint8 frames [B, H, W, 3], cut off as the authors' code does."""
+    levels = ((pixels_B3HW.clamp(-1, 1) + 1) * 127.5).byte()
+    frames: np.ndarray = levels.permute(0, 2, 3, 1).cpu().numpy()
+    return frames

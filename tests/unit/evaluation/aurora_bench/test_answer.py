@@ -44,15 +44,15 @@ def disc_bench(write_bench):
     return write_bench(lambda rows: rows[0].update(pos="leave the red cube"))
 
 
-def test_every_item_is_answered_at_the_models_size(tiny, bench):
+def test_every_item_is_answered_at_its_sources_size(tiny, bench):
     data = read_benchmark(bench)
     rows = Answerer(tiny, Decode(), data).answer(0, 4).to_pylist()
     assert [row["item_id"] for row in rows] == [item.item_id for item in data.items]
-    for row in rows:
+    for row, item in zip(rows, data.items, strict=True):
         assert (
             read_picture(row["prediction"]).size
             == read_picture(row["drawn_source"]).size
-            == (32, 32)
+            == read_picture(item.source).size
         )
         assert all(row[name] in (0, 0.5, 1) for name in PREFERENCES)
         assert isinstance(row["sentence"], str)
