@@ -10,6 +10,7 @@ import typer
 
 from dynamics.cli.shared import TABLETOP, Config, Set, console
 from dynamics.core.config_file import load
+from dynamics.data.video.sandbox import why_unsealed
 
 
 def doctor(
@@ -38,6 +39,9 @@ def doctor(
         console.print(f"checkpoint {base}")
     else:
         problems.append(f"no checkpoint in {base}: set model.base, or dynamics pretrain-tiny")
+    unsealed = why_unsealed(cfg.pool.decode_memory_mb)
+    held = "limits and a filter of system calls" if unsealed is None else f"limits: {unsealed}"
+    console.print(f"videos and pictures of pools are decoded under {held}", markup=False)
     for problem in problems:
         console.print(f"problem: {problem}", markup=False)
     if problems:

@@ -1,11 +1,12 @@
 """One clip to its key frames, or to the two ends of a segment.
 
-FFmpeg parses hostile bytes in C. So nothing but local files of the usual containers is opened
+FFmpeg parses hostile bytes in C. So nothing but the one file, of the usual containers, is read
 (without the white lists a script named ``x.mp4`` makes FFmpeg read other files), and all of this
-runs in the limited process of `dynamics.data.video.worker`.
+runs in the sealed process of `dynamics.data.video.worker`, which is handed the open file.
 """
 
 import math
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,11 +38,13 @@ MAX_CLIP_BYTES = 128 * 2**20
 MAX_STRETCH = 10.0
 """Pixel aspects beyond it are no aspects."""
 OPEN_OPTIONS = {
-    "protocol_whitelist": "file",
+    "protocol_whitelist": "fd",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,flv",
 }
 # Without the two flags swscale's area filter is off by up to 65 of 255 at colour edges.
 SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+Video = Path | int
+"""A video's path, or the descriptor of its open file."""
 Bars = tuple[int, int, int] | None
 """RGB of the bars that make a picture square; None = cut out its middle. The model's rule
 (`dynamics.models.image_tokenizer.ImageTokenizer`)."""
@@ -88,7 +91,7 @@ class BadClip(Exception):  # noqa: N818 - a verdict on the input, not a failure 
         self.reason = reason
 
 
-def read_clip(path: Path, spec: DecodeSpec) -> ClipFrames:
+def read_clip(path: Video, spec: DecodeSpec) -> ClipFrames:
     """Decode a clip, choose key frames, return those that accepted pairs use.
 
     Raises:
@@ -134,7 +137,7 @@ class Ends:
 
 
 def read_ends(
-    path: Path, span_s: tuple[float, float] | None, frame_px: int, bars: Bars = None
+    path: Video, span_s: tuple[float, float] | None, frame_px: int, bars: Bars = None
 ) -> Ends:
     """The first and the last frame of a segment, or of the whole video.
 
@@ -178,7 +181,7 @@ _Found = tuple[int, _Shown, float]
 """Frame number, frame, seconds from the beginning."""
 
 
-def _whole(path: Path) -> list[_Found]:
+def _whole(path: Video) -> list[_Found]:
     first: _Shown | None = None
     last: _Shown | None = None
     count = 0
@@ -202,18 +205,18 @@ def _declared_s(container: InputContainer, stream: VideoStream) -> float | None:
     return container.duration / av.time_base if alone and container.duration else None
 
 
-def film_s(path: Path) -> float:
+def film_s(path: Video) -> float:
     """Seconds of film in a file: what its header says, or the most that there is room for.
 
     Raises:
         BadClip: as `read_clip`.
     """
     with _video(path) as (container, _):
-        most_s = path.stat().st_size / MIN_BYTES_PER_S
+        most_s = os.stat(path).st_size / MIN_BYTES_PER_S
         return min(most_s, (container.duration or math.inf) / av.time_base)
 
 
-def _shown_at(path: Path, moment_s: float) -> _Found:
+def _shown_at(path: Video, moment_s: float) -> _Found:
     """The frame that a player shows at a moment: the newest one that is not later."""
     # A damaged index may lead past the moment: then from the beginning.
     for seeks in (True, False):
@@ -226,7 +229,7 @@ def _shown_at(path: Path, moment_s: float) -> _Found:
     return found
 
 
-def _newest(path: Path, moment_s: float, *, seeks: bool) -> _Found | None:
+def _newest(path: Video, moment_s: float, *, seeks: bool) -> _Found | None:
     with _video(path) as (container, stream):
         rate, base_s = float(stream.average_rate or 1), float(stream.time_base or 0)
         start_s = (stream.start_time or 0) * base_s
@@ -260,7 +263,7 @@ class _Scan:
     """All frames as decoded, or None when they are more than `KEEP_BYTES`."""
 
 
-def _scan(path: Path, bars: Bars) -> _Scan:
+def _scan(path: Video, bars: Bars) -> _Scan:
     thumbs = bytearray()  # of hours of film: a list of arrays would be copied into one
     times_s: list[float] = []
     gaps: list[int] = []
@@ -285,7 +288,7 @@ def _scan(path: Path, bars: Bars) -> _Scan:
     return _Scan(thumbs=pixels, times_s=times_s, gaps=gaps, raw=raw)
 
 
-def _fetch(path: Path, indices: Sequence[int]) -> Iterator[_Shown]:
+def _fetch(path: Video, indices: Sequence[int]) -> Iterator[_Shown]:
     """The frames at ascending indices, by decoding up to the last: seeking is not frame-exact."""
     wanted = set(indices)
     if not wanted:
@@ -299,16 +302,21 @@ def _fetch(path: Path, indices: Sequence[int]) -> Iterator[_Shown]:
 
 
 @contextmanager
-def _video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _video(path: Video) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The track that a player shows, open for one-threaded (repeatable) decoding."""
+    descriptor = path if isinstance(path, int) else _opened(path)
     try:
-        container = av.open(
-            f"file:{path}", container_options=OPEN_OPTIONS, metadata_errors="replace"
-        )
+        os.lseek(descriptor, 0, os.SEEK_SET)  # where an earlier pass has stopped
+        options = OPEN_OPTIONS | {"fd": str(descriptor)}
+        container = av.open("fd:", container_options=options, metadata_errors="replace")
     except MemoryError:  # FFmpeg's own is one of its errors, too
         raise
-    except (av.FFmpegError, ValueError) as error:
-        raise BadClip(_pointer(path) or "unreadable", _detail(error)) from error
+    except (av.FFmpegError, ValueError, OSError) as error:
+        reason = pointer_kind(os.pread(descriptor, HEAD_BYTES, 0)) or "unreadable"
+        raise BadClip(reason, _detail(error)) from error
+    finally:
+        if not isinstance(path, int):
+            os.close(descriptor)  # FFmpeg reads from a copy of it
     with container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream):
@@ -318,12 +326,11 @@ def _video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
-def _pointer(path: Path) -> str | None:
+def _opened(path: Path) -> int:
     try:
-        with path.open("rb") as file:
-            return pointer_kind(file.read(HEAD_BYTES))
-    except OSError:
-        return None
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise BadClip("unreadable", _detail(error)) from error
 
 
 def _frames(container: InputContainer, stream: VideoStream) -> Iterator[_Shown]:

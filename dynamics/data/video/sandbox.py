@@ -6,12 +6,13 @@ import math
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from dynamics.data.video.decode import (
     Ends,
 )
 from dynamics.data.video.keyframes import Pair
-from dynamics.data.video.worker import HEADER
+from dynamics.data.video.worker import HEADER, REQUEST
 from dynamics.storage.files import sha256_file
 
 _Answer = TypeVar("_Answer")
@@ -60,6 +61,10 @@ class _WorkerLost(Exception):  # noqa: N818 - an outcome of a request
     """A worker that is gone; ``str`` is the reject reason of its clip."""
 
 
+class _NotOpened(Exception):  # noqa: N818 - an outcome of a request
+    """A file that the system does not give; ``str`` says why."""
+
+
 class DecodeWorker:
     """One child process; replaced after a clip that killed or hung it."""
 
@@ -68,7 +73,10 @@ class DecodeWorker:
         self._timeout_s = timeout_s
         self._cpu_per_s = cpu_per_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
         self._interrupted = False
+        self.unsealed: str | None = None
+        """Why the child is held by limits alone; None where it can open nothing by itself."""
 
     @property
     def pid(self) -> int:
@@ -82,22 +90,18 @@ class DecodeWorker:
         ``timeout`` is too much processor time for the clip's length, or none within the time limit;
         ``decoder_crashed`` is any other death.
         """
-        request = {"kind": "clip", "path": str(path), "spec": asdict(spec)}
+        request = {"kind": "clip", "spec": asdict(spec)}
         largest = max(spec.top_k * spec.frame_px**2 * 3, MAX_CLIP_BYTES)
-        return self._ask(request, largest, lambda answer, pixels: _parse(answer, pixels, spec))
+        return self._ask(
+            request, largest, lambda answer, pixels: _parse(answer, pixels, spec), path
+        )
 
     def segment(
         self, path: Path, span_s: tuple[float, float] | None, frame_px: int, bars: Bars = None
     ) -> Ends | Rejected:
         """The two ends of a video, or of a segment of it; rejects as `decode`."""
-        request = {
-            "kind": "segment",
-            "path": str(path),
-            "span_s": span_s,
-            "frame_px": frame_px,
-            "bars": bars,
-        }
-        return self._ask(request, 6 * frame_px**2, partial(_parse_ends, frame_px))
+        request = {"kind": "segment", "span_s": span_s, "frame_px": frame_px, "bars": bars}
+        return self._ask(request, 6 * frame_px**2, partial(_parse_ends, frame_px), path)
 
     def pictures(
         self, source: bytes, target: bytes, frame_px: int, bars: Bars = None
@@ -112,17 +116,19 @@ class DecodeWorker:
         request: dict[str, Any],
         largest: int,
         parse: Callable[[dict[str, Any], bytes], _Answer],
+        video: Path | None = None,
     ) -> _Answer | Rejected:
-        """Send a request whose reply has at most ``largest`` bytes of pixels."""
+        """Send a request whose reply has at most ``largest`` bytes of pixels.
+
+        The child is handed ``video`` open: it cannot open anything itself.
+        """
         if self._interrupted:
             raise InterruptedError("nobody waits for this clip any more")
         process = self._process = self._process or self._start()
         request |= {"cpu_s": math.ceil(self._timeout_s), "cpu_per_s": self._cpu_per_s}
-        patience = _Patience(process, self._timeout_s, self._most_cpu_s(request))
+        patience = _Patience(process, self._timeout_s, self._most_cpu_s(video))
         try:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
+            self._send(json.dumps(request).encode(), video)
             answer, pixels = self._receive(process, patience, largest)
             if "reason" in answer:
                 return Rejected(reason=str(answer["reason"]), detail=str(answer["detail"]))
@@ -130,16 +136,36 @@ class DecodeWorker:
         except _WorkerLost as error:
             self.close()
             return Rejected(reason=str(error))
-        except (BrokenPipeError, ValueError, KeyError, TypeError) as error:
+        except TimeoutError:
+            self.close()
+            return Rejected(reason="timeout")
+        except _NotOpened as error:
+            return Rejected(reason="unreadable", detail=str(error))
+        except (ConnectionError, ValueError, KeyError, TypeError) as error:
             # A worker that answers nonsense is as lost as a dead one.
             self.close()
             return Rejected(reason="decoder_crashed", detail=type(error).__name__)
 
-    def _most_cpu_s(self, request: dict[str, Any]) -> float:
+    def _most_cpu_s(self, video: Path | None) -> float:
         """More than a sound child takes: a file that took it over may lift its own limit."""
-        path = Path(request.get("path", ""))
-        film_s = path.stat().st_size / MIN_BYTES_PER_S if path.is_file() else 0.0
+        is_file = video is not None and video.is_file()
+        film_s = video.stat().st_size / MIN_BYTES_PER_S if video and is_file else 0.0
         return 2 + math.ceil(self._timeout_s) + math.ceil(self._cpu_per_s * film_s)
+
+    def _send(self, request: bytes, video: Path | None) -> None:
+        descriptors = []
+        if video is not None:
+            try:
+                descriptors = [os.open(video, os.O_RDONLY)]
+            except OSError as error:
+                raise _NotOpened(error.strerror) from error
+        assert self._requests is not None
+        try:
+            socket.send_fds(self._requests, [REQUEST.pack(len(request))], descriptors)
+            self._requests.sendall(request)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def interrupt(self) -> None:
         """Kill the child from another thread; its clip counts as crashed, the next one raises."""
@@ -153,18 +179,19 @@ class DecodeWorker:
             return
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._requests, self._process.stdout):
             if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
+                stream.close()
         self._process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ}
+        self._requests, theirs = socket.socketpair()
+        self._requests.settimeout(self._timeout_s)
         process = subprocess.Popen(
             # -P: modules in the working directory stay out of the import path.
             [sys.executable, "-P", "-m", "dynamics.data.video.worker", str(self._memory_mb)],
-            stdin=subprocess.PIPE,
+            stdin=theirs.fileno(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # FFmpeg's complaints; the verdicts come in the replies
             env={
@@ -174,9 +201,11 @@ class DecodeWorker:
                 "OPENBLAS_NUM_THREADS": "1",
             },
         )
+        theirs.close()
         self._process = process
+        patience = _Patience(process, START_TIMEOUT_S, START_TIMEOUT_S)
         try:
-            self._receive(process, _Patience(process, START_TIMEOUT_S, START_TIMEOUT_S), 0)
+            self.unsealed = self._receive(process, patience, 0)[0]["open"]
         except _WorkerLost as error:
             self.close()
             raise RuntimeError(
@@ -279,6 +308,14 @@ def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec) -> ClipFrame
     if len(times_s) != len(indices) or used != set(indices):
         raise ValueError("the reply contradicts itself")
     return ClipFrames(frames=frames, indices=indices, times_s=times_s, pairs=pairs)
+
+
+def why_unsealed(memory_mb: int) -> str | None:
+    """Why workers are held by limits alone on this machine, tried; None where they are sealed."""
+    worker = DecodeWorker(memory_mb=memory_mb, timeout_s=START_TIMEOUT_S)
+    worker._start()
+    worker.close()
+    return worker.unsealed
 
 
 _idle: dict[tuple[int, float, float], list[DecodeWorker]] = {}

@@ -1,21 +1,28 @@
 """The process that reads hostile files: `dynamics.data.video.sandbox` starts it, as a module.
 
-It takes one JSON request per line on stdin and answers on stdout with a header (two big-endian
-uint32: bytes of JSON, bytes of pixels), the JSON, and the pixels. FFmpeg and the picture codecs
-parse bytes in C, so the process has limits on memory, processor time, and writing.
+Requests come over the socket that is its stdin: a big-endian uint32, with which the open file of a
+video may come, and as many bytes of JSON. It answers on stdout with a header (two uint32: bytes of
+JSON, bytes of pixels), the JSON, and the pixels. FFmpeg and the picture codecs parse bytes in C, so
+the process has limits on memory, processor time, and writing, and no way to anything that it was
+not handed, where the kernel can take it away (`dynamics.data.video.seal`).
 """
 
 import base64
+import codecs
 import json
 import math
 import os
 import resource
 import signal
+import socket
 import struct
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
+
+from PIL import Image
 
 from dynamics.core.images import PictureError
 from dynamics.data.video.decode import (
@@ -28,8 +35,14 @@ from dynamics.data.video.decode import (
     read_ends,
 )
 from dynamics.data.video.pictures import read_pictures
+from dynamics.data.video.seal import seal
 
+REQUEST = struct.Struct(">I")
 HEADER = struct.Struct(">II")
+_LATE = ("av.subtitles.stream", "numpy.ma", "PIL.ImageColor", "PIL.ImagePalette")
+"""Modules that the libraries import when they need them: too late for a sealed process."""
+_CODECS = ("ascii", "latin-1", "cp1252", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le", "utf-32")
+"""Encodings of texts in pictures, which Python would look for on the disk when they are met."""
 
 
 def main(memory_mb: int) -> None:
@@ -37,13 +50,19 @@ def main(memory_mb: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get into the replies
+    requests = socket.socket(fileno=os.dup(0))
+    Image.init()
+    for name in _LATE:
+        import_module(name)
+    for name in _CODECS:
+        codecs.lookup(name)
     _limit_process(memory_mb)
-    _reply(replies, {"ready": True})
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
+    _reply(replies, {"open": seal()})
+    while (found := _request(requests)) is not None:
+        request, video = found
         limit_cpu(request["cpu_s"])
         try:
-            answer, pixels = _ANSWERS[request["kind"]](request)
+            answer, pixels = _ANSWERS[request["kind"]](request, video)
         except (BadClip, PictureError) as error:
             _reply(replies, {"reason": error.reason, "detail": str(error)})
         except MemoryError:
@@ -55,17 +74,31 @@ def main(memory_mb: int) -> None:
             _reply(replies, {"reason": "unreadable", "detail": detail})
         else:
             _reply(replies, answer, pixels)
+        finally:
+            if video >= 0:
+                os.close(video)
 
 
-def _video(request: dict[str, Any]) -> Path:
-    """The video of a request, with processor time for its length granted."""
-    path = Path(request["path"])
-    limit_cpu(math.ceil(request["cpu_s"] + request["cpu_per_s"] * film_s(path)))
-    return path
+def _request(requests: socket.socket) -> tuple[dict[str, Any], int] | None:
+    """The next request and its open file, -1 for none; None at the end."""
+    head, files, _, _ = socket.recv_fds(requests, REQUEST.size, 1, socket.MSG_WAITALL)
+    if len(head) < REQUEST.size:
+        return None
+    size = REQUEST.unpack(head)[0]
+    body = bytearray()
+    while len(body) < size and (piece := requests.recv(min(size - len(body), 1 << 20))):
+        body += piece
+    return json.loads(body), files[0] if files else -1
 
 
-def _clip(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    clip = read_clip(_video(request), _spec(request["spec"]))
+def _grant(request: dict[str, Any], video: int) -> None:
+    """Processor time for the length of a video."""
+    limit_cpu(math.ceil(request["cpu_s"] + request["cpu_per_s"] * film_s(video)))
+
+
+def _clip(request: dict[str, Any], video: int) -> tuple[dict[str, Any], bytes]:
+    _grant(request, video)
+    clip = read_clip(video, _spec(request["spec"]))
     answer = {
         "indices": clip.indices,
         "times_s": clip.times_s,
@@ -74,12 +107,13 @@ def _clip(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     return answer, clip.frames.tobytes()
 
 
-def _segment(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+def _segment(request: dict[str, Any], video: int) -> tuple[dict[str, Any], bytes]:
+    _grant(request, video)
     span_s = None if request["span_s"] is None else tuple(request["span_s"])
-    return _ends(read_ends(_video(request), span_s, request["frame_px"], _bars(request["bars"])))
+    return _ends(read_ends(video, span_s, request["frame_px"], _bars(request["bars"])))
 
 
-def _pictures(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+def _pictures(request: dict[str, Any], _: int) -> tuple[dict[str, Any], bytes]:
     source, target = (base64.b64decode(payload) for payload in request["payloads"])
     return _ends(read_pictures(source, target, request["frame_px"], _bars(request["bars"])))
 
