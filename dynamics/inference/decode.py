@@ -84,7 +84,7 @@ class DynamicCacheDecoder:
         self._model.use(self._adapter)
         num = sampling.num_samples
         rows: list[DecodedText] = []
-        for part in _parts(len(prompt_BT), TEXT_BATCH // num):
+        for part in row_parts(len(prompt_BT), TEXT_BATCH // num):
             rows += self._sample_text(prompt_BT[part], sampling, seeds[part])
         return [rows[start : start + num] for start in range(0, len(rows), num)]
 
@@ -133,7 +133,7 @@ class DynamicCacheDecoder:
         self._model.use(self._adapter)
         parts = [
             self._sample_codes(prompt_BT[part], sampling, seeds[part])
-            for part in _parts(len(prompt_BT), CODES_BATCH // sampling.num_samples)
+            for part in row_parts(len(prompt_BT), CODES_BATCH // sampling.num_samples)
         ]
         return Candidates(
             np.concatenate([part.codes for part in parts]),
@@ -174,7 +174,7 @@ class DynamicCacheDecoder:
         """See `Decoder.score_text`."""
         self._model.use(self._adapter)
         sums = [np.zeros(0)]
-        for part in _parts(len(texts), SCORE_BATCH):
+        for part in row_parts(len(texts), SCORE_BATCH):
             rows = self.tokens.text_rows(prompt_BT[part], texts[part])
             width = self.tokens.prompts.action_tokens + 1
             labels = rows.labels[:, -width:].to(self._model.device)
@@ -189,7 +189,7 @@ class DynamicCacheDecoder:
         """See `Decoder.score_codes`."""
         self._model.use(self._adapter)
         sums = [np.zeros(0)]
-        for part in _parts(len(codes_BL), SCORE_BATCH):
+        for part in row_parts(len(codes_BL), SCORE_BATCH):
             wanted = torch.as_tensor(codes_BL[part], dtype=torch.int64)
             rows = self.tokens.code_rows(prompt_BT[part], wanted)
             hidden = self._model.hidden(rows.ids)[:, -wanted.shape[1] :]
@@ -199,7 +199,7 @@ class DynamicCacheDecoder:
         return np.concatenate(sums)
 
 
-def _parts(total: int, size: int) -> Iterator[slice]:
+def row_parts(total: int, size: int) -> Iterator[slice]:
     """Slices of ``size`` rows, at least one row each."""
     step = max(1, size)
     return (slice(start, start + step) for start in range(0, total, step))

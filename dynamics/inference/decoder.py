@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DECODERS: dict[str, str] = {
     "dynamic_cache": "dynamics.inference.decode:DynamicCacheDecoder",
+    "shared_prefix": "dynamics.inference.shared_prefix:SharedPrefixDecoder",
 }
 """Engine name to its class, as import strings so that configuration loads without torch. A class
 is called with a `UnifiedVLM` and the name of the adapter to decode with."""

@@ -30,15 +30,15 @@ def has_stack(decoder: nn.Module) -> bool:
         all(isinstance(layer, _LAYERS) for layer in decoder.layers)  # type: ignore[union-attr]
         and rotary.rope_type == "default"
         and all(linear.bias is None for linear in linears)
-        and not any(layer.self_attn.attention_dropout for layer in decoder.layers)  # type: ignore[union-attr]
+        and not (decoder.training and decoder.config.attention_dropout)  # type: ignore[union-attr]
         and not any(layer.lora_variant for layer in adapted)
         and not any(is_active(d) for layer in adapted for d in layer.lora_dropout.values())
     )
 
 
 def is_active(dropout: nn.Module) -> bool:
-    """True for a dropout that drops."""
-    return isinstance(dropout, nn.Dropout) and dropout.p > 0
+    """True for a dropout that drops, as it does in training only."""
+    return isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
 
 
 class Stack:

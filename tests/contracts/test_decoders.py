@@ -1,5 +1,6 @@
 """What every engine that ``model.decoder`` may name must do."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,24 @@ def test_no_rows_have_no_scores(decoder: Decoder) -> None:
     none = decoder.tokens.fdp_prompt(np.zeros((0, 9), np.int64), [])
     assert decoder.score_text(none, []).shape == (0,)
     assert decoder.score_codes(none, np.zeros((0, 9), np.int64)).shape == (0,)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_engines_draw_the_same(model: UnifiedVLM, temperature: float) -> None:
+    engines: list[Decoder] = [imported(DECODERS[name])(model, "fdp") for name in DECODERS]
+    num = 6 if temperature else 1
+    sampling = SamplingParams(num_samples=num, temperature=temperature, greedy_first=num > 1)
+    prompts = prompt(engines[0])[[0, 1, 0, 2]]  # one comes twice
+    reference, *others = [
+        (
+            e.sample_text(prompts, sampling, [1, 20, 40, 60]),
+            e.sample_codes(prompts, sampling, [1, 2, 3, 4]),
+        )
+        for e in engines
+    ]
+    for texts, frames in others:
+        for ours, theirs in zip(chain(*texts), chain(*reference[0]), strict=True):
+            assert ours.ids == theirs.ids
+            assert np.allclose(ours.logprobs, theirs.logprobs, atol=1e-5)
+        assert (frames.codes == reference[1].codes).all()
+        assert np.allclose(frames.logprobs, reference[1].logprobs, atol=1e-4)
