@@ -1,6 +1,7 @@
 """Loading of the IDM and the FDP that a `ModelRef` names."""
 
 from dynamics.core.config import ModelConfig
+from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.records import ModelRef
 from dynamics.core.registry import imported
@@ -24,13 +25,34 @@ def model_ref(base: Place, idm: Place, fdp: Place) -> ModelRef:
     )
 
 
+def check_bytes(ref: ModelRef) -> None:
+    """Compare adapters and base with the digests that were recorded when they were made.
+
+    Raises:
+        UserError: they differ from those that were evaluated.
+    """
+    _check(ref.base, ref.idm, ref.idm_digest)
+    _check(ref.base, ref.fdp, ref.fdp_digest)
+
+
+def _check(base: Place, fitted: Place, digest: str) -> None:
+    if not fitted.is_dir() or adapter_digest(base, fitted) != digest:
+        shown = f"{fitted.parent.name}/{fitted.name}"
+        raise UserError(
+            f"{shown} is not what its report names: it or {base} is damaged or replaced; "
+            "restore it from a copy"
+        )
+
+
 def load_idm(ref: ModelRef, model: ModelConfig) -> InverseDynamics:
-    """The IDM alone."""
+    """The IDM alone; raises UserError as `check_bytes`."""
+    _check(ref.base, ref.idm, ref.idm_digest)
     return InverseDynamics(_load(ref.base, ref.idm, "idm", model), ref.idm_digest)
 
 
 def load_fdp(ref: ModelRef, model: ModelConfig) -> ForwardDynamics:
-    """The FDP alone."""
+    """The FDP alone; raises UserError as `check_bytes`."""
+    _check(ref.base, ref.fdp, ref.fdp_digest)
     return ForwardDynamics(_load(ref.base, ref.fdp, "fdp", model), ref.fdp_digest)
 
 
@@ -38,6 +60,7 @@ def load_pair(ref: ModelRef, model: ModelConfig) -> tuple[InverseDynamics, Forwa
     """Both models: each merged into a base of its own, or two adapters on one base in memory."""
     if model.merge_adapters or is_checkpoint(ref.idm) or is_checkpoint(ref.fdp):
         return load_idm(ref, model), load_fdp(ref, model)
+    check_bytes(ref)
     shared = load_model(model.family, ref.base, model.device)
     shared.load_adapter("idm", local_copy(ref.idm))
     shared.load_adapter("fdp", local_copy(ref.fdp))

@@ -29,7 +29,7 @@ from dynamics.evaluation.heldout import results_schema
 from dynamics.evaluation.label_quality import correct_labels, label_accuracy
 from dynamics.evaluation.metrics import summarise
 from dynamics.evaluation.worker import EvaluationWorker, part_path
-from dynamics.inference.load import model_ref
+from dynamics.inference.load import check_bytes, model_ref
 from dynamics.labelling.filter import iter_decisions
 from dynamics.labelling.labeller import unlabelled
 from dynamics.labelling.training_set import build_training_set
@@ -154,15 +154,21 @@ class Stages:
     def train(self, training_set: DatasetRef, previous: ModelRef | None, round_id: int) -> ModelRef:
         """Fit the round's IDM and FDP adapters, side by side."""
         jobs = fit_jobs(self.cfg, self.folder, training_set, previous, round_id)
-        summary = self.folder.fit_summary(round_id)
+        summary, digests = self.folder.fit_summary(round_id), self.folder.fit_digests(round_id)
         if not summary.exists():
+            if previous is not None and self.cfg.train.init == "previous":
+                check_bytes(previous)
             with self.folder.timed(round_id, "train"):
                 results = self.executor.fit(jobs, round_id, self.progress)
             losses = {f"{task}_loss": result.loss for task, result in results.items()}
             steps = {f"{task}_steps": float(result.steps) for task, result in results.items()}
+            write_json(
+                digests, {f"{task}_digest": result.digest for task, result in results.items()}
+            )
             write_json(summary, losses | steps)
             remove_tree(self.folder.checkpoints(round_id))
-        return model_ref(self.cfg.base_path(), jobs["idm"].out, jobs["fdp"].out)
+        models = model_ref(self.cfg.base_path(), jobs["idm"].out, jobs["fdp"].out)
+        return replace(models, **read_json(digests)) if digests.exists() else models
 
     def evaluate(
         self, data: DataRefs, models: ModelRef, decisions: DatasetRef | None, round_id: int

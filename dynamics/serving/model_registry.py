@@ -7,9 +7,8 @@ from typing import Generic, TypeVar
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
-from dynamics.core.places import Place
 from dynamics.core.records import ModelRef, RoundReport
-from dynamics.models.checkpoint import adapter_digest
+from dynamics.inference.load import check_bytes
 from dynamics.storage.run_folder import REPORT, RunFolder
 
 Loaded = TypeVar("Loaded")
@@ -30,21 +29,6 @@ def promoted_rounds(folder: RunFolder) -> dict[int, RoundReport]:
         for number, report in reports.items()
         if report is not None and report.promoted
     }
-
-
-def check_bytes(models: ModelRef) -> None:
-    """Compare adapters and base with the digests in the round's report.
-
-    Raises:
-        UserError: they differ from those that were evaluated.
-    """
-    for fitted, digest in ((models.idm, models.idm_digest), (models.fdp, models.fdp_digest)):
-        if not fitted.is_dir() or adapter_digest(models.base, fitted) != digest:
-            raise UserError(f"{_shown(fitted)} is not what its report names: damaged or replaced")
-
-
-def _shown(path: Place) -> str:
-    return f"{path.parent.name}/{path.name}"
 
 
 class NotReadyError(UserError):

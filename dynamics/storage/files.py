@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,13 +39,23 @@ def file_size(path: Place) -> int:
 
 
 def checkpoint_digest(folder: Place) -> str:
-    """sha256 over names and bytes of the files that decide what a checkpoint computes."""
+    """sha256 over names and bytes of the files that decide what a checkpoint computes.
+
+    A process reads a file once, unless it was written since.
+    """
     digest = hashlib.sha256()
     for path in sorted(local_copy(folder).iterdir()):
         # Hidden ones are other systems' copies, as macOS' ._model.safetensors.
         if path.suffix in (".safetensors", ".json") and not path.name.startswith("."):
-            digest.update(f"{path.name}\x1f{sha256_file(path)}\x1e".encode())
+            found = path.stat()
+            sha256 = _sha256_of_version(path, found.st_ino, found.st_size, found.st_mtime_ns)
+            digest.update(f"{path.name}\x1f{sha256}\x1e".encode())
     return digest.hexdigest()
+
+
+@lru_cache(1024)
+def _sha256_of_version(path: Path, *version: int) -> str:
+    return sha256_file(path)
 
 
 def write_bytes(path: Place, payload: bytes) -> None:

@@ -155,6 +155,10 @@ class RunFolder:
         """Losses and steps of the round's fits; the last write of the training."""
         return self.round(round_id) / "train" / "summary.json"
 
+    def fit_digests(self, round_id: int) -> Place:
+        """Digests of the fitted adapters, by task, as the training left them."""
+        return self.round(round_id) / "train" / "digests.json"
+
     def checkpoints(self, round_id: int) -> Place:
         """Checkpoints of unfinished fits."""
         return self.round(round_id) / "train" / "checkpoints"

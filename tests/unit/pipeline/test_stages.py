@@ -209,6 +209,22 @@ def test_labels_of_pairs_outside_the_pool_are_not_committed(
     assert run_local(small, tmp_path)[1].num_labelled == small.pool.num_pairs
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_an_adapter_with_another_bit_is_refused_before_it_is_used(
+    rounds: int, small: LoopConfig, local_run: LocalRun, tmp_path: Path
+) -> None:
+    folder = RunFolder(Path(shutil.copytree(local_run.folder, tmp_path / "run")))
+    if rounds == 1:  # trained, not measured yet
+        folder.report_path(1).unlink()
+        folder.results(1).unlink()
+    weights = folder.adapter(1, "idm") / "adapter_model.safetensors"
+    payload = bytearray(weights.read_bytes())
+    payload[-1] ^= 64
+    weights.write_bytes(payload)
+    with pytest.raises(UserError, match="round-01/idm is not what its report names"):
+        run_local(with_overrides(small, [f"rounds={rounds}"]), folder.root)
+
+
 def test_more_rounds_continue_from_the_last(small: LoopConfig, tmp_path: Path) -> None:
     one_round = run_local(small, tmp_path)
     more = small.model_copy(update={"rounds": 2})
