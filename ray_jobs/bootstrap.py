@@ -27,6 +27,7 @@ from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView, json_line
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, StorePath
+from dynamics.plan.pieces import pieces
 from dynamics.storage.claim import RunFolderInUseError
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs import runtime
@@ -163,6 +164,9 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
         overrides.append(f"guards.accept=[{', '.join(parsed.accept_guard)}]")
     path = Path(parsed.config) if parsed.config else REPOSITORY_ROOT / "configs" / "tabletop.yaml"
     cfg = load(path, overrides)
+    missing = [piece.line() for piece in pieces(cfg) if not piece.is_there]
+    if len(missing) > 1:  # a single one gets a line of its own below
+        raise UserError(f"{path}: {'; '.join(missing)}")
     paths = {key: getattr(cfg.labelled, key) for key in ("path", "heldout_path")}
     labelled = cfg.labelled.model_copy(
         update={key: _existing(path, key) for key, path in paths.items() if path is not None}

@@ -18,6 +18,8 @@ def doctor(
     overrides: Set = None,
 ) -> None:
     """Check versions, memory, disk and the checkpoint; status 1 when something is missing."""
+    from dynamics.plan.pieces import pieces  # slow to import
+
     cfg = load(config, overrides or [])
     problems = []
     console.print(f"python {platform.python_version()}, {os.cpu_count()} cores")
@@ -34,10 +36,13 @@ def doctor(
         problems.append("less than 6 GB of memory: lower label.num_actors and evaluate.num_actors")
     if disk_gb < 2:
         problems.append(f"less than 2 GB free in {Path.cwd()}: name another run_dir")
+    for piece in pieces(cfg):
+        if piece.is_there:
+            console.print(piece.line(), markup=False)
+        else:
+            problems.append(piece.line())
     base = cfg.base_path()
-    if (base / "config.json").is_file() and list(base.glob("*.safetensors")):
-        console.print(f"checkpoint {base}")
-    else:
+    if base.is_dir() and not ((base / "config.json").is_file() and [*base.glob("*.safetensors")]):
         problems.append(f"no checkpoint in {base}: set model.base, or dynamics pretrain-tiny")
     unsealed = why_unsealed(cfg.pool.decode_memory_mb)
     held = "limits and a filter of system calls" if unsealed is None else f"limits: {unsealed}"
@@ -46,4 +51,4 @@ def doctor(
         console.print(f"problem: {problem}", markup=False)
     if problems:
         raise typer.Exit(1)
-    console.print("all is well")
+    console.print(f"all is well; does it fit? dynamics plan --config {config}", markup=False)
