@@ -27,7 +27,6 @@ from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView, json_line
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, StorePath
-from dynamics.plan.pieces import pieces
 from dynamics.storage.claim import RunFolderInUseError
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs import runtime
@@ -163,6 +162,8 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
     if parsed.accept_guard:
         overrides.append(f"guards.accept=[{', '.join(parsed.accept_guard)}]")
     path = Path(parsed.config) if parsed.config else REPOSITORY_ROOT / "configs" / "tabletop.yaml"
+    from dynamics.plan.pieces import pieces
+
     cfg = load(path, overrides)
     missing = [piece.line() for piece in pieces(cfg) if not piece.is_there]
     if len(missing) > 1:  # a single one gets a line of its own below

@@ -10,7 +10,6 @@ import typer
 
 from dynamics.cli.shared import TABLETOP, Config, Set, console
 from dynamics.core.config_file import load
-from dynamics.data.video.sandbox import why_unsealed
 
 
 def doctor(
@@ -18,7 +17,8 @@ def doctor(
     overrides: Set = None,
 ) -> None:
     """Check versions, memory, disk and the checkpoint; status 1 when something is missing."""
-    from dynamics.plan.pieces import pieces  # slow to import
+    from dynamics.data.video.sandbox import why_unsealed
+    from dynamics.plan.pieces import pieces
 
     cfg = load(config, overrides or [])
     problems = []
