@@ -118,7 +118,8 @@ class Layer:
         if self._qk_affine is not None:
             weight, bias = self._qk_affine
             turned = torch.addcmul(bias, layer_norm(turned, (self._dim,), eps=1e-5), weight)
-        turned = torch.addcmul(turned * turns[0], turned.roll(self._dim // 2, -1), turns[1])
+        cos, sin = (turn.to(turned.dtype) for turn in turns)
+        turned = torch.addcmul(turned * cos, turned.roll(self._dim // 2, -1), sin)
         query, key = torch.split(turned, [self._num_q, self._num_kv], -2)
         return query, key, value
 

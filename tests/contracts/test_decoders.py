@@ -86,6 +86,16 @@ def test_text_has_no_image_token_and_one_logprob_a_token(decoder: Decoder) -> No
     assert np.allclose(scored, [sum(text.logprobs) for text in texts], atol=1e-4)
 
 
+@pytest.mark.parametrize("engine", DECODERS)
+def test_a_model_in_bfloat16_draws_and_scores(engine: str, untrained_base: Path) -> None:
+    model = load_model("chameleon", untrained_base)
+    model.network.to(torch.bfloat16)
+    decoder: Decoder = imported(DECODERS[engine])(model, "fdp")
+    drawn = decoder.sample_codes(prompt(decoder), GREEDY, [])
+    scored = decoder.score_codes(prompt(decoder), drawn.codes[:, 0])
+    assert np.allclose(scored, drawn.logprobs[:, 0], rtol=0.02)
+
+
 def test_no_rows_have_no_scores(decoder: Decoder) -> None:
     none = decoder.tokens.fdp_prompt(np.zeros((0, 9), np.int64), [])
     assert decoder.score_text(none, []).shape == (0,)
