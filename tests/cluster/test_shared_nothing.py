@@ -104,6 +104,7 @@ def working(cluster: Nodes, title: bytes) -> Node | None:
     return None
 
 
+@pytest.mark.slow
 def test_two_nodes_ingest_and_label_to_the_tables_of_one_machine(
     cluster: Nodes, expected: Expected, small: LoopConfig
 ) -> None:

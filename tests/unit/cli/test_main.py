@@ -194,6 +194,7 @@ def test_film_writes_clips_that_ingest_turns_into_pairs(tmp_path):
     assert (tmp_path / "p.parts" / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_bootstrap_is_the_same_command_as_the_script():
     script = subprocess.run(
         [sys.executable, "ray_jobs/bootstrap.py", "--print-config", "seed=5"],

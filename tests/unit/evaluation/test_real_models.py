@@ -83,6 +83,7 @@ def _models(cfg: LoopConfig, run_dir: Path):
     return load_pair(model_ref(cfg.base_path(), arm / "idm", arm / "fdp"), cfg.model)
 
 
+@pytest.mark.slow
 def test_controls_leave_adapters_evaluations_and_a_report(cfg: LoopConfig, controlled: Path):
     folder = controlled / "controls/round-01"
     assert (folder / "report.json").is_file()

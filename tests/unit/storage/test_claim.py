@@ -62,9 +62,9 @@ def test_a_holder_that_was_taken_over_stops(s3: StorePath) -> None:
     def held() -> None:
         with claimed(s3):
             (s3 / "lock" / "00000002.json").create(newer)
-            time.sleep(10)
+            time.sleep(60)
 
     start = time.monotonic()
     with pytest.raises(RunFolderInUseError, match="in use by process 7 on elsewhere"):
         held()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 50

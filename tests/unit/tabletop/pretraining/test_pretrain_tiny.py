@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from dynamics.core.config import REPOSITORY_ROOT, WorldConfig
@@ -17,6 +18,7 @@ RECIPE = TinyRecipe(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_small_recipe_gives_a_checkpoint_that_loads_and_says_how_it_was_made(
     tmp_path: Path,
 ) -> None:
