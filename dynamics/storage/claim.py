@@ -103,7 +103,10 @@ class _BeatingClaim:
             with suppress(UserError):  # a store that does not answer may do so again
                 if self._claim(self._number + 1).is_file():
                     self._lost = True
-                    os.kill(os.getpid(), signal.SIGINT)  # also ends a wait of the main thread
+                    # A signal also ends a wait of the main thread; nohup and jobs of a shell's
+                    # background begin with Ctrl-C ignored.
+                    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+                    os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
                     return
                 self._write_beat(secrets.token_hex(4))
             self._ended.wait(_BEAT_S)
