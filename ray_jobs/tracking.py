@@ -77,6 +77,10 @@ class MlflowTracker:
             self._end("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
         if self._sent < len(self._outbox) and not self._warned:
             self.write()
+        if self._thread is not None:  # what is left is for the same command, not for this thread
+            self._ended = True
+            self._wake.set()
+            self._thread.join(timeout=2)
 
     def __call__(
         self, done: int, total: int, what: str, *, note: str = "", queued: int = 0
