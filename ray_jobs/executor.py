@@ -61,11 +61,8 @@ class RayExecutor:
         with self._on_ray(progress) as sight:
             from ray_jobs.streams import run_stream_on_ray
 
-            # On a cluster, or of a GPU, what stays would take the room of other work.
-            keep = not (runtime.joins_cluster() or num_gpus)
-            yield from run_stream_on_ray(
-                sight.checked(stream), progress, num_actors=num_actors, num_gpus=num_gpus, keep=keep
-            )
+            seen = sight.checked(stream)
+            yield from run_stream_on_ray(seen, progress, num_actors=num_actors, num_gpus=num_gpus)
 
     def fit(
         self, jobs: Mapping[Task, FitJob], round_id: int, progress: Progress

@@ -8,7 +8,7 @@ that they write decide what is done.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from itertools import count, islice
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray import cloudpickle
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
@@ -49,24 +48,20 @@ class _Items:
 
 
 class _Worker:
-    """An actor of the pool: works on blocks that say which worker they are for, and keeps that one.
+    """An actor of the pool."""
 
-    So an actor that outlives its stream need not import and load again for the next stream.
-    """
+    def __init__(self, make_worker: Callable[[], Work[Any]], items: _Items) -> None:
+        self._make_worker = make_worker
+        self._items = items
 
-    _worker: Work[Any] | None = None
-    _made: bytes | None = None
+    @cached_property
+    def _worker(self) -> Work[Any]:
+        """Made at the first item: Ray passes on an actor's own errors, not its constructor's."""
+        return self._make_worker()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Work on the item of a block; its part is durable when the result is sent."""
-        made, item = block["worker"][0].as_py(), cloudpickle.loads(block["item"][0].as_py())
-        if self._made != made:
-            self._worker = self._made = None  # never two models in memory
-            # At an item: Ray passes on an actor's own errors, not its constructor's.
-            self._worker = cloudpickle.loads(made)()
-            self._made = made
-        assert self._worker is not None
-        done = self._worker.run(item, _unpacked(block["rows"][0]))
+        done = self._worker.run(self._items[block["id"][0].as_py()], _unpacked(block["rows"][0]))
         return pa.table({"count": [done.count], "found": _packed(done.found)})
 
 
@@ -121,25 +116,10 @@ def _watch_of(number: int) -> _Watch:
     return _watches[number]
 
 
-def _kept(numbers: "count[int]") -> dict[str, Any]:
-    """Options of an actor that stays for later streams, and is found by its name."""
-    name = f"worker-{next(numbers)}"
-    # Of no CPU: between streams it would take the room of training.
-    return {"name": name, "get_if_exists": True, "lifetime": "detached", "num_cpus": 0}
-
-
 def run_stream_on_ray(
-    stream: Stream[Any],
-    progress: Progress,
-    *,
-    num_actors: int,
-    num_gpus: float,
-    keep: bool = False,
+    stream: Stream[Any], progress: Progress, *, num_actors: int, num_gpus: float
 ) -> Iterator[Done]:
-    """`dynamics.storage.streams.run_stream` over at most ``num_actors``, each with its GPUs.
-
-    Actors that are to ``keep`` live as long as Ray does, and later streams find them warm.
-    """
+    """`dynamics.storage.streams.run_stream` over at most ``num_actors``, each with its GPUs."""
     progress(stream.done, stream.total, stream.what)
     items = _Items(iter(stream.items))
     if not items.count:
@@ -161,7 +141,7 @@ def run_stream_on_ray(
     source.context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     source.context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     results = source.map_batches(
-        partial(_read, stream.read, items, cloudpickle.dumps(stream.make_worker)),  # type: ignore[no-untyped-call]
+        partial(_read, stream.read, items),
         batch_size=1,
         batch_format="pyarrow",
         # Every process that Ray starts for a read imports for seconds first.
@@ -169,14 +149,14 @@ def run_stream_on_ray(
         num_cpus=0.5,
     ).map_batches(
         _Worker,
+        fn_constructor_args=(stream.make_worker, items),
         batch_size=1,
         batch_format="pyarrow",
         # From one actor up: all at once may leave no CPU to reads (4 on 2 CPUs hung).
         compute=ActorPoolStrategy(min_size=1, max_size=size),
         # Other resources than a read task's keep Ray from fusing the two.
-        num_cpus=0 if keep else 1,
+        num_cpus=1,
         num_gpus=num_gpus,
-        ray_remote_args_fn=partial(_kept, count()) if keep else None,
     )
     blocks: Any = results.iter_batches(batch_size=None, batch_format="pyarrow")
     _watches[number] = watch
@@ -191,14 +171,9 @@ def run_stream_on_ray(
         del _watches[number]
 
 
-def _read(
-    read: Callable[[Any], pa.Table], items: _Items, make_worker: bytes, block: pa.Table
-) -> pa.Table:
+def _read(read: Callable[[Any], pa.Table], items: _Items, block: pa.Table) -> pa.Table:
     """The item of a block, with its rows as one value: an item stays one row of one block."""
-    item = items[block["id"][0].as_py()]
-    packed = cloudpickle.dumps(item)  # type: ignore[no-untyped-call]
-    own = {"item": [packed], "worker": [make_worker], "rows": _packed(read(item))}
-    return pa.table(own)
+    return block.append_column("rows", _packed(read(items[block["id"][0].as_py()])))
 
 
 def _packed(rows: pa.Table | None) -> pa.Array:

@@ -23,10 +23,10 @@ from tests.unit.data.video.conftest import BlockTokenizer, encoding_with
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
 
-def on_actors(num_actors: int, *, keep: bool = False) -> RunStream:
+def on_actors(num_actors: int) -> RunStream:
     from ray_jobs.streams import run_stream_on_ray
 
-    return partial(run_stream_on_ray, num_actors=num_actors, num_gpus=0, keep=keep)
+    return partial(run_stream_on_ray, num_actors=num_actors, num_gpus=0)
 
 
 class DiesOnce(BlockTokenizer):
@@ -108,7 +108,7 @@ class Counter:
 
     def run(self, item: int, rows: pa.Table) -> Done:
         (self._folder / str(item)).touch()
-        return Done(count=rows.num_rows, found=pa.table({"item": [item], "by": [os.getpid()]}))
+        return Done(count=rows.num_rows, found=pa.table({"item": [item]}))
 
 
 def read_item(folder: Path, item: int) -> pa.Table:
@@ -135,26 +135,6 @@ def test_reads_wait_for_the_work_and_end_with_the_one_who_stops(tmp_path: Path) 
             break
     assert len(set(found)) == 3
     assert len(list(tmp_path.glob("read-*"))) < 400
-
-
-def test_kept_actors_do_the_work_of_the_next_stream(tmp_path: Path) -> None:
-    def processes(folder: Path) -> set[int]:
-        folder.mkdir()
-        stream: Stream[int] = Stream(
-            what="count",
-            items=range(6),
-            total=6,
-            read=partial(read_item, folder),
-            make_worker=partial(Counter, folder),
-        )
-        results = on_actors(2, keep=True)(stream, silent)
-        tables = [done.found for done in results if done.found is not None]
-        assert sorted(table["item"][0].as_py() for table in tables) == list(range(6))
-        assert all((folder / str(item)).exists() for item in range(6))
-        return {table["by"][0].as_py() for table in tables}
-
-    first, second = processes(tmp_path / "first"), processes(tmp_path / "second")
-    assert first & second
 
 
 def test_a_stream_that_finds_no_room_says_what_it_lacks(
