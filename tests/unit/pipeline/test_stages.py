@@ -94,7 +94,7 @@ def test_a_finished_run_is_not_done_again(small: LoopConfig, local_run: LocalRun
     assert results(folder) == before
 
 
-@pytest.mark.parametrize("share", [0.1, 0.6, 0.9])
+@pytest.mark.parametrize("share", [0.1, 0.35, 0.6, 0.75, 0.9])
 def test_a_stopped_run_resumes_to_equal_bytes(
     small: LoopConfig, local_run: LocalRun, tmp_path: Path, share: float
 ) -> None:

@@ -63,7 +63,7 @@ def test_a_holder_that_was_taken_over_stops(s3: StorePath) -> None:
     def held() -> None:
         with claimed(s3):
             (s3 / "lock" / "00000002.json").create(newer)
-            time.sleep(60)
+            time.sleep(10)
 
     # As the command does; a test in the background may not be open to Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -71,4 +71,4 @@ def test_a_holder_that_was_taken_over_stops(s3: StorePath) -> None:
     with pytest.raises(RunFolderInUseError, match="in use by process 7 on elsewhere"):
         held()
     signal.signal(signal.SIGTERM, before)
-    assert time.monotonic() - start < 50
+    assert time.monotonic() - start < 5
