@@ -323,7 +323,7 @@ def _keep_serving(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> Non
 
 def _check_address(cfg: LoopConfig) -> None:
     """Refuse a taken port where the service will start on this machine."""
-    from ray_jobs.serving.serve import check_address
+    from dynamics.serving.http.server import check_address
 
     if not runtime.ray_is_up() and not runtime.joins_cluster():
         check_address(cfg.serve)

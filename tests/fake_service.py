@@ -27,7 +27,7 @@ from dynamics.tabletop.render import snapshot
 from dynamics.tabletop.scene import Scene, all_actions, apply, sample_action, sample_scene
 
 WORLD = WorldConfig()
-PAGE = REPOSITORY_ROOT / "ray_jobs" / "serving" / "page"
+PAGE = REPOSITORY_ROOT / "dynamics" / "serving" / "page"
 NUM_ROUNDS = 3
 
 

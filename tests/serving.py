@@ -12,10 +12,7 @@ import httpx
 from PIL import Image
 
 from dynamics.core.config import LoopConfig
-from dynamics.core.records import ModelRef
-from dynamics.inference.load import load_pair
-from dynamics.serving.model_registry import ModelRegistry
-from dynamics.serving.model_worker import ModelWorker
+from dynamics.serving import in_process
 from dynamics.serving.service import RoundService
 from dynamics.storage.run_folder import RunFolder
 
@@ -39,10 +36,7 @@ def picture(text: str) -> Image.Image:
 def local_service(cfg: LoopConfig, folder: Path) -> RoundService:
     """The service of a run in this process, no round promoted yet."""
 
-    def load(round_id: int, models: ModelRef) -> ModelWorker:
-        return ModelWorker(round_id, *load_pair(models, cfg.model), cfg.label.max_action_tokens)
-
-    return RoundService(cfg, ModelRegistry(cfg, RunFolder(folder), load))
+    return in_process.local_service(cfg, RunFolder(folder))
 
 
 def copy_of(run: Path, target: Path) -> Path:

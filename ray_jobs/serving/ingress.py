@@ -5,7 +5,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,14 +19,13 @@ from dynamics.core.config import LoopConfig, ServeConfig
 from dynamics.core.config_file import with_overrides
 from dynamics.core.errors import UserError
 from dynamics.core.places import ConfigPlace, Place
-from dynamics.serving.http.app import RETRY_AFTER_S, make_app
+from dynamics.serving.http.app import PAGE, RETRY_AFTER_S, make_app
 from dynamics.serving.http.auth import read_key
 from dynamics.serving.model_registry import promoted_rounds
 from dynamics.storage.run_folder import RunFolder
 from ray_jobs.serving.backend import RemoteBackend
 from ray_jobs.serving.generator import Generator, Verifier
 
-PAGE = Path(__file__).resolve().parent / "page"
 GENERATOR = "Generator"
 """The deployment that holds the rounds, in every layout."""
 _OPEN = 1000

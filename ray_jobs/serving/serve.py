@@ -3,20 +3,20 @@
 import logging
 import shlex
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dynamics.core.config import LoopConfig, ServeConfig
+from dynamics.core.config import LoopConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
-from dynamics.core.loopback import by_proxy, is_loopback
+from dynamics.core.loopback import by_proxy
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.serving.http.auth import read_key
+from dynamics.serving.http.server import check_address, url_of
 from dynamics.serving.images import to_base64
 from dynamics.serving.model_registry import promoted_rounds
 from dynamics.serving.schemas import PredictReply, PredictRequest, RolloutRequest
@@ -32,31 +32,6 @@ _EXAMPLE_STEPS = 3
 _PROXY_GRACE_S = 10.0
 """Seconds that Serve's proxy waits beyond our own deadline, whose error is clearer."""
 _READY_TIMEOUT_S = 120.0
-
-
-def check_address(options: ServeConfig) -> None:
-    """Refuse an address that cannot or must not be bound, before anything is started.
-
-    Raises:
-        UserError: not a loopback address and no API key, or the port is taken.
-    """
-    host = "127.0.0.1" if options.host == "localhost" else options.host
-    if read_key(options) is None and not is_loopback(host):
-        raise UserError(
-            f"serve.host={options.host} is not a loopback address, and there is no API key; set "
-            "serve.api_key_env or serve.api_key_file, or keep 127.0.0.1 and put an SSH tunnel "
-            "before it"
-        )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, options.port))
-        except OSError as error:
-            raise UserError(
-                f"port {options.port} on {options.host} is in use; choose another one with "
-                "serve.port=8001, or leave serving out with serve.enabled=false"
-            ) from error
 
 
 def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
@@ -106,12 +81,6 @@ def _prepare(generator: Any, round_id: int) -> None:
     problems = generator.broadcast("prepare", round_id).results(timeout_s=_READY_TIMEOUT_S)
     if found := next(filter(None, problems), None):
         raise UserError(f"round {round_id} is refused: {found}; what answered before still does")
-
-
-def url_of(options: ServeConfig) -> str:
-    """Address of the service from this machine."""
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    return f"http://{host}:{options.port}"
 
 
 def _wait_until_ready(url: str, round_id: int) -> None:

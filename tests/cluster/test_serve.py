@@ -19,6 +19,7 @@ from dynamics.core.config import LoopConfig, ServeConfig
 from dynamics.core.errors import UserError
 from dynamics.models import load_image_tokenizer
 from dynamics.pipeline.executor import first_example
+from dynamics.serving.http.server import check_address
 from dynamics.serving.schemas import MAX_BODY_BYTES, MAX_SAMPLES
 from dynamics.storage.run_folder import RunFolder
 from ray_jobs import bootstrap
@@ -256,24 +257,22 @@ def test_a_port_in_use_is_named_with_the_way_out() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"port {port} .* in use; .*serve\.port"):
-            serve.check_address(ServeConfig(port=port))
+            check_address(ServeConfig(port=port))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "example.org"])
 def test_only_loopback_addresses_are_served_without_a_key(host: str) -> None:
     with pytest.raises(UserError, match="not a loopback address"):
-        serve.check_address(ServeConfig(host=host, port=free_port()))
+        check_address(ServeConfig(host=host, port=free_port()))
 
 
 def test_with_a_key_every_address_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SERVICE_KEY", KEY)
-    serve.check_address(ServeConfig(host="0.0.0.0", port=free_port(), api_key_env="SERVICE_KEY"))
+    check_address(ServeConfig(host="0.0.0.0", port=free_port(), api_key_env="SERVICE_KEY"))
     (tmp_path / "key").write_text(KEY + "\n")
-    serve.check_address(
-        ServeConfig(host="0.0.0.0", port=free_port(), api_key_file=tmp_path / "key")
-    )
+    check_address(ServeConfig(host="0.0.0.0", port=free_port(), api_key_file=tmp_path / "key"))
     with pytest.raises(UserError, match="OTHER_KEY must hold an API key of at least 16"):
-        serve.check_address(ServeConfig(port=free_port(), api_key_env="OTHER_KEY"))
+        check_address(ServeConfig(port=free_port(), api_key_env="OTHER_KEY"))
 
 
 def test_another_layout_gives_the_same_answers(

@@ -34,6 +34,8 @@ from dynamics.serving.schemas import (
     ScenesReply,
 )
 
+PAGE = Path(__file__).resolve().parents[1] / "page"
+"""The web page's folder."""
 RETRY_AFTER_S = 1
 _log = logging.getLogger(__name__)
 _JSON = "application/json"

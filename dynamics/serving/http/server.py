@@ -5,12 +5,17 @@ likes; both would hold a connection, and the second a place among the open reque
 """
 
 import asyncio
+import socket
 from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from dynamics.core.config import ServeConfig
+from dynamics.core.errors import UserError
+from dynamics.core.loopback import is_loopback
+from dynamics.serving.http.auth import read_key
 from dynamics.serving.http.proxy_limit import ProxyLimit
 
 HEADER_TIMEOUT_S = 10.0
@@ -126,3 +131,34 @@ def make_server(app: ASGIApp, host: str, port: int) -> uvicorn.Server:
             server_header=False,
         )
     )
+
+
+def check_address(options: ServeConfig) -> None:
+    """Refuse an address that cannot or must not be bound, before anything is started.
+
+    Raises:
+        UserError: not a loopback address and no API key, or the port is taken.
+    """
+    host = "127.0.0.1" if options.host == "localhost" else options.host
+    if read_key(options) is None and not is_loopback(host):
+        raise UserError(
+            f"serve.host={options.host} is not a loopback address, and there is no API key; set "
+            "serve.api_key_env or serve.api_key_file, or keep 127.0.0.1 and put an SSH tunnel "
+            "before it"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, options.port))
+        except OSError as error:
+            raise UserError(
+                f"port {options.port} on {options.host} is in use; choose another one with "
+                "serve.port=8001, or leave serving out with serve.enabled=false"
+            ) from error
+
+
+def url_of(options: ServeConfig) -> str:
+    """Address of the service from this machine."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"http://{host}:{options.port}"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # slow to import
     import schemathesis
     from schemathesis import GenerationMode
 
-PAGE = REPOSITORY_ROOT / "ray_jobs" / "serving" / "page"
+PAGE = REPOSITORY_ROOT / "dynamics" / "serving" / "page"
 PNG = from_base64(png())
 EXAMPLES = 40
 """Requests per route and mode."""

@@ -20,7 +20,7 @@ from dynamics.serving.schemas import MAX_BODY_BYTES
 from tests.serving import events, png
 
 KEY = "0123456789abcdef0123456789abcdef"
-PAGE = REPOSITORY_ROOT / "ray_jobs" / "serving" / "page"
+PAGE = REPOSITORY_ROOT / "dynamics" / "serving" / "page"
 GOOD = {"image": png(), "action": "push it"}
 
 

@@ -18,7 +18,7 @@ from dynamics.serving.http.responses import Event, ServiceResponse
 from dynamics.serving.schemas import MAX_BODY_BYTES
 from tests.serving import free_port, png
 
-PAGE = REPOSITORY_ROOT / "ray_jobs" / "serving" / "page"
+PAGE = REPOSITORY_ROOT / "dynamics" / "serving" / "page"
 PREDICT = {"image": png(), "action": "push it"}
 ROLLOUT = json.dumps({"image": png(), "actions": ["push it"]})
 PLACES = 3
