@@ -1,4 +1,4 @@
-"""The image tokenizer of a driver: its frames are decoded where there is a GPU, or other nodes.
+"""The image tokenizer of a driver: large frames are decoded where there is a GPU, or other nodes.
 
 B rows, L codes a frame, H = W frame pixels.
 """
@@ -18,6 +18,9 @@ from dynamics.storage.shards import Shard, cut
 from dynamics.storage.streams import Done, RunStream, Stream
 
 _FRAMES_AT_ONCE = 8
+_PIXELS_HERE = 512 * 512
+"""Most pixels that a driver decodes itself: a frame of a 7B model takes a CPU as many seconds as a
+stream takes to start, and hundreds of tiny ones take none."""
 
 
 def driver_images(cfg: LoopConfig, run: RunStream, *, elsewhere: bool) -> ImageTokenizer:
@@ -28,7 +31,7 @@ def driver_images(cfg: LoopConfig, run: RunStream, *, elsewhere: bool) -> ImageT
 
 
 class StreamedImages:
-    """An `ImageTokenizer` that decodes by a stream, and does all else itself."""
+    """An `ImageTokenizer` that decodes by a stream what is too much for it, and does the rest."""
 
     def __init__(
         self, images: ImageTokenizer, load: Callable[[], ImageTokenizer], run: RunStream
@@ -41,11 +44,14 @@ class StreamedImages:
         self.fit: Callable[[Image.Image], np.ndarray] = images.fit
         self.encode: Callable[[np.ndarray], np.ndarray] = images.encode
         self.encode_with_features = images.encode_with_features
+        self._decode: Callable[[np.ndarray], np.ndarray] = images.decode
         self._load = load
         self._run = run
 
     def decode(self, codes_BL: np.ndarray) -> np.ndarray:
         """Codes to uint8 frames [B, H, W, 3]."""
+        if len(codes_BL) * self.frame_px**2 <= _PIXELS_HERE:
+            return self._decode(codes_BL)
         frames_BHW3 = np.empty((len(codes_BL), self.frame_px, self.frame_px, 3), np.uint8)
         stream = Stream(
             what="decode frames",

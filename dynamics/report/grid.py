@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from dynamics.core.images import encode_png
 from dynamics.core.places import Place
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.report.pictures import Frames
 from dynamics.storage.files import write_bytes
-from dynamics.storage.tables import codes_matrix
 
 _SIDE = 128
 """Approximate side of a shown frame, in pixels; the scale is a whole number, for sharp cells."""
@@ -34,50 +34,48 @@ class GridRow:
     target: np.ndarray
 
 
-def grid_rows(
-    items: pa.Table, heldout: pa.Table, images: ImageTokenizer, num_rows: int = 8
-) -> list[GridRow]:
+def shown_scenes(items: pa.Table, heldout: pa.Table, num_rows: int = 8) -> pa.Table:
     """The first scenes with best of N: the same ones every round, good or bad.
 
-    All frames, also source and target, are decoded from codes: the models see no more.
+    All frames are codes, also source and target: the models see no more.
 
     Args:
         items: the evaluation table (`evaluation.heldout.results_schema`).
         heldout: TRANSITION_SCHEMA with the same pairs, any order.
-        images: decodes the frames.
         num_rows: most rows.
     """
     with_best = items.filter(pc.is_valid(items["best_codes"]))
     shown = (with_best if with_best.num_rows else items).slice(0, num_rows)
     where = pc.index_in(shown["pair_id"], value_set=heldout["pair_id"].combine_chunks())
     pairs = heldout.take(where)
-    best = list(images.decode(codes_matrix(shown, "best_codes"))) if with_best.num_rows else []
     sizes = [int(name.rsplit("_", 1)[1]) for name in items.column_names if _is_best_of(name)]
-    best_correct = shown[f"best_of_{max(sizes)}"].to_pylist() if sizes else [None] * shown.num_rows
-    frames = zip(
-        images.decode(codes_matrix(pairs, "source_codes")),
-        images.decode(codes_matrix(shown, "greedy_codes")),
-        best or [None] * shown.num_rows,
-        images.decode(codes_matrix(pairs, "target_codes")),
-        strict=True,
+    best = shown[f"best_of_{max(sizes)}"] if sizes else pa.nulls(shown.num_rows, pa.bool_())
+    return pa.table(
+        {
+            "source_codes": pairs["source_codes"],
+            "action": shown["action"],
+            "greedy_codes": shown["greedy_codes"],
+            "greedy_correct": shown["fdp_greedy_success"],
+            "best_codes": shown["best_codes"],
+            "best_correct": best,
+            "target_codes": pairs["target_codes"],
+        }
     )
+
+
+def grid_rows(shown: pa.Table, frames: Frames) -> list[GridRow]:
+    """The rows of `shown_scenes`, drawn."""
     return [
         GridRow(
-            source=source,
-            action=action,
-            greedy=greedy,
-            greedy_correct=greedy_correct,
-            best=best_frame,
-            best_correct=correct,
-            target=target,
+            source=frames.of(row["source_codes"]),
+            action=row["action"],
+            greedy=frames.of(row["greedy_codes"]),
+            greedy_correct=row["greedy_correct"],
+            best=None if row["best_codes"] is None else frames.of(row["best_codes"]),
+            best_correct=row["best_correct"],
+            target=frames.of(row["target_codes"]),
         )
-        for (source, greedy, best_frame, target), action, greedy_correct, correct in zip(
-            frames,
-            shown["action"].to_pylist(),
-            shown["fdp_greedy_success"].to_pylist(),
-            best_correct,
-            strict=True,
-        )
+        for row in shown.to_pylist()
     ]
 
 
@@ -125,7 +123,8 @@ def write_grid(
     path: Place, items: pa.Table, heldout: pa.Table, images: ImageTokenizer, num_rows: int = 8
 ) -> None:
     """Write the round's grid as PNG, atomically; equal tables give equal bytes."""
-    write_bytes(path, draw_grid(grid_rows(items, heldout, images, num_rows)))
+    shown = shown_scenes(items, heldout, num_rows)
+    write_bytes(path, draw_grid(grid_rows(shown, Frames(images, [shown]))))
 
 
 def _columns(side: int) -> dict[str, int]:

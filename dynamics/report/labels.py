@@ -26,9 +26,8 @@ from dynamics.evaluation.label_quality import (
     correct_labels,
     scored_labels,
 )
-from dynamics.models.image_tokenizer import ImageTokenizer
-from dynamics.report.pictures import Picture, picture
-from dynamics.storage.tables import codes_matrix, score_column
+from dynamics.report.pictures import Frames, Picture, picture
+from dynamics.storage.tables import score_column
 
 Rows = NDArray[np.intp]
 
@@ -128,18 +127,28 @@ class CalibrationView:
     """Share of these that is wrong; NaN when it accepted none."""
 
 
-def label_examples(
-    tables: LabelTables, images: ImageTokenizer, num_examples: int = 6
-) -> LabelsView:
-    """At most ``num_examples`` accepted and as many rejected labels, spread over their ranks."""
+def chosen_labels(tables: LabelTables, num_examples: int = 6) -> tuple[pa.Table, pa.Table]:
+    """At most ``num_examples`` accepted and as many rejected labels, spread over their ranks.
+
+    The columns are those of `LabelExample`, with ``source_codes`` and ``target_codes``.
+    """
     accepted, rejected = (
-        _by_score(tables.score, np.flatnonzero(rows))
+        _chosen(tables, _by_score(tables.score, np.flatnonzero(rows)), num_examples)
         for rows in (tables.accepted, ~tables.accepted)
     )
-    return LabelsView(
-        accepted=_examples(tables, accepted, images, num_examples),
-        rejected=_examples(tables, rejected, images, num_examples),
+    return accepted, rejected
+
+
+def labels_view(
+    tables: LabelTables, chosen: tuple[pa.Table, pa.Table], frames: Frames
+) -> LabelsView:
+    """The labels of `chosen_labels`, with their frames."""
+    totals = int(tables.accepted.sum()), int((~tables.accepted).sum())
+    accepted, rejected = (
+        LabelExamples(total=total, examples=[_example(row, frames) for row in rows.to_pylist()])
+        for total, rows in zip(totals, chosen, strict=True)
     )
+    return LabelsView(accepted=accepted, rejected=rejected)
 
 
 def calibration(tables: LabelTables, round_id: int) -> CalibrationView | None:
@@ -181,35 +190,31 @@ def _by_score(score: NDArray[np.float32], rows: Rows) -> Rows:
     return ranked
 
 
-def _examples(
-    tables: LabelTables, ranked: Rows, images: ImageTokenizer, num_examples: int
-) -> LabelExamples:
+def _chosen(tables: LabelTables, ranked: Rows, num_examples: int) -> pa.Table:
     if not len(ranked):
-        return LabelExamples(total=0, examples=())
+        return pa.table({})
     places = np.unique(np.linspace(0, len(ranked) - 1, num_examples).round().astype(np.intp))
     labels = tables.take(ranked[places])
     pairs = tables.pairs(labels["pair_id"].to_pylist())
-    frames = {
-        column: images.decode(codes_matrix(pairs, column))
-        for column in ("source_codes", "target_codes")
-    }
     true_actions, correct = _truth_of(labels, tables)
-    columns: dict[str, list[Any]] = {
-        "rank": (places + 1).tolist(),
-        "source": [picture(frame) for frame in frames["source_codes"]],
-        "target": [picture(frame) for frame in frames["target_codes"]],
-        "action": labels["action"].to_pylist(),
-        "score": labels["score"].to_pylist(),
-        "confidence": confidence(score_column(labels, CONFIDENCE)).tolist(),
-        "reason": labels["reason"].to_pylist(),
-        "true_action": true_actions,
-        "correct": correct,
-    }
-    rows = zip(*columns.values(), strict=True)
-    return LabelExamples(
-        total=len(ranked),
-        examples=[LabelExample(**dict(zip(columns, row, strict=True))) for row in rows],
+    return pa.table(
+        {
+            "rank": places + 1,
+            "source_codes": pairs["source_codes"],
+            "target_codes": pairs["target_codes"],
+            "action": labels["action"],
+            "score": labels["score"],
+            "confidence": confidence(score_column(labels, CONFIDENCE)),
+            "reason": labels["reason"],
+            "true_action": pa.array(true_actions, pa.string()),
+            "correct": pa.array(correct, pa.bool_()),
+        }
     )
+
+
+def _example(row: dict[str, Any], frames: Frames) -> LabelExample:
+    source, target = (picture(frames.of(row.pop(f"{end}_codes"))) for end in ("source", "target"))
+    return LabelExample(source=source, target=target, **row)
 
 
 def _truth_of(labels: pa.Table, tables: LabelTables) -> tuple[list[str | None], list[bool | None]]:

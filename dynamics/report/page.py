@@ -5,7 +5,7 @@ Action sentences and file names come from outside, so everything is escaped.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -39,15 +39,17 @@ from dynamics.report.figures import (
     stage_style,
     time_chart,
 )
-from dynamics.report.grid import grid_rows
+from dynamics.report.grid import grid_rows, shown_scenes
 from dynamics.report.labels import (
     CalibrationView,
     LabelsView,
     LabelTables,
     calibration,
-    label_examples,
+    chosen_labels,
+    labels_view,
 )
 from dynamics.report.lead import lead
+from dynamics.report.pictures import Frames
 from dynamics.report.scenes import SceneView, scenes
 from dynamics.storage.files import write_bytes
 from dynamics.storage.ledger import Ledger
@@ -110,7 +112,8 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
     cfg = run.config()
     reports = run.reports(cfg.rounds)
     images = images or _load_images(cfg)
-    labels, worth = _labels(run, load_domain(cfg), reports, images)
+    decided = _decided(run, load_domain(cfg), reports)
+    labels, drawn = _drawn(run, cfg, reports, decided, images) if images else ({}, [])
     rounds = [
         RoundView(
             report=report,
@@ -133,8 +136,8 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         rounds=rounds,
         controls=read_record(found[-1], ControlReport.from_json) if found else None,
         ingest=read_json(run.ingest) if run.ingest.is_file() else {},
-        scenes=_scenes(run, cfg, reports, images) if images else (),
-        calibration=worth,
+        scenes=drawn,
+        calibration=calibration(decided[max(decided)], max(decided)) if decided else None,
         study=[(path.stem, path.read_bytes()) for path in matching(run.root, "study/*.png")],
         has_frames=images is not None,
     )
@@ -148,41 +151,33 @@ def _load_images(cfg: LoopConfig) -> ImageTokenizer | None:
         return None
 
 
-def _scenes(
-    run: RunFolder, cfg: LoopConfig, reports: Sequence[RoundReport], images: ImageTokenizer
-) -> list[SceneView]:
-    paths = {one.round_id: run.results(one.round_id) for one in reports}
-    stored = {round_id: path for round_id, path in paths.items() if path.exists()}
-    if not stored:
-        return []
-    heldout = read_table(run.heldout, TRANSITION_SCHEMA)
-    schema = results_schema(cfg.evaluate.best_of)
-    rows = {
-        round_id: grid_rows(read_table(path, schema), heldout, images)
-        for round_id, path in stored.items()
-    }
-    return scenes(rows, max(cfg.evaluate.best_of, default=None))
-
-
-def _labels(
+def _drawn(
     run: RunFolder,
-    domain: Domain,
+    cfg: LoopConfig,
     reports: Sequence[RoundReport],
-    images: ImageTokenizer | None,
-) -> tuple[dict[int, LabelsView], CalibrationView | None]:
-    """Examples per round that labelled anything, and the calibration of the last one's labels."""
+    decided: Mapping[int, LabelTables],
+    images: ImageTokenizer,
+) -> tuple[dict[int, LabelsView], list[SceneView]]:
+    """Examples of every round's labels, and the scenes; their frames are decoded together."""
+    chosen = {round_id: chosen_labels(tables) for round_id, tables in decided.items()}
+    paths = {one.round_id: run.results(one.round_id) for one in reports}
+    schema = results_schema(cfg.evaluate.best_of)
+    items = {one: read_table(path, schema) for one, path in paths.items() if path.exists()}
+    heldout = read_table(run.heldout, TRANSITION_SCHEMA)
+    shown = {round_id: shown_scenes(rows, heldout) for round_id, rows in items.items()}
+    frames = Frames(images, chain(shown.values(), *chosen.values()))
+    labels = {one: labels_view(tables, chosen[one], frames) for one, tables in decided.items()}
+    rows_of_round = {round_id: grid_rows(rows, frames) for round_id, rows in shown.items()}
+    return labels, scenes(rows_of_round, max(cfg.evaluate.best_of, default=None))
+
+
+def _decided(
+    run: RunFolder, domain: Domain, reports: Sequence[RoundReport]
+) -> dict[int, LabelTables]:
+    """The labels of every round that made some."""
     ledger = Ledger(run.ledger)
     committed = sorted({one.round_id for one in reports}.intersection(ledger.rounds()))
-    if not committed:
-        return {}, None
-    examples, worth = {}, None
-    for round_id in committed:
-        tables = _label_tables(run, ledger, round_id, domain)
-        if images is not None:
-            examples[round_id] = label_examples(tables, images)
-        if round_id == committed[-1]:
-            worth = calibration(tables, round_id)
-    return examples, worth
+    return {one: _label_tables(run, ledger, one, domain) for one in committed}
 
 
 def _label_tables(run: RunFolder, ledger: Ledger, round_id: int, domain: Domain) -> LabelTables:

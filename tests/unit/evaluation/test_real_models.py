@@ -13,7 +13,8 @@ from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.evaluation.metrics import summarise
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
-from dynamics.report.grid import draw_grid, grid_rows
+from dynamics.report.grid import draw_grid, grid_rows, shown_scenes
+from dynamics.report.pictures import Frames
 from dynamics.storage.tables import write_table
 from dynamics.tabletop.pretraining.pretrain_tiny import (
     TinyRecipe,
@@ -98,7 +99,8 @@ def test_real_models_fill_every_column(cfg: LoopConfig, controlled: Path):
     items = evaluate_heldout(HELDOUT, HELDOUT_TRUTH, idm, fdp, cfg, 1, with_best_of=6)
     assert items.schema == results_schema((1, 2))
     assert {"eval/fdp_success", "eval/best_of_2", "eval/tokenizer_ceiling"} <= set(summarise(items))
-    picture = draw_grid(grid_rows(items, HELDOUT, fdp.images))
+    shown = shown_scenes(items, HELDOUT)
+    picture = draw_grid(grid_rows(shown, Frames(fdp.images, [shown])))
     assert picture.startswith(b"\x89PNG")
 
 

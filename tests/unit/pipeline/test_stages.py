@@ -21,6 +21,7 @@ from dynamics.core.records import (
     RoundReport,
 )
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.pipeline import decoding
 from dynamics.pipeline.decoding import driver_images
 from dynamics.pipeline.executor import LocalExecutor, StreamStage
 from dynamics.storage.ledger import Ledger
@@ -315,15 +316,20 @@ def test_a_stopped_run_on_real_pictures_resumes_to_equal_bytes(
         assert results(broken) == results(tmp_path / "whole")
 
 
-def test_frames_of_a_driver_may_be_decoded_by_a_stream(small: LoopConfig) -> None:
+def test_a_driver_decodes_few_pixels_itself_and_many_by_a_stream(
+    small: LoopConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
 
     def run(stream: Stream[Any], progress: Progress) -> Iterator[Done]:
         seen.append(stream.what)
         yield from reversed(list(run_stream(stream, progress)))
 
-    plain, streamed = (driver_images(small, run, elsewhere=where) for where in (False, True))
+    plain, driver = (driver_images(small, run, elsewhere=where) for where in (False, True))
     codes_BL = np.arange(19 * plain.num_tokens).reshape(19, -1) % plain.num_codes
-    assert np.array_equal(streamed.decode(codes_BL), plain.decode(codes_BL))
+    assert np.array_equal(driver.decode(codes_BL), plain.decode(codes_BL))
+    assert seen == []
+    monkeypatch.setattr(decoding, "_PIXELS_HERE", 18 * plain.frame_px**2)
+    assert np.array_equal(driver.decode(codes_BL), plain.decode(codes_BL))
     assert seen == ["decode frames"]
-    assert isinstance(streamed, ImageTokenizer)
+    assert isinstance(driver, ImageTokenizer)

@@ -3,14 +3,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dynamics.report.labels import calibration, label_examples
+from dynamics.report.labels import (
+    LabelsView,
+    LabelTables,
+    calibration,
+    chosen_labels,
+    labels_view,
+)
 from dynamics.report.lead import lead
+from dynamics.report.pictures import Frames
 from tests.fakes import CellTokenizer
 from tests.unit.report.stored import POOL, POOL_TRUTH, label_tables, pool_labels, report
 
 
+def view_of(tables: LabelTables) -> LabelsView:
+    chosen = chosen_labels(tables)
+    return labels_view(tables, chosen, Frames(CellTokenizer(), chosen))
+
+
 def test_examples_run_from_the_highest_score_to_the_lowest():
-    shown = label_examples(label_tables(pool_labels()), CellTokenizer())
+    shown = view_of(label_tables(pool_labels()))
     assert (shown.accepted.total, shown.rejected.total) == (42, 18)
     for group in (shown.accepted, shown.rejected):
         ranks = [one.rank for one in group.examples]
@@ -20,7 +32,7 @@ def test_examples_run_from_the_highest_score_to_the_lowest():
 
 
 def test_examples_show_their_own_pair_and_truth():
-    shown = label_examples(label_tables(pool_labels()), CellTokenizer())
+    shown = view_of(label_tables(pool_labels()))
     actions = POOL["action"].to_pylist()
     for one in shown.accepted.examples:
         assert one.true_action in actions
@@ -31,22 +43,22 @@ def test_examples_show_their_own_pair_and_truth():
 
 def test_fewer_labels_than_examples_are_shown_once():
     labels = pool_labels().slice(0, 5)
-    shown = label_examples(label_tables(labels), CellTokenizer())
+    shown = view_of(label_tables(labels))
     assert [one.rank for one in shown.accepted.examples] == [1, 2]
     assert [one.rank for one in shown.rejected.examples] == [1, 2, 3]
 
 
 def test_a_round_that_took_nothing_has_no_taken_examples():
     labels = pool_labels(num_wrong=0, num_empty=60)
-    shown = label_examples(label_tables(labels), CellTokenizer())
-    assert shown.accepted.examples == ()
+    shown = view_of(label_tables(labels))
+    assert not shown.accepted.examples
     assert {one.reason for one in shown.rejected.examples} == {"empty_action"}
 
 
 def test_truth_that_is_not_known_is_none():
-    shown = label_examples(label_tables(pool_labels(), None), CellTokenizer())
+    shown = view_of(label_tables(pool_labels(), None))
     assert not shown.has_truth
-    partly = label_examples(label_tables(pool_labels(), POOL_TRUTH.slice(0, 30)), CellTokenizer())
+    partly = view_of(label_tables(pool_labels(), POOL_TRUTH.slice(0, 30)))
     assert partly.has_truth
     assert None in {one.correct for one in partly.accepted.examples}
 

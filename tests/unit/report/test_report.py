@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -28,9 +29,9 @@ from dynamics.report.charts import (
     percent_axis,
     stacked_bars,
 )
-from dynamics.report.grid import draw_grid, grid_rows
+from dynamics.report.grid import GridRow, draw_grid, grid_rows, shown_scenes
 from dynamics.report.page import write_page
-from dynamics.report.pictures import picture
+from dynamics.report.pictures import Frames, picture
 from dynamics.report.table import round_table
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
@@ -317,8 +318,25 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
         write_page(RunFolder(tmp_path))
 
 
+def test_a_page_decodes_its_frames_in_one_call_and_equal_ones_once(run: RunFolder):
+    class Counted(CellTokenizer):
+        def decode(self, codes_BL: np.ndarray) -> np.ndarray:
+            asked.append(codes_BL)
+            return super().decode(codes_BL)
+
+    asked: list[np.ndarray] = []
+    page = write_page(run, Counted()).read_text()
+    (codes_BL,) = asked
+    assert len(np.unique(codes_BL, axis=0)) == len(codes_BL) < page.count("<img")
+
+
+def rows_of(found: pa.Table, heldout: pa.Table = HELDOUT, num_rows: int = 8) -> list[GridRow]:
+    shown = shown_scenes(found, heldout, num_rows)
+    return grid_rows(shown, Frames(CellTokenizer(), [shown]))
+
+
 def test_grid_shows_one_row_per_scene_at_a_whole_factor():
-    rows = grid_rows(items(0.4), HELDOUT, CellTokenizer(), num_rows=3)
+    rows = rows_of(items(0.4), num_rows=3)
     picture = Image.open(io.BytesIO(draw_grid(rows)))
     source = np.asarray(rows[0].source)
     shown = np.asarray(picture)[34 : 34 + 120, 12 : 12 + 120]
@@ -328,7 +346,7 @@ def test_grid_shows_one_row_per_scene_at_a_whole_factor():
 
 def test_grid_marks_what_the_evaluation_found():
     found = items(0.4)
-    rows = grid_rows(found, HELDOUT.take(list(reversed(range(40)))), CellTokenizer())
+    rows = rows_of(found, HELDOUT.take(list(reversed(range(40)))))
     assert [row.action for row in rows] == HELDOUT["action"].to_pylist()[:8]
     assert [row.greedy_correct for row in rows] == found["fdp_greedy_success"].to_pylist()[:8]
     assert [row.best_correct for row in rows] == found["best_of_4"].to_pylist()[:8]
@@ -338,13 +356,13 @@ def test_grid_marks_what_the_evaluation_found():
 
 
 def test_grid_without_best_of_shows_the_rest():
-    rows = grid_rows(items(0.4, with_best_of=0), HELDOUT, CellTokenizer())
+    rows = rows_of(items(0.4, with_best_of=0))
     assert [row.best for row in rows] == [None] * 8
     assert draw_grid(rows).startswith(b"\x89PNG")
 
 
 def test_equal_grids_have_equal_bytes():
-    first, second = (draw_grid(grid_rows(items(0.4), HELDOUT, CellTokenizer())) for _ in "ab")
+    first, second = (draw_grid(rows_of(items(0.4))) for _ in "ab")
     assert first == second
 
 
