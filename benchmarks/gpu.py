@@ -57,6 +57,7 @@ def model(device: str, *, tiny: bool) -> UnifiedVLM:
     ids = torch.arange(10, 10 + codes)
     tokens: Any = SimpleNamespace(
         image_ids=ids, bos=1, eos=-1, num_image_tokens=0,  # no sentence ends early
+        lead=lambda prompt: None,
         prompts=SimpleNamespace(action_tokens=SHAPE["action_tokens"]),
         code_rows=lambda prompt, target: Rows(torch.cat([prompt, ids[target]], 1)[:, :-1], target),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from dynamics.inference.decoder import Candidates, DecodedText
 from dynamics.inference.sampling import SamplingParams
-from dynamics.models.tokens import IGNORE
+from dynamics.models.tokens import IGNORE, Rows
 from dynamics.models.vlm import AdapterName, UnifiedVLM
 
 _LEAVE_BELOW = 0.75
@@ -94,7 +94,7 @@ class DynamicCacheDecoder:
         model, num = self._model, sampling.num_samples
         limit = self.tokens.prompts.action_tokens + 1
         max_tokens = min(sampling.max_tokens or limit, limit)
-        hidden, cache = self._prefill(prompt_BT, num)
+        hidden, cache, lead = self._prefill(prompt_BT, num)
         noise_RTV = None
         if sampling.temperature > 0:
             shape = (max_tokens, model.logits(hidden[:1]).shape[-1])
@@ -122,7 +122,8 @@ class DynamicCacheDecoder:
                 keep = torch.tensor(unfinished).nonzero()[:, 0].to(model.device)
                 cache.batch_select_indices(keep)
                 live, chosen = live[keep], chosen[keep]
-            hidden = model.hidden(chosen[:, None], cache)
+                lead = None if lead is None else lead[keep]
+            hidden = model.hidden(chosen[:, None], cache, lead)
         return rows
 
     @torch.inference_mode()
@@ -144,7 +145,7 @@ class DynamicCacheDecoder:
         self, prompt_BT: Tensor, sampling: SamplingParams, seeds: Sequence[int]
     ) -> Candidates:
         model, length = self._model, self.tokens.num_image_tokens
-        hidden, cache = self._prefill(prompt_BT, sampling.num_samples)
+        hidden, cache, lead = self._prefill(prompt_BT, sampling.num_samples)
         noise_RTV = None
         if sampling.temperature > 0:
             shape = (sampling.num_samples, length, model.images.num_codes)
@@ -158,16 +159,20 @@ class DynamicCacheDecoder:
             codes[:, position] = chosen.cpu()
             total += logp.double().cpu()
             if position < length - 1:
-                hidden = model.hidden(model.image_ids[chosen][:, None], cache)
+                hidden = model.hidden(model.image_ids[chosen][:, None], cache, lead)
         shape_BN = len(prompt_BT), sampling.num_samples
         return Candidates(codes.reshape(*shape_BN, length).numpy(), total.reshape(shape_BN).numpy())
 
-    def _prefill(self, prompt_BT: Tensor, num_samples: int) -> tuple[Tensor, DynamicCache]:
-        """Last hidden state [R, 1, D] of every row, and the cache of its prompt."""
-        cache = DynamicCache()
-        hidden = self._model.hidden(prompt_BT, cache)[:, -1:].repeat_interleave(num_samples, 0)
+    def _prefill(
+        self, prompt_BT: Tensor, num_samples: int
+    ) -> tuple[Tensor, DynamicCache, Tensor | None]:
+        """Last hidden state [R, 1, D] of every row, the cache of its prompt, and its fillers."""
+        cache, lead = DynamicCache(), self.tokens.lead(prompt_BT)
+        hidden = self._model.hidden(prompt_BT, cache, lead)[:, -1:]
         cache.batch_repeat_interleave(num_samples)
-        return hidden, cache
+        if lead is not None:
+            lead = lead.repeat_interleave(num_samples).to(self._model.device)
+        return hidden.repeat_interleave(num_samples, 0), cache, lead
 
     @torch.inference_mode()
     def score_text(self, prompt_BT: Tensor, texts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
@@ -177,8 +182,9 @@ class DynamicCacheDecoder:
         for part in row_parts(len(texts), SCORE_BATCH):
             rows = self.tokens.text_rows(prompt_BT[part], texts[part])
             width = self.tokens.prompts.action_tokens + 1
-            labels = rows.labels[:, -width:].to(self._model.device)
-            logits = self._model.logits(self._model.hidden(rows.ids)[:, -width:]).float()
+            place = answer_places(rows, width).to(self._model.device)
+            labels = rows.labels.to(self._model.device).gather(1, place)
+            logits = self._model.logits(take(self._model.hidden(rows.ids), place)).float()
             logits[:, :, self._model.image_ids] = -torch.inf
             logp = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
             sums.append(logp.masked_fill(labels == IGNORE, 0).double().sum(-1).cpu().numpy())
@@ -192,11 +198,23 @@ class DynamicCacheDecoder:
         for part in row_parts(len(codes_BL), SCORE_BATCH):
             wanted = torch.as_tensor(codes_BL[part], dtype=torch.int64)
             rows = self.tokens.code_rows(prompt_BT[part], wanted)
-            hidden = self._model.hidden(rows.ids)[:, -wanted.shape[1] :]
+            place = answer_places(rows, wanted.shape[1]).to(self._model.device)
+            hidden = take(self._model.hidden(rows.ids), place)
             logp = self._model.image_logits(hidden).float().log_softmax(-1)
             values = logp.gather(-1, wanted.to(self._model.device)[..., None])[..., 0]
             sums.append(values.double().sum(-1).cpu().numpy())
         return np.concatenate(sums)
+
+
+def answer_places(rows: Rows, width: int) -> Tensor:
+    """Positions [B, width] at which an answer is predicted, from its first token on."""
+    first_B = (rows.labels != IGNORE).int().argmax(1)
+    return first_B[:, None] + torch.arange(width)
+
+
+def take(hidden_BTD: Tensor, place_BW: Tensor) -> Tensor:
+    """The states at each row's own positions, [B, W, D]."""
+    return hidden_BTD.gather(1, place_BW[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
 
 
 def row_parts(total: int, size: int) -> Iterator[slice]:

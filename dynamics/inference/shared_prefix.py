@@ -21,7 +21,7 @@ from dynamics.inference.decoder import Candidates, DecodedText
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models.stack import Stack, has_stack
 from dynamics.models.tokens import IGNORE
-from dynamics.models.vlm import AdapterName, Head, UnifiedVLM
+from dynamics.models.vlm import AdapterName, Head, UnifiedVLM, visible
 
 _Uniform = Callable[[Tensor, int], Tensor]
 """Rows and a step to uniform numbers [R, V]."""
@@ -197,13 +197,18 @@ class _Branches:
         rows, self._length = prompt_BP.shape
         kept: list[tuple[Tensor, Tensor]] = []
         last = torch.arange(1, rows + 1, device=model.device) * self._length - 1
-        self.hidden = stack(model.embed(prompt_BP), last, kept)
+        lead = model.tokens.lead(prompt_BP)
+        lead = None if lead is None else lead.to(model.device)
+        mask = None if lead is None else visible(0, self._length, lead)
+        self.hidden = stack(model.embed(prompt_BP), last, kept, mask)
         """Last hidden states of every branch, [n, D]."""
         self._prefix = [tuple(x.transpose(1, 2).contiguous() for x in pair) for pair in kept]
         self._suffix = [
             tuple(x[:, :1].new_empty(rows, steps, *x.shape[2:]) for x in p) for p in kept
         ]
         self._prompt_of = torch.arange(rows, device=model.device)
+        self._fillers = None if mask is None else ~mask[:, 0, -1]
+        """Tokens of a prompt that nobody sees, bool [B, P]."""
         self._step = 0
         self._turns = stack.turns(self._length, self._length + steps)
 
@@ -222,12 +227,13 @@ class _Branches:
         slot = self._prompt_of * most + rank
         turns = (self._turns[0][step : step + 1], self._turns[1][step : step + 1])
         x_nD = self._model.embed(ids_n[:, None])[:, 0]
+        hidden = None if self._fillers is None else self._fillers[self._prompt_of]
         layers = zip(self._stack.layers, self._prefix, self._suffix, strict=True)
         for layer, prefix, suffix in layers:
             query, key, value = layer.heads(x_nD[:, None], turns)
             suffix[0][:, step], suffix[1][:, step] = key[:, 0], value[:, 0]
             own = suffix[0][:, : step + 1], suffix[1][:, : step + 1]
-            mixed = _mix(query[:, 0], prefix, own, slot, most)
+            mixed = _mix(query[:, 0], prefix, own, slot, most, hidden)
             x_nD = layer.rest(x_nD, mixed)
         self.hidden = self._stack.norm(x_nD)
         self._step = step + 1
@@ -239,11 +245,13 @@ def _mix(
     suffix: tuple[Tensor, ...],
     slot_n: Tensor,
     most: int,
+    hidden_nP: Tensor | None,
 ) -> Tensor:
     """Attention of every branch over its prompt [B, K, P, d] and its own tokens [n, S, K, d].
 
     ``slot_n`` places the branches in B x ``most``, so that a prompt's keys are read once for all of
-    its branches. Returns [n, H * d].
+    its branches. ``hidden_nP`` is True for tokens of the prompt that a branch may not see; None =
+    it may see all. Returns [n, H * d].
     """
     (prompts, kv_heads, length, dim), num = prefix[0].shape, len(query_nHd)
     group = query_nHd.shape[1] // kv_heads
@@ -260,6 +268,8 @@ def _mix(
         return whole.index_select(0, slot_n)
 
     far = gathered(spread(query) @ prefix[0].transpose(-1, -2))
+    if hidden_nP is not None:
+        far = far.masked_fill(hidden_nP[:, None, None], -torch.inf)
     near = query @ suffix[0].permute(0, 2, 3, 1)
     weights = torch.cat([far, near], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
     mixed = gathered(spread(weights[..., :length]) @ prefix[1])

@@ -34,17 +34,17 @@ from dynamics.models.image_tokenizers.vqgan import (
 )
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
+from dynamics.models.wordings import FDP_WORDINGS, IDM_WORDINGS
 
 PROMPTS = Prompts(
-    version="chameleon-1",
-    fdp="{source}Edit this picture according to the following instruction:\n"
-    "{action}{<reserved08706>}",
-    idm="{source}{target}In a few words, which action turns the first picture into the second?"
-    "{<reserved08706>}",
+    version="chameleon-2",
+    fdp=tuple(f"{{source}}\n{wording} {{action}}" for wording in FDP_WORDINGS),
+    idm=tuple(f"{{source}}{{target}}\n{wording}{{<reserved08706>}}" for wording in IDM_WORDINGS),
     action_tokens=40,
 )
-"""For published checkpoints. The paper prints no prompts; ``<reserved08706>`` is the token with
-which Chameleon's own processor ends a user's turn."""
+"""For published checkpoints. The paper prints no prompts: the FDP's is the plain sequence of its
+successor (see `dynamics.models.liquid`); ``<reserved08706>`` is the token with which Chameleon's
+own processor ends a user's turn."""
 
 _VQ = "model.vqmodel."
 

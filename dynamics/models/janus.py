@@ -30,13 +30,18 @@ from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.image_tokenizers.vq import VqTokenizer
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import Head, UnifiedVLM
+from dynamics.models.wordings import FDP_WORDINGS, IDM_WORDINGS
 
 PROMPTS = Prompts(
-    version="janus-1",
-    fdp="{<|User|>}: {source}\nChange this picture as the instruction says:\n{action}\n\n"
-    "{<|Assistant|>}:",
-    idm="{<|User|>}: {source}\n{target}\nWhich action turns the first picture into the second? "
-    "Answer in a few words.\n\n{<|Assistant|>}:",
+    version="janus-2",
+    fdp=tuple(
+        f"{{<|User|>}}: {{source}}\n{wording} {{action}}\n\n{{<|Assistant|>}}:"
+        for wording in FDP_WORDINGS
+    ),
+    idm=tuple(
+        f"{{<|User|>}}: {{source}}\n{{target}}\n{wording}\n\n{{<|Assistant|>}}:"
+        for wording in IDM_WORDINGS
+    ),
     action_tokens=40,
 )
 """Turns of Janus' own chat template around the texts."""

@@ -17,18 +17,20 @@ from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.image_tokenizers.vqgan import load_vqgan, vqgan_tokenizer
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
+from dynamics.models.wordings import FDP_WORDINGS, IDM_WORDINGS
 
 PROMPTS = Prompts(
-    version="liquid-1",
-    fdp="{source}\nChange the picture above as this instruction says:\n{action}",
-    idm="{<start_of_turn>}user\n{source}{target}\nThe two pictures follow each other. Name briefly "
-    "the action that most likely led from the first to the second.{<end_of_turn>}\n"
-    "{<start_of_turn>}model\n",
+    version="liquid-2",
+    fdp=tuple(f"{{source}}\n{wording} {{action}}" for wording in FDP_WORDINGS),
+    idm=tuple(
+        f"{{<start_of_turn>}}user\n{{source}}{{target}}\n{wording}{{<end_of_turn>}}\n"
+        "{<start_of_turn>}model\n"
+        for wording in IDM_WORDINGS
+    ),
     action_tokens=40,
 )
 """The layouts of SWIRL (arXiv 2602.06130), the successor of 2506.06006 that trains Liquid: a plain
-sequence for the FDP, a chat turn for the IDM. One wording each, where SWIRL draws from ten; the
-action is filled up to a fixed length and follows a line break."""
+sequence for the FDP, a chat turn for the IDM."""
 
 BACKGROUND = (122, 116, 104)
 """RGB of the bars with which Liquid squares its pictures."""

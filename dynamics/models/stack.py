@@ -67,11 +67,13 @@ class Stack:
         x_BTD: Tensor,
         wanted_S: Tensor,
         kept: list[tuple[Tensor, Tensor]] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states [S, D] at the ``wanted_S`` of the N positions.
 
         Nothing but keys and values is computed for other positions in the last layer. Keys and
-        values of every layer, [B, T, H, d], are appended to ``kept`` where it is given.
+        values of every layer, [B, T, H, d], are appended to ``kept`` where it is given. ``mask``
+        [B, 1, T, T] says what each position sees; None = all before it.
         """
         rows, length, width = x_BTD.shape
         turns = self.turns(0, length)
@@ -80,7 +82,7 @@ class Stack:
             query, key, value = layer.heads(x_ND.view(rows, length, width), turns)
             if kept is not None:
                 kept.append((key, value))
-            mixed = attend(query, key, value).reshape(len(x_ND), -1)
+            mixed = attend(query, key, value, mask).reshape(len(x_ND), -1)
             if layer is self.layers[-1]:
                 x_ND, mixed = x_ND.index_select(0, wanted_S), mixed.index_select(0, wanted_S)
             x_ND = layer.rest(x_ND, mixed)
@@ -130,12 +132,14 @@ class Layer:
         return x_ND + self._down(self._act(gate) * up)
 
 
-def attend(query_BTHd: Tensor, key_BTHd: Tensor, value_BTHd: Tensor) -> Tensor:
-    """Causal attention, [B, T, H, d]."""
+def attend(
+    query_BTHd: Tensor, key_BTHd: Tensor, value_BTHd: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Causal attention, or what ``mask`` lets see, [B, T, H, d]."""
     query, key, value = (x.transpose(1, 2) for x in (query_BTHd, key_BTHd, value_BTHd))
     grouped = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(
-        query, key, value, is_causal=True, enable_gqa=grouped
+        query, key, value, mask, is_causal=mask is None, enable_gqa=grouped
     ).transpose(1, 2)
 
 

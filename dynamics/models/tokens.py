@@ -1,15 +1,18 @@
 """Prompts, special ids and sequence layouts; nothing else in the code knows them.
 
-A = action tokens, L = codes a frame. Both tasks use rows of one fixed length without padding
-masks; short text is filled with the ordinary pad token, so that under rotary positions the step
-from a source code to its target code is the same in every row. With the prompts of the tiny
-checkpoint:
+A = action tokens, L = codes a frame. Rows of a task have one fixed length. With the prompts of the
+tiny checkpoint short text is filled with the ordinary pad token, without a mask, so that under
+rotary positions the step from a source code to its target code is the same in every row:
 
     FDP  [bos instruction | pad .. action (A) | boi source (L) eoi | boi target (L)]
     IDM  [bos instruction | boi source (L) eoi | boi target (L) eoi | action, eos, pad (A + 1)]
 
-Other prompts place the parts themselves (`Prompts`); first bos, and last the target or the action,
-are the same in all.
+Other prompts place the parts themselves (`Prompts`), as published checkpoints know them:
+
+    FDP  [pad .. bos boi source (L) eoi newline wording action boi | target (L)]
+
+No token sees their fillers: engines mask what stands before bos (`lead`), and rows that are
+scored whole begin with bos and have the fillers at their end, where causal attention never looks.
 """
 
 import json
@@ -35,14 +38,16 @@ class Prompts:
 
     A text is what stands between bos and the answer. ``{source}``, ``{target}`` and ``{action}``
     stand for the frames (with their boi and eoi) and the sentence, ``{<name>}`` for the control
-    token of that name; all else is plain text. A text without ``{source}`` is an instruction that
-    comes first: the layout of the tiny checkpoint.
+    token of that name; all else is plain text, and becomes tokens together with the sentence. A
+    text without ``{source}`` is an instruction that comes first: the layout of the tiny checkpoint.
+
+    Several texts of a task are wordings of it: training draws among them, all else takes the first.
     """
 
     version: str
     """Part of every label's key."""
-    fdp: str
-    idm: str
+    fdp: str | tuple[str, ...]
+    idm: str | tuple[str, ...]
     action_tokens: int
     """A: the longest action sentence, in tokens."""
 
@@ -66,29 +71,39 @@ class Prompts:
         if set(raw) != {field.name for field in fields(cls)}:
             names = ", ".join(field.name for field in fields(cls))
             raise UserError(f"{path} must have exactly the fields {names}")
-        return cls(**raw)
+        texts = {task: raw[task] for task in _SLOTS}
+        return cls(**raw | {t: tuple(x) if isinstance(x, list) else x for t, x in texts.items()})
 
-    def parts(self, task: Literal["fdp", "idm"]) -> list[str]:
-        """A task's text cut at its ``{...}``, which stay whole.
+    def parts(self, task: Literal["fdp", "idm"]) -> list[list[str]]:
+        """The parts of every wording of a task: ``{...}``, and the text between them.
+
+        ``{action}`` stays within the text around it, save where the frames come last.
 
         Raises:
             UserError: a slot is missing, twice, unknown, or names what is to be predicted.
         """
-        text = self.fdp if task == "fdp" else self.idm
-        slots = _SLOTS[task]
-        if "{source}" not in text:
-            text += "".join(slots)
-        parts = [part for part in re.split(r"(\{[^{}]*\})", text) if part]
-        found = [part for part in parts if _is_slot(part) and not _control_name(part)]
-        if sorted(found) != sorted(slots):
-            raise UserError(
-                f"the {task} prompt must have {' and '.join(sorted(slots))} once each, "
-                f"and has {', '.join(found) or 'none'}: {text!r}"
-            )
-        return parts
+        texts = self.fdp if task == "fdp" else self.idm
+        return [_parts(task, text) for text in ([texts] if isinstance(texts, str) else texts)]
 
 
 _SLOTS = {"fdp": ("{action}", "{source}"), "idm": ("{source}", "{target}")}
+_ACTION = "{action}"
+_SLOT = r"\{[^{}]*\}"
+
+
+def _parts(task: str, text: str) -> list[str]:
+    slots, cuts = _SLOTS[task], _SLOT
+    if "{source}" in text:
+        cuts = rf"(?!\{_ACTION}){_SLOT}"
+    else:
+        text += "".join(slots)
+    found = [slot for slot in re.findall(_SLOT, text) if not _control_name(slot)]
+    if sorted(found) != sorted(slots):
+        raise UserError(
+            f"the {task} prompt must have {' and '.join(sorted(slots))} once each, "
+            f"and has {', '.join(found) or 'none'}: {text!r}"
+        )
+    return [part for part in re.split(f"({cuts})", text) if part]
 
 
 def _is_slot(part: str) -> bool:
@@ -141,14 +156,15 @@ class Tokens:
             tokenizer.unk_token_id if tokenizer.unk_token_id is not None else self.pad
         )
         fdp, idm = prompts.parts("fdp"), prompts.parts("idm")
-        names = [name for part in (*fdp, *idm) if (name := _control_name(part))]
+        names = [name for text in (*fdp, *idm) for part in text if (name := _control_name(part))]
         ids = {name: self._control_id(name) for name in names}
         self.special_ids = frozenset(
             (boi, eoi, *controls, *ids.values(), *tokenizer.all_special_ids)
         ) - {self._unknown}
         """Ids that no text may become, besides the image ids."""
         self._forbidden = self.special_ids | frozenset(image_ids.tolist())
-        self._fdp, self._idm = self._pieces(fdp, ids), self._pieces(idm, ids)
+        self._fdp = [self._pieces(parts, ids) for parts in fdp]
+        self._idm = [self._pieces(parts, ids) for parts in idm]
 
     def _control_id(self, name: str) -> int:
         found = self._tokenizer.get_vocab().get(name)
@@ -157,14 +173,16 @@ class Tokens:
         return int(found)
 
     def _pieces(self, parts: Sequence[str], ids: Mapping[str, int]) -> list[str | Tensor]:
-        """Bos and a prompt's parts: slots by name, all else as ids [1, T]."""
-        pieces: list[str | Tensor] = [torch.tensor([[self.bos]])]
+        """Bos and a prompt's parts: what holds a slot by its text, all else as ids [T]."""
+        pieces: list[str | Tensor] = [torch.tensor([self.bos])]
         for part in parts:
             name = _control_name(part)
-            if name is None and _is_slot(part):
+            if name is not None:
+                pieces.append(torch.tensor([ids[name]]))
+            elif _is_slot(part) or _ACTION in part:
                 pieces.append(part)
             else:
-                pieces.append(torch.tensor([self.text_ids(part) if name is None else [ids[name]]]))
+                pieces.append(torch.tensor(self.text_ids(part)))
         return pieces
 
     def text_ids(self, text: str) -> list[int]:
@@ -207,61 +225,139 @@ class Tokens:
         ends = torch.tensor([self.boi, self.eoi]).expand(len(codes), 2)
         return torch.cat([ends[:, :1], self.image_ids[codes], ends[:, 1:]], dim=1)
 
-    def fdp_prompt(self, source_codes_BL: np.ndarray, actions: Sequence[str]) -> Tensor:
-        """Ids up to and including the second boi, [B, T]: the next L tokens are the target."""
-        limit = self.prompts.action_tokens
-        rows = [self.action_ids(action) for action in actions]
-        padded = torch.tensor([[self.pad] * (limit - len(row)) + row for row in rows])
-        padded = padded.reshape(len(rows), limit)  # also without rows
-        blocks = {"{action}": padded, "{source}": self.image_block(source_codes_BL)}
-        boi = torch.full((len(rows), 1), self.boi)
-        return torch.cat([self._compose(self._fdp, blocks, len(rows)), boi], dim=1)
+    def num_wordings(self, task: Literal["fdp", "idm"]) -> int:
+        """Ways in which the prompts say a task."""
+        return len(self._fdp if task == "fdp" else self._idm)
 
-    def idm_prompt(self, source_codes_BL: np.ndarray, target_codes_BL: np.ndarray) -> Tensor:
-        """Ids up to the place where the action sentence follows, [B, T]."""
+    def fdp_prompt(
+        self,
+        source_codes_BL: np.ndarray,
+        actions: Sequence[str],
+        wordings: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Ids up to and including the second boi, [B, T]: the next L tokens are the target.
+
+        ``wordings`` names each row's; None = the first. A row's fillers stand before bos.
+        """
+        blocks = {"{source}": self.image_block(source_codes_BL)}
+        layouts = [[*pieces, torch.tensor([self.boi])] for pieces in self._fdp]
+        return self._compose(layouts, blocks, wordings, actions)
+
+    def idm_prompt(
+        self,
+        source_codes_BL: np.ndarray,
+        target_codes_BL: np.ndarray,
+        wordings: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Ids up to the place where the action sentence follows, [B, T], as in `fdp_prompt`."""
         blocks = {
             "{source}": self.image_block(source_codes_BL),
             "{target}": self.image_block(target_codes_BL),
         }
-        return self._compose(self._idm, blocks, len(source_codes_BL))
+        return self._compose(self._idm, blocks, wordings)
 
-    @staticmethod
     def _compose(
-        pieces: Sequence[str | Tensor], blocks: Mapping[str, Tensor], num_rows: int
+        self,
+        layouts: Sequence[Sequence[str | Tensor]],
+        blocks: Mapping[str, Tensor],
+        wordings: Sequence[int] | None,
+        actions: Sequence[str] = (),
     ) -> Tensor:
-        rows = [blocks[p] if isinstance(p, str) else p.expand(num_rows, -1) for p in pieces]
-        return torch.cat(rows, dim=1)
+        num_rows = len(blocks["{source}"])
+        if wordings is None:
+            wordings, layouts = [0] * num_rows, layouts[:1]
+        rows = []
+        for row, wording in enumerate(wordings):
+            parts = [
+                piece
+                if isinstance(piece, Tensor)
+                else blocks[piece][row]
+                if piece in blocks
+                else self._with_action(piece, actions[row])
+                for piece in layouts[wording]
+            ]
+            rows.append(torch.cat(parts))
+        length = max(self._length(pieces) for pieces in layouts)
+        filled = torch.full((num_rows, length), self.pad)
+        for place, ids in zip(filled, rows, strict=True):
+            place[length - len(ids) :] = ids
+        return filled
+
+    def _with_action(self, text: str, action: str) -> Tensor:
+        """Ids of a part that holds the sentence; the sentence alone is filled up to A."""
+        ids = self.action_ids(action)
+        if text == _ACTION:
+            return torch.tensor([self.pad] * (self.prompts.action_tokens - len(ids)) + ids)
+        return torch.tensor(self.text_ids(text.replace(_ACTION, action)))
+
+    def _length(self, pieces: Sequence[str | Tensor]) -> int:
+        """Tokens of a prompt with a sentence of A tokens."""
+        length = 0
+        for piece in pieces:
+            if isinstance(piece, Tensor):
+                length += len(piece)
+            elif piece == _ACTION:
+                length += self.prompts.action_tokens
+            elif _ACTION in piece:
+                # After a blank a sentence may have a token more than alone.
+                around = len(self.text_ids(piece.replace(_ACTION, "")))
+                length += around + self.prompts.action_tokens + 1
+            else:
+                length += self.num_image_tokens + 2
+        return length
+
+    def lead(self, ids_BT: Tensor) -> Tensor | None:
+        """Fillers before each row's bos, [B], which no token may see; None where there are none."""
+        lead_B = (ids_BT == self.bos).int().argmax(1)
+        return lead_B if bool(lead_B.any()) else None
+
+    @property
+    def instruction_tokens(self) -> int:
+        """Most tokens of a prompt besides its frames, with their boi and eoi, and its sentence."""
+        frame = self.num_image_tokens + 2
+        fdp = max(map(self._length, self._fdp)) - frame - self.prompts.action_tokens
+        return max(fdp, max(map(self._length, self._idm)) - 2 * frame)
 
     def fdp_rows(
-        self, source_codes_BL: np.ndarray, actions: Sequence[str], target_codes_BL: np.ndarray
+        self,
+        source_codes_BL: np.ndarray,
+        actions: Sequence[str],
+        target_codes_BL: np.ndarray,
+        wordings: Sequence[int] | None = None,
     ) -> Rows:
         """Teacher-forced FDP rows: loss on the L target codes only."""
-        return self.code_rows(self.fdp_prompt(source_codes_BL, actions), target_codes_BL)
+        return self.code_rows(self.fdp_prompt(source_codes_BL, actions, wordings), target_codes_BL)
 
     def idm_rows(
-        self, source_codes_BL: np.ndarray, target_codes_BL: np.ndarray, actions: Sequence[str]
+        self,
+        source_codes_BL: np.ndarray,
+        target_codes_BL: np.ndarray,
+        actions: Sequence[str],
+        wordings: Sequence[int] | None = None,
     ) -> Rows:
         """Teacher-forced IDM rows: loss on the action tokens and the end token."""
-        prompt = self.idm_prompt(source_codes_BL, target_codes_BL)
+        prompt = self.idm_prompt(source_codes_BL, target_codes_BL, wordings)
         return self.text_rows(prompt, [self.sentence_ids(action) for action in actions])
 
     def code_rows(self, prompt_BT: Tensor, codes_BL: np.ndarray | Tensor) -> Rows:
         """Prompts with the frames that follow them: loss on the L codes only."""
-        codes = torch.as_tensor(codes_BL, dtype=torch.int64)
-        return self._supervised(prompt_BT, self.image_ids[codes])
+        answer = self.image_ids[torch.as_tensor(codes_BL, dtype=torch.int64)]
+        return self._supervised(prompt_BT, answer, answer)
 
     def text_rows(self, prompt_BT: Tensor, texts: Sequence[Sequence[int]]) -> Rows:
         """Prompts with the texts that follow them, of at most A + 1 ids: loss on these only."""
         limit = self.prompts.action_tokens + 1
         answer = torch.tensor([[*ids, *[self.pad] * (limit - len(ids))] for ids in texts])
-        supervised = self._supervised(prompt_BT, answer)
         beyond = torch.arange(limit) >= torch.tensor([len(ids) for ids in texts])[:, None]
-        supervised.labels[:, -limit:][beyond] = IGNORE
-        return supervised
+        return self._supervised(prompt_BT, answer, answer.masked_fill(beyond, IGNORE))
 
-    @staticmethod
-    def _supervised(prompt_BT: Tensor, answer_BT: Tensor) -> Rows:
+    def _supervised(self, prompt_BT: Tensor, answer_BT: Tensor, scored_BT: Tensor) -> Rows:
+        """Rows that begin with bos; fillers before it go to the end."""
         ids = torch.cat([prompt_BT, answer_BT[:, :-1]], dim=1)
         labels = torch.full_like(ids, IGNORE)
-        labels[:, prompt_BT.shape[1] - 1 :] = answer_BT
+        labels[:, prompt_BT.shape[1] - 1 :] = scored_BT
+        lead_B = self.lead(ids)
+        if lead_B is not None:
+            order = (torch.arange(ids.shape[1]) + lead_B[:, None]) % ids.shape[1]
+            ids, labels = ids.gather(1, order), labels.gather(1, order)
         return Rows(ids, labels)

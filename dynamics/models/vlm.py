@@ -103,10 +103,22 @@ class UnifiedVLM:
         vectors: Tensor = self.decoder.embed_tokens(ids_BT.to(self.device))
         return vectors
 
-    def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """Last hidden states [B, T, D]; extends ``cache`` in place when one is given."""
+    def hidden(
+        self, ids_BT: Tensor, cache: Cache | None = None, lead_B: Tensor | None = None
+    ) -> Tensor:
+        """Last hidden states [B, T, D]; extends ``cache`` in place when one is given.
+
+        ``lead_B`` tells how many fillers each row begins with (`Tokens.lead`).
+        """
+        mask = None
+        if lead_B is not None:
+            seen = cache.get_seq_length() if cache is not None else 0
+            mask = visible(seen, seen + ids_BT.shape[1], lead_B.to(self.device))
         output = self.decoder(
-            inputs_embeds=self.embed(ids_BT), past_key_values=cache, use_cache=cache is not None
+            inputs_embeds=self.embed(ids_BT),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
         states: Tensor = output.last_hidden_state
         return states
@@ -131,6 +143,17 @@ class UnifiedVLM:
     def _head(self, ids: Tensor) -> Head:
         rows = active_weight(self.causal_lm.lm_head)[ids]
         return lambda hidden: linear(hidden, rows)
+
+
+def visible(start: int, stop: int, lead_B: Tensor) -> Tensor:
+    """What positions start to stop may see of all before them, bool [B, 1, stop - start, stop].
+
+    Fillers see fillers, so that no row of attention is empty.
+    """
+    keys, queries = torch.arange(stop, device=lead_B.device), slice(start, stop)
+    is_filler = keys < lead_B[:, None]
+    causal = keys <= keys[queries, None]
+    return (causal & (~is_filler[:, None] | is_filler[:, queries, None]))[:, None]
 
 
 def active_weight(layer: nn.Module) -> Tensor:

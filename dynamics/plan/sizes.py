@@ -8,14 +8,13 @@ import torch
 import transformers
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dynamics.core.config import PACKAGE_ROOT, LoopConfig
 from dynamics.core.errors import UserError
-from dynamics.models import load_image_tokenizer
+from dynamics.models import load_image_tokenizer, load_tokens
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
-from dynamics.models.tokens import Prompts
 from dynamics.storage.files import local_copy
 from dynamics.training.trainable import adapter_config, train_all
 
@@ -116,18 +115,13 @@ def base_sizes(cfg: LoopConfig) -> Sizes:
 def _of_checkpoint(cfg: LoopConfig) -> dict[str, Any]:
     base = local_copy(cfg.base_path())
     images = load_image_tokenizer(cfg.model.family, base)
-    prompts = Prompts.load(base)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    instructions = [
-        len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        for text in (prompts.fdp, prompts.idm)
-    ]
+    tokens = load_tokens(cfg.model.family, base, images)
     return {
         "source": f"{cfg.model.base}/config.json",
         "image_tokens": images.num_tokens,
         "num_codes": images.num_codes,
-        "instruction_tokens": 1 + max(instructions),
-        "action_tokens": prompts.action_tokens,
+        "instruction_tokens": tokens.instruction_tokens,
+        "action_tokens": tokens.prompts.action_tokens,
         "tokenizer_flops": 0
         if isinstance(images, FsqTokenizer)
         else round(_TOKENIZER_FLOPS * (images.frame_px / 512) ** 2),

@@ -13,7 +13,9 @@ from transformers.cache_utils import DynamicCache
 from dynamics.core.config import LoraConfig, ModelConfig, TrainConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import TRANSITION_SCHEMA
+from dynamics.core.registry import imported
 from dynamics.inference.decode import DynamicCacheDecoder
+from dynamics.inference.decoder import DECODERS, Decoder
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.inference.load import load_fdp, load_idm, load_pair, model_ref
@@ -147,7 +149,10 @@ def test_prompts_hold_their_frames_in_order_and_end_where_the_answer_begins(buil
     both = torch.cat([expected, tokens.image_ids[torch.from_numpy(target)]], dim=1)
     assert (idm[images[1]].reshape(2, -1) == both).all()
     for prompt in (fdp, idm):
-        assert (prompt[:, 0] == tokens.bos).all()
+        lead = tokens.lead(prompt)
+        for row, fillers in zip(prompt, [0, 0] if lead is None else lead, strict=True):
+            assert (row[:fillers] == tokens.pad).all()
+            assert row[fillers] == tokens.bos
         assert ((prompt == tokens.bos).sum(1) == 1).all()
         assert ((prompt == tokens.boi).sum(1) == 2).all()
     assert (fdp[:, -1] == tokens.boi).all()
@@ -155,6 +160,25 @@ def test_prompts_hold_their_frames_in_order_and_end_where_the_answer_begins(buil
         wanted = tokens.action_ids(action)
         windows = (row[i : i + len(wanted)] for i in range(len(row)))
         assert sum(window == wanted for window in windows) == 1
+
+
+def test_no_token_sees_the_fillers_before_a_shorter_prompt(built: Built) -> None:
+    model, source, target = built.model, built.codes(), built.codes(seed=1)
+    prompt = model.tokens.fdp_prompt(source, ACTIONS)
+    lead = model.tokens.lead(prompt)
+    if lead is None:
+        pytest.skip("fixed offsets")
+    assert lead[0] != lead[1]
+    sampling = SamplingParams(num_samples=2, temperature=1.0)
+    for name in DECODERS:
+        decoder: Decoder = imported(DECODERS[name])(model, "fdp")
+        drawn = decoder.sample_codes(prompt, sampling, [1, 2])
+        given = decoder.score_codes(prompt, target)
+        for row, fillers in enumerate(lead):
+            bare = prompt[row : row + 1, fillers:]
+            assert np.allclose(decoder.score_codes(bare, target[row : row + 1]), given[row])
+            scored = decoder.score_codes(bare.expand(2, -1), drawn.codes[row])
+            assert np.allclose(scored, drawn.logprobs[row], atol=1e-4)
 
 
 def test_teacher_forced_rows_score_the_answer_only(built: Built) -> None:
