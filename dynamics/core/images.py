@@ -30,8 +30,11 @@ class PictureError(UserError):
         self.reason = reason
 
 
-def read_picture(source: bytes | Place) -> Image.Image:
+def read_picture(source: bytes | Place, *, drop_alpha: bool = False) -> Image.Image:
     """An encoded picture as a viewer shows it (`to_rgb`); the first one of several in a file.
+
+    ``drop_alpha`` leaves the colours below transparent pixels as they are, in place of white: the
+    authors of models that square a picture with bars (Liquid, Janus) do, those of Chameleon do not.
 
     Raises:
         PictureError: ``unreadable``, ``too_large``, ``frame_size``, ``pixel_format`` or
@@ -54,7 +57,7 @@ def read_picture(source: bytes | Place) -> Image.Image:
             _check_header(picture, name)
             try:
                 ImageOps.exif_transpose(picture, in_place=True)
-                return _upright_to_rgb(picture)
+                return _upright_to_rgb(picture, drop_alpha)
             except MemoryError:
                 raise
             except Exception as error:
@@ -90,15 +93,15 @@ def _check_header(picture: Image.Image, name: str) -> None:
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """RGB: turned as EXIF says, transparent pixels on white, 16 bits a pixel scaled to 8."""
-    return _upright_to_rgb(ImageOps.exif_transpose(picture))
+    return _upright_to_rgb(ImageOps.exif_transpose(picture), drop_alpha=False)
 
 
-def _upright_to_rgb(upright: Image.Image) -> Image.Image:
+def _upright_to_rgb(upright: Image.Image, drop_alpha: bool) -> Image.Image:
     # Without copies that are not needed: a large picture has up to 100 MB.
     if upright.mode.startswith("I;16"):
         grey_HW = (np.asarray(upright).astype(np.uint32) + 128) // 257
         upright = Image.fromarray(grey_HW.astype(np.uint8))
-    if upright.has_transparency_data:
+    if upright.has_transparency_data and not drop_alpha:
         layer = upright if upright.mode == "RGBA" else upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return upright if upright.mode == "RGB" else upright.convert("RGB")

@@ -27,7 +27,7 @@ async def to_frame(text: str, images: ImageTokenizer) -> np.ndarray:
     """
 
     def fit() -> np.ndarray:
-        return images.fit(read_picture(from_base64(text)))
+        return images.fit(read_picture(from_base64(text), drop_alpha=images.bars is not None))
 
     return (
         fit() if _is_small(text) else await asyncio.get_running_loop().run_in_executor(_large, fit)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from dynamics.core.images import encode_png, read_picture
+from dynamics.data.video.pictures import read_pictures
 from dynamics.evaluation.aurora_bench.metrics import l1
 from dynamics.evaluation.aurora_bench.pictures import fitted, placed
 from dynamics.models.image_tokenizers.frames import centre_crop, pad_to_square
@@ -52,6 +53,9 @@ def test_a_strip_is_cut_before_it_is_resized() -> None:
     assert frame.shape == (512, 512, 3)
 
 
+VALUES = np.linspace(-1.2, 1.2, 48, dtype=np.float32).reshape(3, 4, 4)
+
+
 class Ramp:
     """A model whose pixels are given."""
 
@@ -59,7 +63,7 @@ class Ramp:
         return self
 
     def pixels(self, codes_BL: torch.Tensor) -> torch.Tensor:
-        return torch.linspace(-1.2, 1.2, 48).reshape(1, 3, 4, 4)
+        return torch.from_numpy(VALUES)[None]
 
 
 def test_pixels_are_cut_off_to_levels_not_rounded() -> None:
@@ -71,10 +75,21 @@ def test_pixels_are_cut_off_to_levels_not_rounded() -> None:
         bars=None,
         device="cpu",  # type: ignore[arg-type]
     )
-    values = np.linspace(-1.2, 1.2, 48, dtype=np.float32).reshape(3, 4, 4).clip(-1, 1)
-    theirs = ((values + 1) / 2 * 255).astype(np.uint8).transpose(1, 2, 0)
-    assert abs(images.decode(np.zeros((1, 1), int))[0].astype(int) - theirs).max() <= 1
-    assert (images.decode(np.zeros((1, 1), int))[0] == theirs).mean() > 0.95
+    theirs = ((VALUES.clip(-1, 1) + 1) / 2 * 255).astype(np.uint8).transpose(1, 2, 0)
+    assert np.array_equal(images.decode(np.zeros((1, 1), int))[0], theirs)
+
+
+def test_alpha_is_white_for_chameleon_and_dropped_where_bars_square_the_picture() -> None:
+    rgba = np.dstack([np.asarray(scene((64, 64))), np.full((64, 64), 128, np.uint8)])
+    rgba[:8, :, 3] = 0
+    png = encode_png(Image.fromarray(rgba))
+    opacity = rgba[..., 3:] / 255
+    whitened = (1 - opacity) * 255 + opacity * rgba[..., :3]
+    assert abs(np.asarray(read_picture(png)) - whitened).max() <= 1
+    assert np.array_equal(np.asarray(read_picture(png, drop_alpha=True)), rgba[..., :3])
+    kept, dropped = (read_pictures(png, png, 64, bars).frames[0] for bars in (None, BACKGROUND))
+    assert (kept[:8] == 255).all()
+    assert abs(dropped.astype(int) - rgba[..., :3]).max() <= 1
 
 
 @pytest.mark.parametrize("bars", [None, BACKGROUND])

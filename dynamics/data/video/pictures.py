@@ -22,6 +22,7 @@ def read_pictures(source: bytes, target: bytes, frame_px: int, bars: Bars = None
     """
     frames = []
     for payload in (source, target):
-        frame = av.VideoFrame.from_ndarray(np.array(read_picture(payload)), format="rgb24")
+        picture = read_picture(payload, drop_alpha=bars is not None)
+        frame = av.VideoFrame.from_ndarray(np.array(picture), format="rgb24")
         frames.append(square(VideoReformatter(), frame, frame_px, bars))
     return Ends(frames=np.stack(frames))

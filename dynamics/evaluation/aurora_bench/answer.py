@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dynamics.core.images import encode_png, read_picture
+from dynamics.core.places import Place
 from dynamics.core.records import stable_hash
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.aurora_bench.contestant import Contestant
@@ -33,7 +34,7 @@ from dynamics.evaluation.aurora_bench.probe import (
 from dynamics.inference.best_of_n import best_of_n
 from dynamics.inference.sampling import GREEDY, SamplingParams
 
-ANSWER_VERSION = "2"
+ANSWER_VERSION = "3"
 """Part of every answer's key; raise it when an answer would come out differently."""
 
 PREFERENCES = tuple(
@@ -126,7 +127,7 @@ class Answerer:
 
     def _answer(self, positions: Sequence[int], actions: Sequence[str]) -> list[dict[str, Any]]:
         items = [self._data.items[position] for position in positions]
-        pictures = [read_picture(item.source) for item in items]
+        pictures = [self._read(item.source) for item in items]
         source_BL = self._images.encode(np.stack([self._images.fit(one) for one in pictures]))
         target_BL = self._images.encode(self._frames([item.target for item in items]))
         predicted_BL = self._draw(source_BL, actions, [item.digest for item in items])
@@ -188,8 +189,11 @@ class Answerer:
     def _features(self, codes_NL: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._images.encode_with_features(self._images.decode(codes_NL))[1]
 
-    def _frames(self, paths: Sequence[Any]) -> Pixels:
-        return np.stack([self._images.fit(read_picture(path)) for path in paths])
+    def _frames(self, paths: Sequence[Place]) -> Pixels:
+        return np.stack([self._images.fit(self._read(path)) for path in paths])
+
+    def _read(self, path: Place) -> Image.Image:
+        return read_picture(path, drop_alpha=self._images.bars is not None)
 
     def _draw(
         self, source_BL: NDArray[np.int64], actions: Sequence[str], digests: Sequence[str]

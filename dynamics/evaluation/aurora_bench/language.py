@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
+from dynamics.evaluation.aurora_bench.stemming import stem
+
 ORDER = 4
 """Longest n-gram of BLEU."""
 
@@ -54,9 +56,11 @@ def corpus_bleu(means_RK: NDArray[np.float64], num_items: int) -> NDArray[np.flo
     return found
 
 
-def rouge_l(said: str, reference: str) -> float:
-    """ROUGE-L F1 (Lin 2004) over lower-case words and numbers, without stemming; 0..1."""
+def rouge_l(said: str, reference: str, *, stemmed: bool = False) -> float:
+    """ROUGE-L F1 (Lin 2004) over lower-case words and numbers, or over their stems; 0..1."""
     one, other = _WORD.findall(said.lower()), _WORD.findall(reference.lower())
+    if stemmed:
+        one, other = [stem(word) for word in one], [stem(word) for word in other]
     common = _longest_common(one, other)
     return 2 * common / (len(one) + len(other)) if common else 0.0
 

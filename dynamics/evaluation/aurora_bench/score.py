@@ -21,7 +21,7 @@ from dynamics.evaluation.aurora_bench.metrics import (
 )
 from dynamics.evaluation.aurora_bench.pictures import fitted
 
-SCORE_VERSION = "1"
+SCORE_VERSION = "2"
 """Part of every score's key; raise it when a score would come out differently."""
 
 PICTURE_SCORES = (
@@ -33,7 +33,7 @@ PICTURE_SCORES = (
     "dino",
     "nearer_target_clip",
 )
-SENTENCE_SCORES = ("rouge_l", "bert_score")
+SENTENCE_SCORES = ("rouge_l", "rouge_l_stemmed", "bert_score")
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -91,6 +91,7 @@ class Scorer:
         bert = self._encoders.bert
         return {
             "rouge_l": rouge_l(said, item.instruction),
+            "rouge_l_stemmed": rouge_l(said, item.instruction, stemmed=True),
             "bert_score": bert.score(said, item.instruction) if bert else None,
             "bleu_statistics": bleu_statistics(said, item.instruction),
         }

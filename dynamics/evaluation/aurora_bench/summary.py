@@ -58,6 +58,7 @@ METRICS: dict[str, Metric] = {
     "copy_rate": Metric(title="copies", group="a copy cannot win", better="lower"),
     "bleu": Metric(title="BLEU", group="sentences"),
     "rouge_l": Metric(title="ROUGE-L", group="sentences"),
+    "rouge_l_stemmed": Metric(title="ROUGE-L of stems", group="sentences"),
     "bert_score": Metric(title="BERTScore", group="sentences"),
     **{name: Metric(title=_preference_title(name), group="preference") for name in PREFERENCES},
     "judge": Metric(title="judge, of answered", group="judge"),

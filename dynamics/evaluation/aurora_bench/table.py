@@ -62,7 +62,7 @@ def notes(report: BenchReport) -> list[str]:
         "below each figure: 95 % interval over items; mean: over subsets; pictures are compared at "
         "the target's own size",
         f"{report.model}: {report.decode}; pairs: {pairs}",
-        "ROUGE-L is without stemming, BERTScore not rescaled by a baseline",
+        "BERTScore is not rescaled by a baseline",
     ]
     lines += [f"not used: {count} rows, {reason}" for reason, count in report.rejects.items()]
     lines += [

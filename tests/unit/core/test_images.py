@@ -124,7 +124,7 @@ def by_label_set(worker: DecodeWorker, payload: bytes) -> np.ndarray | str:
 
 
 def by_service(payload: bytes) -> np.ndarray | str:
-    images = SimpleNamespace(fit=np.array)
+    images = SimpleNamespace(fit=np.array, bars=None)
     try:
         return asyncio.run(to_frame(base64.b64encode(payload).decode(), images))
     except PictureError as error:

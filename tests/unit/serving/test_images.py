@@ -42,7 +42,7 @@ def resident_mb(field: str) -> float:
 
 
 def test_large_pictures_are_decoded_one_at_a_time() -> None:
-    images = SimpleNamespace(fit=lambda picture: np.asarray(picture.resize((32, 32))))
+    images = SimpleNamespace(fit=lambda picture: np.asarray(picture.resize((32, 32))), bars=None)
     large, small = png((4000, 4000), colour=(9, 9, 9)), png((40, 40), colour=(9, 9, 9))
 
     async def main() -> tuple[float, float]:

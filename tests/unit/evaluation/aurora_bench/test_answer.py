@@ -1,6 +1,7 @@
 """Answers of the shipped tiny base: real model, real pictures, no skill."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,13 @@ def test_disc_edit_counts_samples_that_move_less_for_what_is_so_already(tiny, di
     (row,) = answerer.disc_edit(0, 1).to_pylist()
     assert row["success"] in (0, 0.25, 0.5, 0.75, 1)
     assert answerer.disc_edit(0, 1).to_pylist() == [row]
+
+
+def test_both_prompts_of_a_disc_edit_item_are_drawn_with_the_same_noise(tiny, disc_bench):
+    data = read_benchmark(disc_bench)
+    same = replace(data.disc_items[0], wanted=data.disc_items[0].fulfilled)
+    (row,) = Answerer(tiny, Decode(), replace(data, disc_items=[same])).disc_edit(0, 1).to_pylist()
+    assert row["success"] == 0  # no sample of the one moves less than its equal of the other
 
 
 def test_a_model_that_cannot_see_prefers_neither(models):

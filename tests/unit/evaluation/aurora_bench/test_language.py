@@ -5,6 +5,7 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 
 from dynamics.evaluation.aurora_bench.language import bleu_statistics, corpus_bleu, rouge_l
+from dynamics.evaluation.aurora_bench.stemming import stem
 
 SAID = [
     "move the red cube to the left",
@@ -40,6 +41,20 @@ def test_bleu_of_the_same_sentences_is_one_whatever_their_case():
 
 def test_bleu_of_nothing_said_is_zero():
     assert ours(["", ""], WANTED[:2]) == 0
+
+
+def test_stems_are_those_of_rouge_score():
+    words = "caresses flies dying agreed hopping sized falling generalizations radically geology"
+    stems = "caress fli die agre hop size fall gener radic geolog"
+    assert [stem(word) for word in words.split()] == stems.split()
+    assert [stem(word) for word in ("put", "controlling", "enjoy", "happily")] == [
+        "put", "control", "enjoy", "happili",
+    ]  # fmt: skip
+
+
+def test_rouge_l_of_stems_does_not_see_the_form_of_a_word():
+    assert rouge_l("moving the boxes", "moved the box") == pytest.approx(1 / 3)
+    assert rouge_l("moving the boxes", "moved the box", stemmed=True) == 1
 
 
 def test_rouge_l_by_hand():
