@@ -1,7 +1,7 @@
 """Porter's stemmer (Program 14, 1980) in the variant of NLTK, on which rouge_score stands.
 
-The shape of a text has v for each of its vowels and c for each of its consonants; its measure is the
-number of times that a consonant follows a vowel.
+The shape of a text has v for each of its vowels and c for each of its consonants; its measure is
+the number of times that a consonant follows a vowel.
 """
 
 from functools import lru_cache
