@@ -7,7 +7,7 @@ cluster; no weight is read.
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from dynamics.core.config import LoopConfig, ServeConfig
+from dynamics.core.config import LoopConfig
 from dynamics.plan.checks import Check, checks
 from dynamics.plan.cluster import Cluster
 from dynamics.plan.disk import disk_bytes
@@ -46,8 +46,6 @@ class Plan:
     training: dict[Schedule, float]
     """Wall hours of training by schedule; ``schedule`` is the run's own."""
     schedule: Schedule
-    served_gpus: float
-    """GPUs that the service holds, also while nobody asks."""
     disk_bytes: dict[str, int]
     checks: list[Check]
 
@@ -108,14 +106,6 @@ def make_plan(cfg: LoopConfig, cluster: Cluster, speed: Speed) -> Plan:
         hours=hours(cfg, sizes, tasks, cluster, speed),
         training=training_hours(cfg, tasks, cluster, speed),
         schedule=own_schedule(cfg, tasks, workers_of(cfg, "train", cluster)[0]),
-        served_gpus=_served_gpus(cfg.serve),
         disk_bytes=disk_bytes(cfg, sizes),
         checks=checks(cfg, sizes, cluster),
     )
-
-
-def _served_gpus(serve: ServeConfig) -> float:
-    if not serve.enabled:
-        return 0.0
-    generators = serve.num_replicas * serve.num_gpus_per_replica
-    return generators + serve.verifier_replicas * serve.num_gpus_per_verifier

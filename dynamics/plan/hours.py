@@ -35,15 +35,16 @@ _CACHE_PASSES = 3
 """Times that keys and values move for a token: they are read, and copied to where one more fits."""
 _READ_S_PER_PIXEL = 1e-8
 """CPU seconds a pixel of a video that is decoded and searched for key frames."""
-_FILM_S_PER_PIXEL = 1e-8
+_FILM_S_PER_PIXEL = 6e-8
 """Seconds a pixel of a clip that is filmed first, by the driver alone."""
 _VIDEO_PIXELS = 250 * 340 * 256
 """Pixels of a clip whose length is not known: 10 s of the usual sets."""
 _PICTURE_PIXELS = 512 * 512
 _HASH_S = 0.4e-3
 """Seconds of the driver for the hash of a frame, and its comparison with the held-out ones."""
-_START_S = {"label": 9.0, "evaluate": 10.0, "train": 16.0}
-"""Seconds in which a stage's processes start and load a small model; label, evaluate and train."""
+_START_S = {"ingest": 15.0, "label": 9.0, "evaluate": 10.0, "train": 16.0, "serve": 17.0}
+"""Seconds in which a stage's processes start and load a small model; ingest's are those of the
+command, Ray and its first reader."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ def hours(
     work = _Work(cfg, sizes, speed)
     # By stage: seconds that its workers share, seconds that nobody shares, starts of its workers.
     parts: dict[str, tuple[Stage, float, float, int]] = {
-        "ingest": ("ingest", work.encoding, work.filming, 0),
+        "ingest": ("ingest", work.encoding, work.filming, 1),
         "guard": ("ingest", work.guard, work.hashing, 0),
         "label": ("label", work.label, 0.0, cfg.rounds),
         "evaluate": ("evaluate", work.evaluate, 0.0, cfg.rounds + 1),
@@ -137,7 +138,18 @@ def hours(
     workers, gpus = workers_of(cfg, "train", cluster)
     wall = training_hours(cfg, tasks, cluster, speed)[own_schedule(cfg, tasks, workers)]
     found["train"] = StageHours(workers=workers, gpus=workers * gpus, wall=wall)
+    if cfg.serve.enabled:
+        found["serve"] = _serving(cfg)
     return found
+
+
+def _serving(cfg: LoopConfig) -> StageHours:
+    """The service until its first answer; what it holds it holds while it is up."""
+    serve = cfg.serve
+    gpus = serve.num_replicas * serve.num_gpus_per_replica
+    gpus += serve.verifier_replicas * serve.num_gpus_per_verifier
+    workers = serve.num_replicas + serve.verifier_replicas
+    return StageHours(workers=workers, gpus=gpus, wall=_START_S["serve"] / 3600)
 
 
 def own_schedule(cfg: LoopConfig, tasks: dict[Task, TaskPlan], workers: int) -> Schedule:

@@ -104,8 +104,6 @@ def _hours(plan: Plan) -> Table:
             mark = " *" if schedule == plan.schedule else ""
             one = replace(stage, wall=wall)
             table.add_row(f"train, {_SCHEDULES[schedule]}{mark}", *_cells(one))
-    if plan.served_gpus:
-        table.add_row("serve", "", f"{plan.served_gpus:g}", "", "while it is up")
     table.add_row("total", "", "", _hours_text(plan.wall), _hours_text(plan.gpu_hours))
     table.caption = "* the run's own (train.schedule), which counts"
     return table
