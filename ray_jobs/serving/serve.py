@@ -5,11 +5,12 @@ import shlex
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dynamics.core.config import LoopConfig
+from dynamics.core.config import LoopConfig, ServeConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
 from dynamics.core.loopback import by_proxy
@@ -41,7 +42,8 @@ def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
     switch.
 
     Raises:
-        UserError: the port is taken, or the round is bad; then the promoted one still answers.
+        UserError: the port is taken, no node has the GPUs, or the round is bad; then the promoted
+            one still answers.
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -52,6 +54,7 @@ def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
     # The import has reset the level; errors are raised and printed in one line.
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
     options = cfg.serve
+    _check_gpus(options)
     if not serve.status().proxies:
         check_address(options)
         serve.start(
@@ -70,6 +73,17 @@ def deploy(cfg: LoopConfig, folder: RunFolder, round_id: int) -> str:
     url = url_of(options)
     _wait_until_ready(url, round_id)
     return url
+
+
+def _check_gpus(options: ServeConfig) -> None:
+    """Refuse replicas that no node can hold: Serve would wait for them without a word."""
+    from ray_jobs import demand
+
+    wanted = Counter({options.num_gpus_per_replica: options.num_replicas})
+    wanted[options.num_gpus_per_verifier] += options.verifier_replicas
+    for gpus, count in wanted.items():
+        if gpus and (line := demand.missing({"GPU": gpus}, count)):
+            raise UserError(f"serve {line}")
 
 
 def _prepare(generator: Any, round_id: int) -> None:

@@ -290,6 +290,14 @@ def test_another_layout_gives_the_same_answers(
     assert (ask(url, seed=5).json(), roll_out(url)) == expected
 
 
+def test_replicas_with_gpus_where_there_are_none_are_refused_in_a_line(
+    local_ray: None, small: LoopConfig, folder: RunFolder
+) -> None:
+    options = ServeConfig(num_gpus_per_replica=0.5, verifier_replicas=1, num_gpus_per_verifier=0.5)
+    with pytest.raises(UserError, match=r"serve needs 2 x \(0.5 GPU\); the nodes have room for 0"):
+        serve.deploy(small.model_copy(update={"serve": options}), folder, 0)
+
+
 def test_a_jobs_check_ends_a_service_that_nobody_had_asked_for(
     url: str, cfg: LoopConfig, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
