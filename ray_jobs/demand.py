@@ -6,9 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray import PlacementGroupID
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import available_resources_per_node
 from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group_table,
+    remove_placement_group,
+)
 
 PATIENCE_S = 45.0
 """Time without room after which work says what it waits for, and ends where waiting is vain."""
@@ -46,6 +52,19 @@ def waiting(resources: Mapping[str, float], count: int) -> str | None:
     if free >= count:
         return None
     return f"needs {_workers(resources, count)}; other work leaves room for {free}"
+
+
+def release() -> None:
+    """Give back the resources that this job holds in placement groups.
+
+    Ray Train (2.60) leaves those of a worker group that failed while it started, and they would
+    last as long as the job.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        # The last bytes of a group's id are its job's.
+        if name.endswith(job) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
 
 def lack(

@@ -37,7 +37,7 @@ from dynamics.training.fit import fit_adapter
 from dynamics.training.loss import Task
 from dynamics.training.schedule import schedule_of
 from ray_jobs import runtime
-from ray_jobs.demand import PATIENCE_S, missing, short
+from ray_jobs.demand import PATIENCE_S, missing, release, short
 from ray_jobs.engines import worker_context
 from ray_jobs.sight import Sight
 
@@ -163,6 +163,7 @@ def _run_trainers(fits: Sequence[_Fit], sight: Sight, together: bool) -> None:
         try:
             trainer.fit()
         except TrainingFailedError as error:
+            release()
             if [fit.kept() for fit in fits] == before:
                 if runtime.user_error(error):
                     raise

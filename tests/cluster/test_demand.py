@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_jobs.demand import grows, lack, missing, room, waiting
+from ray_jobs.demand import grows, lack, missing, release, room, waiting
 
 NODES = [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0, "memory": 1e9}, {"CPU": 2.0}]
 
@@ -60,4 +60,5 @@ def test_a_real_cluster_says_what_it_lacks_and_what_others_hold() -> None:
         assert waiting({"memory": share}, 8) == held
         assert waiting({"memory": share}, 1) is None
     finally:
-        ray.util.remove_placement_group(group)
+        release()
+    assert ray.util.placement_group_table(group)["state"] == "REMOVED"
