@@ -42,7 +42,9 @@ _Dino = Annotated[Path | None, typer.Option(help="Local DINO folder.", callback=
 _Bert = Annotated[
     Path | None, typer.Option(help="Local RoBERTa folder: BERTScore.", callback=local)
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON, progress included, which goes to stderr.")
+]
 _JudgeUrl = Annotated[
     str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://host:8000/v1")
 ]

@@ -60,7 +60,8 @@ class ProgressView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        if self._has_bar:  # rich ends even a bar that was never started, with an empty line
+            self._bars.stop()
 
     def clear(self) -> None:
         """Hide the bar."""

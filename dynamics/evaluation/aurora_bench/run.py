@@ -71,7 +71,7 @@ def run(request: Request, run_parts: "RunStream | None" = None) -> None:
         data=read_benchmark(Path(request.data)),
         out=Path(request.out),
     )
-    with ProgressView(console) as progress:
+    with ProgressView(console, as_json=request.as_json) as progress:
         measured = measure(benchmark, folders, progress, run_parts or run_stream)
         report = summed(benchmark, measured, folders.missing())
         if judge is not None:

@@ -92,6 +92,7 @@ def test_the_copy_needs_no_model_and_json_is_all_that_is_printed(bench, tmp_path
     done = CliRunner().invoke(app, ["evaluate", "aurora-bench", *given])
     found = json.loads(done.stdout)
     assert found["metrics"]["change_iou"]["copy"]["mean"]["value"] == 0
+    assert all("message" in json.loads(line) for line in done.stderr.splitlines())
 
 
 @pytest.mark.parametrize(
