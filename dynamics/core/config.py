@@ -228,8 +228,9 @@ class ModelConfig(Strict):
     merge_adapters: Annotated[bool, Mark.FREE] = True
     """Label, verify and generate with each adapter merged into a base of its own: 1.6 times faster
     on a CPU. False keeps both adapters on one base, half the memory, for large models."""
-    decoder: DecoderName = "dynamic_cache"
-    """Engine that samples and scores (`dynamics.inference.decoder`)."""
+    decoder: Annotated[DecoderName | None, Mark.FREE] = None
+    """Engine that samples and scores (`dynamics.inference.decoder`); none = shared_prefix, the
+    fastest, where it can compute the network's layers, else dynamic_cache."""
 
 
 class IngestConfig(Strict):

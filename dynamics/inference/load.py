@@ -10,6 +10,7 @@ from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.models import load_model
 from dynamics.models.checkpoint import adapter_digest, is_checkpoint
+from dynamics.models.stack import has_stack
 from dynamics.models.vlm import AdapterName, UnifiedVLM
 from dynamics.storage.files import local_copy
 
@@ -90,5 +91,6 @@ def _pair(
 
 
 def _decoder(loaded: UnifiedVLM, name: AdapterName, model: ModelConfig) -> Decoder:
-    decoder: Decoder = imported(DECODERS[model.decoder])(loaded, name)
+    engine = model.decoder or ("shared_prefix" if has_stack(loaded.decoder) else "dynamic_cache")
+    decoder: Decoder = imported(DECODERS[engine])(loaded, name)
     return decoder

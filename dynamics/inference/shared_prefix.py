@@ -9,6 +9,7 @@ H heads of d channels, V words or codes.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -44,10 +45,19 @@ class SharedPrefixDecoder:
         self.tokens, self.images = model.tokens, model.images
         model.use(adapter)
         self._stack = Stack(model.decoder, adapter)
-        self._text_head, self._image_head = model.text_head(), model.image_head()
         size = len(model.text_ids) + len(model.image_ids)
         self._text_place = torch.full((size,), IGNORE, device=model.device)
         self._text_place[model.text_ids] = torch.arange(len(model.text_ids), device=model.device)
+
+    @cached_property
+    def _text_head(self) -> Head:
+        self._model.use(self._adapter)
+        return self._model.text_head()
+
+    @cached_property
+    def _image_head(self) -> Head:
+        self._model.use(self._adapter)
+        return self._model.image_head()
 
     @torch.inference_mode()
     def sample_text(

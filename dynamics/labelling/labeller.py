@@ -8,7 +8,7 @@ noise of another batch composition can never change a committed byte.
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -187,18 +187,24 @@ class Labeller:
         """Per pair the sentence with the largest log p(action | frames) + log p(frame | action).
 
         The FDP, fitted apart from the IDM, vetoes sentences that do not lead to the target frame.
+        No log p is above 0: a sentence whose own one is below the best sum so far is not scored.
         """
-        rows = [row for row, captions in enumerate(candidates) for _ in captions]
-        flat = [caption for captions in candidates for caption in captions]
-        actions = [caption.action for caption in flat]
-        logprobs = fdp.frame_logprobs(source_BL[rows], actions, target_BL[rows])
         best = [Evidence(action="", token_logprobs=()) for _ in candidates]
         score = [-np.inf] * len(candidates)
-        for row, caption, logprob in zip(rows, flat, logprobs, strict=True):
-            total = logprob + sum(caption.token_logprobs)
-            if total > score[row]:
-                score[row] = total
-                best[row] = replace(self._evidence(caption), fdp_loglik=float(logprob))
+        ranked = [sorted(captions, key=_logprob, reverse=True) for captions in candidates]
+        for rank in zip_longest(*ranked):
+            tried = {
+                row: caption
+                for row, caption in enumerate(rank)
+                if caption and _logprob(caption) > score[row]
+            }
+            rows, actions = list(tried), [caption.action for caption in tried.values()]
+            logprobs = fdp.frame_logprobs(source_BL[rows], actions, target_BL[rows])
+            for (row, caption), logprob in zip(tried.items(), logprobs, strict=True):
+                total = logprob + _logprob(caption)
+                if total > score[row]:
+                    score[row] = total
+                    best[row] = replace(self._evidence(caption), fdp_loglik=float(logprob))
         return best
 
     def _evidence(self, caption: Caption) -> Evidence:
@@ -207,3 +213,7 @@ class Labeller:
             token_logprobs=caption.token_logprobs,
             canonical=self._domain.meaning,
         )
+
+
+def _logprob(caption: Caption) -> float:
+    return sum(caption.token_logprobs)

@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,8 @@ from dynamics.core.errors import UserError
 
 PROMPTS_FILE = "prompts.json"
 IGNORE = -100
+_KNOWN_TEXTS = 2**14
+"""Texts whose ids are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +166,8 @@ class Tokens:
         ) - {self._unknown}
         """Ids that no text may become, besides the image ids."""
         self._forbidden = self.special_ids | frozenset(image_ids.tolist())
+        # Sentences come again and again, and a call of the tokenizer costs as much as a short row.
+        self._known_ids = lru_cache(maxsize=_KNOWN_TEXTS)(self._ids)
         self._fdp = [self._pieces(parts, ids) for parts in fdp]
         self._idm = [self._pieces(parts, ids) for parts in idm]
 
@@ -191,10 +196,13 @@ class Tokens:
         Strings that look like special tokens are read as the letters they consist of; where the
         tokenizer knows no other way than one special or image id, it becomes the unknown word.
         """
+        return list(self._known_ids(text))
+
+    def _ids(self, text: str) -> tuple[int, ...]:
         ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return [
+        return tuple(
             self._unknown if token in self._forbidden else int(token) for token in ids["input_ids"]
-        ]
+        )
 
     def action_ids(self, action: str) -> list[int]:
         """Ids of an action sentence.

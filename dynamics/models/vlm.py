@@ -141,7 +141,9 @@ class UnifiedVLM:
         return self._head(self.text_ids)
 
     def _head(self, ids: Tensor) -> Head:
-        rows = active_weight(self.causal_lm.lm_head)[ids]
+        weight, first, stop = active_weight(self.causal_lm.lm_head), int(ids[0]), int(ids[-1]) + 1
+        in_order = torch.equal(ids, torch.arange(first, stop, device=ids.device))
+        rows = weight[first:stop] if in_order else weight[ids]
         return lambda hidden: linear(hidden, rows)
 
 

@@ -1,5 +1,7 @@
 """What every engine that ``model.decoder`` may name must do."""
 
+import json
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from dynamics.core.config import ModelConfig
+from dynamics.core.errors import UserError
 from dynamics.core.registry import imported
+from dynamics.inference.decode import DynamicCacheDecoder
 from dynamics.inference.decoder import DECODERS, Decoder
+from dynamics.inference.load import load_bare
 from dynamics.inference.sampling import GREEDY, SamplingParams
+from dynamics.inference.shared_prefix import SharedPrefixDecoder
 from dynamics.models import load_model
 from dynamics.models.vlm import UnifiedVLM
 
@@ -94,6 +101,23 @@ def test_a_model_in_bfloat16_draws_and_scores(engine: str, untrained_base: Path)
     drawn = decoder.sample_codes(prompt(decoder), GREEDY, [])
     scored = decoder.score_codes(prompt(decoder), drawn.codes[:, 0])
     assert np.allclose(scored, drawn.logprobs[:, 0], rtol=0.02)
+
+
+def test_without_a_choice_the_network_decides_on_the_engine(
+    untrained_base: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(untrained_base, other)
+    config = json.loads((other / "config.json").read_text())
+    config["rope_parameters"] |= {"rope_type": "linear", "factor": 2.0}
+    (other / "config.json").write_text(json.dumps(config))
+    engines = {
+        base: {type(model._decoder) for model in load_bare(ModelConfig(base=base), "")}
+        for base in (untrained_base, other)
+    }
+    assert engines == {untrained_base: {SharedPrefixDecoder}, other: {DynamicCacheDecoder}}
+    with pytest.raises(UserError, match="model.decoder=dynamic_cache"):
+        load_bare(ModelConfig(base=other, decoder="shared_prefix"), "")
 
 
 def test_no_rows_have_no_scores(decoder: Decoder) -> None:

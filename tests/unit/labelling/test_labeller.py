@@ -156,10 +156,13 @@ def test_empty_and_overlong_sentences_are_counted_rejects(score: str) -> None:
 
 
 def test_the_sentence_that_both_models_find_likeliest_becomes_the_label() -> None:
+    judged: list[str] = []
+
     class Doubtful(FakeFdp):
         def frame_logprobs(
             self, source_BL: np.ndarray, actions: list[str], target_BL: np.ndarray
         ) -> np.ndarray:
+            judged.extend(actions)
             return np.array([0.0 if action == "code 1" else -9.0 for action in actions])
 
     cfg = LoopConfig(filter={"score": "fdp_likelihood"}, label={"candidates": 3})
@@ -167,6 +170,8 @@ def test_the_sentence_that_both_models_find_likeliest_becomes_the_label() -> Non
     labels = judge.label(pairs(3), 1)
     assert labels["action"].to_pylist() == ["code 1"] * 3  # sampled, not what greedy decoding said
     assert score_column(labels, "fdp_likelihood").tolist() == [0.0] * 3
+    # "code 2" cannot win where the IDM alone finds it less likely than both find "code 1".
+    assert judged == ["code 0", "code 1", "code 2", "code 1", "code 1"]
     greedy = labeller(LoopConfig(filter={"score": "fdp_likelihood"})).label(pairs(3), 1)
     assert not set(greedy["label_id"].to_pylist()) & set(labels["label_id"].to_pylist())
 
