@@ -116,7 +116,7 @@ def test_without_a_choice_the_network_decides_on_the_engine(
         for base in (untrained_base, other)
     }
     assert engines == {untrained_base: {SharedPrefixDecoder}, other: {DynamicCacheDecoder}}
-    with pytest.raises(UserError, match="model.decoder=dynamic_cache"):
+    with pytest.raises(UserError, match=r"model\.decoder=dynamic_cache"):
         load_bare(ModelConfig(base=other, decoder="shared_prefix"), "")
 
 

@@ -129,7 +129,7 @@ FREE = {
     *("name", "rounds", "run_dir", "serve", "track", "cluster", "guards.accept"),
     *("pool.decode_timeout_s", "pool.decode_cpu_per_s", "pool.decode_memory_mb"),
     "pool.max_bad_fraction",
-    *("model.device", "model.merge_adapters"),
+    *("model.device", "model.merge_adapters", "model.decoder"),
     *("label.batch_size", "label.num_actors", "label.num_gpus_per_actor", "label.shard_rows"),
     *("train.strategy", "train.schedule", "train.max_failures"),
     *("train.num_workers", "train.min_workers", "train.num_gpus_per_worker"),
