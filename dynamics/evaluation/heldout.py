@@ -23,9 +23,10 @@ from dynamics.evaluation.candidates import (
 )
 from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_prefix, choosers
 from dynamics.evaluation.state_reader import StateReader, states_by_pair
+from dynamics.inference.decoder import Candidates
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
-from dynamics.inference.sampling import GREEDY, SamplingParams
+from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.verifiers import choose
 
 Columns = dict[str, list[Any]]
@@ -148,13 +149,16 @@ def _fdp_columns(
     cfg: LoopConfig,
     best_of: tuple[int, ...],
 ) -> Columns:
-    greedy_BL = fdp.generate(pairs.source, pairs.actions, GREEDY).codes[:, 0]
-    # Sampled once with the largest N: its first candidate is the plain sample, its first n the
-    # candidates of best of n.
+    # The greedy frame, then as many samples as the largest N: the first is the plain sample, the
+    # first n are the candidates of best of n.
     sampling = SamplingParams(
-        num_samples=max(best_of, default=1), temperature=cfg.evaluate.temperature
+        num_samples=1 + max(best_of, default=1),
+        temperature=cfg.evaluate.temperature,
+        greedy_first=True,
     )
-    drawn = fdp.generate(pairs.source, pairs.actions, sampling, seeds=seeds)
+    found = fdp.generate(pairs.source, pairs.actions, sampling, seeds=seeds)
+    greedy_BL = found.codes[:, 0]
+    drawn = Candidates(found.codes[:, 1:], found.logprobs[:, 1:])
     columns: Columns = {
         "greedy_codes": list(greedy_BL),
         "fdp_greedy_success": reader.shows(greedy_BL, pairs.target_states),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache
 
 from dynamics.inference.decoder import Candidates, DecodedText
@@ -148,8 +149,10 @@ class DynamicCacheDecoder:
         hidden, cache, lead = self._prefill(prompt_BT, sampling.num_samples)
         noise_RTV = None
         if sampling.temperature > 0:
-            shape = (sampling.num_samples, length, model.images.num_codes)
-            noise_RTV = gumbel_noise(seeds, shape).flatten(0, 1).to(model.device)
+            greedy = int(sampling.greedy_first)
+            shape = (sampling.num_samples - greedy, length, model.images.num_codes)
+            noise = pad(gumbel_noise(seeds, shape), (0, 0, 0, 0, greedy, 0))
+            noise_RTV = noise.flatten(0, 1).to(model.device)
         picker = _Picker(sampling, noise_RTV)
         codes = torch.empty(len(hidden), length, dtype=torch.int64)
         total = torch.zeros(len(hidden), dtype=torch.float64)

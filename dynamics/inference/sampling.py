@@ -23,7 +23,8 @@ class SamplingParams:
     temperature: float = 0.0
     """0 is greedy, 1 the model's own distribution."""
     greedy_first: bool = False
-    """The first sample of every prompt is the greedy one."""
+    """The first sample of every prompt is the greedy one. The others of a frame are those that a
+    seed draws without it."""
     max_tokens: int | None = None
     """Most tokens of a sentence; none = the longest that the prompts allow."""
 

@@ -20,9 +20,12 @@ from dynamics.core.errors import UserError
 from dynamics.inference.decode import CODES_BATCH, SCORE_BATCH, TEXT_BATCH, row_parts
 from dynamics.inference.decoder import Candidates, DecodedText
 from dynamics.inference.sampling import SamplingParams
-from dynamics.models.stack import Stack, has_stack
+from dynamics.models.stack import Past, Stack, has_stack
 from dynamics.models.tokens import IGNORE
 from dynamics.models.vlm import AdapterName, Head, UnifiedVLM, visible
+
+_WORTH_SHARING = 0.15
+"""Share of the tokens that equal beginnings must save: copies of keys and values cost, too."""
 
 _Uniform = Callable[[Tensor, int], Tensor]
 """Rows and a step to uniform numbers [R, V]."""
@@ -90,7 +93,7 @@ class SharedPrefixDecoder:
         code_of = torch.zeros(len(self._text_place), dtype=torch.int64)
         code_of[self.tokens.image_ids] = torch.arange(self.images.num_codes)
         for part in row_parts(len(prompt_BT), CODES_BATCH // num):
-            uniform = self._codes_uniform(seeds[part], num) if sampling.temperature else None
+            uniform = self._codes_uniform(seeds[part], sampling) if sampling.temperature else None
             ids, logp = self._draw(
                 prompt_BT[part], sampling, self._image_head, self._model.image_ids, length, uniform
             )
@@ -110,11 +113,14 @@ class SharedPrefixDecoder:
 
         return uniform
 
-    def _codes_uniform(self, seeds: Sequence[int], num: int) -> _Uniform:
-        """A generator a prompt, asked for all of its samples at once."""
-        shape = num, self.tokens.num_image_tokens, self.images.num_codes
-        drawn = [torch.rand(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        whole = torch.stack(drawn).flatten(0, 1)
+    def _codes_uniform(self, seeds: Sequence[int], sampling: SamplingParams) -> _Uniform:
+        """A generator a prompt, asked for all of its drawn samples at once."""
+        greedy = int(sampling.greedy_first)
+        shape = self.tokens.num_image_tokens, self.images.num_codes
+        whole = torch.ones(len(seeds), sampling.num_samples, *shape)
+        for samples, seed in zip(whole[:, greedy:], seeds, strict=True):
+            samples.uniform_(generator=torch.Generator().manual_seed(seed))
+        whole = whole.flatten(0, 1)
         return lambda rows, step: whole[rows, step]
 
     def _draw(
@@ -191,12 +197,41 @@ class SharedPrefixDecoder:
         self._model.use(self._adapter)
         labels = labels_BT.to(self._model.device)
         wanted = (labels != IGNORE).flatten().nonzero()[:, 0]
-        logits = head(self._stack(self._model.embed(ids_BT), wanted)).float()
+        logits = head(self._states(ids_BT, wanted)).float()
         answers = place_of[labels.flatten()[wanted]]
         logp = logits.gather(-1, answers[:, None])[:, 0] - logits.logsumexp(-1)
         sums = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
         sums.index_add_(0, wanted // labels.shape[1], logp.double())
         return sums.cpu().numpy()
+
+    def _states(self, ids_BT: Tensor, wanted_S: Tensor) -> Tensor:
+        """Last hidden states [S, D] at ``wanted_S`` of the B * T positions."""
+        length, embed = ids_BT.shape[1], self._model.embed
+        places_S = wanted_S % length
+        start = _shared_length(ids_BT, int(places_S.min()) if len(places_S) else 0)
+        if not start:
+            return self._stack(embed(ids_BT), wanted_S)
+        distinct, of_row = torch.unique(ids_BT[:, :start], dim=0, return_inverse=True)
+        kept: list[tuple[Tensor, Tensor]] = []
+        self._stack(embed(distinct), wanted_S[:0], kept)
+        rest_S = wanted_S // length * (length - start) + places_S - start
+        past = Past(kept, of_row.to(wanted_S.device))
+        return self._stack(embed(ids_BT[:, start:]), rest_S, past=past)
+
+
+def _shared_length(ids_BT: Tensor, most: int) -> int:
+    """Length, at most ``most``, of the beginnings to compute once each, 0 where it does not pay.
+
+    At this length the fewest tokens are computed in all.
+    """
+    rows, length = ids_BT.shape
+    ordered = torch.unique(ids_BT[:, :most], dim=0)
+    same = (ordered[1:] == ordered[:-1]).long().cumprod(1).sum(1)
+    lengths = torch.arange(most + 1)
+    distinct = 1 + (same[:, None] < lengths).sum(0)
+    tokens = distinct * lengths + rows * (length - lengths)
+    best = int(tokens.argmin())
+    return best if tokens[best] <= (1 - _WORTH_SHARING) * rows * length else 0
 
 
 class _Branches:

@@ -8,6 +8,7 @@ B rows, T positions, N = B * T, D width, H heads of d channels.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,6 +42,16 @@ def is_active(dropout: nn.Module) -> bool:
     return isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What rows begin with, each distinct beginning once."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    """Keys and values of every layer, [U, P, H, d]."""
+    of_row: Tensor
+    """int64 [B]: the beginning of every row."""
+
+
 class Stack:
     """All layers with the last norm.
 
@@ -68,20 +79,29 @@ class Stack:
         wanted_S: Tensor,
         kept: list[tuple[Tensor, Tensor]] | None = None,
         mask: Tensor | None = None,
+        past: "Past | None" = None,
     ) -> Tensor:
         """Last hidden states [S, D] at the ``wanted_S`` of the N positions.
 
         Nothing but keys and values is computed for other positions in the last layer. Keys and
         values of every layer, [B, T, H, d], are appended to ``kept`` where it is given. ``mask``
-        [B, 1, T, T] says what each position sees; None = all before it.
+        [B, 1, T, T] says what each position sees; None = all before it. Rows go on from ``past``
+        where it is given.
         """
         rows, length, width = x_BTD.shape
-        turns = self.turns(0, length)
+        start = 0 if past is None else past.layers[0][0].shape[1]
+        if past is not None:
+            seen = torch.ones(length, start + length, dtype=torch.bool, device=x_BTD.device)
+            mask = seen.tril(start)
+        turns = self.turns(start, start + length)
         x_ND = x_BTD.reshape(-1, width)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             query, key, value = layer.heads(x_ND.view(rows, length, width), turns)
             if kept is not None:
                 kept.append((key, value))
+            if past is not None:
+                before = (part[past.of_row] for part in past.layers[number])
+                key, value = (torch.cat(pair, 1) for pair in zip(before, (key, value), strict=True))
             mixed = attend(query, key, value, mask).reshape(len(x_ND), -1)
             if layer is self.layers[-1]:
                 x_ND, mixed = x_ND.index_select(0, wanted_S), mixed.index_select(0, wanted_S)

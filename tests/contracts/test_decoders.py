@@ -79,6 +79,8 @@ def test_the_first_of_several_samples_can_be_the_greedy_one(decoder: Decoder) ->
     assert texts[0][1].ids != texts[0][0].ids
     codes = decoder.sample_codes(prompt(decoder, 2), sampling, [1, 3]).codes
     assert (codes[:, 0] == decoder.sample_codes(prompt(decoder, 2), GREEDY, []).codes[:, 0]).all()
+    drawn = SamplingParams(num_samples=1, temperature=1.0)
+    assert (codes[:, 1:] == decoder.sample_codes(prompt(decoder, 2), drawn, [1, 3]).codes).all()
     assert (codes[:, 0] != codes[:, 1]).any()
 
 
@@ -101,6 +103,18 @@ def test_a_model_in_bfloat16_draws_and_scores(engine: str, untrained_base: Path)
     drawn = decoder.sample_codes(prompt(decoder), GREEDY, [])
     scored = decoder.score_codes(prompt(decoder), drawn.codes[:, 0])
     assert np.allclose(scored, drawn.logprobs[:, 0], rtol=0.02)
+
+
+def test_scores_do_not_depend_on_beginnings_that_rows_share(
+    decoder: Decoder, model: UnifiedVLM
+) -> None:
+    prompts = prompt(decoder)[[0, 1, 0, 2, 0, 1]]
+    prompts[4:, -1] += 1  # from here on different, in the place before the first scored one
+    texts = [[9, 8, 7], [9], [4, 5, 6, 7], [9, 8, 7], [3], [9, 8]]
+    codes = np.random.default_rng(1).integers(0, 500, size=(6, 9))
+    for score, answers in ((decoder.score_text, texts), (decoder.score_codes, codes)):
+        alone = [score(prompts[row : row + 1], answers[row : row + 1])[0] for row in range(6)]
+        assert np.allclose(score(prompts, answers), alone, atol=1e-4)
 
 
 def test_without_a_choice_the_network_decides_on_the_engine(
