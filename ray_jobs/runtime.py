@@ -119,6 +119,8 @@ def ensure_ray(cluster: ClusterConfig) -> None:
         # This machine is never preempted, and the watcher costs a process per fit.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")  # nobody scrapes it
+        # Idle processes that stay for the next stream; else those of free CPUs only.
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(cluster.num_cpus or os.cpu_count()))
         # Serve's proxy takes middlewares only so, when Ray starts.
         os.environ.setdefault(
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -98,6 +100,31 @@ def test_a_killed_actor_costs_no_row(videos: Path, tmp_path: Path) -> None:
     table, _ = ingested(videos, tmp_path / "a.parts", on_actors(2), load, part_clips=2)
     assert (tmp_path / "died").exists()
     assert table.digest == whole.digest
+
+
+class SaysWhenItsProcessBegan:
+    def run(self, item: int, rows: pa.Table) -> Done:
+        began = psutil.Process().create_time()
+        return Done(count=1, found=pa.table({"began": [began]}))
+
+
+def test_a_stream_without_gpus_runs_in_the_processes_of_the_last_one(tmp_path: Path) -> None:
+    def began() -> list[float]:
+        stream: Stream[int] = Stream(
+            what="count",
+            items=range(2),
+            total=2,
+            read=partial(read_item, tmp_path),
+            make_worker=SaysWhenItsProcessBegan,
+        )
+        found = [done.found for done in on_actors(1)(stream, silent)]
+        return [table["began"][0].as_py() for table in found if table is not None]
+
+    began()
+    first_ended = time.time()
+    last_began = began()
+    assert len(last_began) == 2
+    assert max(last_began) < first_ended
 
 
 class Counter:
