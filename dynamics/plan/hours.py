@@ -42,6 +42,8 @@ _VIDEO_PIXELS = 250 * 340 * 256
 _PICTURE_PIXELS = 512 * 512
 _HASH_S = 0.4e-3
 """Seconds of the driver for the hash of a frame, and its comparison with the held-out ones."""
+_CORE_TFLOPS = 0.1
+"""Speed of the cores that the seconds of CPUs were measured on."""
 _START_S = {"ingest": 15.0, "label": 9.0, "evaluate": 10.0, "train": 16.0, "serve": 17.0}
 """Seconds in which a stage's processes start and load a small model; ingest's are those of the
 command, Ray and its first reader."""
@@ -62,6 +64,14 @@ class Speed:
     def reached(self) -> float:
         """Operations a second."""
         return self.tflops * 1e12 * self.utilisation
+
+    @property
+    def stretch(self) -> float:
+        """Factor on measured seconds of CPUs: a slower core, or one with other work, takes longer.
+
+        Beside cards CPUs are taken to be quiet.
+        """
+        return 1.0 if self.bandwidth else max(1.0, _CORE_TFLOPS / self.tflops)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,23 +143,24 @@ def hours(
         seconds = shared / workers / min(1.0, gpus or 1.0) if workers else math.inf
         if name == "ingest":  # videos are read by all CPUs meanwhile
             seconds = max(seconds, work.reading / cluster.cpus)
-        seconds += alone + starts * _START_S.get(name, 0.0)
+        seconds += alone + starts * _START_S.get(name, 0.0) * speed.stretch
         found[name] = StageHours(workers=workers, gpus=workers * gpus, wall=seconds / 3600)
     workers, gpus = workers_of(cfg, "train", cluster)
     wall = training_hours(cfg, tasks, cluster, speed)[own_schedule(cfg, tasks, workers)]
     found["train"] = StageHours(workers=workers, gpus=workers * gpus, wall=wall)
     if cfg.serve.enabled:
-        found["serve"] = _serving(cfg)
+        found["serve"] = _serving(cfg, speed)
     return found
 
 
-def _serving(cfg: LoopConfig) -> StageHours:
+def _serving(cfg: LoopConfig, speed: Speed) -> StageHours:
     """The service until its first answer; what it holds it holds while it is up."""
     serve = cfg.serve
     gpus = serve.num_replicas * serve.num_gpus_per_replica
     gpus += serve.verifier_replicas * serve.num_gpus_per_verifier
     workers = serve.num_replicas + serve.verifier_replicas
-    return StageHours(workers=workers, gpus=gpus, wall=_START_S["serve"] / 3600)
+    wall = _START_S["serve"] * speed.stretch / 3600
+    return StageHours(workers=workers, gpus=gpus, wall=wall)
 
 
 def own_schedule(cfg: LoopConfig, tasks: dict[Task, TaskPlan], workers: int) -> Schedule:
@@ -167,7 +178,7 @@ def training_hours(
     """
     workers, gpus = workers_of(cfg, "train", cluster)
     reached = speed.reached * min(1.0, gpus or 1.0)
-    starts = (cfg.rounds + 1) * _START_S["train"]
+    starts = (cfg.rounds + 1) * _START_S["train"] * speed.stretch
 
     def one(plan: TaskPlan, size: int) -> float:
         if not size:
@@ -192,9 +203,10 @@ class _Work:
         self._frame_s = self._tokenizer_seconds()
         self.encoding = (pool_frames(cfg) + labelled + heldout) * self._frame_s
         self.guard = (pool_frames(cfg) + heldout) * self._frame_s * _DECODER_FLOPS
-        self.hashing = (pool_frames(cfg) + heldout) * _HASH_S
+        self.hashing = (pool_frames(cfg) + heldout) * _HASH_S * speed.stretch
         filmed, pixels = _pixels(cfg)
-        self.filming, self.reading = filmed * _FILM_S_PER_PIXEL, pixels * _READ_S_PER_PIXEL
+        self.filming = filmed * _FILM_S_PER_PIXEL * speed.stretch
+        self.reading = pixels * _READ_S_PER_PIXEL * speed.stretch
         self.label = cfg.rounds * self._labelling(cfg.pool.most_pairs, cfg.label.batch_size)
         self.evaluate = (cfg.rounds + 1) * self._evaluation()
 
@@ -208,7 +220,7 @@ class _Work:
         """Seconds for a token more of ``rows`` that are ``tokens`` long, its products left out."""
         sizes, bandwidth = self._sizes, self._speed.bandwidth
         if bandwidth is None:
-            return sizes.num_layers * _LAYER_STEP_S["cpu"]
+            return sizes.num_layers * _LAYER_STEP_S["cpu"] * self._speed.stretch
         moved = rows * tokens * cache_bytes(sizes) * _CACHE_PASSES
         moved += sizes.weight_bytes * sizes.layers
         layer = _LAYER_STEP_S["merged" if self._cfg.model.merge_adapters else "gpu"]

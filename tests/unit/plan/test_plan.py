@@ -16,7 +16,7 @@ from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.config_file import load
 from dynamics.core.errors import UserError
 from dynamics.plan import Plan, make_plan
-from dynamics.plan.cluster import Cluster, read_cluster
+from dynamics.plan.cluster import Cluster, Node, read_cluster
 from dynamics.plan.disk import disk_bytes
 from dynamics.plan.flops import forward_flops, label_flops, task_plan, training_flops
 from dynamics.plan.hours import Speed, card_speed
@@ -248,6 +248,16 @@ def test_hours_follow_from_flops(chameleon: tuple[LoopConfig, Sizes]) -> None:
     frames = 69099 + 2 * 149180 + 2 * 250
     encoding = frames * 0.554e12 * 0.065 / 3.35e12
     assert made.hours["ingest"].wall == pytest.approx((encoding / 4 + 15) / 3600, rel=1e-3)
+
+
+def test_a_core_that_is_busy_starts_stages_as_much_later_as_it_computes() -> None:
+    cfg, here = load(TABLETOP), Cluster(source="", nodes=(Node(name="", count=1, cpus=2),))
+    quiet, busy, quick = (
+        make_plan(cfg, here, Speed(tflops=tflops, utilisation=0.33, bandwidth=None)).wall
+        for tflops in (0.1, 0.05, 0.2)
+    )
+    assert busy == pytest.approx(2 * quiet, rel=1e-6)
+    assert quiet / 2 < quick < quiet
 
 
 def test_fewer_cards_than_asked_take_longer_and_none_take_none(
