@@ -1,20 +1,25 @@
 """``dynamics ingest``: videos to frame pairs."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dynamics.cli.shared import TABLETOP, console, local, named
-from dynamics.core.config import KeyframeConfig, PoolConfig
+from dynamics.core.config import KeyframeConfig, ModelConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
 from dynamics.core.errors import UserError
 from dynamics.core.places import as_place
 from dynamics.data.refusals import way_out
-from dynamics.data.video.sources import VIDEO_SUFFIXES
+from dynamics.data.video.sources import VIDEO_SUFFIXES, plain_text
 
-_FRAMES, _POOL = KeyframeConfig(), PoolConfig()
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynamics.data.video.ingest import RejectedClip
+
+_FRAMES, _POOL, _FAMILY = KeyframeConfig(), PoolConfig(), ModelConfig().family
 _SUFFIXES = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
 
 
@@ -27,6 +32,7 @@ def ingest(
         Any,
         typer.Option(help="Checkpoint whose image tokenizer encodes the frames.", parser=as_place),
     ] = None,
+    family: Annotated[str, named("dynamics.models:FAMILIES", "Family of the base")] = _FAMILY,
     top_k: Annotated[int, typer.Option(help="Key frames a clip.")] = 6,
     spacing: Annotated[int, typer.Option(help="Least distance of key frames, in frames.")] = 20,
     source: Annotated[str, named("dynamics.data.video.sources:SOURCES", "Layout")] = "folder",
@@ -59,15 +65,14 @@ def ingest(
 ) -> None:
     """Turn a folder of videos into frame pairs, and say what was rejected and why."""
     from dynamics.data.units import Encoding
-    from dynamics.data.video.ingest import Folder, ingest_videos
+    from dynamics.data.video.ingest import Folder, FolderError, ingest_videos
     from dynamics.models import load_image_tokenizer
-    from dynamics.storage.files import remove_tree, write_bytes
+    from dynamics.storage.files import remove_tree
     from dynamics.storage.pairs import PARTS
 
     if out.suffix != PARTS:
         raise UserError(f"--out {out} must end in {PARTS}, like every table of pairs")
-    cfg = load(TABLETOP)
-    images = load_image_tokenizer(cfg.model.family, base or cfg.base_path())
+    images = load_image_tokenizer(family, base or load(TABLETOP).base_path())
     videos = Folder(
         root=folder,
         source=source,
@@ -89,12 +94,25 @@ def ingest(
     )
     encoding = Encoding(codes=out / "codes", load=lambda _: images, decide=lambda *_: "float32")
     remove_tree(out / "units")  # of a killed command, perhaps with another base
-    with ProgressView(console) as progress:
-        _, (report,) = ingest_videos([videos], out, pool, images, encoding, progress=progress)
-    if rejects is not None:
-        lines = [f"{one.reason}\t{one.clip_path}\t{one.detail}\n" for one in report.rejected_clips]
-        write_bytes(rejects, "".join(lines).encode())
+    try:
+        with ProgressView(console) as progress:
+            _, (report,) = ingest_videos([videos], out, pool, images, encoding, progress=progress)
+    except FolderError as error:
+        _write_rejects(rejects, error.rejected)
+        raise
+    _write_rejects(rejects, report.rejected_clips)
     for reason, count in sorted(report.rejects.items()):
         advice = way_out(reason.removeprefix("clip/"))
         console.print(f"rejected {count:>7,}  {reason}{advice}", markup=False)
     console.print(f"{report.num_pairs:,} pairs from {report.num_clips:,} clips in {out}")
+
+
+def _write_rejects(path: Path | None, rejected: "Sequence[RejectedClip]") -> None:
+    from dynamics.storage.files import write_bytes
+
+    if path is not None:
+        lines = [
+            "\t".join(map(plain_text, (one.reason, one.clip_path, one.detail))) + "\n"
+            for one in rejected
+        ]
+        write_bytes(path, "".join(lines).encode())

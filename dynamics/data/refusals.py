@@ -2,7 +2,17 @@
 
 from dynamics.data.links import ALLOWED
 
-_SENTENCES = {
+SKIPPED = "skipped "
+"""Begins the reason of files that are nothing to a source: ``skipped .txt``, ``skipped hidden``."""
+_TARS = "the source webdataset reads videos in tars: pool.source (of ingest: --source webdataset)"
+_CONVERT = "make it a video that is read, e.g. ffmpeg -i FILE FILE.mp4"
+_SKIPPED = (
+    dict.fromkeys((".tar", ".tgz", ".gz"), _TARS)
+    | dict.fromkeys((".zip", ".rar", ".7z"), "unpack it")
+    | dict.fromkeys((".gif", ".wmv", ".asf", ".vob", ".ogv", ".mxf", ".rmvb"), _CONVERT)
+    | dict.fromkeys((".part", ".crdownload", ".tmp"), "a download that has not ended")
+)
+_SENTENCES = {SKIPPED + suffix: sentence for suffix, sentence in _SKIPPED.items()} | {
     "symlink": "the link leads out of the folder; to follow it, name the folder that it leads to "
     f"in {ALLOWED}",
     "dangling_link": "the link leads to nothing; fetch the file (dvc pull, git annex get, or the "

@@ -29,7 +29,8 @@ def check_model_type(base: Path, expected: str) -> None:
     found = json.loads((base / CONFIG_FILE).read_text()).get("model_type")
     if found != expected:
         raise UserError(
-            f"{base} holds a {found} model, expected {expected}; set model.family or model.base"
+            f"{base} holds a {found} model, expected {expected}; set model.family or model.base "
+            "(of ingest: --family, --base)"
         )
 
 

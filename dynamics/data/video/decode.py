@@ -107,7 +107,8 @@ def read_clip(path: Video, spec: DecodeSpec) -> ClipFrames:
         gaps=scan.gaps,
     )
     if not pairs:
-        raise BadClip("too_short", f"{len(scan.times_s)} frames give no two picks")
+        detail = f"of {len(scan.times_s)} frames no two are {spec.spacing_frames} apart"
+        raise BadClip("too_short", detail)
     accepted = [pair for pair in pairs if pair.verdict == "accepted"]
     indices = sorted({index for pair in accepted for index in (pair.source, pair.target)})
     raw = _fetch(path, indices) if scan.raw is None else [scan.raw[index] for index in indices]
@@ -190,7 +191,7 @@ def _whole(path: Video) -> list[_Found]:
         for frame in _frames(container, stream):
             first, last, count = first or frame, frame, count + 1
     if first is None or last is None or count < 2:
-        raise BadClip("too_short", f"{count} frames")
+        raise BadClip("too_short", f"frames: {count}")
     shown_s = last.time_s * count / (count - 1)
     if declared_s is not None and shown_s < declared_s * MIN_SHOWN_FRACTION:
         raise BadClip("damaged", f"{shown_s:.2f} of {declared_s:.2f} s can be read")
@@ -282,7 +283,7 @@ def _scan(path: Video, bars: Bars) -> _Scan:
             if raw_bytes > KEEP_BYTES:
                 raw = None
     if len(times_s) < 2:
-        raise BadClip("too_short", f"{len(times_s)} frames")
+        raise BadClip("too_short", f"frames: {len(times_s)}")
     shape = (len(times_s), THUMB_PX, THUMB_PX, 3)
     pixels = np.frombuffer(thumbs, np.uint8).reshape(shape)
     return _Scan(thumbs=pixels, times_s=times_s, gaps=gaps, raw=raw)
@@ -312,8 +313,8 @@ def _video(path: Video) -> Iterator[tuple[InputContainer, VideoStream]]:
     except MemoryError:  # FFmpeg's own is one of its errors, too
         raise
     except (av.FFmpegError, ValueError, OSError) as error:
-        reason = pointer_kind(os.pread(descriptor, HEAD_BYTES, 0)) or "unreadable"
-        raise BadClip(reason, _detail(error)) from error
+        head = os.pread(descriptor, HEAD_BYTES, 0)
+        raise BadClip(pointer_kind(head) or "unreadable", _unopened(error, head)) from error
     finally:
         if not isinstance(path, int):
             os.close(descriptor)  # FFmpeg reads from a copy of it
@@ -324,6 +325,15 @@ def _video(path: Video) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream.thread_type = "NONE"
         stream.thread_count = 1
         yield container, stream
+
+
+def _unopened(error: Exception, head: bytes) -> str:
+    """What to say of a file that FFmpeg does not open."""
+    if not head:
+        return "an empty file"
+    if head[4:8] == b"ftyp":
+        return "an mp4 or mov without its index (moov): a recording or download that did not end"
+    return f"{_detail(error)}; it begins with {head[:16]!r}"
 
 
 def _opened(path: Path) -> int:

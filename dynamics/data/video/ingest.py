@@ -22,7 +22,7 @@ from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef, pair_id, stable_hash
-from dynamics.data.refusals import way_out
+from dynamics.data.refusals import SKIPPED, way_out
 from dynamics.data.units import (
     Encoding,
     Unit,
@@ -41,7 +41,7 @@ from dynamics.data.video.sandbox import (
     read_clip_file,
     unreadable,
 )
-from dynamics.data.video.sources import SKIPPED, SOURCES, Clip, Found
+from dynamics.data.video.sources import SOURCES, Clip, Found
 from dynamics.data.video.unpack import as_file
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.pairs import TableWriter
@@ -210,8 +210,8 @@ def ingest_videos(
         The table, and the counts of each folder.
 
     Raises:
-        UserError: missing or empty folder, more than ``pool.max_bad_fraction`` unreadable clips,
-            no pair at all, or a full disk.
+        FolderError: more than ``pool.max_bad_fraction`` unreadable clips, or no pair at all.
+        UserError: missing or empty folder, or a full disk.
     """
     units = UnitFolder(out / "units", PAIR_SCHEMA)
     writer = TableWriter(out, PAIR_SCHEMA, encoding.codes)
@@ -251,6 +251,14 @@ Units = Iterator[Unit[Clip]]
 def _described(read: ClipReader, clip: Clip) -> Sequence[str | int]:
     place = clip.place or ()
     return (read.prefix + clip.name, clip.clip_class, clip.version, *place, repr(read.spec))
+
+
+class FolderError(UserError):
+    """One line about a folder of which too little can be used."""
+
+    def __init__(self, rejected: Sequence[RejectedClip], detail: str) -> None:
+        super().__init__(detail)
+        self.rejected = rejected
 
 
 class _Taken:
@@ -338,18 +346,20 @@ class _Taken:
         rejects.update({f"pair/{name}": count for name, count in self._pair_rejects.items()})
         bad = [reject for reject in rejected if not reject.is_usable]
         if len(bad) > max_bad_fraction * self._num_clips:
-            raise UserError(
+            raise FolderError(
+                rejected,
                 f"{len(bad)} of {self._num_clips} clips in {self._folder.root} cannot be read, "
                 f"e.g. {bad[0].clip_path}: {bad[0].reason}{way_out(bad[0].reason)}; mend or remove "
                 f"them, or raise pool.max_bad_fraction (of ingest: --max-bad), now "
-                f"{max_bad_fraction}"
+                f"{max_bad_fraction}",
             )
         if not self._num_pairs:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(rejects.items()))
-            raise UserError(
+            raise FolderError(
+                rejected,
                 f"no frame pairs in the {self._num_clips} clips of {self._folder.root} (rejected: "
                 f"{counts}); see pool.keyframes: spacing_frames, min_change and max_cut (of "
-                "ingest: --spacing, --min-change, --max-cut)"
+                "ingest: --spacing, --min-change, --max-cut)",
             )
         return IngestReport(
             num_clips=self._num_clips,

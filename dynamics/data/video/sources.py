@@ -23,18 +23,18 @@ from dynamics.core.config import PoolPart
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.data.links import Links
+from dynamics.data.refusals import SKIPPED, way_out
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".avi", ".webm", ".mkv", ".flv"}
     | {".ts", ".mts", ".m2ts", ".mpg", ".mpeg"}
 )
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-SKIPPED = "skipped "
-"""Begins the reason of files that are nothing to a source: ``skipped .txt``, ``skipped hidden``."""
 _LABELS = (".json", ".cls")
 MAX_SIDECAR_BYTES = 1 << 20
 """Largest json or cls member of a tar that is read for a class."""
 MAX_CLIP_BYTES = 4 << 30
+_WHERE = "pool.path (of ingest: its argument)"
 
 _UCF101 = re.compile(r"v_(?P<clip_class>[A-Za-z0-9]+)_g\d+_c\d+")
 _SPLITS = frozenset(
@@ -113,7 +113,8 @@ def list_ucf101(root: Place) -> Iterator[Found]:
     if not named:
         raise UserError(
             f"video folder {root} holds no UCF-101 clips (v_Class_g01_c01.avi); unpack UCF101.rar "
-            "of https://www.crcv.ucf.edu/data/UCF101.php there, or set pool.source=folder"
+            "of https://www.crcv.ucf.edu/data/UCF101.php there, or set pool.source=folder (of "
+            "ingest: --source folder)"
         )
 
 
@@ -194,9 +195,9 @@ def checked_root(root: Place) -> Place:
         UserError: it is missing or no folder.
     """
     if not root.exists():
-        raise UserError(f"video folder {root} does not exist; set pool.path to a folder of videos")
+        raise UserError(f"video folder {root} does not exist; set {_WHERE} to a folder of videos")
     if not root.is_dir():
-        raise UserError(f"video folder {root} is a file; set pool.path to the folder that holds it")
+        raise UserError(f"video folder {root} is a file; set {_WHERE} to the folder that holds it")
     return root.resolve() if isinstance(root, Path) else root
 
 
@@ -322,8 +323,10 @@ def _some(listing: Iterator[Found], nothing: str) -> Iterator[Found]:
             some = True
         yield found
     if not some:
-        held = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5))
-        raise UserError(f"{nothing}{f', but {held}' if held else ''}; check pool.path")
+        held = ", ".join(
+            f"{count:,} {kind}{way_out(SKIPPED + kind)}" for kind, count in others.most_common(5)
+        )
+        raise UserError(f"{nothing}{f', but {held}' if held else ''}; check {_WHERE}")
 
 
 def _classes(listing: Iterator[Found], blank: str) -> Iterator[Found]:
