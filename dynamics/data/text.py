@@ -1,4 +1,4 @@
-"""Text files that people bring: UTF-8, with or without a byte order mark, or UTF-16."""
+"""Text files that people bring: UTF-8, with or without a byte order mark, UTF-16 or UTF-32."""
 
 import codecs
 import re
@@ -10,6 +10,7 @@ from dynamics.data.refusals import way_out
 from dynamics.storage.files import file_size
 
 MAX_BYTES = 1 << 30
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
 def read_text(path: Place) -> str:
@@ -26,6 +27,8 @@ def read_text(path: Place) -> str:
         raise UserError(f"{path} cannot be read ({error.strerror}); check labelled.path") from error
     if kind := pointer_kind(content[:HEAD_BYTES]):
         raise UserError(f"{path} is {kind}{way_out(kind)}")
+    if packed := next((kind for head, kind in _PACKED.items() if content.startswith(head)), None):
+        raise UserError(f"{path} is a {packed} file; unpack it")
     encoding = _encoding(content[:4])
     try:
         return content.decode(encoding)
@@ -38,6 +41,8 @@ def read_text(path: Place) -> str:
 
 
 def _encoding(head: bytes) -> str:
+    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "utf-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     # Without a mark: the first two letters of a manifest are plain ones.

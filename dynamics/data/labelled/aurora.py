@@ -73,7 +73,7 @@ def _add(collector: Collector, manifest: Place, root: Root) -> None:
             pair = LabelledPair(
                 name=printable(name),
                 frames=Stills(*images),
-                action=plain_action(row.get("instruction")),
+                action=plain_action(row.get("instruction", row.get("prompt"))),
                 clip_class=_task(row),
                 sources=tuple(dict.fromkeys(_source(image.name) for image in images)),
             )

@@ -17,6 +17,8 @@ def read_rows(path: Place) -> list[dict[str, Any]]:
         UserError: the file cannot be read as text, is no JSON, or holds no list.
     """
     text = read_text(path)
+    if not text.strip():
+        raise UserError(f"{path} is empty")
     try:
         rows = _lines(text) or json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -46,9 +48,15 @@ def _lines(text: str) -> list[Any]:
 
 def _where(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        before = error.doc[: error.pos].rstrip()
-        comma = "; a comma stands before it" if before.endswith(",") else ""
-        return f" at line {error.lineno}, column {error.colno} ({error.msg}{comma})"
+        before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :]
+        found = ""
+        if before.endswith(",") and after.startswith(("]", "}")):
+            found = "; a comma stands before it"
+        elif error.msg.startswith("Unterminated") or not after.strip():
+            found = "; the file may be cut"
+        elif not before:
+            found = f"; it begins with {after[:20]!r}"
+        return f" at line {error.lineno}, column {error.colno} ({error.msg}{found})"
     return f" ({error})"
 
 

@@ -45,6 +45,9 @@ class Root:
         if not isinstance(name, str) or not name:
             raise Refused("no_path")
         name = name.removeprefix(self._given).removeprefix(self._prefix)
+        if os.path.isabs(name) and self._links is not None and "\0" not in name:
+            folder, base = os.path.split(name)  # perhaps by a link to the root
+            name = os.path.join(os.path.realpath(folder), base).removeprefix(self._prefix)
         parts = name.replace("\\", "/").split("/")
         if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
             raise Refused("path_outside")

@@ -4,24 +4,23 @@ DiscEdit items (a prompt that already holds and one that asks for a change) come
 ``test.json`` that carry them and from ``disc_edit_data/``, where it is present.
 """
 
-import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from dynamics.core.errors import UserError
 from dynamics.core.images import PictureError, read_picture
+from dynamics.core.places import Place
 from dynamics.core.records import stable_hash
+from dynamics.data.labelled.manifest import read_rows
+from dynamics.data.labelled.paths import ImageFile, Refused, Root
+from dynamics.data.refusals import way_out
 from dynamics.storage.files import sha256_file
 
 SUBSETS = ("magicbrush", "ag", "something", "whatsup", "kubric")
 """The five scored subsets, in the paper's order; the other three of AURORA's have no targets."""
-
-_MAX_MANIFEST_BYTES = 50_000_000
-_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +30,8 @@ class Item:
     item_id: str
     """Subset and row in the manifest, e.g. ``ag-0012``."""
     subset: str
-    source: Path
-    target: Path
+    source: Place
+    target: Place
     instruction: str
     """One line; of several wordings the first."""
     caption: str
@@ -46,7 +45,7 @@ class DiscItem:
     """A picture with a prompt that it already fulfils and one that it does not."""
 
     subset: str
-    source: Path
+    source: Place
     fulfilled: str
     """AURORA's "pos": asks for what is so already, so little should change."""
     wanted: str
@@ -79,9 +78,10 @@ class _RejectedError(Exception):
 def read_benchmark(root: Path) -> BenchData:
     """Read the manifest and look at every picture once.
 
-    Rows that cannot be used are counted by reason: ``malformed_row``, ``other_subset``,
-    ``no_instruction``, ``no_target``, ``missing_file`` (the full set lacks two of Something's),
-    or what `read_picture` refuses.
+    Manifest, names and pictures are read as in labelled sets. Rows that cannot be used are counted
+    by reason: ``malformed_row``, ``other_subset``, ``no_instruction``, ``no_target``,
+    ``missing_file`` (the full set lacks two of Something's), or what `Root.find`,
+    `ImageFile.read` or `read_picture` refuse.
 
     Raises:
         UserError: no manifest, not JSON, no usable row, or a path that leaves ``root``.
@@ -92,18 +92,19 @@ def read_benchmark(root: Path) -> BenchData:
     rejects: Counter[str] = Counter()
     items: list[Item] = []
     disc_items: list[DiscItem] = []
-    for number, row in enumerate(_rows(manifest)):
+    named = Root(root)
+    for number, row in enumerate(read_rows(manifest)):
         where = f"{manifest}, row {number}"
         try:
-            items.append(_item(root, row, number, where))
-            if isinstance(row, dict) and "pos" in row:
-                disc_items.append(_disc_item(root, row, items[-1].subset, where))
+            items.append(_item(named, row, number, where))
+            if "pos" in row:
+                disc_items.append(_disc_item(named, row, items[-1].subset, where))
         except _RejectedError as error:
             rejects[str(error)] += 1
-    for subset, path in _disc_manifests(root):
-        for number, row in enumerate(_rows(path)):
+    for subset, path in _disc_manifests(named):
+        for number, row in enumerate(read_rows(path)):
             try:
-                disc_items.append(_disc_item(root, row, subset, f"{path}, row {number}"))
+                disc_items.append(_disc_item(named, row, subset, f"{path}, row {number}"))
             except _RejectedError as error:
                 rejects[f"disc_edit: {error}"] += 1
     if not items:
@@ -117,45 +118,34 @@ def read_benchmark(root: Path) -> BenchData:
     )
 
 
-def inside(root: Path, text: str, where: str) -> Path:
-    """The file that a manifest names, which never lies outside ``root``.
+def _named(root: Root, name: str, where: str) -> Place:
+    """The file that a manifest names, which never lies outside the root.
 
     Raises:
         UserError: an absolute path, a URL, one with ``..``, or a link that leads out.
     """
-    named = PurePosixPath(text)
-    strange = "\\" in text or "\x00" in text or _SCHEME.match(text)
-    if strange or named.is_absolute() or ".." in named.parts:
-        raise UserError(f"{where}: {text[:80]!r} is not a relative path below {root}; correct it")
-    path = root / named
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{where}: {text[:80]!r} is a link that leads out of {root}; copy the file")
-    return path
-
-
-def _rows(manifest: Path) -> list[Any]:
-    if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise UserError(
-            f"{manifest} is larger than {_MAX_MANIFEST_BYTES:,} bytes; is it a manifest?"
-        )
     try:
-        rows = json.loads(manifest.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{manifest} is not valid JSON; download it again") from error
-    if not isinstance(rows, list):
-        raise UserError(f"{manifest} must hold a list of rows, not a {type(rows).__name__}")
-    return rows
+        return root.find(name)
+    except Refused as error:
+        reason = str(error)
+    if reason == "path_outside":
+        raise UserError(
+            f"{where}: {name[:80]!r} is not a relative path below {root.folder}; correct it"
+        )
+    if reason == "symlink":
+        raise UserError(
+            f"{where}: {name[:80]!r} is a link that leads out of {root.folder}{way_out(reason)}"
+        )
+    raise _RejectedError(reason)
 
 
-def _disc_manifests(root: Path) -> Iterator[tuple[str, Path]]:
-    folder = root / "disc_edit_data"
+def _disc_manifests(root: Root) -> Iterator[tuple[str, Place]]:
+    folder = root.folder / "disc_edit_data"
     for path in sorted([*folder.glob("*/valid.json"), *folder.glob("*/itm_test.json")]):
-        yield path.parent.name, inside(root, path.relative_to(root).as_posix(), str(folder))
+        yield path.parent.name, _named(root, root.name_of(path), str(folder))
 
 
-def _item(root: Path, row: Any, number: int, where: str) -> Item:
-    if not isinstance(row, dict):
-        raise _RejectedError("malformed_row")
+def _item(root: Root, row: Mapping[str, Any], number: int, where: str) -> Item:
     subset = row.get("task")
     if subset not in SUBSETS:
         raise _RejectedError("other_subset" if isinstance(subset, str) else "malformed_row")
@@ -178,9 +168,7 @@ def _item(root: Path, row: Any, number: int, where: str) -> Item:
     )
 
 
-def _disc_item(root: Path, row: Any, subset: str, where: str) -> DiscItem:
-    if not isinstance(row, dict):
-        raise _RejectedError("malformed_row")
+def _disc_item(root: Root, row: Mapping[str, Any], subset: str, where: str) -> DiscItem:
     fulfilled = _text(row.get("pos"))
     wanted = _text(row.get("neg") or row.get("prompt") or row.get("instruction"))
     if not fulfilled or not wanted:
@@ -190,17 +178,17 @@ def _disc_item(root: Path, row: Any, subset: str, where: str) -> DiscItem:
     return DiscItem(subset=subset, source=source, fulfilled=fulfilled, wanted=wanted, digest=digest)
 
 
-def _picture(root: Path, row: Mapping[str, Any], key: str, where: str) -> Path:
+def _picture(root: Root, row: Mapping[str, Any], key: str, where: str) -> Place:
     text = row.get(key)
     if not isinstance(text, str) or not text:
         raise _RejectedError("malformed_row")
-    path = inside(root, text, where)
-    if not path.is_file():
-        raise _RejectedError("missing_file")
+    path = _named(root, text, where)
     try:
-        read_picture(path)
+        read_picture(ImageFile(path, text).read())
     except PictureError as error:
         raise _RejectedError(error.reason) from error
+    except Refused as error:
+        raise _RejectedError(str(error)) from error
     return path
 
 

@@ -87,6 +87,20 @@ def test_a_link_that_leads_out_is_refused(write_bench, tmp_path):
         read_benchmark(root)
 
 
+def test_names_and_manifests_are_read_as_in_labelled_sets(bench):
+    plain = read_benchmark(bench).items
+    rows = json.loads((bench / "test.json").read_text())
+    rows[0]["input"] = rows[0]["input"].replace("/", "\\")
+    rows[1]["output"] = (
+        str(bench / rows[1]["output"]).upper().replace(str(bench).upper(), str(bench))
+    )
+    lines = "\r\n".join(map(json.dumps, rows))
+    (bench / "test.json").write_bytes(lines.encode("utf-16"))
+    assert [item.digest for item in read_benchmark(bench).items] == [item.digest for item in plain]
+    (bench / "data/ag/0-a.png").write_text("version https://git-lfs.github.com/spec/v1")
+    assert read_benchmark(bench).rejects == {"git_lfs": 1}
+
+
 @pytest.mark.parametrize("text", ["{", "{}", '"x"', "[" * 100_000])
 def test_a_manifest_that_is_no_list_is_named(bench, text):
     (bench / "test.json").write_text(text)
