@@ -16,6 +16,7 @@ from typing import Any
 
 from dynamics.core.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig
 from dynamics.core.errors import UserError
+from dynamics.core.loopback import spare_loopback
 from dynamics.core.places import Place, StorePath, as_place
 
 _ENVIRONMENT = {
@@ -44,6 +45,7 @@ def prepare_environment() -> None:
     """Set variables that Ray, MLflow and torch read at import; the user's own win."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    spare_loopback()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 

@@ -25,6 +25,7 @@ from dynamics.cli.report import report
 from dynamics.cli.serve import serve
 from dynamics.cli.study import study
 from dynamics.core.errors import UserError
+from dynamics.core.loopback import spare_loopback
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -52,6 +53,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:transformers.modeling_utils")
+    spare_loopback()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app()

@@ -1,6 +1,7 @@
 """Addresses of this machine, which are trusted more than others, and reached without a proxy."""
 
 import ipaddress
+import os
 from urllib.parse import urlsplit
 
 
@@ -20,3 +21,11 @@ def by_proxy(url: str) -> bool:
         return not is_loopback(urlsplit(url).hostname or "")
     except ValueError:
         return True
+
+
+def spare_loopback() -> None:
+    """Except loopback from the environment's proxies, for MLflow, stores and child processes."""
+    excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if excepted.strip() != "*":
+        hosts = dict.fromkeys(filter(None, (*excepted.split(","), "localhost", "127.0.0.1", "::1")))
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
