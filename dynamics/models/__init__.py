@@ -1,5 +1,7 @@
 """Model families. To add one: a module with the three loaders, and one line in FAMILIES."""
 
+import ctypes
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
@@ -29,6 +31,7 @@ def _family(name: str) -> Family:
 
 def load_model(family: str, base: Place, device: str = "cpu") -> "UnifiedVLM":
     """The unified VLM of a checkpoint folder; `UserError` when the folder is wrong."""
+    _keep_freed_memory()
     return _family(family).load(local_copy(base), device)
 
 
@@ -36,6 +39,7 @@ def load_image_tokenizer(
     family: str, base: Place, device: str = "cpu", precision: "Precision" = "float32"
 ) -> "ImageTokenizer":
     """The image tokenizer of a checkpoint folder, without its language model."""
+    _keep_freed_memory()
     images = _family(family).load_image_tokenizer(local_copy(base), device)
     images.precision = precision
     return images
@@ -44,3 +48,18 @@ def load_image_tokenizer(
 def load_tokens(family: str, base: Place, images: "ImageTokenizer") -> "Tokens":
     """The token layouts of a checkpoint folder, without its language model."""
     return _family(family).load_tokens(local_copy(base), images)
+
+
+def _keep_freed_memory() -> None:
+    """Let this process reuse the memory of freed tensors, up to 256 MB.
+
+    glibc may give it back to the system at once, which clears it again for the next tensor: a step
+    of the tiny network met up to 14,000 page faults, a seventh of its time.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**25)  # the largest value that glibc takes
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**28)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of malloc.h."""
