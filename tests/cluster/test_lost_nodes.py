@@ -18,7 +18,7 @@ from tests.serving import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-SETTINGS = ["ingest.part_clips=1", "evaluate.batch_size=1", "train.first_steps=500"]
+SETTINGS = ["ingest.part_clips=1", "evaluate.batch_size=1", "train.first_steps=200"]
 """Many units of work, so that a stage goes on for a while after its first one."""
 WORKER, TRAINER, REPLICA = b"ray::MapWorker", b"ray::RayTrainWorker", b"ServeReplica:dynamics:"
 LOSSES = (
