@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 SETTINGS = ["ingest.part_clips=1", "evaluate.batch_size=1", "train.first_steps=200"]
 """Many units of work, so that a stage goes on for a while after its first one."""
-WORKER, TRAINER, REPLICA = b"ray::MapWorker", b"ray::RayTrainWorker", b"ServeReplica:dynamics:"
+WORKER, TRAINER, REPLICA = b"ray::MapBatches", b"ray::RayTrainWorker", b"ServeReplica:dynamics:"
 LOSSES = (
     ("data/pool.parts/units/*", WORKER, "data/pool.parts/manifest.json"),
     ("rounds/round-00/train/idm.jsonl", TRAINER, "rounds/round-00/train/summary.json"),
@@ -44,11 +44,13 @@ def cluster() -> Iterator[Any]:
 
 
 def kill_node_of(cluster: Any, title: bytes) -> None:
-    """Kill the node on which a process of this title runs."""
-    for node in cluster.worker_nodes:
-        (raylet,) = node.all_processes["raylet"]
-        for pid in descendants(raylet.process.pid):
-            if title in Path(f"/proc/{pid}/cmdline").read_bytes():
+    """Kill the node on which a process of this title is the first one seen."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        for node in cluster.worker_nodes:
+            (raylet,) = node.all_processes["raylet"]
+            titles = (Path(f"/proc/{pid}/cmdline") for pid in descendants(raylet.process.pid))
+            if any(title in path.read_bytes() for path in titles if path.exists()):
                 cluster.remove_node(node, allow_graceful=False)
                 return
     raise AssertionError(f"no {title!r} runs")

@@ -146,8 +146,8 @@ def test_nodes_that_are_lost_and_replaced_cost_no_row_and_no_hand(
     run_dir = STORE / "lost-nodes"
     driver = start(cluster, run_dir, small)
     for begun, title in (
-        (run_dir / "data" / "pool.parts" / "units", b"ray::MapWorker"),
-        (run_dir / "ledger" / "attempts" / "round-01", b"ray::MapWorker"),
+        (run_dir / "data" / "pool.parts" / "units", b"ray::MapBatches"),
+        (run_dir / "ledger" / "attempts" / "round-01", b"ray::MapBatches"),
         (run_dir / "rounds" / "round-01" / "train" / "checkpoints", b"ray::RayTrainWorker"),
     ):
         wait(driver, begun.is_dir)
