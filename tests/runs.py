@@ -137,3 +137,14 @@ def descendants(pid: int) -> set[int]:
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
     return found - {pid}
+
+
+def runs_below(pid: int, title: bytes) -> bool:
+    """True when a process of this title descends from another one."""
+    for child in descendants(pid):
+        try:
+            if title in Path(f"/proc/{child}/cmdline").read_bytes():
+                return True
+        except OSError:  # it has ended
+            pass
+    return False

@@ -13,7 +13,7 @@ import pytest
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import with_overrides
-from tests.runs import Driver, descendants, kept_results, run_local
+from tests.runs import Driver, kept_results, run_local, runs_below
 from tests.serving import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -49,8 +49,7 @@ def kill_node_of(cluster: Any, title: bytes) -> None:
     while time.monotonic() < end:
         for node in cluster.worker_nodes:
             (raylet,) = node.all_processes["raylet"]
-            titles = (Path(f"/proc/{pid}/cmdline") for pid in descendants(raylet.process.pid))
-            if any(title in path.read_bytes() for path in titles if path.exists()):
+            if runs_below(raylet.process.pid, title):
                 cluster.remove_node(node, allow_graceful=False)
                 return
     raise AssertionError(f"no {title!r} runs")

@@ -17,7 +17,7 @@ from dynamics.core.places import StorePath
 from dynamics.storage.files import write_bytes
 from tests.made_data import write_clip
 from tests.nodes import Node, Nodes, nodes, why_no_nodes
-from tests.runs import descendants, kept_results, run_local
+from tests.runs import kept_results, run_local, runs_below
 from tests.stores import BUCKET, at_store, s3_server, store_environment, upload
 
 pytestmark = [
@@ -94,14 +94,7 @@ def finish(driver: "subprocess.Popen[str]") -> None:
 
 def working(cluster: Nodes, title: bytes) -> Node | None:
     """A node on which a process of this title runs."""
-    for node in cluster.alive:
-        for pid in descendants(node.process.pid):
-            try:
-                if title in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return node
-            except OSError:  # it has ended
-                pass
-    return None
+    return next((one for one in cluster.alive if runs_below(one.process.pid, title)), None)
 
 
 @pytest.mark.slow
