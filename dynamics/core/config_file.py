@@ -1,6 +1,7 @@
 """Reading the configuration: YAML file, dotted overrides, and errors that name the nearest key."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -35,13 +36,30 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path in above:
         raise UserError(f"{path} is its own base, by way of {above[-1]}")
     try:
-        tree = yaml.load(path.read_text(), _UniqueKeys) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        tree = parse_yaml(path.read_bytes()) or {}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of keys, not a {type(tree).__name__}")
     base = tree.pop("base", None)
     return tree if base is None else _over(_read(path.parent / str(base), (*above, path)), tree)
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """The tree of a YAML text, in UTF-8 or UTF-16 when given as bytes.
+
+    Raises:
+        ValueError: one line that says where it is no YAML, or which key stands twice.
+    """
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as error:
+        said = re.sub(r' in "<[a-z ]+>",?', " at", " ".join(str(error).split()))
+        raise ValueError(said) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -50,10 +68,13 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value} stands twice", key.start_mark
-                )
+            problem = ""
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key is a list or a mapping"
+            elif key.value in seen:
+                problem = f"the key {key.value} stands twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -102,9 +123,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise UserError(f"override {override!r}: {parent} is a value, not a section")
         node = child
     try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML") from error
+        node[leaf] = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
 
 
 def _explain(error: ValidationError) -> str:

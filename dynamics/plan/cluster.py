@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from dynamics.core.config_file import parse_yaml
 from dynamics.core.errors import UserError
 from dynamics.plan.sizes import PUBLISHED
 
@@ -117,10 +118,12 @@ def _instance(name: str, count: int) -> Node:
 
 def _of_file(path: Path) -> Cluster:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = parse_yaml(path.read_bytes())
         kinds: dict[str, Any] = tree["available_node_types"]
         head = kinds[tree["head_node_type"]]
-    except (yaml.YAMLError, TypeError, KeyError) as error:
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    except (TypeError, KeyError) as error:
         raise UserError(
             f"{path} names no machines (available_node_types, head_node_type); for machines of "
             "your own start Ray on them and give its address"

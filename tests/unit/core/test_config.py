@@ -85,6 +85,7 @@ def test_an_unknown_key_of_a_filter_rule_is_named(config_file):
         ("seed.x=1", "seed"),
         ("name.x=1", "name is a value, not a section"),
         ("rounds={a: [}", "not valid YAML"),
+        ("train.lora={r: 4, r: 8}", "the key r stands twice"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_the_key(config_file, override, said):

@@ -40,3 +40,21 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path, "own.yaml", "seed: 3\nlabelled:\n  num_pairs: 1\n  num_pairs: 2\n")
     with pytest.raises(UserError, match=r"the key num_pairs stands twice.*line 4"):
         load(path)
+
+
+def test_files_in_other_encodings_are_read_or_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes("seed: 3\r\n".encode("utf-16"))
+    assert load(path).seed == 3
+    path.write_bytes("name: café\n".encode("latin-1"))
+    with pytest.raises(UserError, match="unacceptable character"):
+        load(path)
+
+
+@pytest.mark.parametrize("text", ["? [a, b]\n: 1\n", "[" * 5000, "seed: !!python/name:os.system x"])
+def test_strange_yaml_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="is not valid YAML") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
