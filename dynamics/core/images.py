@@ -17,6 +17,7 @@ KINDS = "PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or PPM"
 MAX_PIXELS = 25_000_000
 """Larger pictures are refused by their header: ten kilobytes can claim gigabytes of pixels."""
 MIN_SIDE_PX = 16
+_BAND_PIXELS = 2**20
 
 # A thread per core would ask a limited process for more stacks than it may have.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -97,14 +98,26 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _upright_to_rgb(upright: Image.Image, drop_alpha: bool) -> Image.Image:
-    # Without copies that are not needed: a large picture has up to 100 MB.
-    if upright.mode.startswith("I;16"):
-        grey_HW = (np.asarray(upright).astype(np.uint32) + 128) // 257
-        upright = Image.fromarray(grey_HW.astype(np.uint8))
-    if upright.has_transparency_data and not drop_alpha:
-        layer = upright if upright.mode == "RGBA" else upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+    if upright.mode == "RGB" and (drop_alpha or not upright.has_transparency_data):
+        return upright
+    # By bands, without copies of the whole: a large picture has up to 100 MB.
+    rgb = Image.new("RGB", upright.size)
+    rows = max(1, _BAND_PIXELS // upright.width)
+    for top in range(0, upright.height, rows):
+        bottom = min(top + rows, upright.height)
+        band = upright.crop((0, top, upright.width, bottom))
+        rgb.paste(_band_to_rgb(band, drop_alpha), (0, top))
+    return rgb
+
+
+def _band_to_rgb(band: Image.Image, drop_alpha: bool) -> Image.Image:
+    if band.mode.startswith("I;16"):
+        grey_HW = (np.asarray(band).astype(np.uint32) + 128) // 257
+        band = Image.fromarray(grey_HW.astype(np.uint8))
+    if band.has_transparency_data and not drop_alpha:
+        layer = band if band.mode == "RGBA" else band.convert("RGBA")
+        band = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return band if band.mode == "RGB" else band.convert("RGB")
 
 
 def encode_png(picture: Image.Image | np.ndarray, compress_level: int = 6) -> bytes:

@@ -44,11 +44,12 @@ def resident_mb(field: str) -> float:
 def test_large_pictures_are_decoded_one_at_a_time() -> None:
     images = SimpleNamespace(fit=lambda picture: np.asarray(picture.resize((32, 32))), bars=None)
     large, small = png((4000, 4000), colour=(9, 9, 9)), png((40, 40), colour=(9, 9, 9))
+    transparent = png((4000, 4000), "LA", (9, 255))
 
     async def main() -> tuple[float, float]:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak
         before = resident_mb("VmRSS")
-        texts = [large] * 6 + [small] * 2
+        texts = [large, transparent] * 3 + [small] * 2
         frames = await asyncio.gather(*[to_frame(text, images) for text in texts])
         assert all(np.array_equal(frame, np.full((32, 32, 3), 9)) for frame in frames)
         return before, resident_mb("VmHWM")
