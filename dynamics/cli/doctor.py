@@ -3,20 +3,23 @@
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import typer
 
 from dynamics.cli.shared import TABLETOP, Config, Set, console
+from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import load
+from dynamics.core.errors import UserError
 
 
 def doctor(
     config: Config = TABLETOP,
     overrides: Set = None,
 ) -> None:
-    """Check versions, memory, disk and the checkpoint; status 1 when something is missing."""
+    """Check versions, memory, disk, GPUs, port and checkpoint; status 1 when something is amiss."""
     from dynamics.data.video.sandbox import why_unsealed
     from dynamics.plan.pieces import pieces
 
@@ -41,9 +44,7 @@ def doctor(
             console.print(piece.line(), markup=False)
         else:
             problems.append(piece.line())
-    base = cfg.base_path()
-    if base.is_dir() and not ((base / "config.json").is_file() and [*base.glob("*.safetensors")]):
-        problems.append(f"no checkpoint in {base}: set model.base, or dynamics pretrain-tiny")
+    problems += _unmet(cfg)
     unsealed = why_unsealed(cfg.pool.decode_memory_mb)
     held = "limits and a filter of system calls" if unsealed is None else f"limits: {unsealed}"
     console.print(f"videos and pictures of pools are decoded under {held}", markup=False)
@@ -52,3 +53,23 @@ def doctor(
     if problems:
         raise typer.Exit(1)
     console.print(f"all is well; does it fit? dynamics plan --config {config}", markup=False)
+
+
+def _unmet(cfg: LoopConfig) -> Iterator[str]:
+    """Lines about a GPU, a port and a base that a config asks for and this machine has not."""
+    from torch import cuda
+
+    from dynamics.serving.http.server import check_address
+
+    cards = [cuda.get_device_name(index) for index in range(cuda.device_count())]
+    console.print(f"GPUs: {', '.join(cards) or 'none'}", markup=False)
+    if cfg.model.device == "cuda" and not cards:
+        yield "model.device=cuda, and torch sees no GPU here"
+    if cfg.serve.enabled:
+        try:
+            check_address(cfg.serve)
+        except UserError as error:
+            yield str(error)
+    base = cfg.base_path()
+    if base.is_dir() and not ((base / "config.json").is_file() and [*base.glob("*.safetensors")]):
+        yield f"no checkpoint in {base}: set model.base, or dynamics pretrain-tiny"

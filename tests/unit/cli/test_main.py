@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder
 from tests.made_data import write_webdataset
 from tests.runs import LocalRun
+from tests.serving import free_port
 from tests.unit.report.stored import pool_labels, store_run
 
 ROOT = REPOSITORY_ROOT
@@ -150,15 +152,22 @@ def test_an_unknown_override_names_the_nearest_key():
 
 
 def test_doctor_is_content_with_this_environment():
-    done = dynamics("doctor")
+    done = dynamics("doctor", "--set", f"serve.port={free_port()}")
     assert done.returncode == 0, done.stdout
     assert "all is well" in done.stdout
 
 
-def test_doctor_names_a_missing_checkpoint(tmp_path):
-    done = dynamics("doctor", "--set", f"model.base={tmp_path}")
+def test_doctor_names_what_is_amiss(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        own = (f"model.base={tmp_path}", "model.device=cuda", f"serve.port={port}")
+        done = dynamics("doctor", "--set", *" --set ".join(own).split(), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1
     assert f"no checkpoint in {tmp_path}" in done.stdout
+    assert f"problem: port {port} on 127.0.0.1 is in use" in done.stdout
+    assert "problem: model.device=cuda, and torch sees no GPU here" in done.stdout
 
 
 def test_ledger_verify_finds_a_sound_ledger_sound(run):
