@@ -56,6 +56,7 @@ class _Session:
         self._request = request
         self._verifier = verifier
         self._expected = expected_states(domain, frame, actions)
+        self._shown: dict[bytes, str] = {}
 
     def _choice(
         self, prediction: Prediction, row: int, chosen: int, expected: str | None
@@ -63,16 +64,21 @@ class _Session:
         """Fields of `Choice`: candidate ``chosen`` of source ``row``."""
         codes_NL = prediction.candidates.codes[row]
         frame = self._worker.decode(codes_NL[chosen])
+        image = self._shown[codes_NL[chosen].tobytes()] = to_base64(frame)
         pictures = None
         if self._request.candidates:
-            pictures = [to_base64(self._worker.decode(codes_L)) for codes_L in codes_NL]
+            pictures = [self._picture(codes_L) for codes_L in codes_NL]
         return {
-            "image": to_base64(frame),
+            "image": image,
             "chosen": chosen,
             "scores": prediction.scores[row].tolist(),
             "candidates": pictures,
             "matches_ground_truth": self._matches_ground_truth(frame, expected),
         }
+
+    def _picture(self, codes_L: np.ndarray) -> str:
+        """Base64 of a frame; those that were chosen are there already."""
+        return self._shown.get(codes_L.tobytes()) or to_base64(self._worker.decode(codes_L))
 
     def _matches_ground_truth(self, frame: np.ndarray, expected: str | None) -> bool | None:
         return None if expected is None else self._domain.states(frame[None])[0] == expected
@@ -177,9 +183,9 @@ class RolloutSession(_Session):
 
     def _ended(self) -> RolloutEnd:
         codes = collect(self._source_L, self._steps).frames[1:]
-        frames = [self._worker.decode(codes_L) for codes_L in codes]
+        last = self._worker.decode(codes[-1])
         return RolloutEnd(
-            frames=[to_base64(frame) for frame in frames],
+            frames=[self._picture(codes_L) for codes_L in codes],
             total=float(self._steps[-1].totals[0]),
-            matches_ground_truth=self._matches_ground_truth(frames[-1], self._expected[-1]),
+            matches_ground_truth=self._matches_ground_truth(last, self._expected[-1]),
         )
