@@ -99,8 +99,11 @@ def check_index(base: Path) -> dict[str, str]:
 
     Raises:
         UserError: it is no index, or names what is no safetensors file of the folder: anything else
-            would be read as a pickle.
+            would be read as a pickle. Or the folder is an adapter as well: transformers would
+            follow its config to another base.
     """
+    if (base / "adapter_config.json").exists():
+        raise UserError(f"{base} holds adapter_config.json, so its weights are another folder's")
     path = base / _INDEX
     if not path.is_file():
         return {}

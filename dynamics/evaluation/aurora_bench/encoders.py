@@ -70,7 +70,9 @@ class Clip:
 
     def __init__(self, folder: Path) -> None:
         self._model = _load(folder, {"clip"}, "--clip")
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         self._preprocess = Preprocess.load(folder)
         self._max_tokens = int(self._model.config.text_config.max_position_embeddings)
 
@@ -115,7 +117,9 @@ class BertScorer:
 
     def __init__(self, folder: Path) -> None:
         self._model = _load(folder, {"bert", "roberta", "distilbert", "deberta-v2"}, "--bert")
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
 
     def score(self, said: str, reference: str) -> float:
         """F1 of greedy token matches; 0 for an empty sentence."""
@@ -233,13 +237,19 @@ def _load(folder: Path, kinds: set[str], option: str) -> Any:
             f"{option} {folder} holds no *.safetensors; convert its weights, pickles are not read"
         )
     check_index(folder)
-    found = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    found = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    ).model_type
     if found not in kinds:
         raise UserError(
             f"{option} {folder} holds a {found} model, not {' or '.join(sorted(kinds))}"
         )
     model = AutoModel.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+        folder,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
     )
     return model.eval()
 

@@ -103,6 +103,16 @@ def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path: Path) -> No
     assert "points out of its folder" in refused("chameleon", base)
 
 
+def test_a_base_that_is_an_adapter_of_another_folder_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    build_liquid(base)
+    shutil.copytree(base, tmp_path / "other")
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "other")}
+    (base / "adapter_config.json").write_text(json.dumps(config))
+    assert "its weights are another folder's" in refused("liquid", base)
+
+
 class Payload:
     """What a pickle of a stranger may hold: loading it writes a file."""
 
