@@ -11,16 +11,17 @@ from dynamics.serving.http.app import PAGE, make_app
 from dynamics.serving.http.auth import read_key
 from dynamics.serving.http.server import check_address, make_server, url_of
 from dynamics.serving.model_registry import ModelRegistry, promoted_rounds
-from dynamics.serving.model_worker import ModelWorker
+from dynamics.serving.model_worker import ModelWorker, for_clients
 from dynamics.serving.service import RoundService
 from dynamics.storage.run_folder import RunFolder
 
 
 def local_service(cfg: LoopConfig, folder: RunFolder) -> RoundService:
     """The service of a run with its models in this process, no round promoted yet."""
+    model = for_clients(cfg.model)
 
     def load(round_id: int, models: ModelRef) -> ModelWorker:
-        return ModelWorker(round_id, *load_pair(models, cfg.model), cfg.label.max_action_tokens)
+        return ModelWorker(round_id, *load_pair(models, model), cfg.label.max_action_tokens)
 
     return RoundService(cfg, ModelRegistry(cfg, folder, load))
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dynamics.core.config import VerifierName
+from dynamics.core.config import ModelConfig, VerifierName
 from dynamics.core.errors import UserError
 from dynamics.inference.best_of_n import ActionScorer, Prediction, choose_best, gather_evidence
 from dynamics.inference.decoder import Candidates
@@ -25,6 +25,15 @@ library and round differently: a request's scores would depend on the rest of it
 
 _PROBE_ACTION = "left"
 _PROBE = SamplingParams(num_samples=2, temperature=1.0)
+
+
+def for_clients(model: ModelConfig) -> ModelConfig:
+    """The model with the engine whose numbers depend on nothing but the request.
+
+    ``shared_prefix`` computes what requests have in common once, so that scores of one depend on
+    the others in their last digits; a config that names it has it.
+    """
+    return model.model_copy(update={"decoder": model.decoder or "dynamic_cache"})
 
 
 class Inverse(ActionScorer, Protocol):

@@ -22,7 +22,7 @@ from dynamics.inference.idm import Caption, InverseDynamics
 from dynamics.inference.load import load_fdp, load_idm, load_pair
 from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.model_registry import ModelRegistry
-from dynamics.serving.model_worker import Inverse, ModelWorker
+from dynamics.serving.model_worker import Inverse, ModelWorker, for_clients
 from dynamics.serving.service import RoundService
 from dynamics.storage.run_folder import RunFolder
 
@@ -44,13 +44,15 @@ class Generator:
     def __init__(
         self, cfg: LoopConfig, run_dir: str, verifier: DeploymentHandle[Any] | None = None
     ) -> None:
+        model = for_clients(cfg.model)
+
         def load(round_id: int, models: ModelRef) -> ModelWorker:
             inverse: Inverse
             if verifier is None:
-                inverse, forward = load_pair(models, cfg.model)
+                inverse, forward = load_pair(models, model)
             else:
                 inverse = RemoteInverse(verifier, round_id, models.idm_digest)
-                forward = load_fdp(models, cfg.model)
+                forward = load_fdp(models, model)
             return ModelWorker(round_id, inverse, forward, cfg.label.max_action_tokens)
 
         self._cfg = cfg
@@ -103,7 +105,7 @@ class Verifier:
 
     def __init__(self, cfg: LoopConfig, run_dir: str) -> None:
         def load(round_id: int, models: ModelRef) -> InverseDynamics:
-            return load_idm(models, cfg.model)
+            return load_idm(models, for_clients(cfg.model))
 
         self._registry = ModelRegistry(cfg, RunFolder(as_place(run_dir)), load)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="idm")
