@@ -21,6 +21,8 @@ FAMILIES: dict[str, str] = {
     "janus": "dynamics.models.janus",
 }
 """Family name to module, as import strings: commands and configuration load without torch."""
+VQGAN_ADDRESS = "https://huggingface.co/spaces/Junfeng5/Liquid_demo, chameleon/vqgan.ckpt"
+"""Place of the VQGAN with which Chameleon, Anole and Liquid draw."""
 
 
 def _family(name: str) -> Family:

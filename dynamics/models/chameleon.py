@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAEConfig
 
 from dynamics.core.errors import UserError
+from dynamics.models import VQGAN_ADDRESS
 from dynamics.models.checkpoint import (
     check_model_type,
     read_network,
@@ -90,7 +91,7 @@ def load_image_tokenizer(base: Path, device: str = "cpu") -> ImageTokenizer:
         weights = read_weights(base, _VQ)
         if not any(name.startswith("decoder.") for name in weights):
             raise UserError(
-                f"{base} has no image decoder; get the model's vqgan.ckpt and run "
+                f"{base} has no image decoder; get vqgan.ckpt ({VQGAN_ADDRESS}) and run "
                 f"dynamics convert-vqgan vqgan.ckpt {base}"
             )
         model = vqgan_from(base, _vq_config(base), weights)

@@ -12,6 +12,7 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM
 
 from dynamics.core.errors import UserError
+from dynamics.models import VQGAN_ADDRESS
 from dynamics.models.checkpoint import check_model_type, read_network, read_tokenizer, token_id
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.image_tokenizers.vqgan import load_vqgan, vqgan_tokenizer
@@ -53,7 +54,7 @@ def load_image_tokenizer(base: Path, device: str) -> ImageTokenizer:
     model = load_vqgan(base)
     if model is None:
         raise UserError(
-            f"{base} has no image tokenizer; get vqgan.ckpt of Liquid or Chameleon and run "
+            f"{base} has no image tokenizer; get vqgan.ckpt ({VQGAN_ADDRESS}) and run "
             f"dynamics convert-vqgan vqgan.ckpt {base}"
         )
     return vqgan_tokenizer(model, device, BACKGROUND)

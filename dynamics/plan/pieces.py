@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.places import Place
+from dynamics.models import VQGAN_ADDRESS
 
 _POOLS = {
     "ucf101": "https://www.crcv.ucf.edu/data/UCF101.php",
@@ -18,9 +19,9 @@ _SETS = {
     "lerobot": "https://huggingface.co/datasets?other=LeRobot",
 }
 _BASES = {
-    "chameleon": "https://huggingface.co/leloy/Anole-7b-v0.1-hf, then dynamics convert-vqgan",
-    "liquid": "https://huggingface.co/Junfeng5/Liquid_V1_7B, then dynamics convert-vqgan",
-    "janus": "https://huggingface.co/deepseek-community",
+    "chameleon": "https://huggingface.co/leloy/Anole-7b-v0.1-hf",
+    "liquid": "https://huggingface.co/Junfeng5/Liquid_V1_7B",
+    "janus": "https://huggingface.co/deepseek-community/Janus-Pro-7B",
 }
 
 
@@ -46,7 +47,11 @@ class Piece:
 
 def pieces(cfg: LoopConfig) -> Iterator[Piece]:
     """Everything that must be there before a run can start."""
-    yield Piece(key="model.base", path=cfg.base_path(), origin=_BASES.get(cfg.model.family, ""))
+    base = cfg.base_path()
+    yield Piece(key="model.base", path=base, origin=_BASES.get(cfg.model.family, ""))
+    if _draws_with_vqgan(cfg.model.family, base):
+        origin = f"{VQGAN_ADDRESS}, by dynamics convert-vqgan vqgan.ckpt {base}"
+        yield Piece(key="its image decoder", path=base / "vqgan.json", origin=origin)
     for number, part in enumerate(cfg.pool.parts):
         key = "pool.path" if number == 0 else f"pool.more[{number - 1}].path"
         yield Piece(key=key, path=part.path, origin=_POOLS.get(part.source, ""))
@@ -55,3 +60,11 @@ def pieces(cfg: LoopConfig) -> Iterator[Piece]:
         if path is not None:
             origin = _SETS.get(labelled.dataset or "", "")
             yield Piece(key=f"labelled.{key}", path=path, origin=origin)
+
+
+def _draws_with_vqgan(family: str, base: Place) -> bool:
+    """True for a base that needs a converted VQGAN beside it: it has no decoder of its own."""
+    index = base / "model.safetensors.index.json"
+    return family == "liquid" or (
+        family == "chameleon" and index.is_file() and ".vqmodel.decoder." not in index.read_text()
+    )
