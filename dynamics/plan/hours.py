@@ -47,6 +47,8 @@ _CORE_TFLOPS = 0.1
 _START_S = {"ingest": 15.0, "label": 9.0, "evaluate": 10.0, "train": 16.0, "serve": 17.0}
 """Seconds in which a stage's processes start and load a small model; ingest's are those of the
 command, Ray and its first reader."""
+_KEPT_START_S = 3.0
+"""Seconds in which labelling and evaluation start without GPUs, in processes that are there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +145,8 @@ def hours(
         seconds = shared / workers / min(1.0, gpus or 1.0) if workers else math.inf
         if name == "ingest":  # videos are read by all CPUs meanwhile
             seconds = max(seconds, work.reading / cluster.cpus)
-        seconds += alone + starts * _START_S.get(name, 0.0) * speed.stretch
+        start = _START_S[stage] if gpus or stage == "ingest" else _KEPT_START_S
+        seconds += alone + starts * start * speed.stretch
         found[name] = StageHours(workers=workers, gpus=workers * gpus, wall=seconds / 3600)
     workers, gpus = workers_of(cfg, "train", cluster)
     wall = training_hours(cfg, tasks, cluster, speed)[own_schedule(cfg, tasks, workers)]

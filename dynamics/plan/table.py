@@ -5,6 +5,7 @@ from dataclasses import replace
 from rich.console import Group
 from rich.table import Table
 
+from dynamics.core.progress import duration
 from dynamics.plan import Plan
 from dynamics.plan.hours import StageHours
 
@@ -21,8 +22,8 @@ def verdict(plan: Plan) -> str:
     """One line: hours if all fits; else what does not, and the overrides with which it does."""
     where = plan.cluster.source
     if not plan.lacking:
-        wall, gpus = _hours_text(plan.wall), _hours_text(plan.gpu_hours)
-        return f"fits {where}: {wall} of wall time, {gpus} of GPUs"
+        wall, gpus = _time(plan.wall), _amount(plan.gpu_hours)
+        return f"fits {where}: {wall} of wall time, {gpus} GPU hours"
     stages = ", ".join(f"{one.what} ({one.where})" for one in plan.lacking)
     overrides = dict.fromkeys(override for one in plan.lacking for override in one.overrides)
     others = [f"{one.what}: {one.advice}" for one in plan.lacking if not one.overrides]
@@ -93,7 +94,7 @@ def _hours(plan: Plan) -> Table:
     speed = plan.speed
     each = "core" if speed.bandwidth is None else "card"
     table = _table(
-        f"hours at {100 * speed.utilisation:.0f} % of {speed.tflops:.3g} TFLOP/s a {each}",
+        f"time at {100 * speed.utilisation:.0f} % of {speed.tflops:.3g} TFLOP/s a {each}",
         "stage", "workers", "GPUs", "wall", "GPU hours",
     )  # fmt: skip
     for name, stage in plan.hours.items():
@@ -104,7 +105,7 @@ def _hours(plan: Plan) -> Table:
             mark = " *" if schedule == plan.schedule else ""
             one = replace(stage, wall=wall)
             table.add_row(f"train, {_SCHEDULES[schedule]}{mark}", *_cells(one))
-    table.add_row("total", "", "", _hours_text(plan.wall), _hours_text(plan.gpu_hours))
+    table.add_row("total", "", "", _time(plan.wall), _amount(plan.gpu_hours))
     table.caption = "* the run's own (train.schedule), which counts"
     return table
 
@@ -113,14 +114,17 @@ _SCHEDULES = {"together": "side by side", "sequence": "one after the other"}
 
 
 def _cells(stage: StageHours) -> tuple[str, ...]:
-    walls = _hours_text(stage.wall), _hours_text(stage.gpu_hours)
-    return str(stage.workers), f"{stage.gpus:g}", *walls
+    return str(stage.workers), f"{stage.gpus:g}", _time(stage.wall), _amount(stage.gpu_hours)
 
 
-def _hours_text(hours: float) -> str:
+def _time(hours: float) -> str:
+    return "-" if hours == float("inf") else duration(3600 * hours)
+
+
+def _amount(hours: float) -> str:
     if hours == float("inf"):
         return "-"
-    return f"{hours:,.3g} h" if hours < 1000 else f"{hours:,.0f} h"
+    return f"{hours:,.3g}" if hours < 1000 else f"{hours:,.0f}"
 
 
 def _checks(plan: Plan) -> Table:

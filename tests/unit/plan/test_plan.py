@@ -429,7 +429,7 @@ def test_the_command_prints_tables_and_a_verdict() -> None:
         "229,056",
         "fsdp2",
         "zero3",
-        "hours at 50 % of 0.1",
+        "time at 50 % of 0.1",
         "one after the other",
         "disk",
     ):
