@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dynamics.core.config import ClusterConfig
-from dynamics.core.errors import UserError
+from dynamics.core.errors import as_user_error
 from dynamics.core.progress import Progress
 from dynamics.evaluation.aurora_bench.run import Request, run
 from dynamics.storage.streams import Done, RunStream, Stream
@@ -38,11 +38,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with runtime.on_ray(ClusterConfig()):
             run(request, actor_pool(request.workers, num_gpus=request.device == "cuda"))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if (line := as_user_error(error)) is None:
+            raise
+        sys.stderr.write(f"error: {line}\n")
+        return 2
     finally:
         runtime.stop_ray()
     return 0

@@ -25,7 +25,7 @@ sys.path.insert(0, str(_HERE.parent))
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView, json_line
-from dynamics.core.errors import UserError
+from dynamics.core.errors import UserError, as_user_error
 from dynamics.core.places import Place, StorePath
 from dynamics.storage.claim import RunFolderInUseError
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
@@ -64,12 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFolderInUseError as error:
         _LOG.error("error: %s", error)
         return 3
-    except UserError as error:
-        _LOG.error("error: %s", error)
-        return 2
     except KeyboardInterrupt:
         _LOG.error("interrupted; the same command resumes where it stopped")
         return 130
+    except Exception as error:
+        if (line := as_user_error(error)) is None:
+            raise
+        _LOG.error("error: %s", line)
+        return 2
     finally:
         runtime.stop_ray()
 
@@ -161,10 +163,10 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
         overrides.append("serve.enabled=true")
     if parsed.accept_guard:
         overrides.append(f"guards.accept=[{', '.join(parsed.accept_guard)}]")
-    path = Path(parsed.config) if parsed.config else REPOSITORY_ROOT / "configs" / "tabletop.yaml"
+    path = parsed.config or REPOSITORY_ROOT / "configs" / "tabletop.yaml"
+    cfg = load(path, overrides)
     from dynamics.plan.pieces import pieces
 
-    cfg = load(path, overrides)
     missing = [piece.line() for piece in pieces(cfg) if not piece.is_there]
     if len(missing) > 1:  # a single one gets a line of its own below
         raise UserError(f"{path}: {'; '.join(missing)}")

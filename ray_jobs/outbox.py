@@ -1,6 +1,6 @@
 """The outbox: all that a run tells MLflow, durable in the run folder before it is sent.
 
-    outbox/00000000.jsonl   entries, a JSON object a line; 500 a file, every file written at once
+    outbox/00000000.jsonl   entries, a sealed JSON object a line; 500 a file, each written at once
 
 Entries are never changed, and have the times of what they tell: sending one again changes nothing,
 since MLflow keeps one of equal points. No curve gets two points of one step.
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, matching
 from dynamics.storage.files import write_bytes
+from dynamics.storage.sealed import seal, unsealed
 
 Entry = dict[str, Any]
 """``kind`` (start, begin, points, results, promotion or end), ``round`` (null = the whole run),
@@ -54,8 +55,8 @@ class Outbox:
         for path in matching(folder, "*.jsonl"):
             try:
                 lines = path.read_text().splitlines()
-                self._note(map(json.loads, lines))
-            except (ValueError, TypeError, KeyError) as error:
+                self._note([unsealed(json.loads(line)) for line in lines])
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(
                     f"{path} is damaged; delete {folder}, and MLflow gets another run"
                 ) from error
@@ -66,7 +67,7 @@ class Outbox:
 
     def entries(self, start: int = 0) -> Iterator[Entry]:
         """The entries from the ``start``-th on."""
-        return (json.loads(line) for line in islice(self._lines, start, None))
+        return (unsealed(json.loads(line)) for line in islice(self._lines, start, None))
 
     def batch(self, start: int) -> list[Entry]:
         """The ``start``-th entry; of points with those behind it that fit into the same call."""
@@ -98,7 +99,7 @@ class Outbox:
         entry = {"kind": kind, "round": round_id, "time": at or now(), **content}
         with self._adding:
             number = len(self._lines) // _ENTRIES_A_FILE
-            lines = [*self._lines[number * _ENTRIES_A_FILE :], json.dumps(entry)]
+            lines = [*self._lines[number * _ENTRIES_A_FILE :], json.dumps(seal(entry))]
             path = self._folder / f"{number:08d}.jsonl"
             write_bytes(path, ("\n".join(lines) + "\n").encode())
             self._lines.append(lines[-1])

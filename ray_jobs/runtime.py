@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.core.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig
-from dynamics.core.errors import UserError
+from dynamics.core.errors import UserError, as_user_error
 from dynamics.core.loopback import spare_loopback
 from dynamics.core.places import Place, StorePath, as_place
 
@@ -184,7 +184,7 @@ def _quiet() -> None:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` that lies behind Ray's wrappers, if any."""
+    """The `UserError`, or what the system refused, that lies behind Ray's wrappers, if any."""
     seen: list[BaseException] = []
     queue = [error]
     while queue:
@@ -197,7 +197,8 @@ def user_error(error: BaseException | None) -> UserError | None:
         seen.append(current)
         inner = getattr(current, "worker_failures", None) or {}
         queue += [current.__cause__, getattr(current, "cause", None), *inner.values()]
-    return None
+    refused = (as_user_error(one) for one in seen if not hasattr(one, "cause"))
+    return next(filter(None, refused), None)
 
 
 def _shipped_code() -> dict[str, Any]:

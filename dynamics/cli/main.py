@@ -18,13 +18,13 @@ from dynamics.cli.evaluate import evaluate
 from dynamics.cli.export import export
 from dynamics.cli.film import film
 from dynamics.cli.ingest import ingest
-from dynamics.cli.ledger import ledger
 from dynamics.cli.plan import plan
 from dynamics.cli.pretrain_tiny import pretrain_tiny_command
 from dynamics.cli.report import report
 from dynamics.cli.serve import serve
 from dynamics.cli.study import study
-from dynamics.core.errors import UserError
+from dynamics.cli.verify import verify
+from dynamics.core.errors import as_user_error
 from dynamics.core.loopback import spare_loopback
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -41,9 +41,8 @@ app.command()(ingest)
 app.command()(film)
 app.command("pretrain-tiny")(pretrain_tiny_command)
 app.command("convert-vqgan")(convert_vqgan_command)
-for command in (study, report, export, plan, doctor):
+for command in (study, report, export, verify, plan, doctor):
     app.command()(command)
-app.add_typer(ledger, name="ledger")
 app.add_typer(evaluate, name="evaluate")
 
 
@@ -57,11 +56,13 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app()
-    except UserError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if (line := as_user_error(error)) is None:
+            raise
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {line}", markup=False)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from dynamics.core.config import REPOSITORY_ROOT, on_this_machine
+from dynamics.core.config import REPOSITORY_ROOT
 from dynamics.core.errors import UserError
-from dynamics.core.places import Place, as_place
+from dynamics.core.places import Place, as_place, on_this_machine
 from dynamics.core.registry import names, unknown_name
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def open_run(run: Place) -> "RunFolder":
     """Open the run folder of an argument `Run`."""
     from dynamics.storage.run_folder import RunFolder
 
-    return RunFolder(run.resolve())
+    return RunFolder(run.absolute())
 
 
 def run_module(module: str, arguments: list[str]) -> NoReturn:

@@ -9,7 +9,6 @@ its annotation carries a `Mark`: ``num_actors: Annotated[int, Mark.FREE]``.
 
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from enum import Enum
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dynamics.core.places import ConfigPlace, Place
+from dynamics.core.places import ConfigPlace, Place, on_this_machine
 from dynamics.core.registry import NameIn, SectionIn, entries
 
 if TYPE_CHECKING:
@@ -41,17 +40,6 @@ DecoderName = Annotated[str, NameIn("dynamics.inference.decoder:DECODERS")]
 Device = Literal["cpu", "cuda"]
 
 
-def on_this_machine(value: Any) -> Any:
-    """Return a path; refuse an address, which a path would turn into a local folder.
-
-    Raises:
-        ValueError: it starts like ``s3://lab/runs`` or ``file:/runs``.
-    """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value)):
-        raise ValueError(f"{value} is not a path of this machine; mount it and name the folder")
-    return value
-
-
 LocalPath = Annotated[Path, BeforeValidator(on_this_machine)]
 """The type of a path in the config that cannot lie in a store."""
 
@@ -64,9 +52,9 @@ class Mark(Enum):
 
 
 class Strict(BaseModel):
-    """Base of every section: unknown keys are errors, values are frozen."""
+    """Base of every section: unknown keys and infinite numbers are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class WorldConfig(Strict):

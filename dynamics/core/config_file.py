@@ -11,6 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.places import on_this_machine
+from dynamics.core.pointers import HEAD_BYTES
+from dynamics.core.text_files import check_pointer
+
+_MOST_ALIASES = 20
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
@@ -22,29 +27,37 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
     Raises:
         UserError: missing file, bad YAML, unknown key (with the nearest one), bad value.
     """
-    path = Path(path)
     tree = _read(path, ())
     for override in overrides:
         _apply(tree, override)
     return validate(tree, where=str(path))
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read(named: Path | str, above: tuple[Path, ...]) -> dict[str, Any]:
     """The keys of a file over those of the file that its ``base`` names; ``above`` came here."""
+    try:
+        path = Path(on_this_machine(named))
+    except ValueError as error:
+        raise UserError(f"config file {error}") from error
     if not path.is_file():
         raise UserError(f"config file {path} does not exist; try configs/tabletop.yaml")
     if path in above:
         raise UserError(f"{path} is its own base, by way of {above[-1]}")
     try:
-        tree = parse_yaml(path.read_bytes()) or {}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        payload = path.read_bytes()
+        check_pointer(path, payload[:HEAD_BYTES])
+        tree = parse_yaml(payload) or {}
     except ValueError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of keys, not a {type(tree).__name__}")
     base = tree.pop("base", None)
-    return tree if base is None else _over(_read(path.parent / str(base), (*above, path)), tree)
+    return tree if base is None else _over(_read(_beside(path, str(base)), (*above, path)), tree)
+
+
+def _beside(path: Path, base: str) -> Path | str:
+    """The file that ``base`` names; an address stays one, so that it is refused."""
+    return base if ":/" in base else path.parent / base
 
 
 def parse_yaml(text: str | bytes) -> Any:
@@ -63,7 +76,19 @@ def parse_yaml(text: str | bytes) -> Any:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader to which a key that stands twice is an error; YAML takes the last one."""
+    """A safe loader to which a key that stands twice is an error; YAML takes the last one.
+
+    So are many aliases: a few that name one another stand for millions of values.
+    """
+
+    num_aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self.num_aliases += 1
+            if self.num_aliases > _MOST_ALIASES:
+                raise yaml.YAMLError(f"it has more than {_MOST_ALIASES} aliases")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

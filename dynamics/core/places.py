@@ -422,9 +422,23 @@ def as_place(value: str | Place) -> Place:
     return StorePath(str(value)) if _ADDRESS.match(str(value)) else Path(value)
 
 
+def on_this_machine(value: Any) -> Any:
+    """Return a path; refuse an address, which a path would turn into a local folder.
+
+    Raises:
+        ValueError: it starts like ``s3://lab/runs`` or ``file:/runs``, or has a zero byte.
+    """
+    if "\0" in str(value):
+        raise ValueError(f"{value!r} has a zero byte; no path can")
+    if _ADDRESS.match(str(value)):
+        raise ValueError(f"{value} is not a path of this machine; mount it and name the folder")
+    return value
+
+
 def _checked(value: Any) -> Place:
     try:
-        return as_place(value)
+        found = as_place(value)
+        return found if isinstance(found, StorePath) else Path(on_this_machine(found))
     except (UserError, TypeError) as error:
         raise ValueError(str(error)) from error
 

@@ -30,6 +30,7 @@ from dynamics.data.video.sandbox import close_decoders
 from dynamics.models.image_tokenizer import ImageTokenizer, Precision
 from dynamics.storage.files import create_bytes, remove_tree
 from dynamics.storage.pairs import store_codes, stored_schema
+from dynamics.storage.parquet import check_seal, sealed_parquet
 from dynamics.storage.streams import Done, RunStream, Stream
 
 Entry = TypeVar("Entry")
@@ -113,9 +114,8 @@ class UnitFolder:
     def write(self, key: str, rows: pa.Table, verdicts: Sequence[str]) -> None:
         """Keep a unit's stored rows and verdicts, durably; whoever comes second changes nothing."""
         schema = stored_schema(self.schema).with_metadata({_VERDICTS: f"[{','.join(verdicts)}]"})
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows.select(schema.names).cast(schema), sink, compression="zstd")
-        create_bytes(self._path(key), sink.getvalue().to_pybytes())
+        payload = sealed_parquet(rows.select(schema.names).cast(schema))
+        create_bytes(self._path(key), payload)
 
     def read(self, key: str) -> tuple[pa.Table, list[dict[str, Any]]]:
         """Stored rows and verdicts of a unit.
@@ -125,7 +125,7 @@ class UnitFolder:
         """
         path = self._path(key)
         try:
-            found = pq.read_table(pa.BufferReader(path.read_bytes()))
+            found = pq.read_table(pa.BufferReader(check_seal(path.read_bytes())))
             verdicts = json.loads(found.schema.metadata[_VERDICTS])
         except FileNotFoundError as error:
             raise UserError(

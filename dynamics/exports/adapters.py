@@ -11,9 +11,9 @@ from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.exports.cards import model_card
 from dynamics.exports.rounds import ExportedRound, finished_round, inside
-from dynamics.models.checkpoint import adapter_digest, is_checkpoint
-from dynamics.storage.files import local_copy
-from dynamics.storage.run_folder import RunFolder, write_json
+from dynamics.models.checkpoint import is_checkpoint
+from dynamics.storage.files import adapter_digest, local_copy
+from dynamics.storage.run_folder import RunFolder, json_bytes
 from dynamics.training.loss import Task
 
 
@@ -26,7 +26,8 @@ def write(run: RunFolder, round_id: int | None, folder: Path, progress: Progress
         _copy(origin, task, folder / task)
         (folder / task / "README.md").write_text(model_card(origin, task))
     digests = {f"{task}_digest": origin.report.models[f"{task}_digest"] for task in tasks}
-    write_json(folder / "lineage.json", {"format": "adapters", **origin.parents(), **digests})
+    lineage = {"format": "adapters", **origin.parents(), **digests}
+    (folder / "lineage.json").write_bytes(json_bytes(lineage))
     return f"adapters idm and fdp of round {origin.round_id}, for the base {origin.cfg.base_path()}"
 
 

@@ -28,7 +28,7 @@ from dynamics.exports.rounds import ExportedRound, finished_round
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.ledger import Ledger, Manifest
-from dynamics.storage.run_folder import RunFolder, write_json
+from dynamics.storage.run_folder import RunFolder, json_bytes
 from dynamics.storage.streams import read_ahead
 from dynamics.storage.tables import dataset_ref, iter_table
 
@@ -139,7 +139,7 @@ class AcceptedLabels:
         """
         if self.frames_from.total() != len(self):
             raise ValueError(f"{self.frames_from.total()} of {len(self)} rows were exported")
-        write_json(folder / "lineage.json", {"format": form, **self.lineage()})
+        (folder / "lineage.json").write_bytes(json_bytes({"format": form, **self.lineage()}))
         return (
             f"{len(self):,} labels of round {self.origin.round_id}; frames of "
             f"{self.frames_from['clip']:,} decoded from the clips, of "

@@ -26,7 +26,7 @@ from dynamics.core.progress import Progress
 from dynamics.exports.cards import dataset_card
 from dynamics.exports.labels import LINEAGE_SCHEMA, ExportRow, accepted_labels
 from dynamics.exports.parquet import IMAGE_TYPE, ParquetShards, image_cell
-from dynamics.storage.run_folder import RunFolder, write_json
+from dynamics.storage.run_folder import RunFolder, json_bytes
 
 CAMERA = "observation.images.scene"
 CHUNK_FILES = 1000
@@ -161,23 +161,21 @@ class _Dataset:
         pq.write_table(pa.Table.from_pylist(self._episodes), episodes, compression="zstd")
         pq.write_table(_task_table(list(self._tasks)), meta / "tasks.parquet")
         stats = {name: _number_stats(values) for name, values in self._numbers.items()}
-        write_json(meta / "stats.json", {CAMERA: self._pixels.to_json(), **stats})
-        write_json(
-            meta / "info.json",
-            {
-                "codebase_version": "v3.0",
-                "robot_type": None,
-                "total_episodes": len(self._episodes),
-                "total_frames": 2 * len(self._episodes),
-                "total_tasks": len(self._tasks),
-                "chunks_size": CHUNK_FILES,
-                "fps": 1,
-                "splits": {"train": f"0:{len(self._episodes)}"},
-                "data_path": f"data/{_PATH}",
-                "video_path": None,
-                "features": _features(frame_px),
-            },
-        )
+        info = {
+            "codebase_version": "v3.0",
+            "robot_type": None,
+            "total_episodes": len(self._episodes),
+            "total_frames": 2 * len(self._episodes),
+            "total_tasks": len(self._tasks),
+            "chunks_size": CHUNK_FILES,
+            "fps": 1,
+            "splits": {"train": f"0:{len(self._episodes)}"},
+            "data_path": f"data/{_PATH}",
+            "video_path": None,
+            "features": _features(frame_px),
+        }
+        (meta / "stats.json").write_bytes(json_bytes({CAMERA: self._pixels.to_json(), **stats}))
+        (meta / "info.json").write_bytes(json_bytes(info))
 
 
 def _place(number: int) -> str:

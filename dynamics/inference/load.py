@@ -9,10 +9,10 @@ from dynamics.inference.decoder import DECODERS, Decoder
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.models import load_model
-from dynamics.models.checkpoint import adapter_digest, is_checkpoint
+from dynamics.models.checkpoint import is_checkpoint
 from dynamics.models.stack import has_stack
 from dynamics.models.vlm import AdapterName, UnifiedVLM
-from dynamics.storage.files import local_copy
+from dynamics.storage.files import adapter_digest, local_copy
 
 
 def model_ref(base: Place, idm: Place, fdp: Place) -> ModelRef:

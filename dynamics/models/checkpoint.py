@@ -1,7 +1,5 @@
 """Readers of checkpoint folders: only safetensors and JSON, so nothing in them is executed."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,14 @@ from transformers import PreTrainedModel, TokenizersBackend
 
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
-from dynamics.storage.files import checkpoint_digest
+from dynamics.core.pointers import HEAD_BYTES
+from dynamics.core.text_files import check_no_pointers, check_pointer, read_json_object
 
 CONFIG_FILE = "config.json"
+LOAD_ERRORS = (
+    OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError,
+)  # fmt: skip
+"""What libraries raise for damaged files of a checkpoint."""
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -26,7 +29,7 @@ def check_model_type(base: Path, expected: str) -> None:
     """
     if not (base / CONFIG_FILE).is_file():
         raise UserError(f"{base} is not a checkpoint folder ({CONFIG_FILE} is missing)")
-    found = json.loads((base / CONFIG_FILE).read_text()).get("model_type")
+    found = read_json_object(base / CONFIG_FILE).get("model_type")
     if found != expected:
         raise UserError(
             f"{base} holds a {found} model, expected {expected}; set model.family or model.base "
@@ -45,20 +48,22 @@ def read_network(
         UserError: weights are missing, damaged, or of other shapes than the config says.
     """
     check_index(base)
+    check_no_pointers(base)
     try:
         loader: Any = network_class  # its types do not know output_loading_info
         network, info = loader.from_pretrained(
             base, use_safetensors=True, dtype="auto", output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{base} cannot be loaded: {_first_line(error)}") from error
+    except LOAD_ERRORS as error:
+        raise UserError(f"{base} cannot be loaded: {first_line(error)}") from error
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
     if lacking:
         raise UserError(f"{base} lacks {lacking[0]} and {len(lacking) - 1} more weights")
     return network
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its class."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -79,11 +84,13 @@ def read_weights(base: Path, prefix: str) -> dict[str, Tensor]:
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """As `read_weights`, from one safetensors file."""
     try:
+        with path.open("rb") as stream:
+            check_pointer(path, stream.read(HEAD_BYTES))
         with safe_open(path, "pt") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
             return {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _shards(base: Path, prefix: str) -> list[str]:
@@ -108,9 +115,9 @@ def check_index(base: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        weight_map: dict[str, str] = dict(json.loads(path.read_text())["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no index of weights ({_first_line(error)})") from error
+        weight_map: dict[str, str] = dict(read_json_object(path)["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no index of weights ({first_line(error)})") from error
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file:
             raise UserError(f"{path} points out of its folder: {file!r}")
@@ -133,11 +140,9 @@ def check_adapter(folder: Path) -> None:
             f"{folder} lacks adapter_model.safetensors; other files (.bin, .pt) are not read, "
             "since loading a pickle runs code"
         )
-    try:
-        config = json.loads(path.read_text())
-        kind, module = config.get("peft_type"), config.get("megatron_config")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({_first_line(error)})") from error
+    check_no_pointers(folder)
+    config = read_json_object(path)
+    kind, module = config.get("peft_type"), config.get("megatron_config")
     if kind != "LORA" or module:
         raise UserError(f"{path} is no plain LoRA adapter (peft_type {kind})")
 
@@ -180,7 +185,11 @@ def read_tokenizer(base: Path) -> Any:
     """
     if not (base / "tokenizer.json").is_file():
         raise UserError(f"{base} has no tokenizer.json")
-    tokenizer: Any = TokenizersBackend.from_pretrained(base)
+    check_no_pointers(base)
+    try:
+        tokenizer: Any = TokenizersBackend.from_pretrained(base)
+    except Exception as error:  # what tokenizers raises has no class of its own
+        raise UserError(f"the tokenizer of {base} cannot be read: {first_line(error)}") from error
     for role in ("bos_token", "eos_token", "pad_token"):
         if getattr(tokenizer, role) is None:
             raise UserError(f"{base}/tokenizer_config.json names no {role}")
@@ -197,13 +206,6 @@ def token_id(base: Path, tokenizer: Any, name: str) -> int:
     if found is None:
         raise UserError(f"the tokenizer of {base} has no token {name}; is it another model's?")
     return int(found)
-
-
-def adapter_digest(base: Place, adapter: Place) -> str:
-    """sha256 over base and adapter files, which decide the model's output."""
-    return hashlib.sha256(
-        (checkpoint_digest(base) + checkpoint_digest(adapter)).encode()
-    ).hexdigest()
 
 
 def is_checkpoint(folder: Place) -> bool:

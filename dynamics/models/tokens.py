@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from dynamics.core.errors import UserError
+from dynamics.core.text_files import read_json_object
 
 PROMPTS_FILE = "prompts.json"
 IGNORE = -100
@@ -70,7 +71,7 @@ class Prompts:
             if default is None:
                 raise UserError(f"{folder} has no {PROMPTS_FILE}: not a checkpoint of this project")
             return default
-        raw = json.loads(path.read_text())
+        raw = read_json_object(path)
         if set(raw) != {field.name for field in fields(cls)}:
             names = ", ".join(field.name for field in fields(cls))
             raise UserError(f"{path} must have exactly the fields {names}")

@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 from transformers.cache_utils import Cache
 
 from dynamics.core.errors import UserError
-from dynamics.models.checkpoint import check_adapter
+from dynamics.models.checkpoint import LOAD_ERRORS, check_adapter, first_line
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.tokens import Tokens
 from dynamics.storage.files import checkpoint_digest
@@ -68,12 +68,21 @@ class UnifiedVLM:
         return int(self.causal_lm.lm_head.weight.shape[0])
 
     def load_adapter(self, name: AdapterName, path: Path) -> None:
-        """Add a peft adapter from a folder; the last one loaded is active."""
+        """Add a peft adapter from a folder; the last one loaded is active.
+
+        Raises:
+            UserError: it is damaged, or another base's.
+        """
         check_adapter(path)
-        if isinstance(self.network, PeftModel):
-            self.network.load_adapter(str(path), adapter_name=name)
-        else:
-            self.network = PeftModel.from_pretrained(self.network, str(path), adapter_name=name)
+        try:
+            if isinstance(self.network, PeftModel):
+                self.network.load_adapter(str(path), adapter_name=name)
+            else:
+                self.network = PeftModel.from_pretrained(self.network, str(path), adapter_name=name)
+        except LOAD_ERRORS as error:
+            raise UserError(
+                f"{path} cannot be loaded onto {self.base}: {first_line(error)}"
+            ) from error
         self.network.to(self.device).eval()
         self.use(name)
 

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dynamics.core.config import PACKAGE_ROOT, LoopConfig
 from dynamics.core.errors import UserError
+from dynamics.core.text_files import read_json_object
 from dynamics.models import load_image_tokenizer, load_tokens
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
 from dynamics.storage.files import local_copy
@@ -125,7 +126,7 @@ def _of_checkpoint(cfg: LoopConfig) -> dict[str, Any]:
         "tokenizer_flops": 0
         if isinstance(images, FsqTokenizer)
         else round(_TOKENIZER_FLOPS * (images.frame_px / 512) ** 2),
-        "config": json.loads((base / "config.json").read_text()),
+        "config": read_json_object(base / "config.json"),
     }
 
 

@@ -45,7 +45,7 @@ def write_codes(
         {name: np.ascontiguousarray(values, _DTYPES[name]) for name, values in arrays.items()}
     )
     digest = hashlib.sha256(payload).hexdigest()
-    create_bytes(_path(folder, digest), payload)
+    create_bytes(codes_path(folder, digest), payload)
     return digest
 
 
@@ -121,7 +121,7 @@ class _CodesFile:
 def _open(folder: Place, digest: str) -> _CodesFile:
     key = folder, digest
     if key not in _checked:
-        _checked[key] = _check(_path(folder, digest))
+        _checked[key] = _check(codes_path(folder, digest))
     return _CodesFile(_checked[key])
 
 
@@ -139,5 +139,6 @@ def _check(place: Place) -> _Layout:
     return _Layout(str(path), begins, header["frames"]["shape"][1])
 
 
-def _path(folder: Place, digest: str) -> Place:
+def codes_path(folder: Place, digest: str) -> Place:
+    """The codes file with a digest."""
     return folder / f"{digest}.safetensors"

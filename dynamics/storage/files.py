@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynamics.core.errors import UserError
-from dynamics.core.places import Place, StorePath
+from dynamics.core.places import Place, StorePath, on_this_machine
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+SUMS = "SHA256SUMS"
+"""File of a folder with the digests of its other files, for ``sha256sum --check`` too."""
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -47,10 +49,24 @@ def checkpoint_digest(folder: Place) -> str:
     for path in sorted(local_copy(folder).iterdir()):
         # Hidden ones are other systems' copies, as macOS' ._model.safetensors.
         if path.suffix in (".safetensors", ".json") and not path.name.startswith("."):
-            found = path.stat()
-            sha256 = _sha256_of_version(path, found.st_ino, found.st_size, found.st_mtime_ns)
-            digest.update(f"{path.name}\x1f{sha256}\x1e".encode())
+            digest.update(f"{path.name}\x1f{_sha256_now(path)}\x1e".encode())
     return digest.hexdigest()
+
+
+def adapter_digest(base: Place, adapter: Place) -> str:
+    """sha256 over base and adapter files, which decide the model's output."""
+    return hashlib.sha256(
+        (checkpoint_digest(base) + checkpoint_digest(adapter)).encode()
+    ).hexdigest()
+
+
+def _sha256_now(path: Path) -> str:
+    """Digest of a file that may be written again; empty when there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # no such file, or no name that one can have
+        return ""
+    return _sha256_of_version(path, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(1024)
@@ -140,7 +156,10 @@ def local_copy(place: Place) -> Path:
 def cache_folder() -> Path:
     """Where copies of what lies in stores are kept on this machine."""
     chosen = os.environ.get("DYNAMICS_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "dynamics"
+    try:
+        return Path(on_this_machine(chosen)) if chosen else Path.home() / ".cache" / "dynamics"
+    except ValueError as error:
+        raise UserError(f"DYNAMICS_CACHE: {error}") from error
 
 
 def local_state(place: Place) -> Path:
@@ -176,24 +195,56 @@ def _fetch(objects: dict[str, tuple[StorePath, "ObjectMeta"]], entry: Path, belo
 def new_folder(place: Place, last: str) -> Iterator[Path]:
     """A local folder for the body to fill, which then replaces ``place``.
 
-    On this machine it does so in one rename; in a store its files are written one by one, the one
-    named ``last`` after all others: while that is there, the folder is whole.
+    Its files, with their digests in `SUMS`, are on the disk before it gets its name, and an old
+    folder is moved away before it is deleted: a kill leaves the old one, none, or the new one. In a
+    store its files are written one by one, the one named ``last`` after all others: while that is
+    there, the folder is whole.
     """
     if isinstance(place, StorePath):
         with tempfile.TemporaryDirectory(prefix="dynamics-") as scratch:
             yield Path(scratch)
             (place / last).unlink(missing_ok=True)
             remove_tree(place)
-            files = [path for path in Path(scratch).rglob("*") if path.is_file()]
-            for path in sorted(files, key=lambda path: path == Path(scratch, last)):
+            for path in sorted(_summed(Path(scratch)), key=lambda path: path.name == last):
                 (place / path.relative_to(scratch)).write(path)
         return
-    fresh = place.with_name(place.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    fresh, aside = (place.with_name(f".{place.name}.{suffix}.tmp") for suffix in ("new", "old"))
+    remove_tree(fresh)
+    make_folder(place.parent)
+    fresh.mkdir()
     yield fresh
-    shutil.rmtree(place, ignore_errors=True)
+    _summed(fresh)
+    os.sync()  # many files: one flush of all instead of one each
+    remove_tree(aside)
+    if place.exists():
+        place.rename(aside)
     fresh.rename(place)
+    _flush(place.parent)
+    remove_tree(aside)
+
+
+def _summed(folder: Path) -> list[Path]:
+    """All files of a folder, with their digests in a new one."""
+    sums = folder / SUMS
+    sums.unlink(missing_ok=True)  # a copy of a base's own
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    sums.write_text("".join(lines))
+    return [*files, sums]
+
+
+def damaged_files(folder: Place) -> list[str]:
+    """The files that `new_folder` left in a folder and that are missing or have other bytes.
+
+    None are named in a folder of an older version. A process reads a file once, unless it was
+    written since.
+    """
+    local = local_copy(folder)
+    if not (local / SUMS).is_file():
+        return []
+    text = (local / SUMS).read_bytes().decode(errors="replace")
+    listed = [line.partition("  ") for line in text.splitlines()]
+    return [name for sha256, _, name in listed if _sha256_now(local / name) != sha256]
 
 
 def check_store(place: Place) -> None:
@@ -265,11 +316,15 @@ def make_folder(folder: Place) -> None:
 
 @contextmanager
 def full_disk_named(path: Path, num_bytes: int) -> Iterator[None]:
-    """Turn "no space left" into a `UserError` that names ``path`` and the bytes it needs."""
+    """Turn "no space left" into a `UserError` that names ``path`` and the bytes it needs.
+
+    Other errors of the disk get the name: calls on open files do not tell it.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
+            error.filename = error.filename or str(path)
             raise
         raise UserError(
             f"disk full: {path} needs {num_bytes:,} bytes and {_free_bytes(path):,} are free; "

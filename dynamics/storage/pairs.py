@@ -23,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef
-from dynamics.storage.codes import CodesFolder, Kind, write_codes
+from dynamics.storage.codes import CodesFolder, Kind, codes_path, write_codes
 from dynamics.storage.files import create_bytes
 from dynamics.storage.parquet import damaged, from_parquet, iter_parquet, missing, to_parquet
 from dynamics.storage.sealed import ContentFile, Sealed
@@ -241,6 +242,22 @@ def codes_folder(folder: Place) -> Place:
     return _beside(folder, read_manifest(folder).codes)
 
 
+def files_of(folder: Place) -> set[Place]:
+    """The parts and codes files of a table in parts.
+
+    Raises:
+        UserError: the manifest or a part is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    codes = _beside(folder, manifest.codes)
+    found = {_part_path(folder, part.sha256) for part in manifest.parts}
+    for part in manifest.parts:
+        # Not by its schema: the names of the codes are in every table.
+        rows = pq.read_table(pa.BufferReader(_part_bytes(folder, part.sha256)), columns=["codes"])
+        found |= {codes_path(codes, digest) for digest in pc.unique(rows["codes"]).to_pylist()}
+    return found
+
+
 def is_whole(place: Place) -> bool:
     """Whether a table, in parts or in one file, was written to its end."""
     return (_manifest_path(place) if place.suffix == PARTS else place).exists()
@@ -262,6 +279,10 @@ def _ref(folder: Place, manifest: TableManifest) -> DatasetRef:
 @lru_cache(2)
 def _part(folder: Place, sha256: str, schema: pa.Schema) -> pa.Table:
     """A part in stored form; those read last are kept, since shards are shorter than parts."""
+    return from_parquet(_part_bytes(folder, sha256), schema, where=_part_path(folder, sha256))
+
+
+def _part_bytes(folder: Place, sha256: str) -> bytes:
     path = _part_path(folder, sha256)
     try:
         payload = path.read_bytes()
@@ -269,7 +290,7 @@ def _part(folder: Place, sha256: str, schema: pa.Schema) -> pa.Table:
         raise UserError(missing(path)) from error
     if hashlib.sha256(payload).hexdigest() != sha256:
         raise UserError(damaged(path))
-    return from_parquet(payload, schema, where=path)
+    return payload
 
 
 def _stored(rows: pa.Table, codes: Place) -> pa.Table:

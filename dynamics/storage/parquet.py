@@ -2,8 +2,11 @@
 
 Equal bytes hold for one pyarrow version (its name is in every file); nothing else of the machine,
 the time or the chunking of the table in memory reaches the file.
+
+A file that no digest names elsewhere is sealed: its footer holds the sha256 of its other bytes.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +20,17 @@ from dynamics.core.records import DatasetRef
 from dynamics.storage.files import local_copy, sha256_file
 
 _ROWS_PER_GROUP = 16_384
+_SEAL = "dynamics.sha256"
+_BLANK = "0" * 64
 
 
 def to_parquet(table: pa.Table, schema: pa.Schema) -> bytes:
-    """The file content of ``table``, columns cast to ``schema`` and put in its order.
+    """The file content of ``table`` as `fitted`."""
+    return _file(fitted(table, schema), {})
+
+
+def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with its columns cast to ``schema`` and put in its order, in one chunk.
 
     Raises:
         ValueError: missing or surplus columns, a value that does not fit, a null where the schema
@@ -29,16 +39,44 @@ def to_parquet(table: pa.Table, schema: pa.Schema) -> bytes:
     if set(table.column_names) != set(schema.names) or table.num_columns != len(schema):
         raise ValueError(f"columns {table.column_names} differ from {schema.names}")
     # One chunk, no metadata: how a table was put together must not show in the bytes.
-    rows = table.select(schema.names).replace_schema_metadata(None).cast(schema).combine_chunks()
+    return table.select(schema.names).replace_schema_metadata(None).cast(schema).combine_chunks()
+
+
+def sealed_parquet(rows: pa.Table) -> bytes:
+    """The file content of rows as they are, with its own digest, see `check_seal`."""
+    payload = _file(rows, {_SEAL: _BLANK})
+    start = _seal_start(payload)
+    digest = hashlib.sha256(payload).hexdigest().encode()
+    return payload[:start] + digest + payload[start + len(digest) :]
+
+
+def check_seal(payload: bytes) -> bytes:
+    """The payload of a sealed file, or of one that never was.
+
+    Raises:
+        pa.ArrowInvalid: its bytes are not those that were sealed.
+    """
+    if start := _seal_start(payload):
+        stop = start + len(_BLANK)
+        found = hashlib.sha256(payload[:start] + _BLANK.encode() + payload[stop:]).hexdigest()
+        if found.encode() != payload[start:stop]:
+            raise pa.ArrowInvalid("the content does not match its digest")
+    return payload
+
+
+def _seal_start(payload: bytes) -> int:
+    """Where the digest begins, behind its name and two bytes with its type and length; or 0."""
+    start = payload.rfind(_SEAL.encode())
+    return start + len(_SEAL) + 2 if start > 0 else 0
+
+
+def _file(rows: pa.Table, metadata: dict[str, str]) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        rows,
-        sink,
-        version="2.6",
-        compression="zstd",
-        compression_level=1,
-        row_group_size=_ROWS_PER_GROUP,
-    )
+    with pq.ParquetWriter(
+        sink, rows.schema, version="2.6", compression="zstd", compression_level=1
+    ) as writer:
+        writer.write_table(rows, row_group_size=_ROWS_PER_GROUP)
+        writer.add_key_value_metadata(metadata)
     return bytes(sink.getvalue())
 
 
@@ -54,7 +92,7 @@ def from_parquet(
         UserError: not Parquet, or another schema.
     """
     try:
-        file = _opened(pa.BufferReader(payload), schema, where)
+        file = _opened(pa.BufferReader(check_seal(payload)), schema, where)
         names = schema.names if columns is None else list(columns)
         return _fitted(file.read(columns=names), schema, names)
     except (pa.ArrowInvalid, OSError) as error:

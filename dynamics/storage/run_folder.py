@@ -29,6 +29,7 @@ from dynamics.storage.files import (
     write_bytes,
 )
 from dynamics.storage.pairs import PARTS
+from dynamics.storage.sealed import seal, unsealed
 
 FORMAT = 2
 """Version of run.json and study.json; version 1 is read as well: its tables are single files."""
@@ -283,7 +284,7 @@ class TrainingLog:
 
     def append(self, step: int, metrics: dict[str, float]) -> None:
         """Add a line."""
-        line = json.dumps({"step": step, **metrics}) + "\n"
+        line = json.dumps(seal({"step": step, **metrics})) + "\n"
         if isinstance(self.path, StorePath):  # objects do not grow: the whole curve again
             self.path.write((self._text() + line).encode())
             return
@@ -389,27 +390,27 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _parse(line: str) -> dict[str, float]:
-    """A line of the log; empty when a killed writer left it torn."""
+    """A line of the log; empty when a killed writer left it torn, or when it was damaged."""
     try:
-        payload = json.loads(line)
-    except ValueError:
+        payload = unsealed(json.loads(line))
+    except (ValueError, AttributeError):
         return {}
-    return payload if isinstance(payload, dict) and "step" in payload else {}
+    return payload if "step" in payload else {}
 
 
 def read_json(path: Place) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object that `write_json` wrote.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        payload = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON; delete it and run the command again") from error
-    if not isinstance(payload, dict):
-        raise UserError(f"{path} must hold a JSON object; delete it and run the command again")
-    return payload
+        return unsealed(json.loads(path.read_bytes()))
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not valid JSON, or was changed ({error}); restore it, or delete it "
+            "and run the same command again"
+        ) from error
 
 
 def read_record(path: Place, from_json: Callable[[dict[str, Any]], Record]) -> Record:
@@ -428,5 +429,10 @@ def read_record(path: Place, from_json: Callable[[dict[str, Any]], Record]) -> R
 
 
 def write_json(path: Place, payload: dict[str, Any]) -> None:
-    """Write a JSON object atomically; equal objects give equal bytes."""
-    write_bytes(path, (json.dumps(payload, indent=2, sort_keys=True) + "\n").encode())
+    """Write a JSON object atomically, with its digest; equal objects give equal bytes."""
+    write_bytes(path, json_bytes(seal(payload)))
+
+
+def json_bytes(payload: dict[str, Any]) -> bytes:
+    """A JSON object for others to read; equal objects give equal bytes."""
+    return (json.dumps(payload, indent=2, sort_keys=True) + "\n").encode()

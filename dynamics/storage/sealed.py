@@ -1,7 +1,8 @@
-"""Manifests: JSON files that name other files by their digests and carry their own."""
+"""JSON that carries the digest of its content: manifests, which name other files, and records."""
 
 import hashlib
 import json
+import re
 from typing import Any, Self
 
 from pydantic import Field, ValidationError
@@ -9,6 +10,10 @@ from pydantic import Field, ValidationError
 from dynamics.core.config import Strict
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
+
+SEAL = "sha256"
+"""Key of a record's own digest."""
+_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class ContentFile(Strict):
@@ -34,14 +39,7 @@ class Sealed(Strict):
         Raises:
             UserError: not the bytes that `to_bytes` gave, or those of another version.
         """
-        try:
-            content = json.loads(payload)
-            content.pop("digest")
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{where} is damaged: not a manifest") from error
-        # Over the content as found: an older version wrote fewer fields.
-        if _sealed(content) != payload:
-            raise UserError(f"{where} is damaged: its content does not match its digest")
+        content = manifest_content(payload, where=where)
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -52,7 +50,51 @@ class Sealed(Strict):
             ) from error
 
 
+def manifest_content(payload: bytes, *, where: Place) -> dict[str, Any]:
+    """The content of a manifest of any kind and version.
+
+    Raises:
+        UserError: not the bytes that `Sealed.to_bytes` gave.
+    """
+    try:
+        content: dict[str, Any] = json.loads(payload)
+        content.pop("digest")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{where} is damaged: not a manifest") from error
+    # Over the content as found: an older version wrote fewer fields.
+    if _sealed(content) != payload:
+        raise UserError(f"{where} is damaged: its content does not match its digest")
+    return content
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """A record with its digest."""
+    return {**content, SEAL: _digest(json.loads(json.dumps(content)))}
+
+
+def unsealed(record: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `seal`; what an older version wrote without a digest is taken as it is.
+
+    Raises:
+        ValueError: the record is not what was sealed.
+    """
+    content = {key: value for key, value in record.items() if key != SEAL}
+    if SEAL in record and record[SEAL] != _digest(content):
+        raise ValueError("the content does not match its digest")
+    # The key of the digest may be what is damaged.
+    for key, value in content.items():
+        if isinstance(value, str) and _HEX.fullmatch(value):
+            rest = {name: content[name] for name in content if name != key}
+            if value == _digest(rest):
+                raise ValueError(f"the digest stands under the name {key}")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _sealed(content: dict[str, Any]) -> bytes:
     """Canonical JSON with the digest of its content."""
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    digest = _digest(content)
     return (json.dumps({**content, "digest": digest}, sort_keys=True, indent=1) + "\n").encode()

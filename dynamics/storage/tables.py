@@ -12,9 +12,17 @@ import pyarrow.parquet as pq
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.records import DatasetRef
-from dynamics.storage.files import local_copy, sha256_file, write_bytes
+from dynamics.storage.files import write_bytes
 from dynamics.storage.pairs import PARTS, iter_parts, list_matrix, parts_ref
-from dynamics.storage.parquet import damaged, from_parquet, iter_parquet, missing, to_parquet
+from dynamics.storage.parquet import (
+    check_seal,
+    damaged,
+    fitted,
+    from_parquet,
+    iter_parquet,
+    missing,
+    sealed_parquet,
+)
 
 
 def write_table(path: Place, table: pa.Table, schema: pa.Schema) -> DatasetRef:
@@ -24,7 +32,7 @@ def write_table(path: Place, table: pa.Table, schema: pa.Schema) -> DatasetRef:
         ValueError: the table does not fit the schema, see `to_parquet`.
         UserError: the disk is full.
     """
-    payload = to_parquet(table, schema)
+    payload = sealed_parquet(fitted(table, schema))
     write_bytes(path, payload)
     digest = hashlib.sha256(payload).hexdigest()
     return DatasetRef(path=path, num_rows=table.num_rows, digest=digest)
@@ -39,12 +47,13 @@ def dataset_ref(place: Place) -> DatasetRef:
     if place.suffix == PARTS:
         return parts_ref(place)
     try:
-        num_rows = pq.read_metadata(local_copy(place)).num_rows
+        payload = check_seal(place.read_bytes())
+        num_rows = pq.read_metadata(pa.BufferReader(payload)).num_rows
     except FileNotFoundError as error:
         raise UserError(missing(place)) from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except pa.ArrowInvalid as error:
         raise UserError(damaged(place)) from error
-    return DatasetRef(path=place, num_rows=num_rows, digest=sha256_file(place))
+    return DatasetRef(path=place, num_rows=num_rows, digest=hashlib.sha256(payload).hexdigest())
 
 
 def read_table(

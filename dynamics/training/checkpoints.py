@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynamics.core.places import Place, matching
-from dynamics.models.checkpoint import adapter_digest
 from dynamics.storage.files import (
+    adapter_digest,
+    damaged_files,
     fetched,
     local_copy,
     local_scratch,
@@ -191,9 +192,11 @@ class FitResult:
 
 
 def finished_fit(job: FitJob) -> FitResult | None:
-    """The result of a complete fit, None while it is not complete."""
+    """The result of a complete fit, None while it is not complete, or when it was damaged since."""
     done = job.out / _DONE
-    return fit_result(job, json.loads(done.read_text())) if done.is_file() else None
+    if not done.is_file() or damaged_files(job.out):
+        return None
+    return fit_result(job, json.loads(done.read_text()))
 
 
 def load_weights(network: nn.Module, saved: Saved) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynamics.core.errors import UserError
+from dynamics.core.text_files import read_json_object
+from dynamics.models.checkpoint import read_tensors
 from dynamics.models.image_tokenizer import Precision
 from dynamics.models.image_tokenizers.frames import AREA, centre_crop, check_frames
 
@@ -169,7 +171,13 @@ class FsqTokenizer:
         """
         if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
             raise UserError(f"{folder} holds no image tokenizer ({CONFIG_FILE}, {WEIGHTS_FILE})")
-        raw = json.loads((folder / CONFIG_FILE).read_text())
-        model = FsqAutoencoder(FsqConfig(**{**raw, "levels": tuple(raw["levels"])}))
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        raw = read_json_object(folder / CONFIG_FILE)
+        weights = read_tensors(folder / WEIGHTS_FILE)
+        try:
+            model = FsqAutoencoder(FsqConfig(**{**raw, "levels": tuple(raw["levels"])}))
+            model.load_state_dict(weights)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{folder}/{CONFIG_FILE} and {WEIGHTS_FILE} do not belong together ({error})"
+            ) from error
         return cls(model)

@@ -13,7 +13,6 @@ recognition loss, want those after it.
 B rows, L codes a frame, D code width, C channels, H = W = frame pixels.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from transformers.models.chameleon.modeling_chameleon import (
 )
 
 from dynamics.core.errors import UserError
+from dynamics.core.text_files import read_json_object
 from dynamics.models.checkpoint import check_shapes, read_tensors
 from dynamics.models.image_tokenizers.vq import VqTokenizer
 
@@ -143,7 +143,7 @@ def load_vqgan(folder: Path) -> Vqgan | None:
     """
     if not (folder / VQGAN_CONFIG).is_file():
         return None
-    raw = json.loads((folder / VQGAN_CONFIG).read_text())
+    raw = read_json_object(folder / VQGAN_CONFIG)
     if set(raw) != set(SIZES):
         raise UserError(f"{folder / VQGAN_CONFIG} must have exactly the fields {', '.join(SIZES)}")
     weights = read_tensors(folder / VQGAN_WEIGHTS)

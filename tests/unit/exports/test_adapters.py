@@ -15,7 +15,7 @@ from dynamics.exports.cards import model_card
 from dynamics.exports.rounds import finished_round
 from dynamics.models import load_model
 from dynamics.models.chameleon import load_network
-from dynamics.models.checkpoint import adapter_digest
+from dynamics.storage.files import adapter_digest
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from tests.runs import LocalRun
 

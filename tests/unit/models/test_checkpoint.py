@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,26 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=", ".join(FAMILIES)):
         load_model("gpt", Path())
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("damage", ["pointer", "half", "other"])
+def test_a_damaged_file_of_a_checkpoint_is_one_line(
+    untrained_base: Path, tmp_path: Path, damage: str
+) -> None:
+    base = shutil.copytree(untrained_base, tmp_path / "base")
+    read = [path for path in base.iterdir() if path.suffix in (".json", ".safetensors")]
+    for path in sorted(read):
+        if path.name in ("recipe.json", "generation_config.json"):
+            continue  # for people
+        payload = path.read_bytes()
+        path.write_bytes(
+            {"pointer": POINTER, "half": payload[: len(payload) // 2], "other": b"[1]"}[damage]
+        )
+        with pytest.raises(UserError, match=str(base)) as raised:
+            load_model("chameleon", base, "cpu")
+        assert "\n" not in str(raised.value)
+        assert damage != "pointer" or f"{path.name} is a pointer" in str(raised.value)
+        path.write_bytes(payload)

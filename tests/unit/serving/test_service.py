@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 from dynamics.core.config import LoopConfig
 from dynamics.inference.best_of_n import best_of_n
 from dynamics.inference.sampling import SamplingParams
-from dynamics.models.checkpoint import adapter_digest
 from dynamics.serving.schemas import PredictReply
 from dynamics.serving.service import RoundService
+from dynamics.storage.files import adapter_digest
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from tests.runs import LocalRun
 from tests.serving import copy_of, damage, local_service, png

@@ -12,6 +12,7 @@ from dynamics.storage.files import (
     cache_folder,
     checkpoint_digest,
     create_bytes,
+    damaged_files,
     list_files,
     local_copy,
     new_folder,
@@ -162,9 +163,14 @@ def test_a_new_folder_replaces_the_old_one_whole(root: Place) -> None:
         (fresh / "sub").mkdir()
         (fresh / "sub" / "weights").write_bytes(b"w" * 7_000_000)
     assert sorted(str(found.relative_to(place)) for found in list_files(place)) == [
+        "SHA256SUMS",
         "fit.json",
         "sub/weights",
     ]
+    assert damaged_files(place) == []
+    write_bytes(place / "sub" / "weights", b"w" * 6_999_999 + b"v")
+    (place / "fit.json").unlink()
+    assert damaged_files(place) == ["fit.json", "sub/weights"]
 
 
 def test_a_local_copy_is_made_once_for_each_content(s3: StorePath) -> None:
