@@ -24,7 +24,7 @@ sys.path.insert(0, str(_HERE.parent))
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PoolConfig
 from dynamics.core.config_file import load
-from dynamics.core.console import ProgressView, json_line
+from dynamics.core.console import ProgressView, json_line, print_whole
 from dynamics.core.errors import UserError, as_user_error
 from dynamics.core.places import Place, StorePath
 from dynamics.storage.claim import RunFolderInUseError
@@ -282,7 +282,7 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
             number = report.round_id
             view.line(f"round {number}", seconds=seconds[number], **report.to_json())
     else:
-        view.console.print(round_table(reports, seconds))
+        print_whole(view.console, round_table(reports, seconds))
     database = f"sqlite:///{folder.mlflow}"
     mlflow = runtime.command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")
     view.line(f"report:    {folder.page}  (open it in a browser)")

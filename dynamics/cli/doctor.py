@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -48,11 +49,39 @@ def doctor(
     unsealed = why_unsealed(cfg.pool.decode_memory_mb)
     held = "limits and a filter of system calls" if unsealed is None else f"limits: {unsealed}"
     console.print(f"videos and pictures of pools are decoded under {held}", markup=False)
+    if cfg.model.device == "cuda":
+        console.print(_fit(cfg), markup=False)
     for problem in problems:
         console.print(f"problem: {problem}", markup=False)
+    same = shlex.join(["--config", str(config), *(f"--set={one}" for one in overrides or [])])
     if problems:
+        console.print(f"next: mend these, then dynamics doctor {same}", markup=False)
         raise typer.Exit(1)
-    console.print(f"all is well; does it fit? dynamics plan --config {config}", markup=False)
+    started = shlex.join(["--config", str(config), *(overrides or [])])
+    console.print(
+        f"all is well; next: dynamics plan {same} (how long), dynamics bootstrap {started}",
+        markup=False,
+    )
+
+
+def _fit(cfg: LoopConfig) -> str:
+    """Whether the GPUs, memory and disk of this machine hold the run."""
+    from dynamics.plan.checks import checks
+    from dynamics.plan.cluster import this_machine
+    from dynamics.plan.sizes import base_sizes
+
+    try:
+        short = [one for one in checks(cfg, base_sizes(cfg), this_machine()) if not one.fits]
+    except UserError as error:
+        return f"does it fit? {error}"
+    helps = dict.fromkeys(help for one in short for help in one.overrides or (one.advice,))
+    lacking = ", ".join(f"{one.what} ({one.where})" for one in short)
+    elsewhere = "on other machines: dynamics plan --cluster"
+    return (
+        f"does not fit here: {lacking}; with {', '.join(helps)}; {elsewhere}"
+        if short
+        else f"fits here; {elsewhere}"
+    )
 
 
 def _unmet(cfg: LoopConfig) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 from dynamics.cli.aurora_bench import aurora_bench
 from dynamics.cli.shared import Run, console, open_run
-from dynamics.core.console import ProgressView
+from dynamics.core.console import ProgressView, print_whole
 from dynamics.core.errors import UserError
 
 
@@ -56,7 +56,7 @@ def evaluate_run(
             result = run_controls(
                 cfg, folder.root, prepared(folder), reports[-1].round_id, progress=progress
             )
-        console.print(control_table(result))
+        print_whole(console, control_table(result))
         return
     seconds = {report.round_id: sum(folder.timings(report.round_id).values()) for report in reports}
-    console.print(round_table(reports, seconds))
+    print_whole(console, round_table(reports, seconds))

@@ -12,6 +12,7 @@ import typer
 from dynamics.cli.shared import TABLETOP, Config, Set, console
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.config_file import load
+from dynamics.core.console import print_whole
 from dynamics.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(made.to_json(), indent=2))
     else:
-        console.print(plan_table(made))
+        print_whole(console, plan_table(made))
     if made.lacking:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dynamics.core.progress import Pace, duration
@@ -126,3 +126,10 @@ def json_line(level: str, message: str, **fields: Any) -> str:
     """A line of a log as a JSON object: ``time`` (UTC), ``level``, ``message`` and the fields."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     return json.dumps({"time": now, "level": level, "message": message, **fields})
+
+
+def print_whole(console: Console, tables: RenderableType) -> None:
+    """Print tables whose words and figures stay whole, where need be wider than the terminal."""
+    least = console.measure(tables, options=console.options.update(max_width=1000)).minimum
+    wide = Console(file=console.file, width=max(least, console.width), highlight=False)
+    wide.print(tables)

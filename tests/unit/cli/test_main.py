@@ -154,7 +154,7 @@ def test_an_unknown_override_names_the_nearest_key():
 def test_doctor_is_content_with_this_environment():
     done = dynamics("doctor", "--set", f"serve.port={free_port()}")
     assert done.returncode == 0, done.stdout
-    assert "all is well" in done.stdout
+    assert "all is well; next: dynamics plan --config " in done.stdout
 
 
 def test_doctor_names_what_is_amiss(tmp_path):
@@ -168,6 +168,8 @@ def test_doctor_names_what_is_amiss(tmp_path):
     assert f"no checkpoint in {tmp_path}" in done.stdout
     assert f"problem: port {port} on 127.0.0.1 is in use" in done.stdout
     assert "problem: model.device=cuda, and torch sees no GPU here" in done.stdout
+    assert "\ndoes it fit? no checkpoint in" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("next: mend these")
 
 
 def test_verify_finds_a_sound_run_sound(run):

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from dynamics.core import console, progress
-from dynamics.core.console import ProgressView
+from dynamics.core.console import ProgressView, print_whole
 from dynamics.core.progress import duration
 
 Wait = Callable[[float], None]
@@ -139,3 +140,12 @@ def test_every_line_for_programs_is_a_json_object(wait: Wait) -> None:
 )
 def test_a_time_is_told_in_its_two_largest_units(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_a_narrow_terminal_cuts_no_figure() -> None:
+    table = Table("stage", "hours of all", title="a long title")
+    table.add_row("training one after the other", "1,234,567")
+    out = io.StringIO()
+    print_whole(Console(file=out, width=12), table)
+    assert "…" not in out.getvalue()
+    assert all(word in out.getvalue() for word in ("training", "1,234,567", "stage", "hours"))
