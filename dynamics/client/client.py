@@ -13,7 +13,7 @@ import binascii
 import contextlib
 import email.utils
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypedDict, TypeVar, Unpack
@@ -133,13 +133,16 @@ class Rollout(Iterator[Step]):
     """The steps of a roll-out, each as soon as the service has it.
 
     ``source``, ``round``, ``idm``, ``fdp`` and ``num_steps`` are known from the beginning, ``end``
-    after the last step. Leaving its ``with`` block early also ends the work on the server.
+    after the last step. Leaving its ``with`` block early also ends the work on the server. A stream
+    that breaks off is asked for again, and goes on after the last event that arrived.
     """
 
-    def __init__(self, response: httpx.Response, where: str) -> None:
-        self._response = response
+    def __init__(self, ask: Callable[..., httpx.Response], where: str, max_retries: int) -> None:
+        self._ask = ask  # sends the request, with fields in place of its own
         self._where = where
-        self._events = read_events(response.iter_bytes())
+        self._retries = max_retries
+        self._seen = 0
+        self._open()
         first = self._next_event()
         if first.name != "start":
             raise self._broken(f"begins with {first.name!r} instead of 'start'")
@@ -182,6 +185,7 @@ class Rollout(Iterator[Step]):
 
     def close(self) -> None:
         """Stop listening; the server then stops working on it."""
+        self._retries = 0
         self._response.close()
 
     def __enter__(self) -> Self:
@@ -190,17 +194,39 @@ class Rollout(Iterator[Step]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _open(self, **fields: Any) -> None:
+        self._response = self._ask(**fields)
+        self._events = read_events(self._response.iter_bytes())
+        self._position = 0
+
     def _next_event(self) -> Event:
+        while True:
+            event = self._read()
+            if event is None:
+                self._retries -= 1
+                # In the round of its first event, also over a promotion: seeds do the rest.
+                self._open(**({"round": self.round} if self._seen else {}))
+                continue
+            self._position += 1
+            if self._position > self._seen:
+                self._seen = self._position
+                return event
+
+    def _read(self) -> Event | None:
+        """The next event; None when the stream broke off and may be asked for again."""
         try:
             event = next(self._events, None)
+            problem = "ended before its last step; the service may have been restarted"
         except httpx.TimeoutException as error:
             self.close()
             raise self._broken("stood still for too long; ask with a larger timeout_s") from error
         except (httpx.HTTPError, httpx.StreamError) as error:
-            self.close()
-            raise self._broken(f"broke off: {_line(error)}") from error
+            event, problem = None, f"broke off: {_line(error)}"
         if event is None:
-            raise self._broken("ended before its last step; the service may have been restarted")
+            self._response.close()
+            if self._retries:
+                return None
+            raise self._broken(problem)
         if event.name == "error":
             self.close()
             raise UserError(_parse(api.ErrorReply, event.data, self._where).detail)
@@ -280,7 +306,11 @@ class Client:
         body = _without_none(
             image=encode_image(image), actions=list(actions), beam=beam, **sampling
         )
-        return Rollout(self._send("POST", "/v1/rollouts", body), self.url)
+
+        def ask(**fields: Any) -> httpx.Response:
+            return self._send("POST", "/v1/rollouts", body | fields)
+
+        return Rollout(ask, self.url, self._max_retries)
 
     def label(self, before: Picture, after: Picture, *, round: int | None = None) -> api.LabelReply:
         """The action that the IDM sees between two pictures."""

@@ -438,7 +438,7 @@ class ServeConfig(Strict):
     """Candidates when a request names no number."""
     ingress_replicas: int = Field(default=0, ge=0)
     """Processes that speak HTTP and hold no model. 0 = every replica does both: one hop less, but
-    nobody is left to repeat a request when a replica dies; take 1 or more with several replicas."""
+    nobody is left to go on with a roll-out when a replica dies; take 1 or more with several."""
     num_replicas: int = Field(default=1, ge=1)
     """Replicas with the generator; each has a queue of its own."""
     max_replicas: int | None = Field(default=None, ge=1)

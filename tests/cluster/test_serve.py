@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from dynamics.client import Client
 from dynamics.core.config import LoopConfig, ServeConfig
 from dynamics.core.errors import UserError
 from dynamics.models import load_image_tokenizer
@@ -296,6 +297,28 @@ def test_replicas_with_gpus_where_there_are_none_are_refused_in_a_line(
     options = ServeConfig(num_gpus_per_replica=0.5, verifier_replicas=1, num_gpus_per_verifier=0.5)
     with pytest.raises(UserError, match=r"serve needs 2 x \(0.5 GPU\); the nodes have room for 0"):
         serve.deploy(small.model_copy(update={"serve": options}), folder, 0)
+
+
+@pytest.mark.slow
+def test_a_replica_that_dies_takes_no_request_along_where_it_is_alone(
+    url: str, cfg: LoopConfig, folder: RunFolder
+) -> None:
+    layout = {"ingress_replicas": 0, "num_replicas": 1}
+    alone = cfg.model_copy(update={"serve": cfg.serve.model_copy(update=layout)})
+    serve.deploy(alone, folder, 1)
+    answer = ask(url, n=16).json()
+    with Client(url) as client, ThreadPoolExecutor(8) as pool:
+        request = (picture(png()), [ACTION] * 12)
+        path = client.rollout(*request, n=8).finish()
+        for _ in range(3):
+            rollout = client.rollout(*request, n=8)
+            next(rollout)
+            asked = [pool.submit(ask, url, n=16) for _ in range(64)]
+            while not asked[0].done():
+                time.sleep(0.01)
+            os.kill(replicas("Generator")[0], signal.SIGKILL)
+            assert all(reply.result().json() == answer for reply in asked)
+            assert rollout.finish() == path
 
 
 def test_a_jobs_check_ends_a_service_that_nobody_had_asked_for(

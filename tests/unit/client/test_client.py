@@ -128,6 +128,21 @@ def test_a_broken_stream_is_one_clear_line(client, behaviour, stream, why):
     assert "\n" not in str(caught.value)
 
 
+def test_a_stream_that_breaks_off_goes_on_where_it_was(client, url):
+    scene = client.scenes()[0]
+    asked = {"seed": 3, "n": 2}
+    with client.rollout(scene.image, scene.actions, **asked) as rollout:
+        whole = [step.scores for step in rollout]
+        expected = rollout.end
+    rollout = client.rollout(scene.image, scene.actions, **asked)
+    steps = []
+    for step in rollout:
+        steps.append(step.scores)
+        if step.index < 2:
+            rollout._response.close()  # as the loss of its replica does
+    assert (steps, rollout.end) == (whole, expected)
+
+
 def test_the_label_names_the_action(client):
     scene = client.scenes()[0]
     after = client.predict(scene.image, scene.actions[0]).image

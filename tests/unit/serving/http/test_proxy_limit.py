@@ -5,7 +5,7 @@ import httpx
 import pytest
 import uvicorn
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http import auto
 
 from dynamics.serving.http import proxy_limit
@@ -103,6 +103,41 @@ def test_no_client_switches_the_bounds_of_the_proxy_off() -> None:
     asyncio.run(main())
     assert b"x-other" in seen[0]
     assert not any(name.startswith(b"x-request-") for name in seen[0])
+
+
+@pytest.mark.parametrize(
+    ("path", "deaths", "status", "tries"),
+    [("/v1/predict", 1, 200, 2), ("/v1/predict", 2, 503, 2), ("/others/order", 1, None, 1)],
+)
+def test_a_request_that_dies_with_its_replica_is_passed_on_once_more(
+    path: str, deaths: int, status: int | None, tries: int
+) -> None:
+    seen: list[bytes] = []
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        while (message := await receive()).get("more_body"):
+            body += message["body"]
+        seen.append(body + message["body"])
+        if len(seen) > deaths:  # else it ends without a word, as Serve's proxy does
+            await JSONResponse({})(scope, receive, send)
+
+    parts = iter([(b"a", True), (b"b", True), (b"c", False)])
+
+    async def receive() -> Message:
+        body, more = next(parts)
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    limit = ProxyLimit(app)
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    asyncio.run(limit(scope, receive, send))
+    assert seen == [b"abc"] * tries
+    assert (sent[0]["status"] if sent else None) == status
+    assert (limit.open, limit.bytes) == (0, 0)
 
 
 def test_serve_finds_it_by_the_path_that_the_runtime_names(monkeypatch: pytest.MonkeyPatch) -> None:
