@@ -22,6 +22,11 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 sys.path.insert(0, str(_HERE.parent))
 
+from dynamics.core import interrupts
+
+if __name__ == "__main__":
+    interrupts.begin()
+
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView, json_line, print_whole
@@ -54,6 +59,7 @@ With RAY_ADDRESS set (a Ray job sets it) the loop joins that cluster, else it st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into an exit status."""
+    interrupts.loaded()
     parsed = _parser().parse_intermixed_args(arguments)
     # `ray job stop`, Slurm, Kubernetes and Docker end a driver by SIGTERM: for us, a Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -64,11 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFolderInUseError as error:
         _LOG.error("error: %s", error)
         return 3
-    except KeyboardInterrupt:
-        _LOG.error("interrupted; the same command resumes where it stopped")
-        return 130
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
         if (line := as_user_error(error)) is None:
+            if interrupts.is_interrupt(error):
+                _LOG.error("interrupted; the same command resumes where it stopped")
+                return 130
             raise
         _LOG.error("error: %s", line)
         return 2

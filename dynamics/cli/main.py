@@ -24,6 +24,7 @@ from dynamics.cli.report import report
 from dynamics.cli.serve import serve
 from dynamics.cli.study import study
 from dynamics.cli.verify import verify
+from dynamics.core import interrupts
 from dynamics.core.errors import as_user_error
 from dynamics.core.loopback import spare_loopback
 
@@ -47,7 +48,8 @@ app.add_typer(evaluate, name="evaluate")
 
 
 def main() -> None:
-    """Entry point of the ``dynamics`` console command."""
+    """Run the command of the arguments, and turn errors into an exit status."""
+    interrupts.loaded()
     # transformers draws a bar of its own for every checkpoint that it loads.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -56,10 +58,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
         if (line := as_user_error(error)) is None:
+            if interrupts.is_interrupt(error):
+                sys.exit(130)
             raise
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {line}", markup=False)
         sys.exit(2)
