@@ -316,7 +316,8 @@ def test_a_replica_that_dies_takes_no_request_along_where_it_is_alone(
             asked = [pool.submit(ask, url, n=16) for _ in range(64)]
             while not asked[0].done():
                 time.sleep(0.01)
-            os.kill(replicas("Generator")[0], signal.SIGKILL)
+            for replica in replicas("Generator"):
+                os.kill(replica, signal.SIGKILL)
             assert all(reply.result().json() == answer for reply in asked)
             assert rollout.finish() == path
 

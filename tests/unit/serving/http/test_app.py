@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -109,6 +110,23 @@ def test_without_its_key_nothing_of_worth_is_told() -> None:
         assert send("/v1/predict", json=GOOD, key=KEY, headers=headers).status_code == 200
     for path in ("/", "/healthz", "/readyz", "/openapi.json"):
         assert send(path, method="GET", key=KEY).status_code == 200
+
+
+def test_a_thousand_wrong_keys_open_nothing() -> None:
+    rng = random.Random(0)
+    backend = FakeBackend()
+
+    async def main() -> set[int]:
+        async with client(backend, KEY) as asker:
+            statuses = set()
+            for _ in range(1000):
+                at = rng.randrange(len(KEY))
+                near = KEY[:at] + rng.choice("ghijkl") + KEY[at + 1 :]
+                given = {"authorization": f"Bearer {near if rng.random() < 0.5 else KEY[:at]}"}
+                statuses.add((await asker.get("/v1/models", headers=given)).status_code)
+            return statuses
+
+    assert asyncio.run(main()) == {401}
 
 
 def test_the_key_is_nowhere_but_in_its_place(

@@ -77,8 +77,8 @@ def closed(one: socket.socket) -> bool:
 def test_headers_that_do_not_come_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "HEADER_TIMEOUT_S", 0.5)
     with served(Talker()) as port:
-        silent = [connected(port) for _ in range(20)]
-        half = [connected(port, "GET /healthz HTTP/1.1", "X: y") for _ in range(20)]
+        silent = [connected(port) for _ in range(100)]
+        half = [connected(port, "GET /healthz HTTP/1.1", "X: y") for _ in range(100)]
         again = connected(port, "GET /healthz HTTP/1.1", "Host: localhost", "", "")
         assert again.recv(4096).startswith(b"HTTP/1.1 200")
         again.sendall(b"\r\n\r\n")
