@@ -5,6 +5,7 @@ import base64
 import binascii
 import io
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,7 @@ from dynamics.serving.schemas import MAX_IMAGE_BYTES
 
 _SMALL_PICTURE_BYTES, _SMALL_PICTURE_PIXELS = 2**16, 2**20
 """Most bytes of base64 and most pixels that are decoded without a thread, which would cost more."""
+_FROM_URLS = str.maketrans("-_", "+/")
 _large = ThreadPoolExecutor(1, thread_name_prefix="picture")
 """Decodes large pictures one at a time: each takes up to 16 bytes a pixel meanwhile."""
 
@@ -45,15 +47,17 @@ def _is_small(text: str) -> bool:
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes of a base64 text, also with line ends, without padding, or as ``data:`` URL.
+    """The bytes of a base64 text.
+
+    Also with line ends, without padding, in the alphabet for URLs, or as ``data:`` URL.
 
     Raises:
         PictureError: ``unreadable`` (not base64), or ``too_large``: more than `MAX_IMAGE_BYTES`.
     """
     head, comma, body = text.partition(",")
-    if comma and head.startswith("data:") and head.endswith(";base64"):
-        text = body
-    text = "".join(text.split()).rstrip("=")
+    if comma and head.lower().startswith("data:") and head.lower().endswith(";base64"):
+        text = unquote(body)
+    text = "".join(text.split()).rstrip("=").translate(_FROM_URLS)
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:

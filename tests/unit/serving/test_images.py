@@ -28,6 +28,15 @@ def test_line_ends_missing_padding_and_data_urls_are_read() -> None:
     for written in (text, text.replace("\n", "\r\n"), text.rstrip("=\n")):
         assert from_base64(written) == bytes(100)
         assert from_base64(f"data:image/png;base64,{written}") == bytes(100)
+        assert from_base64(f"DATA:image/png;charset=x;BASE64,{written}") == bytes(100)
+
+
+def test_base64_as_it_stands_in_urls_is_read() -> None:
+    content = bytes(range(248, 256)) * 2
+    assert "+" in base64.b64encode(content).decode()
+    assert from_base64(base64.urlsafe_b64encode(content).decode()) == content
+    quoted = base64.b64encode(content).decode().replace("+", "%2B").replace("=", "%3D")
+    assert from_base64(f"data:image/png;base64,{quoted.replace('/', '%2F')}") == content
 
 
 def test_a_frame_survives_the_journey() -> None:
