@@ -47,8 +47,10 @@ def checkpoint_digest(folder: Place) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(local_copy(folder).iterdir()):
-        # Hidden ones are other systems' copies, as macOS' ._model.safetensors.
-        if path.suffix in (".safetensors", ".json") and not path.name.startswith("."):
+        # Hidden ones are other systems' copies, as macOS' ._model.safetensors; those with a blank
+        # are people's and browsers', as "model (1).safetensors" and "config - Copy.json".
+        is_copy = path.name.startswith(".") or " " in path.name
+        if path.suffix in (".safetensors", ".json") and not is_copy:
             digest.update(f"{path.name}\x1f{_sha256_now(path)}\x1e".encode())
     return digest.hexdigest()
 

@@ -189,3 +189,14 @@ def test_a_local_copy_is_made_once_for_each_content(s3: StorePath) -> None:
     assert not [entry for entry in cache_folder().iterdir() if entry.name.startswith(".")]
     with pytest.raises(UserError, match="nothing does not exist"):
         local_copy(s3 / "nothing")
+
+
+@pytest.mark.parametrize(
+    "name", ["._model.safetensors", "model (1).safetensors", "config - Copy.json", "README.md"]
+)
+def test_copies_beside_a_checkpoint_do_not_change_its_digest(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    before = checkpoint_digest(tmp_path)
+    (tmp_path / name).write_bytes(b"y")
+    assert checkpoint_digest(tmp_path) == before
