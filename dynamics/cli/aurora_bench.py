@@ -34,6 +34,10 @@ _BestOf = Annotated[
 _Temperature = Annotated[
     float | None, typer.Option(min=0, help="Default: 0 (greedy), or 1 with --best-of.")
 ]
+_TopK = Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest codes only.")]
+_TopP = Annotated[
+    float, typer.Option(min=0, max=1, help="Draw among the likeliest codes of this share only.")
+]
 _Seed = Annotated[int, typer.Option(min=0, help="Random seed of the sampling.")]
 _Clip = Annotated[
     Path | None, typer.Option(help="Local CLIP folder: CLIP-I, CLIP-T ...", callback=local)
@@ -69,6 +73,8 @@ def aurora_bench(
     device: _Device = "cpu",
     best_of: _BestOf = 1,
     temperature: _Temperature = None,
+    top_k: _TopK = None,
+    top_p: _TopP = 1.0,
     seed: _Seed = 0,
     clip: _Clip = None,
     dino: _Dino = None,
@@ -98,6 +104,8 @@ def aurora_bench(
         device="cuda" if device == "cuda" else "cpu",
         best_of=best_of,
         temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         seed=seed,
         clip=_text(clip),
         dino=_text(dino),

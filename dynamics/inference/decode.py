@@ -45,6 +45,19 @@ def gumbel_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.stack(rows)
 
 
+def scores_to_draw(logp_RV: Tensor, sampling: SamplingParams) -> Tensor:
+    """Log-probabilities at the temperature, [R, V], not normalised; -inf for what is not drawn."""
+    scores_RV = logp_RV / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < scores_RV.shape[-1]:
+        least_R1 = scores_RV.topk(sampling.top_k).values[:, -1:]
+        scores_RV = scores_RV.masked_fill(scores_RV < least_R1, -torch.inf)
+    if sampling.top_p < 1:
+        sorted_RV, order_RV = scores_RV.softmax(-1).sort(-1, descending=True)
+        enough_RV = sorted_RV.cumsum(-1) - sorted_RV >= sampling.top_p
+        scores_RV = scores_RV.masked_fill(enough_RV.gather(-1, order_RV.argsort(-1)), -torch.inf)
+    return scores_RV
+
+
 class _Picker:
     """Picks the next token of every row: the place where sampling options act.
 
@@ -54,7 +67,7 @@ class _Picker:
     """
 
     def __init__(self, sampling: SamplingParams, noise_RTV: Tensor | None) -> None:
-        self._temperature = sampling.temperature
+        self._sampling = sampling
         self._noise_RTV = noise_RTV
         if noise_RTV is not None and sampling.greedy_first:
             noise_RTV[:: sampling.num_samples] = 0
@@ -63,7 +76,7 @@ class _Picker:
         """Chosen index of each of the ``rows`` and its log-probability, both [R]."""
         scores_RV = logp_RV
         if self._noise_RTV is not None:
-            scores_RV = logp_RV / self._temperature + self._noise_RTV[rows, step]
+            scores_RV = scores_to_draw(logp_RV, self._sampling) + self._noise_RTV[rows, step]
         chosen_R = scores_RV.argmax(-1)
         return chosen_R, logp_RV.gather(-1, chosen_R[:, None])[:, 0]
 

@@ -22,6 +22,11 @@ class SamplingParams:
     """Samples per prompt."""
     temperature: float = 0.0
     """0 is greedy, 1 the model's own distribution."""
+    top_k: int | None = None
+    """Only the k likeliest tokens are drawn."""
+    top_p: float = 1.0
+    """Only the likeliest tokens are drawn that together reach this probability, at the temperature
+    and among the top k."""
     greedy_first: bool = False
     """The first sample of every prompt is the greedy one. The others of a frame are those that a
     seed draws without it."""
@@ -33,6 +38,12 @@ class SamplingParams:
             raise UserError(f"num_samples must be at least 1, got {self.num_samples}")
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature must be 0 or above and finite, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k must be at least 1, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p < 1):
+            raise UserError("top_k and top_p need a temperature above 0: greedy has one choice")
         if self.temperature == 0 and self.num_samples > 1:
             raise UserError(
                 f"{self.num_samples} samples need a temperature above 0: greedy ones are all equal"

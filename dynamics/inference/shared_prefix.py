@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamics.core.errors import UserError
-from dynamics.inference.decode import CODES_BATCH, SCORE_BATCH, TEXT_BATCH, row_parts
+from dynamics.inference.decode import (
+    CODES_BATCH,
+    SCORE_BATCH,
+    TEXT_BATCH,
+    row_parts,
+    scores_to_draw,
+)
 from dynamics.inference.decoder import Candidates, DecodedText
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models.stack import Past, Stack, has_stack
@@ -151,12 +157,13 @@ class SharedPrefixDecoder:
         branches = _Branches(self._model, self._stack, distinct, steps)
         for step in range(steps):
             logp_nV = head(branches.hidden).float().log_softmax(-1)
-            scores = logp_RV = logp_nV[branch_of.to(logp_nV.device)]
+            branch_R = branch_of.to(logp_nV.device)
+            scores = logp_RV = logp_nV[branch_R]
             if uniform is not None:
                 noise = uniform(live, step).clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
                 if sampling.greedy_first:
                     noise[live % sampling.num_samples == 0] = 0
-                scores = logp_RV / sampling.temperature + noise.to(logp_RV.device)
+                scores = scores_to_draw(logp_nV, sampling)[branch_R] + noise.to(logp_RV.device)
             chosen = scores.argmax(-1, keepdim=True)
             values[live, step] = logp_RV.gather(-1, chosen)[:, 0].cpu()
             drawn = ids_V[chosen[:, 0]].cpu()

@@ -144,7 +144,13 @@ def test_no_rows_have_no_scores(decoder: Decoder) -> None:
 def test_engines_draw_the_same(model: UnifiedVLM, temperature: float) -> None:
     engines: list[Decoder] = [imported(DECODERS[name])(model, "fdp") for name in DECODERS]
     num = 6 if temperature else 1
-    sampling = SamplingParams(num_samples=num, temperature=temperature, greedy_first=num > 1)
+    sampling = SamplingParams(
+        num_samples=num,
+        temperature=temperature,
+        top_k=7 if temperature else None,
+        top_p=0.9 if temperature else 1.0,
+        greedy_first=num > 1,
+    )
     prompts = prompt(engines[0])[[0, 1, 0, 2]]  # one comes twice
     reference, *others = [
         (

@@ -88,6 +88,11 @@ class Decode:
         """Canonical, for keys and reports."""
         best_of, temperature = self.sampling.num_samples, self.sampling.temperature
         how = "greedy" if temperature == 0 else f"temperature {temperature:g}"
+        how += "".join(
+            f", {name.replace('_', ' ')} {value:g}"
+            for name, value in self.sampling.changed().items()
+            if name in ("top_k", "top_p")
+        )
         many = f"best of {best_of}, " if best_of > 1 else ""
         return f"{many}{how}, seed {self.seed}"
 

@@ -30,6 +30,8 @@ class Request:
     device: Device
     best_of: int
     temperature: float | None
+    top_k: int | None
+    top_p: float
     seed: int
     clip: str | None
     dino: str | None
@@ -93,7 +95,12 @@ def _decode(request: Request) -> "Decode":
     temperature = request.temperature
     if temperature is None:
         temperature = 1.0 if request.best_of > 1 else 0.0
-    sampling = SamplingParams(num_samples=request.best_of, temperature=temperature)
+    sampling = SamplingParams(
+        num_samples=request.best_of,
+        temperature=temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+    )
     return Decode(sampling=sampling, seed=request.seed)
 
 

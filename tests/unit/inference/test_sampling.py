@@ -13,6 +13,9 @@ from dynamics.inference.sampling import GREEDY, SamplingParams
         ({"temperature": float("nan")}, "temperature must be 0 or above and finite"),
         ({"num_samples": 4}, "4 samples need a temperature above 0"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k must be at least 1"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p must be above 0 and at most 1"),
+        ({"top_p": 0.9}, "top_k and top_p need a temperature above 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
