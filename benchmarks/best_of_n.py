@@ -33,9 +33,8 @@ class _CodesOnly(LogitsProcessor):
 def cases(shape: Shape) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
     """The engines, and ``generate`` a frame at a time, N at once, and with a static cache."""
     vlm = model(shape)
+    prompt = vlm.tokens.fdp_prompt(frames(vlm, 1), ["push the red ring left"])
     steps = vlm.tokens.num_image_tokens = 16 if shape == "tiny" else 32
-    codes = frames(vlm, 1) if shape == "tiny" else frames(vlm, 8).reshape(1, -1)
-    prompt = vlm.tokens.fdp_prompt(codes, ["push the red ring left"])
     network = without_mask(vlm)
     sampling = SamplingParams(num_samples=_SAMPLES, temperature=1.0)
     settings = {
