@@ -131,5 +131,6 @@ def json_line(level: str, message: str, **fields: Any) -> str:
 def print_whole(console: Console, tables: RenderableType) -> None:
     """Print tables whose words and figures stay whole, where need be wider than the terminal."""
     least = console.measure(tables, options=console.options.update(max_width=1000)).minimum
-    wide = Console(file=console.file, width=max(least, console.width), highlight=False)
+    width = max(least, console.width)
+    wide = Console(file=console.file, width=width, soft_wrap=True, highlight=False)
     wide.print(tables)
