@@ -9,11 +9,12 @@ finest first,
 - ``task_index`` per frame, named by ``meta/tasks.parquet``.
 
 Frames with the same words in a row are one segment; its first and last frame are the pair. Only the
-first camera that info.json lists is used.
+first camera with videos that info.json lists is used; where there is none, the first whose pictures
+lie in the data files.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -23,8 +24,16 @@ import pyarrow.parquet as pq
 
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, matching
-from dynamics.data.labelled.listing import Collector, Labelled, LabelledPair, Segment, plain_action
+from dynamics.data.labelled.listing import (
+    Collector,
+    Labelled,
+    LabelledPair,
+    Segment,
+    Stills,
+    plain_action,
+)
 from dynamics.data.labelled.paths import Refused, Root
+from dynamics.data.labelled.table import PictureTable, TablePicture
 
 ORIGIN = "datasets of this format: https://huggingface.co/datasets?other=LeRobot"
 _OLD = "convert it with lerobot's convert_dataset_v21_to_v30"
@@ -46,9 +55,8 @@ def list_lerobot(path: Place) -> Labelled:
     for episode in dataset.episodes():
         name = f"episode {episode.get('episode_index')}"
         try:
-            video = dataset.video(episode)
-            start_s = float(episode[f"videos/{dataset.camera}/from_timestamp"])
             spans = dataset.spans(episode)
+            source, frames = dataset.frames(episode)
         except Refused as error:
             collector.reject(name, str(error))
             continue
@@ -67,8 +75,8 @@ def list_lerobot(path: Place) -> Labelled:
                 continue
             collector.add(
                 LabelledPair(
-                    name=dataset.root.name_of(video),
-                    frames=Segment(video, (start_s + span.first_s, start_s + span.last_s)),
+                    name=dataset.root.name_of(source),
+                    frames=frames(span, name),
                     action=action,
                     clip_class=action,
                     sources=(name,),
@@ -84,6 +92,13 @@ class _Span:
     words: object
     first_s: float
     last_s: float
+    first_row: int
+    """Row of the data file."""
+    last_row: int
+
+
+_Frames = Callable[[_Span, str], Segment | Stills]
+"""The two frames of a span of the episode with this name."""
 
 
 class _Dataset:
@@ -94,12 +109,13 @@ class _Dataset:
         info = _info(folder)
         self._video_path = str(info.get("video_path"))
         self._data_path = str(info.get("data_path"))
-        self.camera = _camera(folder, info)
+        self.camera, self._in_videos = _camera(folder, info)
         self._words = {
             column: _names(folder / "meta" / f"{stem}.parquet", column)
             for column, stem in (("subtask_index", "subtasks"), ("task_index", "tasks"))
         }
         self._data: tuple[Place, dict[int, _Episode]] | None = None
+        self._pictures: PictureTable | None = None
 
     def episodes(self) -> Iterator[dict[str, Any]]:
         files = matching(self.root.folder / "meta" / "episodes", "*/*.parquet")
@@ -114,9 +130,27 @@ class _Dataset:
             except (pa.ArrowInvalid, OSError) as error:
                 raise UserError(f"{file} is damaged; get it again") from error
 
-    def video(self, episode: dict[str, Any]) -> Place:
-        place = self._place(self._video_path, f"videos/{self.camera}", episode)
-        return self.root.find(place, "missing_video")
+    def frames(self, episode: dict[str, Any]) -> tuple[Place, _Frames]:
+        """The file with the episode's frames, and how to find them there."""
+        if self._in_videos:
+            place = self._place(self._video_path, f"videos/{self.camera}", episode)
+            video = self.root.find(place, "missing_video")
+            start_s = float(episode[f"videos/{self.camera}/from_timestamp"])
+            return video, lambda span, _: Segment(
+                video, (start_s + span.first_s, start_s + span.last_s)
+            )
+        file = self.root.find(self._place(self._data_path, "data", episode), "missing_data")
+        if self._pictures is None or self._pictures.path != file:
+            self._pictures = PictureTable(file, (self.camera,))
+        table = self._pictures
+
+        def stills(span: _Span, name: str) -> Stills:
+            ends = ((span.first_row, span.first_s), (span.last_row, span.last_s))
+            return Stills(
+                *(TablePicture(table, row, self.camera, f"{name} at {s:.2f} s") for row, s in ends)
+            )
+
+        return file, stills
 
     def spans(self, episode: dict[str, Any]) -> list[_Span]:
         """Segments in the order of time."""
@@ -152,14 +186,19 @@ def _info(folder: Place) -> dict[str, Any]:
     return dict(info)
 
 
-def _camera(folder: Place, info: dict[str, Any]) -> str:
+def _camera(folder: Place, info: dict[str, Any]) -> tuple[str, bool]:
+    """The camera's name, and whether its frames are in videos."""
     features = info.get("features")
-    for name, feature in features.items() if isinstance(features, dict) else ():
-        if isinstance(feature, dict) and feature.get("dtype") == "video" and not _is_depth(feature):
-            return str(name)
-    raise UserError(
-        f"{folder} has no camera in its videos; record or convert it with videos (use_videos)"
-    )
+    cameras = {
+        str(name): feature.get("dtype")
+        for name, feature in (features.items() if isinstance(features, dict) else ())
+        if isinstance(feature, dict) and not _is_depth(feature)
+    }
+    for kind in ("video", "image"):
+        for name, found in cameras.items():
+            if found == kind:
+                return name, kind == "video"
+    raise UserError(f"{folder} has no camera (a feature of dtype video or image); {ORIGIN}")
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
@@ -206,7 +245,7 @@ def _by_episode(file: Place) -> dict[int, _Episode]:
         episode = row["episode_index"]
         if episode not in found:
             found[episode] = _Episode(said[number].as_py() or [] if said is not None else [])
-        found[episode].frames.append(row)
+        found[episode].frames.append(row | {"row": number})
     return found
 
 
@@ -218,9 +257,10 @@ def _spans(episode: _Episode, words: dict[str, dict[int, str]]) -> list[_Span]:
     spans = []
     pairs = zip(said, episode.frames, strict=True)
     for words_said, group in groupby(pairs, key=lambda pair: pair[0]):
-        times = [float(frame["timestamp"]) for _, frame in group]
+        ends = [(float(frame["timestamp"]), frame["row"]) for _, frame in group]
         if words_said is not None:
-            spans.append(_Span(words_said, times[0], times[-1]))
+            (first_s, first), (last_s, last) = ends[0], ends[-1]
+            spans.append(_Span(words_said, first_s, last_s, first, last))
     return spans
 
 

@@ -8,7 +8,7 @@
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -49,7 +49,8 @@ def list_parquet(path: Place) -> Labelled:
     if not files:
         raise UserError(f"{path} holds no *.parquet; {ORIGIN}")
     for file in files:
-        table = _Table(file)
+        table = PictureTable(file)
+        table.check((*IMAGES, "action"))
         root = Root(file.absolute().parent)
         for row, values in table.rows():
             name = f"{file.name} row {row}"
@@ -60,11 +61,13 @@ def list_parquet(path: Place) -> Labelled:
     return collector.done()
 
 
-def _pair(table: "_Table", root: Root, row: int, name: str, values: dict[str, Any]) -> LabelledPair:
+def _pair(
+    table: "PictureTable", root: Root, row: int, name: str, values: dict[str, Any]
+) -> LabelledPair:
     pictures: list[Picture] = []
     for column in IMAGES:
         if column in table.embedded:
-            pictures.append(_TableImage(table, row, column, f"{name} {column}"))
+            pictures.append(TablePicture(table, row, column, f"{name} {column}"))
         else:
             path = values.get(column)
             pictures.append(ImageFile(root.find(path), str(path)))
@@ -79,21 +82,30 @@ def _pair(table: "_Table", root: Root, row: int, name: str, values: dict[str, An
     )
 
 
-class _Table:
-    """A Parquet file; one row group's pictures are in memory at a time."""
+class PictureTable:
+    """A Parquet file with pictures; one row group's are in memory at a time.
 
-    def __init__(self, path: Place) -> None:
+    Args:
+        path: the file.
+        columns: columns of pictures; those that it has not are left out.
+
+    Raises:
+        UserError: it is no Parquet file.
+    """
+
+    def __init__(self, path: Place, columns: tuple[str, ...] = IMAGES) -> None:
         try:
             self._file = pq.ParquetFile(path.open("rb"))
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{path} is no Parquet file; {ORIGIN}") from error
         schema = self._file.schema_arrow
-        missing = [name for name in (*IMAGES, "action") if name not in schema.names]
-        if missing:
-            raise UserError(f"{path} has no column {', '.join(missing)}; {ORIGIN}")
-        self.embedded = frozenset(name for name in IMAGES if not _is_text(schema.field(name).type))
+        self.embedded = frozenset(
+            name
+            for name in columns
+            if name in schema.names and not _is_text(schema.field(name).type)
+        )
         """Image columns that hold bytes."""
-        self.path = path
+        self.path, self._columns = path, columns
         self._lock = threading.Lock()
         self._group: tuple[int, pa.Table] | None = None
         sizes = [
@@ -103,7 +115,17 @@ class _Table:
         self._starts = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
 
     def __reduce__(self) -> Any:
-        return _open, (self.path,)
+        return _open, (self.path, self._columns)
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Refuse a table that lacks columns.
+
+        Raises:
+            UserError: with their names.
+        """
+        missing = [name for name in columns if name not in self._file.schema_arrow.names]
+        if missing:
+            raise UserError(f"{self.path} has no column {', '.join(missing)}; {ORIGIN}")
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Row numbers with texts and paths, without pictures."""
@@ -120,6 +142,8 @@ class _Table:
 
     def image(self, row: int, column: str) -> bytes:
         """The bytes of a picture; threads take turns."""
+        if column not in self.embedded:
+            raise Refused("missing_image")
         with self._lock:
             group = next(g for g, end in enumerate(self._starts[1:]) if row < end)
             if self._group is None or self._group[0] != group:
@@ -134,17 +158,17 @@ class _Table:
 
 
 @lru_cache(4)
-def _open(path: Place) -> _Table:
+def _open(path: Place, columns: tuple[str, ...]) -> PictureTable:
     """A table that other processes read pictures of."""
-    return _Table(path)
+    return PictureTable(path, columns)
 
 
-class _TableImage:
+class TablePicture:
     """A picture in a table."""
 
     __slots__ = ("_column", "_row", "_table", "name")
 
-    def __init__(self, table: _Table, row: int, column: str, name: str) -> None:
+    def __init__(self, table: PictureTable, row: int, column: str, name: str) -> None:
         self._table = table
         self._row = row
         self._column = column

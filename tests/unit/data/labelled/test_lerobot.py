@@ -72,6 +72,20 @@ def test_formats_of_info_json_reach_no_attribute(tmp_path):
         list_lerobot(tmp_path)
 
 
+def test_pictures_in_data_files_are_read_where_there_is_no_video(tmp_path):
+    write_lerobot(tmp_path, subtasks=True)
+    rewrite(tmp_path, features={"eye": {"dtype": "image"}})
+    path = tmp_path / "data/chunk-000/file-000.parquet"
+    frames = pq.read_table(path)
+    eyes = [{"bytes": b"picture %d" % row, "path": None} for row in range(frames.num_rows)]
+    pq.write_table(frames.append_column("eye", pa.array(eyes)), path, row_group_size=7)
+    listed = list_lerobot(tmp_path)
+    assert len(listed.pairs) == 8
+    read = [(p.frames.source.read(), p.frames.target.read()) for p in listed.pairs[2:4]]
+    assert read == [(b"picture 10", b"picture 14"), (b"picture 15", b"picture 19")]
+    assert listed.pairs[2].sources == ("episode 1",)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
