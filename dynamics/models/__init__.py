@@ -1,6 +1,7 @@
 """Model families. To add one: a module with the three loaders, and one line in FAMILIES."""
 
 import ctypes
+import platform
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
@@ -32,8 +33,8 @@ def _family(name: str) -> Family:
 
 
 def load_model(family: str, base: Place, device: str = "cpu") -> "UnifiedVLM":
-    """The unified VLM of a checkpoint folder; `UserError` when the folder is wrong."""
-    _keep_freed_memory()
+    """The unified VLM of a checkpoint folder; `UserError` when folder or device is wrong."""
+    _prepare(device)
     return _family(family).load(local_copy(base), device)
 
 
@@ -41,7 +42,7 @@ def load_image_tokenizer(
     family: str, base: Place, device: str = "cpu", precision: "Precision" = "float32"
 ) -> "ImageTokenizer":
     """The image tokenizer of a checkpoint folder, without its language model."""
-    _keep_freed_memory()
+    _prepare(device)
     images = _family(family).load_image_tokenizer(local_copy(base), device)
     images.precision = precision
     return images
@@ -50,6 +51,14 @@ def load_image_tokenizer(
 def load_tokens(family: str, base: Place, images: "ImageTokenizer") -> "Tokens":
     """The token layouts of a checkpoint folder, without its language model."""
     return _family(family).load_tokens(local_copy(base), images)
+
+
+def _prepare(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device=cuda, and torch sees no GPU on {platform.node()}")
+    _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:

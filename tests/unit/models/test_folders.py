@@ -75,6 +75,13 @@ def test_a_vqgan_of_other_channels_within_a_checkpoint_is_refused(tmp_path: Path
     assert "another VQGAN" in refused("chameleon", tmp_path)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(tmp_path: Path) -> None:
+    for load in (load_model, load_image_tokenizer):
+        with pytest.raises(UserError, match=r"^model.device=cuda, and torch sees no GPU on \S+$"):
+            load("liquid", tmp_path, "cuda")
+
+
 def test_a_plain_gemma_is_no_liquid(tmp_path: Path) -> None:
     build_liquid(tmp_path)
     rows = json.loads((tmp_path / "config.json").read_text())["vocab_size"] - NUM_CODES
