@@ -96,7 +96,7 @@ def _check_record(path: Place) -> None:
 
 
 def _check_lines(path: Place) -> None:
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         unsealed(json.loads(line))
 
 
