@@ -14,6 +14,8 @@ import pytest
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.places import StorePath
+from dynamics.pipeline.verify import verify
+from dynamics.storage.run_folder import RunFolder
 from tests.runs import LocalRun, results
 from tests.serving import free_port
 from tests.stores import BUCKET, s3_client, s3_server, store_environment
@@ -127,6 +129,7 @@ def test_a_run_on_ray_in_a_store_is_that_of_one_process_and_keeps_no_credential(
     done = bootstrap(environment, *overrides, "--run-dir", str(s3), on_ray=True)
     assert done.returncode == 0, done.stderr
     assert results(s3) == results(local_run.folder)
+    assert verify(RunFolder(s3))[1] == []
     assert (s3 / "example-rollout.json").is_file()  # its generator was served and has answered
     (database,) = (tmp_path / "cache").rglob("mlflow.db")
     assert f"sqlite:///{database}" in done.stdout

@@ -21,11 +21,11 @@ class InThisProcess(Campaign):
 def test_damaged_files_are_named_and_of_no_effect(
     small: LoopConfig, local_run: LocalRun, tmp_path: Path
 ) -> None:
-    campaign = InThisProcess(tmp_path, small, {"flips": 2, "cuts": 1, "every": 60})
+    campaign = InThisProcess(tmp_path, small, {"flips": 1, "cuts": 1, "every": 60})
     campaign.take_calm(local_run.folder)
     found = campaign.damage()
     assert found.lost == []
-    assert found.held == found.tried > 3
+    assert found.held == found.tried >= 3
 
 
 def test_the_table_has_all_faults_with_figures_or_the_reason_why_not() -> None:

@@ -93,7 +93,6 @@ def test_a_run_in_a_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> Non
     ("text", "said"),
     [
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [" + "*b, " * 30 + "*b]", "aliases"),
-        ("[" * 2_000, "nested too deeply"),
         ("name: \x00", "not valid YAML"),
         ("run_dir: !!python/object/apply:os.system [id]", "not valid YAML"),
         ("train: {learning_rate: .inf}", "finite"),

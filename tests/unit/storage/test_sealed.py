@@ -21,7 +21,7 @@ def test_any_flipped_byte_of_a_record_is_refused_or_white_space(tmp_path: Path) 
     assert read_json(path) == RECORD
     payload = path.read_bytes()
     for place in range(len(payload)):
-        for bits in (1, 2, 4, 64, 255):
+        for bits in (1, 32):
             changed = payload[:place] + bytes([payload[place] ^ bits]) + payload[place + 1 :]
             path.write_bytes(changed)
             with suppress(UserError):
