@@ -362,10 +362,13 @@ def _write_flushed(path: Path, payload: bytes) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file's bytes, or a folder's entries, to the disk."""
+    """Bring a file's bytes, or a folder's entries, to the disk; an error names it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)
 

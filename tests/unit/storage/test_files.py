@@ -15,6 +15,7 @@ from dynamics.storage.files import (
     damaged_files,
     list_files,
     local_copy,
+    name_flushed,
     new_folder,
     remove_tree,
     sha256_file,
@@ -200,3 +201,13 @@ def test_copies_beside_a_checkpoint_do_not_change_its_digest(tmp_path: Path, nam
     before = checkpoint_digest(tmp_path)
     (tmp_path / name).write_bytes(b"y")
     assert checkpoint_digest(tmp_path) == before
+
+
+def test_a_file_whose_flush_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "fresh.tmp").write_bytes(b"weights")
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match=r"Input/output error: '.*fresh\.tmp'"):
+        name_flushed(tmp_path / "fresh.tmp", tmp_path / "weights")
