@@ -163,15 +163,18 @@ class Campaign:
     def _judged(self, kind: str, name: Path, number: str) -> tuple[bool, str]:
         """Whether a damage was named, and every use refused it or came to the same without it.
 
-        A file that nobody needs any more may be deleted. A page shows that it lacks what was
-        deleted, an export that its frames are drawn from codes where a video is damaged.
+        A file that nobody needs any more may be deleted. Shown, and no loss: a page or a card that
+        lacks what was deleted, a curve without the points of damaged lines, an export whose frames
+        are drawn from codes where a video is damaged.
         """
         calm, used = (json.loads((self.folder / f"used-{n}").read_text()) for n in ("calm", number))
         calm["resume"].pop(name.as_posix(), None)
         effects = [use for use in calm if used[use] not in ("refused", calm[use])]
         named = "verify" in effects
-        shown = {"verify", *(["report"] if kind == "delete" and named else [])}
-        shown |= {"export"} if name.suffix == ".mp4" else set()
+        shown = {"verify"}
+        if named and kind == "delete":
+            shown |= {"report", "adapters"}
+        shown |= {".mp4": {"export"}, ".jsonl": {"report"}}.get(name.suffix, set())
         effects = sorted({*effects} - shown)
         held = (named or kind == "delete") and not effects
         return held, f"{kind} {name}: {'' if named else 'not '}named, other {', '.join(effects)}"

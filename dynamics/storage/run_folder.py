@@ -29,7 +29,7 @@ from dynamics.storage.files import (
     write_bytes,
 )
 from dynamics.storage.pairs import PARTS
-from dynamics.storage.sealed import seal, unsealed
+from dynamics.storage.sealed import SEAL, seal, unsealed
 
 FORMAT = 2
 """Version of run.json and study.json; version 1 is read as well: its tables are single files."""
@@ -405,7 +405,12 @@ def read_json(path: Place) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        return unsealed(json.loads(path.read_bytes()))
+        payload = path.read_bytes()
+        record: dict[str, Any] = json.loads(payload)
+        content = unsealed(record)
+        if SEAL in record and json_bytes(record) != payload:
+            raise ValueError("the same values are written in another way")
+        return content
     except (ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is not valid JSON, or was changed ({error}); restore it, or delete it "
