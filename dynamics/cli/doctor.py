@@ -45,7 +45,7 @@ def doctor(
             console.print(piece.line(), markup=False)
         else:
             problems.append(piece.line())
-    problems += _unmet(cfg)
+    problems += [*_unmet(cfg), *_unlisted(cfg)]
     unsealed = why_unsealed(cfg.pool.decode_memory_mb)
     held = "limits and a filter of system calls" if unsealed is None else f"limits: {unsealed}"
     console.print(f"videos and pictures of pools are decoded under {held}", markup=False)
@@ -102,3 +102,22 @@ def _unmet(cfg: LoopConfig) -> Iterator[str]:
     base = cfg.base_path()
     if base.is_dir() and not ((base / "config.json").is_file() and [*base.glob("*.safetensors")]):
         yield f"no checkpoint in {base}: set model.base, or dynamics pretrain-tiny"
+
+
+def _unlisted(cfg: LoopConfig) -> Iterator[str]:
+    """Lines about folders that are there and hold nothing that a run can use."""
+    from dynamics.data.labelled import DATASETS
+    from dynamics.data.video.sources import list_clips
+
+    for part in cfg.pool.parts:
+        if part.path.exists():
+            try:
+                next(list_clips(part), None)
+            except UserError as error:
+                yield str(error)
+    dataset, path = cfg.labelled.dataset, cfg.labelled.path
+    if dataset is not None and path is not None and path.exists():
+        try:
+            console.print(DATASETS[dataset](path).summary(), markup=False)
+        except UserError as error:
+            yield str(error)

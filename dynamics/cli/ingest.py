@@ -33,10 +33,12 @@ def ingest(
         typer.Option(help="Checkpoint whose image tokenizer encodes the frames.", parser=as_place),
     ] = None,
     family: Annotated[str, named("dynamics.models:FAMILIES", "Family of the base")] = _FAMILY,
-    top_k: Annotated[int, typer.Option(help="Key frames a clip.")] = 6,
-    spacing: Annotated[int, typer.Option(help="Least distance of key frames, in frames.")] = 20,
+    top_k: Annotated[int, typer.Option(help="Key frames a clip.", min=2)] = 6,
+    spacing: Annotated[
+        int, typer.Option(help="Least distance of key frames, in frames.", min=1)
+    ] = 20,
     source: Annotated[str, named("dynamics.data.video.sources:SOURCES", "Layout")] = "folder",
-    max_pairs: Annotated[int | None, typer.Option(help="Stop after so many pairs.")] = None,
+    max_pairs: Annotated[int | None, typer.Option(help="Stop after so many pairs.", min=1)] = None,
     per_minute: Annotated[
         float, typer.Option(help="Key frames a minute, of clips that are long enough.", min=0)
     ] = _FRAMES.per_minute,

@@ -162,12 +162,17 @@ def test_doctor_names_what_is_amiss(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        own = (f"model.base={tmp_path}", "model.device=cuda", f"serve.port={port}")
+        own = (
+            f"model.base={tmp_path}", "model.device=cuda", f"serve.port={port}",
+            f"pool.path={tmp_path}", "labelled.dataset=aurora", f"labelled.path={tmp_path}",
+        )  # fmt: skip
         done = dynamics("doctor", "--set", *" --set ".join(own).split(), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1
     assert f"no checkpoint in {tmp_path}" in done.stdout
     assert f"problem: port {port} on 127.0.0.1 is in use" in done.stdout
     assert "problem: model.device=cuda, and torch sees no GPU here" in done.stdout
+    assert f"problem: video folder {tmp_path} holds no videos" in done.stdout
+    assert f"problem: {tmp_path} has no data/TASK/train.json of AURORA" in done.stdout
     assert "\ndoes it fit? no checkpoint in" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("next: mend these")
 
