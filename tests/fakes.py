@@ -101,9 +101,10 @@ class ScriptedFDP:
     ) -> Candidates:
         codes = np.repeat(np.asarray(source_BL)[:, None], sampling.num_samples, axis=1)
         for row, (source, action) in enumerate(zip(source_BL, actions, strict=True)):
-            right = np.array([self.sure(action)])
-            if sampling.temperature:
-                right = np.random.default_rng(seeds[row]).random(len(codes[row])) < self.skill
+            greedy = sampling.greedy_first or not sampling.temperature
+            right = np.full(len(codes[row]), self.sure(action))
+            if drawn := len(right) - greedy:
+                right[greedy:] = np.random.default_rng(seeds[row]).random(drawn) < self.skill
             codes[row, right] = perform(source, action) or source
         return Candidates(codes=codes, logprobs=np.full(codes.shape[:2], -3.0))
 
