@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -37,6 +38,8 @@ _ENVIRONMENT = {
 }
 
 
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Where this is 0, on Linux too, Ray's address is 127.0.0.1, and it listens nowhere else."""
 _FOLDER_PREFIX = "ray-dynamics-"
 _local_folders: list[str] = []
 
@@ -46,6 +49,8 @@ def prepare_environment() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     spare_loopback()
+    if not joins_cluster():
+        os.environ[_CLUSTERS] = "0"
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
@@ -128,7 +133,10 @@ def ensure_ray(cluster: ClusterConfig) -> None:
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
             "dynamics.serving.http.proxy_limit.middlewares",
         )
-        # An own folder: Unix sockets need a short path, and it is removed at the end.
+        # A token of this Ray alone; else Ray leaves one in the home folder, for all to read.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # An own folder: Unix sockets need a short path, and it is removed at the end. Nobody else
+        # may enter it, since Ray opens the one below to everybody.
         _remove_orphaned_folders()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir="/tmp")
         _local_folders.append(folder)
@@ -137,7 +145,7 @@ def ensure_ray(cluster: ClusterConfig) -> None:
             num_cpus=cluster.num_cpus,
             object_store_memory=cluster.object_store_mb * 2**20,
             include_dashboard=False,
-            _temp_dir=folder,
+            _temp_dir=f"{folder}/s",
             **options,
         )
     if threading.current_thread() is threading.main_thread():

@@ -1,10 +1,17 @@
+import os
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from dynamics.core.config import ClusterConfig
 from dynamics.core.errors import UserError
 from ray_jobs import runtime
+from tests.runs import descendants
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
+"""127.0.0.1, the same in IPv6, and ::1, as Linux writes them."""
 
 
 def full_disk() -> None:
@@ -34,6 +41,50 @@ def test_a_bug_of_a_worker_keeps_its_traceback() -> None:
 
     with pytest.raises(ray.exceptions.RayTaskError), runtime.on_ray(ClusterConfig()):
         ray.get(ray.remote(bug).remote())
+
+
+def command_line(process: int) -> bytes:
+    with suppress(OSError):  # ended meanwhile
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    return b""
+
+
+def listening(processes: set[int]) -> dict[int, str]:
+    """Ports at which processes accept TCP connections, and the address of each."""
+    files = set()
+    for process in processes:
+        with suppress(OSError):  # ended meanwhile
+            files |= {os.readlink(file) for file in Path(f"/proc/{process}/fd").iterdir()}
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in files:
+                address, _, port = local.partition(":")
+                found[int(port, 16)] = address
+    return found
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="no list of sockets in /proc")
+def test_nobody_else_reaches_the_ray_that_is_started_here() -> None:
+    own = {one for one in descendants(os.getpid()) if b"ray" in command_line(one)}
+    ports = listening(own | {os.getpid()})
+    assert len(ports) > 5
+    assert set(ports.values()) <= LOOPBACK
+    said = set()
+    for port in listening(own):
+        with suppress(httpx.HTTPError):  # not HTTP
+            url = f"http://127.0.0.1:{port}/api/job_agent/jobs/"
+            said.add(httpx.post(url, json={"entrypoint": "id"}, timeout=5).status_code)
+    assert 401 in said  # the agent that starts jobs
+    assert said <= {401, 404, 405}
+    [folder] = map(Path, runtime._local_folders)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_socket():
+            assert os.environ["RAY_AUTH_TOKEN"].encode() not in path.read_bytes()
 
 
 def test_a_relative_run_folder_counts_from_here(
