@@ -39,7 +39,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import load
-from dynamics.core.errors import as_user_error
+from dynamics.core.errors import UserError, as_user_error
 from dynamics.exports import export_run
 from dynamics.inference.load import load_pair
 from dynamics.pipeline.verify import verify
@@ -170,7 +170,7 @@ class Campaign:
         calm, used = (json.loads((self.folder / f"used-{n}").read_text()) for n in ("calm", number))
         calm["resume"].pop(name.as_posix(), None)
         effects = [use for use in calm if used[use] not in ("refused", calm[use])]
-        named = "verify" in effects
+        named = used["verify"] != calm["verify"]
         shown = {"verify"}
         if named and kind == "delete":
             shown |= {"report", "adapters"}
@@ -191,7 +191,8 @@ class Campaign:
 
         def served() -> bytes:
             report = folder.report(1)
-            assert report is not None
+            if report is None:  # as `dynamics serve` says
+                raise UserError(f"{run} has not finished round 1")
             models = folder.models(report, self.cfg.base_path())
             load_pair(models, self.cfg.model)
             return models.idm_digest.encode()
