@@ -173,14 +173,14 @@ class ImageFile:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise Refused("not_a_file")
-            if not 0 < status.st_size <= MAX_IMAGE_BYTES:
+            if status.st_size > MAX_IMAGE_BYTES:
                 raise Refused("file_size")
             return file.read(MAX_IMAGE_BYTES)
 
 
 def _read_object(path: StorePath) -> bytes:
     try:
-        if not 0 < path.meta()["size"] <= MAX_IMAGE_BYTES:
+        if path.meta()["size"] > MAX_IMAGE_BYTES:
             raise Refused("file_size")
         return path.read_bytes()
     except FileNotFoundError as error:

@@ -17,7 +17,11 @@ except KeyboardInterrupt:
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     code = f"import os, signal; {BEFORE}\n{code}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        # A shell starts what runs in its background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def test_while_modules_load_it_is_one_line() -> None:

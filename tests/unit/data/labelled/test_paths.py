@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from dynamics.core.images import PictureError, read_picture
 from dynamics.data.labelled.paths import MAX_IMAGE_BYTES, ImageFile, Refused, Root
 
 
@@ -95,10 +96,12 @@ def test_a_file_that_became_a_link_a_pipe_or_nothing_is_not_read(root, tmp_path)
         image.read()
 
 
-def test_empty_and_huge_files_are_refused_by_their_size(root):
+def test_a_huge_file_is_refused_by_its_size_and_an_empty_one_by_the_reader_of_pictures(root):
     path = root / "images" / "b.png"
-    for size in (0, MAX_IMAGE_BYTES + 1):
-        with path.open("wb") as file:
-            file.truncate(size)
-        with pytest.raises(Refused, match="file_size"):
-            ImageFile(path, "b").read()
+    with path.open("wb") as file:
+        file.truncate(MAX_IMAGE_BYTES + 1)
+    with pytest.raises(Refused, match="file_size"):
+        ImageFile(path, "b").read()
+    path.write_bytes(b"")
+    with pytest.raises(PictureError, match="unreadable"):
+        read_picture(ImageFile(path, "b").read())
