@@ -44,7 +44,7 @@ from dynamics.exports import export_run
 from dynamics.inference.load import load_pair
 from dynamics.pipeline.verify import verify
 from dynamics.report.page import collect, render
-from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.run_folder import RunFolder, write_json
 from tests.runs import results, run_local
 
 LIST, TABLE = ROOT / "benchmarks" / "faults.yaml", ROOT / "docs" / "RELIABILITY.md"
@@ -226,6 +226,7 @@ class Campaign:
     def _write_calm(self) -> None:
         with _disk(-1, 0) as seen:
             self._run(self.calm)
+        write_json(RunFolder(self.calm).done, {"rounds": self.cfg.rounds})  # as the command does
         (self.folder / "calls").write_text(str(next(seen)))
 
     def _run(self, here: Path) -> None:
