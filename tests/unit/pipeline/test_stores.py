@@ -54,7 +54,7 @@ def test_commands_read_a_run_in_a_store(s3: StorePath, local_run: LocalRun, tmp_
     for path in list_files(local_run.folder):
         write_bytes(s3 / path.relative_to(local_run.folder), path.read_bytes())
     for command, said in (
-        (["ledger", "verify", s3], "1 rounds, every shard is sound"),
+        (["verify", s3], "the ledger are sound, and nothing is missing"),
         (["evaluate", s3], "FDP"),
         (["report", s3, "--no-open"], f"report: {s3}/report.html"),
         (["export", s3, "--as", "hf", "--out", tmp_path / "hf"], "hf: "),
