@@ -9,6 +9,7 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import ModelRef, RoundReport
 from dynamics.inference.load import check_bytes
+from dynamics.serving.errors import NotReadyError
 from dynamics.storage.run_folder import REPORT, RunFolder
 
 Loaded = TypeVar("Loaded")
@@ -29,10 +30,6 @@ def promoted_rounds(folder: RunFolder) -> dict[int, RoundReport]:
         for number, report in reports.items()
         if report is not None and report.promoted
     }
-
-
-class NotReadyError(UserError):
-    """No round is promoted yet: status 503."""
 
 
 class ModelRegistry(Generic[Loaded]):

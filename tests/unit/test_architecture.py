@@ -48,6 +48,10 @@ def test_the_commands_import_nothing_heavy_before_they_parse():
     assert not imported_by("ray_jobs.bootstrap", among=HEAVY)
 
 
+def test_the_proxy_of_the_service_loads_no_model_code():
+    assert not imported_by("dynamics.serving.http.proxy_limit", among={"torch", "transformers"})
+
+
 RUN_CONFIGS = [path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "serve"]
 
 

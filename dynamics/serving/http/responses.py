@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from dynamics.core.errors import UserError
 from dynamics.core.images import PictureError
 from dynamics.serving.batching import ExpiredError
-from dynamics.serving.model_registry import NotReadyError
+from dynamics.serving.errors import NotReadyError
 from dynamics.serving.schemas import ErrorReply, Message
 
 MAX_PROBLEMS = 5
