@@ -108,6 +108,7 @@ class Campaign:
     def take_calm(self, run: Path) -> None:
         """A finished run of ``cfg`` as the unbroken one."""
         shutil.copytree(run, self.calm)
+        self._run(self.calm)  # it records this configuration's free keys, as every resume does
 
     def kills(self) -> Found:
         """SIGKILL at moments of a run, then the same command: the same bytes, all sound."""
