@@ -1,6 +1,7 @@
 """Work that finds no room: what it needs, against what the nodes of the cluster have."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -33,6 +34,14 @@ def missing(resources: Mapping[str, float], count: int) -> str | None:
     if grows(nodes, _autoscaler()):
         return None
     return lack(resources, count, [node["Resources"] for node in nodes])
+
+
+def missing_gpus(wanted: Mapping[float, int]) -> str | None:
+    """As `missing`, for workers of several kinds: how many take how many GPUs each."""
+    nodes = _nodes()
+    if grows(nodes, _autoscaler()):
+        return None
+    return lack_gpus(wanted, [int(node["Resources"].get("GPU", 0)) for node in nodes])
 
 
 def short(resources: Mapping[str, float], count: int) -> str | None:
@@ -77,6 +86,27 @@ def lack(
     kinds = Counter(_amounts({name: node.get(name, 0.0) for name in resources}) for node in nodes)
     have = ", ".join(f"{times} with {kind}" for kind, times in sorted(kinds.items()))
     return f"needs {_workers(resources, count)}; the nodes have room for {found}: {have}"
+
+
+def lack_gpus(wanted: Mapping[float, int], cards: Sequence[int]) -> str | None:
+    """The line of `missing_gpus` for nodes with these numbers of cards; None when all have room.
+
+    A worker's cards are on one node, and less than one is a share of one card. The largest are
+    placed first, each on the first node that has room.
+    """
+    free = [[1.0] * number for number in cards]
+    wanted = Counter({gpus: count for gpus, count in wanted.items() if gpus})
+    for gpus in sorted(wanted.elements(), reverse=True):
+        share = min(gpus, 1.0)
+        held = [[at for at, left in enumerate(node) if left >= share - 1e-9] for node in free]
+        needed = math.ceil(gpus)
+        node = next((number for number, found in enumerate(held) if len(found) >= needed), None)
+        if node is None:
+            kinds = " + ".join(f"{count} x {gpus:g} GPU" for gpus, count in sorted(wanted.items()))
+            return f"needs {kinds}; the nodes have {', '.join(map(str, cards)) or 'no'} GPUs"
+        for card in held[node][:needed]:
+            free[node][card] -= share
+    return None
 
 
 def room(resources: Mapping[str, float], nodes: Iterable[Mapping[str, float]]) -> int:

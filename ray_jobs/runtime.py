@@ -119,7 +119,8 @@ def ensure_ray(cluster: ClusterConfig) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if joins_cluster():
-        ray.init(runtime_env=_shipped_code(), **options)
+        with _its_level_unsaid():
+            ray.init(runtime_env=_shipped_code(), **options)
     else:
         # Workers of a local Ray inherit this process' environment; the code may not be installed.
         os.environ["PYTHONPATH"] = _python_path()
@@ -140,14 +141,15 @@ def ensure_ray(cluster: ClusterConfig) -> None:
         _remove_orphaned_folders()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir="/tmp")
         _local_folders.append(folder)
-        ray.init(
-            address="local",
-            num_cpus=cluster.num_cpus,
-            object_store_memory=cluster.object_store_mb * 2**20,
-            include_dashboard=False,
-            _temp_dir=f"{folder}/s",
-            **options,
-        )
+        with _its_level_unsaid():
+            ray.init(
+                address="local",
+                num_cpus=cluster.num_cpus,
+                object_store_memory=cluster.object_store_mb * 2**20,
+                include_dashboard=False,
+                _temp_dir=f"{folder}/s",
+                **options,
+            )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own answer is a dump of its stack
     _quiet()
@@ -177,6 +179,28 @@ def _lives(process: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+@contextmanager
+def _its_level_unsaid() -> Iterator[None]:
+    """Keep a line off stderr: Ray's C++ core says what ``RAY_BACKEND_LOG_LEVEL`` is, at any level.
+
+    All else that is written to stderr meanwhile is written when the body has ended.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if b"variable RAY_BACKEND_LOG_LEVEL" not in line:
+                    os.write(2, line)
 
 
 def _quiet() -> None:

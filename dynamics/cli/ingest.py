@@ -70,7 +70,7 @@ def ingest(
     from dynamics.data.video.ingest import Folder, FolderError, ingest_videos
     from dynamics.models import load_image_tokenizer
     from dynamics.storage.files import remove_tree
-    from dynamics.storage.pairs import PARTS
+    from dynamics.storage.pairs import PARTS, is_whole
 
     if out.suffix != PARTS:
         raise UserError(f"--out {out} must end in {PARTS}, like every table of pairs")
@@ -95,6 +95,7 @@ def ingest(
         max_bad_fraction=max_bad,
     )
     encoding = Encoding(codes=out / "codes", load=lambda _: images, decide=lambda *_: "float32")
+    was_there = out.exists()
     remove_tree(out / "units")  # of a killed command, perhaps with another base
     try:
         with ProgressView(console) as progress:
@@ -102,6 +103,9 @@ def ingest(
     except FolderError as error:
         _write_rejects(rejects, error.rejected)
         raise
+    finally:
+        if not was_there and not is_whole(out):
+            remove_tree(out)
     _write_rejects(rejects, report.rejected_clips)
     for reason, count in sorted(report.rejects.items()):
         advice = way_out(reason.removeprefix("clip/"))

@@ -18,18 +18,30 @@ _SMALL_PICTURE_BYTES, _SMALL_PICTURE_PIXELS = 2**16, 2**20
 """Most bytes of base64 and most pixels that are decoded without a thread, which would cost more."""
 _FROM_URLS = str.maketrans("-_", "+/")
 _large = ThreadPoolExecutor(1, thread_name_prefix="picture")
-"""Decodes large pictures one at a time: each takes up to 16 bytes a pixel meanwhile."""
+"""Decodes large pictures one at a time."""
+MAX_HEAVY_PIXELS = 10_000_000
+_HEAVY = ("WEBP", "AVIF")
+"""Formats whose decoders take up to 18 bytes a pixel; the others take 9."""
 
 
 async def to_frame(text: str, images: ImageTokenizer) -> np.ndarray:
     """The picture in a base64 text at the model's size, uint8 [H, W, 3].
 
     Raises:
-        PictureError: as `from_base64` and `read_picture`.
+        PictureError: as `from_base64` and `read_picture`; ``too_large``: a WebP or AVIF picture of
+            more than `MAX_HEAVY_PIXELS`.
     """
 
     def fit() -> np.ndarray:
-        return images.fit(read_picture(from_base64(text), drop_alpha=images.bars is not None))
+        content = from_base64(text)
+        kind, pixels = _header(content)
+        if kind in _HEAVY and pixels > MAX_HEAVY_PIXELS:
+            raise PictureError(
+                "too_large",
+                f"a WebP or AVIF picture may have {MAX_HEAVY_PIXELS:,} pixels, not {pixels:,}; "
+                "send it smaller, or as PNG or JPEG",
+            )
+        return images.fit(read_picture(content, drop_alpha=images.bars is not None))
 
     return (
         fit() if _is_small(text) else await asyncio.get_running_loop().run_in_executor(_large, fit)
@@ -37,13 +49,17 @@ async def to_frame(text: str, images: ImageTokenizer) -> np.ndarray:
 
 
 def _is_small(text: str) -> bool:
-    if len(text) > _SMALL_PICTURE_BYTES:
-        return False
+    is_short = len(text) <= _SMALL_PICTURE_BYTES
+    return is_short and _header(from_base64(text))[1] <= _SMALL_PICTURE_PIXELS
+
+
+def _header(content: bytes) -> tuple[str, int]:
+    """Format and number of pixels; nothing of what `read_picture` refuses."""
     try:
-        with Image.open(io.BytesIO(from_base64(text)), formats=FORMATS) as picture:
-            return picture.width * picture.height <= _SMALL_PICTURE_PIXELS
-    except Exception:  # codecs raise whatever they stumble over; `read_picture` says what it is
-        return True
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            return picture.format or "", picture.width * picture.height
+    except Exception:  # codecs raise whatever they stumble over
+        return "", 0
 
 
 def from_base64(text: str) -> bytes:

@@ -1,6 +1,7 @@
 """A run behind HTTP in this process: the same application and models as on Ray, without Ray."""
 
 import asyncio
+import logging
 from contextlib import suppress
 
 from dynamics.core.config import LoopConfig
@@ -36,6 +37,8 @@ def serve_in_process(cfg: LoopConfig, folder: RunFolder) -> None:
     if not rounds:
         raise UserError(f"{folder.root} has no promoted round to serve; run dynamics bootstrap")
     check_address(cfg.serve)
+    # What it says of refused rounds is in the line that this command prints.
+    logging.getLogger(RoundService.__module__).setLevel(logging.CRITICAL)
     with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
         asyncio.run(_serve(cfg, folder, rounds[-1]))
 

@@ -285,8 +285,10 @@ class TrainingLog:
     def append(self, step: int, metrics: dict[str, float]) -> None:
         """Add a line."""
         line = json.dumps(seal({"step": step, **metrics})) + "\n"
-        if isinstance(self.path, StorePath):  # objects do not grow: the whole curve again
-            self.path.write((self._text() + line).encode())
+        text = self._text()
+        whole = text[: text.rfind("\n") + 1]  # a killed writer may have left a part of a line
+        if isinstance(self.path, StorePath) or whole != text:  # objects do not grow
+            write_bytes(self.path, (whole + line).encode())
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as stream:
@@ -294,13 +296,27 @@ class TrainingLog:
 
     def _text(self) -> str:
         try:
-            return self.path.read_text()
+            return self.path.read_bytes().decode(errors="replace")
         except FileNotFoundError:
             return ""
 
     def lines(self) -> list[dict[str, float]]:
-        """The curve by step; of a step that a resumed fit repeated, the later line."""
-        by_step = {line["step"]: line for line in map(_parse, self._text().splitlines()) if line}
+        """The curve by step; of a step that a resumed fit repeated, the later line.
+
+        Raises:
+            UserError: a line is damaged. One that its writer has not finished is left out.
+        """
+        *lines, rest = self._text().split("\n")
+        by_step = {}
+        for text in [*lines, *([rest] if "}" in rest else [])]:
+            try:
+                line = unsealed(json.loads(text))
+                by_step[line["step"]] = line
+            except (ValueError, AttributeError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"a line of {self.path} is damaged; restore it, or delete it: it holds only "
+                    "the loss curve"
+                ) from error
         return [by_step[step] for step in sorted(by_step)]
 
     def last_step(self) -> int:
@@ -387,15 +403,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
     return flat
-
-
-def _parse(line: str) -> dict[str, float]:
-    """A line of the log; empty when a killed writer left it torn, or when it was damaged."""
-    try:
-        payload = unsealed(json.loads(line))
-    except (ValueError, AttributeError):
-        return {}
-    return payload if "step" in payload else {}
 
 
 def read_json(path: Place) -> dict[str, Any]:

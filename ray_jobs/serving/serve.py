@@ -81,9 +81,8 @@ def _check_gpus(options: ServeConfig) -> None:
 
     wanted = Counter({options.num_gpus_per_replica: options.num_replicas})
     wanted[options.num_gpus_per_verifier] += options.verifier_replicas
-    for gpus, count in wanted.items():
-        if gpus and (line := demand.missing({"GPU": gpus}, count)):
-            raise UserError(f"serve {line}")
+    if line := demand.missing_gpus(wanted):
+        raise UserError(f"serve {line}")
 
 
 def _prepare(generator: Any, round_id: int) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_jobs.demand import grows, lack, missing, release, room, waiting
+from ray_jobs.demand import grows, lack, lack_gpus, missing, release, room, waiting
 
 NODES = [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0, "memory": 1e9}, {"CPU": 2.0}]
 
@@ -31,6 +31,31 @@ def test_a_line_names_what_is_needed_and_what_nodes_have() -> None:
     assert lack({"CPU": 1, "GPU": 1}, 4, NODES) == (
         "needs 4 x (1 CPU + 1 GPU); the nodes have room for 2: "
         "2 with 2 CPU + 0 GPU, 1 with 8 CPU + 2 GPU"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cards", "fits"),
+    [
+        ({0.0: 4}, [], True),
+        ({0.6: 1, 0.5: 1}, [1], False),
+        ({0.6: 1, 0.4: 1}, [1], True),
+        ({0.6: 2, 0.5: 1}, [2], False),
+        ({0.6: 1, 0.5: 2}, [1, 1], True),
+        ({2.0: 1, 0.5: 1}, [1, 1], False),
+        ({2.0: 1, 0.5: 1}, [1, 2], True),
+        ({0.1: 10}, [1], True),
+    ],
+)
+def test_replicas_of_two_kinds_share_the_cards(
+    wanted: dict[float, int], cards: list[int], fits: bool
+) -> None:
+    assert (lack_gpus(wanted, cards) is None) == fits
+
+
+def test_a_line_names_all_replicas_that_want_cards() -> None:
+    assert lack_gpus({0.0: 2, 0.6: 1, 0.5: 1}, [0, 1]) == (
+        "needs 1 x 0.5 GPU + 1 x 0.6 GPU; the nodes have 0, 1 GPUs"
     )
 
 

@@ -295,7 +295,7 @@ def test_replicas_with_gpus_where_there_are_none_are_refused_in_a_line(
     local_ray: None, small: LoopConfig, folder: RunFolder
 ) -> None:
     options = ServeConfig(num_gpus_per_replica=0.5, verifier_replicas=1, num_gpus_per_verifier=0.5)
-    with pytest.raises(UserError, match=r"serve needs 2 x \(0.5 GPU\); the nodes have room for 0"):
+    with pytest.raises(UserError, match=r"serve needs 2 x 0\.5 GPU; the nodes have 0 GPUs"):
         serve.deploy(small.model_copy(update={"serve": options}), folder, 0)
 
 

@@ -27,6 +27,7 @@ def test_rejects_are_named_also_when_the_folder_is_refused(tmp_path):
     assert details[0] == "an empty file"
     assert "<html>" in details[1]
     assert "without its index" in details[2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "rejects.txt"]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 import asyncio
 import base64
+import io
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from dynamics.core.images import PictureError, read_picture
-from dynamics.serving.images import from_base64, to_base64, to_frame
+from dynamics.core.images import FORMATS, PictureError, read_picture
+from dynamics.serving.images import MAX_HEAVY_PIXELS, from_base64, to_base64, to_frame
 from tests.serving import png
 
 
@@ -50,18 +53,45 @@ def resident_mb(field: str) -> float:
     return int(found[1]) / 1024
 
 
+def encoded(kind: str, pixels: int) -> str:
+    """A picture in base64, half transparent where the format can be."""
+    buffer = io.BytesIO()
+    mode = "LA" if kind in ("PNG", "WEBP", "AVIF") else "L"
+    size = (4000, pixels // 4000)
+    Image.new(mode, size, (9, 128)[: len(mode)]).save(buffer, kind, speed=10, method=0)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+# Every kind in the service's memory at once, as long as it takes.
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted({*FORMATS} - {"BMP", "PPM"}))  # those are too many bytes
+def test_two_dozen_large_pictures_at_once_take_less_than_200_mb(kind: str) -> None:
+    images = SimpleNamespace(fit=lambda picture: np.asarray(picture.resize((32, 32))), bars=None)
+    text = encoded(kind, MAX_HEAVY_PIXELS if kind in ("WEBP", "AVIF") else 16_000_000)
+    assert growth_mb(images, [text] * 24) < 200
+
+
 def test_large_pictures_are_decoded_one_at_a_time() -> None:
     images = SimpleNamespace(fit=lambda picture: np.asarray(picture.resize((32, 32))), bars=None)
-    large, small = png((4000, 4000), colour=(9, 9, 9)), png((40, 40), colour=(9, 9, 9))
-    transparent = png((4000, 4000), "LA", (9, 255))
+    texts = [png((4000, 4000)), encoded("PNG", 16_000_000)] * 3 + [png((40, 40))] * 2
+    assert growth_mb(images, texts) < 200
 
-    async def main() -> tuple[float, float]:
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_pictures_whose_decoders_take_most_memory_may_be_less_large(kind: str) -> None:
+    images = SimpleNamespace(fit=np.asarray, bars=None)
+    with pytest.raises(PictureError, match="10,000,000 pixels, not 10,004,000; send it") as caught:
+        asyncio.run(to_frame(encoded(kind, MAX_HEAVY_PIXELS + 4000), images))
+    assert caught.value.reason == "too_large"
+
+
+def growth_mb(images: Any, texts: list[str]) -> float:
+    """Most memory that the process needs more while it decodes all of them."""
+
+    async def main() -> float:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak
         before = resident_mb("VmRSS")
-        texts = [large, transparent] * 3 + [small] * 2
-        frames = await asyncio.gather(*[to_frame(text, images) for text in texts])
-        assert all(np.array_equal(frame, np.full((32, 32, 3), 9)) for frame in frames)
-        return before, resident_mb("VmHWM")
+        await asyncio.gather(*[to_frame(text, images) for text in texts])
+        return resident_mb("VmHWM") - before
 
-    before, peak = asyncio.run(main())
-    assert peak < before + 200
+    return asyncio.run(main())

@@ -248,7 +248,8 @@ def test_training_log_survives_a_torn_line_and_repeated_steps(tmp_path: Path) ->
     log.append(25, {"loss": 2.0})
     log.append(50, {"loss": 1.5})
     with log.path.open("a") as stream:
-        stream.write('{"step": 75, "lo\n')
+        stream.write('{"step": 75, "lo')
+    assert log.last_step() == 50
     log.append(50, {"loss": 1.25})
     assert log.lines() == [{"step": 25, "loss": 2.0}, {"step": 50, "loss": 1.25}]
     assert log.last_step() == 50
