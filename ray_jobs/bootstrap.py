@@ -133,6 +133,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.serve and parsed.no_ray:
         raise UserError("--serve needs Ray Serve; leave out --no-ray")
     from dynamics.data.moved import check_moved
+    from dynamics.report.trackers import LineTracker
 
     folder = RunFolder(cfg.run_dir)
     moved = partial(check_moved, folder)
@@ -145,8 +146,11 @@ def _run(parsed: argparse.Namespace) -> int:
                     _check_address(cfg)  # now, not after the last round
                 stages = _stages(cfg, folder, view, mlflow, with_ray=not parsed.no_ray)
                 _run_loop(cfg, folder, stages)
-            elif folder.reports(cfg.rounds)[-1].promoted:
-                view.line(f"all {cfg.rounds} rounds are done; nothing to do")
+            else:
+                reports = folder.reports(cfg.rounds)
+                LineTracker(folder, view).log_run(reports)
+                if reports[-1].promoted:
+                    view.line(f"all {cfg.rounds} rounds are done; nothing to do")
         last = folder.reports(cfg.rounds)[-1]
         _summary(cfg, folder, view)
         for result in last.blocked_by:
@@ -250,7 +254,7 @@ def _stages(
     from dynamics.pipeline.executor import LocalExecutor
     from dynamics.pipeline.stages import Stages
     from dynamics.pipeline.tracking import ToldToAll, Trackers
-    from dynamics.report.trackers import GridTracker, PageTracker
+    from dynamics.report.trackers import GridTracker, LineTracker, PageTracker
     from ray_jobs.executor import RayExecutor
     from ray_jobs.gauges import RayGauges
 
@@ -263,7 +267,7 @@ def _stages(
         cfg,
         folder.root,
         executor=executor,
-        trackers=Trackers([grid, page, *watchers]),
+        trackers=Trackers([LineTracker(folder, view), grid, page, *watchers]),
         progress=ToldToAll([view, *watchers]),
     )
 
@@ -282,12 +286,8 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
     from dynamics.report.table import round_table
 
     reports = folder.reports(cfg.rounds)
-    seconds = {r.round_id: sum(folder.timings(r.round_id).values()) for r in reports}
-    if view.as_json:
-        for report in reports:
-            number = report.round_id
-            view.line(f"round {number}", seconds=seconds[number], **report.to_json())
-    else:
+    if not view.as_json:  # programs have the rounds' own lines
+        seconds = {r.round_id: sum(folder.timings(r.round_id).values()) for r in reports}
         print_whole(view.console, round_table(reports, seconds))
     database = f"sqlite:///{folder.mlflow}"
     mlflow = runtime.command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")

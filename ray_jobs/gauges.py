@@ -11,7 +11,7 @@ from functools import cache
 
 from ray.util.metrics import Gauge
 
-from dynamics.core.progress import Pace
+from dynamics.core.progress import Losses, Pace
 from dynamics.core.records import RoundReport
 from dynamics.storage.run_folder import RunFolder
 from ray_jobs import runtime
@@ -52,7 +52,14 @@ class RayGauges:
         self._thread: threading.Thread | None = None
 
     def __call__(
-        self, done: int, total: int, what: str, *, note: str = "", queued: int = 0
+        self,
+        done: int,
+        total: int,
+        what: str,
+        *,
+        note: str = "",
+        queued: int = 0,
+        losses: Losses | None = None,
     ) -> None:
         """Keep how far a stage is."""
         self._pace.advance(done, total, what)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
-from dynamics.core.progress import Pace
+from dynamics.core.progress import Losses, Pace
 from dynamics.core.records import RoundReport
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs.mlflow_runs import MlflowRuns
@@ -83,7 +83,14 @@ class MlflowTracker:
             self._thread.join(timeout=2)
 
     def __call__(
-        self, done: int, total: int, what: str, *, note: str = "", queued: int = 0
+        self,
+        done: int,
+        total: int,
+        what: str,
+        *,
+        note: str = "",
+        queued: int = 0,
+        losses: Losses | None = None,
     ) -> None:
         """Keep how far a stage is, for the next time that points are written."""
         if self._pace.advance(done, total, what):

@@ -69,10 +69,13 @@ def fit_on_ray(
     total = sum(fit.job.steps for fit in fits)
     room_seen = time.monotonic()
     while not done.done():
-        steps = sum(fit.log.last_step() for fit in fits)
+        last = {fit.job.task: lines[-1] for fit in fits if (lines := fit.log.lines())}
+        steps = sum(int(line["step"]) for line in last.values())
+        losses = {task: line["loss"] for task, line in last.items()}
         need, fewest = _resources(train), _fewest(train, len(fits))
         what = f"train IDM and FDP, round {round_id}"
-        progress(min(steps, total), total, what, note=short(need, fewest) or "")
+        note = short(need, fewest) or ""
+        progress(min(steps, total), total, what, note=note, losses=losses)
         if (lack := missing(need, fewest)) is None:
             room_seen = time.monotonic()
         elif time.monotonic() - room_seen > PATIENCE_S:

@@ -3,19 +3,21 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dynamics.core.progress import Pace, duration
+from dynamics.core.progress import Losses, Pace, duration
 
 _LINE_EVERY_S = 5.0
 _LINE_AFTER_S = 60.0
 _LINE_SHARE = 0.01
 _LOG_COLUMNS = 160
+_LOSSES_FROM_COLUMNS = 80
 
 
 class ProgressView:
@@ -36,15 +38,16 @@ class ProgressView:
         self.console = console or Console(width=width, soft_wrap=True, highlight=False)
         self.as_json = as_json
         self._has_bar = self.console.is_terminal and not as_json
+        self._has_room = self.console.width >= _LOSSES_FROM_COLUMNS
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=min(40, max(3, self.console.width - 77))),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[pace]}", markup=False),
             console=self.console,
             transient=True,
         )
-        self._bar = self._bars.add_task("", visible=False)
+        self._bar = self._bars.add_task("", visible=False, pace="")
         self._pace = Pace()
         self._said: tuple[int, str] = (0, "")
         self._said_at = 0.0
@@ -74,7 +77,14 @@ class ProgressView:
         self.console.print(text, markup=False, emoji=False)
 
     def __call__(
-        self, done: int, total: int, what: str, *, note: str = "", queued: int = 0
+        self,
+        done: int,
+        total: int,
+        what: str,
+        *,
+        note: str = "",
+        queued: int = 0,
+        losses: Losses | None = None,
     ) -> None:
         """Show a stage's progress, when it is time for that."""
         begins = self._pace.advance(done, total, what)
@@ -83,10 +93,15 @@ class ProgressView:
                 self._bars.reset(self._bar)
             shown = f"{what} ({note})" if note else what
             self._bars.update(
-                self._bar, description=shown, completed=done, total=total or None, visible=True
+                self._bar,
+                description=shown,
+                completed=done,
+                total=total or None,
+                visible=True,
+                pace=", ".join(self._pace_parts(losses if self._has_room else None)),
             )
         elif begins or self._is_due(note):
-            self._state_line(note, queued)
+            self._state_line(note, queued, losses)
 
     def _is_due(self, note: str) -> bool:
         done, total = self._pace.done, self._pace.total
@@ -98,7 +113,7 @@ class ProgressView:
         step = abs(done - self._said[0]) >= _LINE_SHARE * total > 0
         return passed >= _LINE_AFTER_S or (step and passed >= _LINE_EVERY_S)
 
-    def _state_line(self, note: str, queued: int) -> None:
+    def _state_line(self, note: str, queued: int, losses: Losses | None) -> None:
         pace = self._pace
         self._said, self._said_at = (pace.done, note), time.monotonic()
         if self.as_json:
@@ -110,16 +125,25 @@ class ProgressView:
                 eta_s=None if pace.eta_s is None else round(pace.eta_s),
                 note=note,
                 queued=queued,
+                losses=losses or {},
             )
             return
         parts = [f"{datetime.now():%Y-%m-%d %H:%M:%S} {pace.what}"]
         if pace.total:
             parts.append(f"{pace.done:,} of {pace.total:,}")
-        if pace.done >= pace.total > 0:
-            parts.append(f"in {duration(pace.seconds)}")
-        elif pace.eta_s is not None:
-            parts += [f"{pace.per_s:.3g} a second", f"{duration(pace.eta_s)} left"]
+        parts += self._pace_parts(losses)
         self.line("; ".join([", ".join(parts), *([note] if note else [])]))
+
+    def _pace_parts(self, losses: Losses | None) -> Iterator[str]:
+        """Speed, time left, or taken when all is done, and losses."""
+        pace = self._pace
+        if pace.done >= pace.total > 0:
+            yield f"in {duration(pace.seconds)}"
+        elif pace.eta_s is not None:
+            yield f"{pace.per_s:.3g}/s"
+            yield f"{duration(pace.eta_s)} left"
+        if losses:
+            yield "loss " + " ".join(f"{task.upper()} {losses[task]:.2g}" for task in losses)
 
 
 def json_line(level: str, message: str, **fields: Any) -> str:

@@ -1,14 +1,25 @@
 """Progress of a stage: the callback that every long stage calls, and the pace that it tells."""
 
 import time
+from collections.abc import Mapping
 from typing import Protocol
+
+Losses = Mapping[str, float]
+"""Loss of a fit at its last logged step, per task (``idm``, ``fdp``)."""
 
 
 class Progress(Protocol):
     """Callback that shows, or writes down, how far a stage is."""
 
     def __call__(
-        self, done: int, total: int, what: str, *, note: str = "", queued: int = 0
+        self,
+        done: int,
+        total: int,
+        what: str,
+        *,
+        note: str = "",
+        queued: int = 0,
+        losses: Losses | None = None,
     ) -> None:
         """Take note that ``done`` of ``total`` of ``what`` are finished.
 
@@ -18,10 +29,19 @@ class Progress(Protocol):
             what: name of the stage, in a round with its number: ``label, round 1``.
             note: why it does not advance; empty when it does.
             queued: items that wait for a worker.
+            losses: of the fits that go on.
         """
 
 
-def silent(done: int, total: int, what: str, *, note: str = "", queued: int = 0) -> None:
+def silent(
+    done: int,
+    total: int,
+    what: str,
+    *,
+    note: str = "",
+    queued: int = 0,
+    losses: Losses | None = None,
+) -> None:
     """The progress callback that shows nothing."""
 
 

@@ -85,7 +85,7 @@ class LocalExecutor:
         for task, job in jobs.items():
             what = f"train {task.upper()}, round {round_id}"
             progress(0, job.steps, what)
-            report = _Reporter(self.folder.training_log(round_id, task), progress, what)
+            report = _Reporter(self.folder.training_log(round_id, task), progress, what, task)
             results[task] = fit_adapter(job, WorkerContext(report=report))
         return results
 
@@ -116,10 +116,12 @@ class _Reporter:
     log: TrainingLog
     progress: Progress
     what: str
+    task: Task
 
     def __call__(self, step: int, metrics: dict[str, float], checkpoint: Place | None) -> None:
         self.log.append(step, metrics)
-        self.progress(step, int(metrics["steps"]), self.what)
+        losses = {self.task: metrics["loss"]}
+        self.progress(step, int(metrics["steps"]), self.what, losses=losses)
 
 
 def first_example(folder: RunFolder, images: ImageTokenizer) -> tuple[np.ndarray, str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dynamics.core.progress import Progress
+from dynamics.core.progress import Losses, Progress
 from dynamics.core.records import RoundReport
 
 
@@ -50,8 +50,15 @@ class ToldToAll:
     callbacks: Sequence[Progress]
 
     def __call__(
-        self, done: int, total: int, what: str, *, note: str = "", queued: int = 0
+        self,
+        done: int,
+        total: int,
+        what: str,
+        *,
+        note: str = "",
+        queued: int = 0,
+        losses: Losses | None = None,
     ) -> None:
         """Call each."""
         for callback in self.callbacks:
-            callback(done, total, what, note=note, queued=queued)
+            callback(done, total, what, note=note, queued=queued, losses=losses)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
+from dynamics.core.progress import duration
 from dynamics.core.records import Estimate, RoundReport
 from dynamics.evaluation.comparison import ControlReport
 from dynamics.evaluation.metrics import best_of_sizes
@@ -53,6 +54,30 @@ def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) ->
             MISSING if spent is None else f"{spent:.0f}",
         )
     return table
+
+
+def round_line(report: RoundReport, before: RoundReport | None, seconds: float) -> str:
+    """A finished round in a line: rates in percent, the gain in points, labels, time, verdict.
+
+    Args:
+        report: of the round.
+        before: of the round before it, None for round 0.
+        seconds: wall time of the round.
+    """
+    sizes = best_of_sizes(report.metrics)
+    named = {"FDP": "eval/fdp_success", "IDM": "eval/idm_accuracy"}
+    if sizes:
+        named[f"best of {sizes[-1]}"] = f"eval/best_of_{sizes[-1]}"
+    rates = [f"{name} {100 * report.metrics[key].value:.1f}" for name, key in named.items()]
+    rates[0] += " %"
+    if before is not None:
+        fdp = named["FDP"]
+        gain = 100 * (report.metrics[fdp].value - before.metrics[fdp].value)
+        rates[0] += f" ({gain:+.1f})"
+        rates.append(f"{report.num_accepted:,} of {report.num_labelled:,} labels kept")
+    blocked = ", ".join(result.name for result in report.blocked_by)
+    verdict = f"; blocked by {blocked}" if blocked else ""
+    return f"round {report.round_id}: {', '.join([*rates, duration(seconds)])}{verdict}"
 
 
 def control_table(report: ControlReport) -> Table:

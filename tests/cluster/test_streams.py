@@ -15,7 +15,7 @@ import pytest
 
 from dynamics.core.config import ClusterConfig, KeyframeConfig, PoolConfig
 from dynamics.core.errors import UserError
-from dynamics.core.progress import Progress, silent
+from dynamics.core.progress import Losses, Progress, silent
 from dynamics.core.records import DatasetRef
 from dynamics.data.video.ingest import Folder, IngestReport, ingest_videos
 from dynamics.storage.streams import Done, RunStream, Stream, run_stream
@@ -174,7 +174,15 @@ def test_a_stream_that_finds_no_room_says_what_it_lacks(
     monkeypatch.setattr(demand, "PATIENCE_S", 2.0)
     said: list[str] = []
 
-    def progress(done: int, total: int, what: str, *, note: str = "", queued: int = 0) -> None:
+    def progress(
+        done: int,
+        total: int,
+        what: str,
+        *,
+        note: str = "",
+        queued: int = 0,
+        losses: Losses | None = None,
+    ) -> None:
         said.append(note)
         if note and demand.PATIENCE_S == 2.0:
             ray.util.remove_placement_group(everything)

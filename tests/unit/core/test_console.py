@@ -44,7 +44,7 @@ def test_a_stage_says_where_it_is_how_fast_and_how_long(wait: Wait) -> None:
     said = [line.split(" ", 2) for line in lines()]
     assert [rest for *_, rest in said] == [
         "label, round 1, 1,000 of 12,000",
-        "label, round 1, 2,000 of 12,000, 10 a second, 16 min 40 s left",
+        "label, round 1, 2,000 of 12,000, 10/s, 16 min 40 s left",
         "label, round 1, 12,000 of 12,000, in 18 min 20 s",
     ]
     assert [len(clock) for _, clock, _ in said] == [8, 8, 8]
@@ -62,6 +62,36 @@ def test_the_pace_of_a_stage_that_went_on_counts_from_there_and_ends_with_it(wai
     assert (pace.seconds, pace.per_s, pace.eta_s) == (20, 20, 0)
     assert pace.advance(0, 0, "serve")
     assert (pace.per_s, pace.eta_s) == (0, None)
+
+
+def test_a_fit_says_its_losses(wait: Wait) -> None:
+    show, lines = view()
+    show(0, 600, "train IDM and FDP, round 1")
+    wait(60)
+    show(300, 600, "train IDM and FDP, round 1", losses={"idm": 0.12345, "fdp": 0.5})
+    wait(60)
+    show(600, 600, "train IDM and FDP, round 1", losses={"idm": 0.1, "fdp": 0.4})
+    assert [line.partition("600, ")[2] for line in lines()[1:]] == [
+        "5/s, 1 min left, loss IDM 0.12 FDP 0.5",
+        "in 2 min, loss IDM 0.1 FDP 0.4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (80, "train IDM and FDP, round 1 ╸    300/1200 5/s, 3 min left, loss IDM 0.12 FDP 0.51"),
+        (60, "train IDM and FDP, round 1 ╸    300/1200 5/s, 3 min left"),
+    ],
+)
+def test_a_bar_of_a_fit_fits_a_narrow_terminal(wait: Wait, columns: int, said: str) -> None:
+    out = io.StringIO()
+    terminal = Console(file=out, width=columns, force_terminal=True, color_system=None)
+    with ProgressView(terminal) as show:
+        show(0, 1200, "train IDM and FDP, round 1")
+        wait(60)
+        show(300, 1200, "train IDM and FDP, round 1", losses={"idm": 0.123, "fdp": 0.513})
+    assert said in out.getvalue()
 
 
 def test_nothing_is_said_while_nothing_changes(wait: Wait) -> None:
@@ -107,7 +137,7 @@ def test_every_line_for_programs_is_a_json_object(wait: Wait) -> None:
     show, lines = view(as_json=True)
     show(0, 12, "label, round 1")
     wait(6)
-    show(6, 12, "label, round 1", queued=3)
+    show(6, 12, "label, round 1", queued=3, losses={"idm": 0.25})
     show.line("warning: :s3: [b] is not there", level="warning")
     first, second, third = map(json.loads, lines())
     assert (first["per_s"], first["eta_s"]) == (0, None)
@@ -122,6 +152,7 @@ def test_every_line_for_programs_is_a_json_object(wait: Wait) -> None:
         "eta_s": 6,
         "note": "",
         "queued": 3,
+        "losses": {"idm": 0.25},
     }
     assert (third["level"], third["message"]) == ("warning", "warning: :s3: [b] is not there")
 

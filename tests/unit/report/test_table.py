@@ -1,11 +1,12 @@
 """The closing table of the command."""
 
+from dataclasses import replace
 from io import StringIO
 
 from rich.console import Console
 
-from dynamics.core.records import GuardResult, RoundReport
-from dynamics.report.table import round_table
+from dynamics.core.records import Estimate, GuardResult, RoundReport
+from dynamics.report.table import round_line, round_table
 
 
 def report(round_id: int, accepted: bool) -> RoundReport:
@@ -35,3 +36,26 @@ def test_a_blocked_and_an_accepted_round_are_marked() -> None:
         ["2"],
         ["blocked"],
     ]
+
+
+def measured(round_id: int, fdp: float, idm: float, best: float) -> RoundReport:
+    rates = {"eval/fdp_success": fdp, "eval/idm_accuracy": idm, "eval/best_of_8": best}
+    metrics = {
+        name: Estimate(value=value, low=value, high=value, num_items=1000)
+        for name, value in rates.items()
+    }
+    return replace(report(round_id, accepted=True), metrics=metrics)
+
+
+def test_a_finished_round_is_one_line_with_its_gain() -> None:
+    first = measured(0, 0.459, 0.75, 0.5)
+    second = replace(measured(1, 0.639, 0.782, 0.72), num_labelled=12000, num_accepted=9600)
+    assert round_line(first, None, 100) == (
+        "round 0: FDP 45.9 %, IDM 75.0, best of 8 50.0, 1 min 40 s"
+    )
+    assert round_line(second, first, 171) == (
+        "round 1: FDP 63.9 % (+18.0), IDM 78.2, best of 8 72.0, 9,600 of 12,000 labels kept, "
+        "2 min 51 s"
+    )
+    blocked = replace(second, accepted_guards=())
+    assert round_line(blocked, first, 171).endswith("2 min 51 s; blocked by copy_rate")
