@@ -27,7 +27,14 @@ from dynamics.core import interrupts
 if __name__ == "__main__":
     interrupts.begin()
 
-from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PoolConfig
+from dynamics.core.config import (
+    CONFIGS,
+    INSTALLED,
+    PACKAGE_ROOT,
+    LoopConfig,
+    ModelConfig,
+    PoolConfig,
+)
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView, json_line, print_whole
 from dynamics.core.errors import UserError, as_user_error
@@ -44,14 +51,13 @@ _LOG = logging.getLogger("ray_jobs")
 
 _EPILOG = """\
 examples:
-  python ray_jobs/bootstrap.py                                 the embedded default, 3 rounds
-  python ray_jobs/bootstrap.py --rounds 5                      continue it to 5 rounds
-  python ray_jobs/bootstrap.py --rounds 1 pool.path=clips      label your own videos, in a run
-                                                               folder of their own
-  python ray_jobs/bootstrap.py --accept-guard type_skew        go on from a round that this guard
-                                                               has blocked
-  python ray_jobs/bootstrap.py --print-config train.batch_size=64
+  dynamics bootstrap                              the embedded default, 3 rounds
+  dynamics bootstrap --rounds 5                   continue it to 5 rounds
+  dynamics bootstrap --rounds 1 pool.path=clips   label your own videos
+  dynamics bootstrap --accept-guard type_skew     go on from a round that this guard has blocked
+  dynamics bootstrap --print-config train.batch_size=64
 
+In a checkout, python ray_jobs/bootstrap.py is the same command.
 The same command again resumes a run that was interrupted, and does nothing when all is done.
 With RAY_ADDRESS set (a Ray job sets it) the loop joins that cluster, else it starts a local Ray.
 """
@@ -98,7 +104,8 @@ def _log_to_stderr(*, as_json: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bootstrap.py",
+        prog="dynamics bootstrap",
+        allow_abbrev=False,
         description="Bootstrap forward dynamics from inverse dynamics: label, filter, train, "
         "evaluate and serve, round by round.",
         epilog=_EPILOG,
@@ -173,7 +180,7 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
         overrides.append("serve.enabled=true")
     if parsed.accept_guard:
         overrides.append(f"guards.accept=[{', '.join(parsed.accept_guard)}]")
-    path = parsed.config or REPOSITORY_ROOT / "configs" / "tabletop.yaml"
+    path = parsed.config or CONFIGS / "tabletop.yaml"
     cfg = load(path, overrides)
     from dynamics.plan.pieces import pieces
 
@@ -187,9 +194,6 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
     serving = cfg.serve
     if serving.api_key_file is not None:
         serving = serving.model_copy(update={"api_key_file": _absolute(serving.api_key_file)})
-    base = cfg.base_path()
-    if isinstance(base, StorePath) and not base.is_dir():
-        raise UserError(f"checkpoint folder {base} does not exist; check model.base")
     pool, run_dir = cfg.pool, cfg.run_dir
     if pool.path is not None:
         pool = _found_pool(pool)
@@ -199,11 +203,21 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
     return cfg.model_copy(
         update={
             "run_dir": runtime.resolve_run_dir(run_dir),
+            "model": _found_model(cfg),
             "pool": pool,
             "labelled": labelled,
             "serve": serving,
         }
     )
+
+
+def _found_model(cfg: LoopConfig) -> ModelConfig:
+    """The config with a base that workers find, who run in other folders."""
+    base = cfg.base_path()
+    if isinstance(base, StorePath) and not base.is_dir():
+        raise UserError(f"checkpoint folder {base} does not exist; check model.base")
+    beside_user = INSTALLED and not base.is_relative_to(PACKAGE_ROOT)
+    return cfg.model.model_copy(update={"base": base} if beside_user else {})
 
 
 def _found_pool(pool: PoolConfig) -> PoolConfig:

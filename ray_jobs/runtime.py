@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dynamics.core.config import PACKAGE_ROOT, REPOSITORY_ROOT, ClusterConfig
+from dynamics.core.config import CLUSTER_ROOT, PACKAGE_ROOT, ClusterConfig
 from dynamics.core.errors import UserError, as_user_error
 from dynamics.core.loopback import spare_loopback
 from dynamics.core.places import Place, StorePath, as_place
@@ -243,4 +243,4 @@ def _shipped_code() -> dict[str, Any]:
 
 def _python_path() -> str:
     inherited = os.environ.get("PYTHONPATH", "")
-    return os.pathsep.join(filter(None, [str(REPOSITORY_ROOT), inherited]))
+    return os.pathsep.join(filter(None, [str(CLUSTER_ROOT), inherited]))

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
+from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
 
-from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.core.config import INSTALLED, REPOSITORY_ROOT, LoopConfig
 from dynamics.core.progress import Losses, Pace
 from dynamics.core.records import RoundReport
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
@@ -297,7 +298,9 @@ def promotion(report: RoundReport) -> str:
 
 
 def git_revision() -> str:
-    """Commit of the checkout, with ``-dirty`` when files differ; "unknown" outside of one."""
+    """Commit of the checkout, with ``-dirty`` when files differ; of an installation its version."""
+    if INSTALLED:
+        return f"dynamics-bootstrap {version('dynamics-bootstrap')}"
     command = ["git", "-C", str(REPOSITORY_ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

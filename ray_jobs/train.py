@@ -71,7 +71,7 @@ def fit_on_ray(
     while not done.done():
         last = {fit.job.task: lines[-1] for fit in fits if (lines := fit.log.lines())}
         steps = sum(int(line["step"]) for line in last.values())
-        losses = {task: line["loss"] for task, line in last.items()}
+        losses: dict[str, float] = {task: line["loss"] for task, line in last.items()}
         need, fewest = _resources(train), _fewest(train, len(fits))
         what = f"train IDM and FDP, round {round_id}"
         note = short(need, fewest) or ""

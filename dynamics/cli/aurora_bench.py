@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dynamics.cli.shared import local, named, run_module
+from dynamics.cli.shared import become, local, named
 from dynamics.core.errors import UserError
 from dynamics.evaluation.aurora_bench.run import Request, run
 
@@ -119,7 +119,7 @@ def aurora_bench(
         workers=workers,
     )
     if workers or os.environ.get("RAY_ADDRESS"):
-        run_module("ray_jobs.aurora_bench", [json.dumps(asdict(request))])
+        become("aurora_bench", [json.dumps(asdict(request))])
     run(request)
 
 

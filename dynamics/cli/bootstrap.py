@@ -2,9 +2,9 @@
 
 import typer
 
-from dynamics.cli.shared import run_module
+from dynamics.cli.shared import become
 
 
 def bootstrap(context: typer.Context) -> None:
-    """Run or resume the loop; the arguments are those of ray_jobs/bootstrap.py (try --help)."""
-    run_module("ray_jobs.bootstrap", context.args)
+    """Run the loop, or go on with it (dynamics bootstrap --help)."""
+    become("bootstrap", context.args)

@@ -7,6 +7,7 @@ traceback), 130 interrupted.
 import os
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -33,9 +34,30 @@ PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app = typer.Typer(
     help="Bootstrap forward dynamics from inverse dynamics in one unified VLM.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"dynamics {version('dynamics-bootstrap')}")
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
+]
+
+
+@app.callback()
+def _options(version: _Version = False) -> None:
+    pass
+
+
 app.command(context_settings=PASS_THROUGH, add_help_option=False)(bootstrap)
 app.command(context_settings=PASS_THROUGH)(serve)
 app.command()(ingest)

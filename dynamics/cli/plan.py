@@ -3,14 +3,13 @@
 import json
 import math
 import subprocess
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dynamics.cli.shared import TABLETOP, Config, Set, console
-from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.cli.shared import TABLETOP, Config, Set, console, on_cluster
+from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import print_whole
 from dynamics.core.errors import UserError
@@ -95,11 +94,11 @@ def _live(address: str) -> "Cluster":
             f"--cluster {address} is no file, no address (host:6379, auto) and no machine that is "
             "known; dynamics/assets/published/machines.yaml lists them"
         )
+    command, environment = on_cluster("nodes", [address])
     try:
         asked = subprocess.run(
-            [sys.executable, "-m", "ray_jobs.nodes", address],
-            capture_output=True, text=True, check=False, cwd=REPOSITORY_ROOT, timeout=30,
-        )  # fmt: skip
+            command, env=environment, capture_output=True, text=True, check=False, timeout=30
+        )
     except subprocess.TimeoutExpired as error:
         raise UserError(f"no Ray answers at {address} within 30 seconds") from error
     if asked.returncode:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dynamics.cli.shared import TABLETOP, Run, open_run, run_module
+from dynamics.cli.shared import TABLETOP, Run, become, open_run
 from dynamics.core.errors import UserError
 
 InProcess = Annotated[
@@ -34,4 +34,4 @@ def serve(context: typer.Context, run: Run, in_process: InProcess = False) -> No
     # YAML reads JSON, so every section of the run's own config fits into one override.
     own = [f"{key}={json.dumps(value)}" for key, value in tree.items()]
     arguments = ["--config", str(TABLETOP), "--run-dir", str(folder.root), "--serve"]
-    run_module("ray_jobs.bootstrap", [*arguments, *own, *context.args])
+    become("bootstrap", [*arguments, *own, *context.args])

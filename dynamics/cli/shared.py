@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from dynamics.core.config import REPOSITORY_ROOT
+from dynamics.core.config import CLUSTER_ROOT, CONFIGS
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, as_place, on_this_machine
 from dynamics.core.registry import names, unknown_name
@@ -16,7 +16,7 @@ from dynamics.core.registry import names, unknown_name
 if TYPE_CHECKING:
     from dynamics.storage.run_folder import RunFolder
 
-TABLETOP = REPOSITORY_ROOT / "configs" / "tabletop.yaml"
+TABLETOP = CONFIGS / "tabletop.yaml"
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -72,9 +72,14 @@ def open_run(run: Place) -> "RunFolder":
     return RunFolder(run.absolute())
 
 
-def run_module(module: str, arguments: list[str]) -> NoReturn:
-    """Replace this process by ``python -m module``.
+def on_cluster(module: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a module of the cluster's layer, which the core may not import."""
+    path = os.pathsep.join(filter(None, [str(CLUSTER_ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-P", "-m", f"ray_jobs.{module}", *arguments]
+    return command, {**os.environ, "PYTHONPATH": path}
 
-    The core may not import the cluster's layer; a process of its own also gets the signals.
-    """
-    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
+
+def become(module: str, arguments: list[str]) -> NoReturn:
+    """Replace this process by that of `on_cluster`, which so gets the signals."""
+    command, environment = on_cluster(module, arguments)
+    os.execve(command[0], command, environment)

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY_ROOT = PACKAGE_ROOT.parent
+INSTALLED = (PACKAGE_ROOT / "configs").is_dir()
+"""True where a wheel was installed, which holds the checkout's configs and ray_jobs itself."""
+CONFIGS = (PACKAGE_ROOT if INSTALLED else REPOSITORY_ROOT) / "configs"
+CLUSTER_ROOT = PACKAGE_ROOT / "cluster" if INSTALLED else REPOSITORY_ROOT
+"""Folder that holds ``ray_jobs``; on the import path of the processes that need it."""
 
 ScoreName = Annotated[str, NameIn("dynamics.labelling.confidence:SCORES")]
 VerifierName = Annotated[str, NameIn("dynamics.inference.verifiers:VERIFIERS")]
@@ -211,7 +216,8 @@ class ModelConfig(Strict):
 
     family: FamilyName = "chameleon"
     base: Annotated[ConfigPlace, Mark.CONTENT] = Path("dynamics/assets/tiny-4x4")
-    """Checkpoint folder (Hugging Face layout); relative paths count from the repository."""
+    """Checkpoint folder (Hugging Face layout); relative paths count from the checkout, and in an
+    installation from the current folder."""
     device: Annotated[Device, Mark.FREE] = "cpu"
     merge_adapters: Annotated[bool, Mark.FREE] = True
     """Label, verify and generate with each adapter merged into a base of its own: 1.6 times faster
@@ -524,7 +530,10 @@ class LoopConfig(Strict):
     def base_path(self) -> Place:
         """Absolute folder of the base checkpoint."""
         base = self.model.base
-        return REPOSITORY_ROOT / base if isinstance(base, Path) else base
+        if not isinstance(base, Path):
+            return base
+        shipped = not INSTALLED or base.parts[:2] == ("dynamics", "assets")
+        return (REPOSITORY_ROOT if shipped else Path.cwd()) / base
 
     def deciding(self) -> dict[str, Any]:
         """Dotted keys that decide a run's results, and their values; a path is "given" or None."""

@@ -1,5 +1,6 @@
 """Reading the configuration: YAML file, dotted overrides, and errors that name the nearest key."""
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dynamics.core.config import LoopConfig
+from dynamics.core.config import CONFIGS, LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.places import on_this_machine
 from dynamics.core.pointers import HEAD_BYTES
@@ -21,16 +22,31 @@ _MOST_ALIASES = 20
 def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
     """Read a YAML file, apply ``a.b=value`` overrides, validate.
 
-    A file that begins with ``base: other.yaml`` differs from that file, which lies beside it, in
-    what it names.
+    ``configs/NAME.yaml`` is found also outside of a checkout: the package has it. A file that
+    begins with ``base: other.yaml`` differs from that file, which lies beside it, in what it names.
 
     Raises:
         UserError: missing file, bad YAML, unknown key (with the nearest one), bad value.
     """
-    tree = _read(path, ())
+    tree = _read(_shipped(path), ())
+    changed = copy.deepcopy(tree)
     for override in overrides:
-        _apply(tree, override)
-    return validate(tree, where=str(path))
+        _apply(changed, override)
+    try:
+        return validate(changed, where=str(path))
+    except UserError:
+        if overrides:
+            validate(tree, where=str(path))
+            validate(changed, where=f"command line ({' '.join(overrides)})")
+        raise
+
+
+def _shipped(path: Path | str) -> Path | str:
+    """The config of the package for ``configs/NAME.yaml`` where no such file lies."""
+    named = Path(path)
+    own = CONFIGS / named.name
+    missing = named.parent == Path("configs") and not named.exists()
+    return own if missing and own.is_file() else path
 
 
 def _read(named: Path | str, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -123,7 +139,7 @@ def with_overrides(cfg: LoopConfig, overrides: Sequence[str]) -> LoopConfig:
     tree = cfg.model_dump(mode="json")
     for override in overrides:
         _apply(tree, override)
-    return validate(tree, where="overrides")
+    return validate(tree, where=f"command line ({' '.join(overrides)})")
 
 
 def validate(

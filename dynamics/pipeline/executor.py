@@ -120,7 +120,7 @@ class _Reporter:
 
     def __call__(self, step: int, metrics: dict[str, float], checkpoint: Place | None) -> None:
         self.log.append(step, metrics)
-        losses = {self.task: metrics["loss"]}
+        losses: dict[str, float] = {self.task: metrics["loss"]}
         self.progress(step, int(metrics["steps"]), self.what, losses=losses)
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_type_hints
 
@@ -73,6 +74,19 @@ def test_help_names_every_verb():
 )
 def test_help_lists_what_a_registry_holds(command, registry):
     assert ", ".join(names(registry)) in dynamics(*command, "--help").stdout
+
+
+def test_version_and_short_help_are_there():
+    done = dynamics("--version")
+    assert (done.returncode, done.stdout) == (0, f"dynamics {version('dynamics-bootstrap')}\n")
+    assert dynamics("plan", "-h").stdout == dynamics("plan", "--help").stdout
+
+
+def test_an_unknown_long_option_is_no_abbreviation(run):
+    done = dynamics("bootstrap", "--round", "3")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --round" in done.stderr
+    assert "No such option: --contr" in dynamics("evaluate", run, "--contr").stderr
 
 
 def test_no_argument_shows_the_help():

@@ -58,3 +58,23 @@ def test_strange_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match="is not valid YAML") as caught:
         load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_error_blames_the_command_line_or_the_file_whichever_made_it(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("rounds: 2\n")
+    with pytest.raises(UserError, match=r"^command line \(rounds=0\): rounds: "):
+        load(path, ["rounds=0"])
+    path.write_text("rounds: 0\n")
+    with pytest.raises(UserError, match=rf"^{path}: rounds: "):
+        load(path, ["seed=1"])
+
+
+def test_a_shipped_config_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/liquid7b.yaml").name == "liquid7b"
+    Path("configs").mkdir()
+    Path("configs/liquid7b.yaml").write_text("name: mine\n")
+    assert load("configs/liquid7b.yaml").name == "mine"
