@@ -17,7 +17,8 @@ from dynamics.data.video.sources import VIDEO_SUFFIXES, plain_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynamics.data.video.ingest import RejectedClip
+    from dynamics.data.video.ingest import Folder, IngestReport, RejectedClip
+    from dynamics.models.image_tokenizer import ImageTokenizer
 
 _FRAMES, _POOL, _FAMILY = KeyframeConfig(), PoolConfig(), ModelConfig().family
 _SUFFIXES = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
@@ -64,8 +65,19 @@ def ingest(
             callback=local,
         ),
     ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file to write: key frames of every clip beside what their codes keep of "
+            "them, kept and rejected pairs with the reason.",
+            callback=local,
+        ),
+    ] = None,
 ) -> None:
-    """Turn a folder of videos into frame pairs, and say what was rejected and why."""
+    """Turn a folder of videos into frame pairs, and say what was rejected and why.
+
+    The first look at new videos: dynamics ingest CLIPS --sheet pairs.html
+    """
     from dynamics.data.units import Encoding
     from dynamics.data.video.ingest import Folder, FolderError, ingest_videos
     from dynamics.models import load_image_tokenizer
@@ -101,16 +113,38 @@ def ingest(
         with ProgressView(console) as progress:
             _, (report,) = ingest_videos([videos], out, pool, images, encoding, progress=progress)
     except FolderError as error:
-        _write_rejects(rejects, error.rejected)
+        _write_rejects(rejects, error.report.rejected_clips)
+        _write_sheet(sheet, videos, pool, error.report, images)
         raise
     finally:
         if not was_there and not is_whole(out):
             remove_tree(out)
     _write_rejects(rejects, report.rejected_clips)
+    _write_sheet(sheet, videos, pool, report, images)
     for reason, count in sorted(report.rejects.items()):
         advice = way_out(reason.removeprefix("clip/"))
         console.print(f"rejected {count:>7,}  {reason}{advice}", markup=False)
     console.print(f"{report.num_pairs:,} pairs from {report.num_clips:,} clips in {out}")
+    console.print(
+        f"next: name some of their actions: dynamics annotate {folder} --out labels.parquet",
+        markup=False,
+    )
+
+
+def _write_sheet(
+    path: Path | None,
+    videos: "Folder",
+    pool: PoolConfig,
+    report: "IngestReport",
+    images: "ImageTokenizer",
+) -> None:
+    from dynamics.report.sheet import sheet_reader, write_sheet
+
+    if path is not None:
+        with ProgressView(console) as progress:
+            read = sheet_reader(videos, pool, images)
+            write_sheet(path, videos, report, read, images, progress)
+        console.print(f"contact sheet: {path}", markup=False)
 
 
 def _write_rejects(path: Path | None, rejected: "Sequence[RejectedClip]") -> None:

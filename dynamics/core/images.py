@@ -131,6 +131,6 @@ def encode_png(picture: Image.Image | np.ndarray, compress_level: int = 6) -> by
     return sink.getvalue()
 
 
-def data_uri(png: bytes) -> str:
-    """A PNG file as ``data:`` URI."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_uri(payload: bytes, kind: str = "png") -> str:
+    """A picture's file as ``data:`` URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(payload).decode()}"

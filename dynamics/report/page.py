@@ -212,43 +212,54 @@ def _codes(pool: Place, pair_ids: Sequence[str]) -> pa.Table:
     return pa.concat_tables(chain.from_iterable(rows_of))
 
 
-def render(view: RunView) -> str:
-    """The page as HTML text."""
-    environment = Environment(
+def environment() -> Environment:
+    """The templates of this folder; whatever is put into them is escaped."""
+    made = Environment(
         loader=PackageLoader("dynamics.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "data_uri": data_uri,
         "pretty_json": lambda tree: json.dumps(tree, indent=2, sort_keys=True),
         "stage_style": stage_style,
     }
+    return made
+
+
+def render(view: RunView) -> str:
+    """The page as HTML text."""
     reports = [one.report for one in view.rounds]
     # Blocked rounds are shown, but the run's result is its last promoted round.
     promoted = [one for one in view.rounds if one.report.promoted] or view.rounds
-    return environment.get_template("page.html.j2").render(
-        view=view,
-        first=view.rounds[0] if view.rounds else None,
-        last=promoted[-1] if promoted else None,
-        lead=lead([one.report for one in promoted]),
-        rounds_chart=rounds_chart(reports),
-        labels_chart=labels_chart(reports),
-        best_of_charts=_best_of_charts(reports),
-        headline=label_of(HEADLINE_VERIFIER),
-        verifiers=[line.removesuffix(".") for line in descriptions().values()],
-        loss_charts=_loss_charts(view.rounds),
-        reliability_chart=reliability_chart(view.calibration) if view.calibration else None,
-        risk_coverage_chart=risk_coverage_chart(view.calibration) if view.calibration else None,
-        time_chart=time_chart({one.report.round_id: one.seconds for one in view.rounds}),
-        guards=_all_keys({guard.name: guard for guard in report.guards} for report in reports),
-        blocked=[report for report in reports if not report.promoted],
-        kinds=_kinds(reports),
-        reasons=_all_keys(report.reasons for report in reports),
-        stage_seconds=_stage_seconds(view.rounds),
-        largest=max(best_of_sizes(promoted[-1].report.metrics), default=None) if promoted else None,
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            view=view,
+            first=view.rounds[0] if view.rounds else None,
+            last=promoted[-1] if promoted else None,
+            lead=lead([one.report for one in promoted]),
+            rounds_chart=rounds_chart(reports),
+            labels_chart=labels_chart(reports),
+            best_of_charts=_best_of_charts(reports),
+            headline=label_of(HEADLINE_VERIFIER),
+            verifiers=[line.removesuffix(".") for line in descriptions().values()],
+            loss_charts=_loss_charts(view.rounds),
+            reliability_chart=reliability_chart(view.calibration) if view.calibration else None,
+            risk_coverage_chart=risk_coverage_chart(view.calibration) if view.calibration else None,
+            time_chart=time_chart({one.report.round_id: one.seconds for one in view.rounds}),
+            guards=_all_keys({guard.name: guard for guard in report.guards} for report in reports),
+            blocked=[report for report in reports if not report.promoted],
+            kinds=_kinds(reports),
+            reasons=_all_keys(report.reasons for report in reports),
+            stage_seconds=_stage_seconds(view.rounds),
+            largest=max(best_of_sizes(promoted[-1].report.metrics), default=None)
+            if promoted
+            else None,
+        )
     )
 
 

@@ -8,7 +8,7 @@ runs in the sealed process of `dynamics.data.video.worker`, which is handed the 
 import math
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,11 @@ class ClipFrames:
     """The key frames of a clip."""
 
     frames: np.ndarray
-    """uint8 [P, frame_px, frame_px, 3], RGB: the frames that accepted pairs use."""
+    """uint8 [P, frame_px, frame_px, 3], RGB: the frames that accepted pairs use; those of all pairs
+    where ``shown`` is wanted."""
+    shown: np.ndarray
+    """uint8 [P, shown_px, shown_px, 3]: the same for people to look at, [0, 0, 0, 3] when they are
+    not wanted."""
     indices: tuple[int, ...]
     """Frame index in the clip of each of ``frames``, ascending."""
     times_s: tuple[float, ...]
@@ -91,8 +95,11 @@ class BadClip(Exception):  # noqa: N818 - a verdict on the input, not a failure 
         self.reason = reason
 
 
-def read_clip(path: Video, spec: DecodeSpec) -> ClipFrames:
+def read_clip(path: Video, spec: DecodeSpec, shown_px: int = 0) -> ClipFrames:
     """Decode a clip, choose key frames, return those that accepted pairs use.
+
+    With ``shown_px`` the frames of rejected pairs are returned, too, and all of them a second time
+    with this side.
 
     Raises:
         BadClip: ``unreadable``, ``no_video``, ``frame_size``, ``too_short`` or ``damaged``.
@@ -109,20 +116,29 @@ def read_clip(path: Video, spec: DecodeSpec) -> ClipFrames:
     if not pairs:
         detail = f"of {len(scan.times_s)} frames no two are {spec.spacing_frames} apart"
         raise BadClip("too_short", detail)
-    accepted = [pair for pair in pairs if pair.verdict == "accepted"]
-    indices = sorted({index for pair in accepted for index in (pair.source, pair.target)})
+    indices = sorted(used_frames(pairs, rejected=shown_px > 0))
     raw = _fetch(path, indices) if scan.raw is None else [scan.raw[index] for index in indices]
     scale = VideoReformatter()
     frames = np.zeros((len(indices), spec.frame_px, spec.frame_px, 3), dtype=np.uint8)
+    shown = np.zeros((len(indices) if shown_px else 0, shown_px, shown_px, 3), dtype=np.uint8)
     # Strict: a second pass that gives fewer frames must not leave black ones.
     for number, frame in zip(range(len(indices)), raw, strict=True):
         frames[number] = square(scale, frame.image, spec.frame_px, spec.bars, frame.stretch)
+        if shown_px:
+            shown[number] = square(scale, frame.image, shown_px, spec.bars, frame.stretch)
     return ClipFrames(
         frames=frames,
+        shown=shown,
         indices=tuple(indices),
         times_s=tuple(scan.times_s[index] for index in indices),
         pairs=tuple(pairs),
     )
+
+
+def used_frames(pairs: Iterable[Pair], *, rejected: bool) -> set[int]:
+    """Indices of the frames of the accepted pairs, or of all."""
+    used = (pair for pair in pairs if rejected or pair.verdict == "accepted")
+    return {index for pair in used for index in (pair.source, pair.target)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +178,64 @@ def read_ends(
         ),
         indices=(found[0][0], found[1][0]),
         times_s=(first_s, last_s),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Film:
+    """A part of a clip for people to look at, in its own shape."""
+
+    frames: np.ndarray
+    """uint8 [N, h, w, 3], RGB, small."""
+    times_s: tuple[float, ...]
+    """Of ``frames``."""
+    ends: np.ndarray
+    """uint8 [2, H, W, 3]: the frames of a pair, large."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilmSpec:
+    """A part of a clip: which frames, and how large."""
+
+    indices: tuple[int, ...]
+    """Frames of the film, ascending; those beyond the clip's end are left out."""
+    ends: tuple[int, int]
+    """Frames of the pair; two of ``indices``."""
+    px: int = 320
+    """Longer side of a frame of the film, at most."""
+    ends_px: int = 512
+    """Shorter side of the pair's frames, at most; the longer one has four times as many."""
+
+    @property
+    def largest(self) -> int:
+        """Bytes of its pixels, at most."""
+        return 3 * (len(self.indices) * self.px**2 + 8 * self.ends_px**2)
+
+
+def read_film(path: Video, spec: FilmSpec) -> Film:
+    """A part of a clip.
+
+    Raises:
+        BadClip: as `read_clip`; ``damaged`` when a frame of the pair is not there.
+    """
+    found = dict(zip(spec.indices, _fetch(path, spec.indices), strict=False))
+    if not found.keys() >= set(spec.ends):
+        raise BadClip("damaged", f"the clip has no frames {spec.ends[0]} and {spec.ends[1]} now")
+    first = found[spec.ends[0]]
+    width, height = first.image.width * first.stretch, first.image.height
+    small = min(1.0, spec.px / max(width, height))
+    large = min(1.0, spec.ends_px / min(width, height), 4 * spec.ends_px / max(width, height))
+    scale = VideoReformatter()
+
+    def scaled(shown: _Shown, factor: float) -> np.ndarray:
+        # All in the shape of the first: a stream may change its size.
+        sides = max(1, round(width * factor)), max(1, round(height * factor))
+        return _turned(_resized(scale, shown.image, *sides), shown.image)
+
+    return Film(
+        frames=np.stack([scaled(shown, small) for shown in found.values()]),
+        times_s=tuple(shown.time_s for shown in found.values()),
+        ends=np.stack([scaled(found[index], large) for index in spec.ends]),
     )
 
 
@@ -420,15 +494,7 @@ def square(
     fitted = (min if bars is None else max)(sides)
     # A very long picture keeps at least a line.
     width, height = (max(1, round(side * size / fitted)) for side in sides)
-    small = scale.reformat(
-        frame,
-        width=width,
-        height=height,
-        format="rgb24",
-        src_color_range=frame.color_range,
-        interpolation=SCALING,
-        threads=1,
-    ).to_ndarray()
+    small = _resized(scale, frame, width, height)
     top, left = abs(height - size) // 2, abs(width - size) // 2
     if bars is None:
         squared = small[top : top + size, left : left + size]
@@ -438,18 +504,30 @@ def square(
     return _turned(squared, frame)
 
 
-def _turned(squared_HW3: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """A square picture by the nearest of the eight quarter turns and mirrors of the display matrix.
+def _resized(scale: VideoReformatter, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+    return scale.reformat(
+        frame,
+        width=width,
+        height=height,
+        format="rgb24",
+        src_color_range=frame.color_range,
+        interpolation=SCALING,
+        threads=1,
+    ).to_ndarray()
+
+
+def _turned(picture_HW3: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """A picture by the nearest of the eight quarter turns and mirrors of the display matrix.
 
     The matrix sends (x, y) to (a x + c y, b x + d y), y downwards.
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(matrix, SideData):
-        return squared_HW3
+        return picture_HW3
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
     if abs(a) + abs(d) < abs(b) + abs(c):
-        squared_HW3, a, d = squared_HW3.swapaxes(0, 1), c, b
-    return squared_HW3[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+        picture_HW3, a, d = picture_HW3.swapaxes(0, 1), c, b
+    return picture_HW3[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _detail(error: Exception) -> str:

@@ -114,6 +114,8 @@ class ClipReader:
     timeout_s: float
     cpu_per_s: float = 5.0
     prefix: str = ""
+    shown_px: int = 0
+    """See `read_clip`; only for `read`."""
 
     def __call__(self, unit: Unit[Clip]) -> pa.Table:
         """The clips of a unit, as `read_schema` has them."""
@@ -129,7 +131,7 @@ class ClipReader:
     def _read(self, clip: Clip, worker: DecodeWorker) -> ReadClip:
         try:
             with as_file(clip) as path:
-                return read_clip_file(path, self.spec, worker)
+                return read_clip_file(path, self.spec, worker, self.shown_px)
         except InterruptedError:
             raise
         except OSError as error:
@@ -256,9 +258,9 @@ def _described(read: ClipReader, clip: Clip) -> Sequence[str | int]:
 class FolderError(UserError):
     """One line about a folder of which too little can be used."""
 
-    def __init__(self, rejected: Sequence[RejectedClip], detail: str) -> None:
+    def __init__(self, report: IngestReport, detail: str) -> None:
         super().__init__(detail)
-        self.rejected = rejected
+        self.report = report
 
 
 class _Taken:
@@ -344,24 +346,7 @@ class _Taken:
         rejected = sorted(self._rejected, key=lambda reject: reject.clip_path)
         rejects = Counter(f"clip/{reject.reason}" for reject in rejected)
         rejects.update({f"pair/{name}": count for name, count in self._pair_rejects.items()})
-        bad = [reject for reject in rejected if not reject.is_usable]
-        if len(bad) > max_bad_fraction * self._num_clips:
-            raise FolderError(
-                rejected,
-                f"{len(bad)} of {self._num_clips} clips in {self._folder.root} cannot be read, "
-                f"e.g. {bad[0].clip_path}: {bad[0].reason}{way_out(bad[0].reason)}; mend or remove "
-                f"them, or raise pool.max_bad_fraction (of ingest: --max-bad), now "
-                f"{max_bad_fraction}",
-            )
-        if not self._num_pairs:
-            counts = ", ".join(f"{reason} {count}" for reason, count in sorted(rejects.items()))
-            raise FolderError(
-                rejected,
-                f"no frame pairs in the {self._num_clips} clips of {self._folder.root} (rejected: "
-                f"{counts}); see pool.keyframes: spacing_frames, min_change and max_cut (of "
-                "ingest: --spacing, --min-change, --max-cut)",
-            )
-        return IngestReport(
+        counts = IngestReport(
             num_clips=self._num_clips,
             num_read=self._num_read,
             num_pairs=self._num_pairs,
@@ -369,6 +354,24 @@ class _Taken:
             rejects=rejects,
             rejected_clips=tuple(rejected),
         )
+        bad = [reject for reject in rejected if not reject.is_usable]
+        if len(bad) > max_bad_fraction * self._num_clips:
+            raise FolderError(
+                counts,
+                f"{len(bad)} of {self._num_clips} clips in {self._folder.root} cannot be read, "
+                f"e.g. {bad[0].clip_path}: {bad[0].reason}{way_out(bad[0].reason)}; mend or remove "
+                f"them, or raise pool.max_bad_fraction (of ingest: --max-bad), now "
+                f"{max_bad_fraction}",
+            )
+        if not self._num_pairs:
+            listed = ", ".join(f"{reason} {count}" for reason, count in sorted(rejects.items()))
+            raise FolderError(
+                counts,
+                f"no frame pairs in the {self._num_clips} clips of {self._folder.root} (rejected: "
+                f"{listed}); see pool.keyframes: spacing_frames, min_change and max_cut (of "
+                "ingest: --spacing, --min-change, --max-cut)",
+            )
+        return counts
 
 
 def _short(verdict: dict[str, Any]) -> bytes:

@@ -28,6 +28,9 @@ from dynamics.data.video.decode import (
     ClipFrames,
     DecodeSpec,
     Ends,
+    Film,
+    FilmSpec,
+    used_frames,
 )
 from dynamics.data.video.keyframes import Pair
 from dynamics.data.video.worker import HEADER, REQUEST
@@ -84,16 +87,24 @@ class DecodeWorker:
         self._process = self._process or self._start()
         return self._process.pid
 
-    def decode(self, path: Path, spec: DecodeSpec) -> ClipFrames | Rejected:
-        """Read one clip; never raises for what is in the file.
+    def decode(self, path: Path, spec: DecodeSpec, shown_px: int = 0) -> ClipFrames | Rejected:
+        """Read one clip, as `read_clip`; never raises for what is in the file.
 
         ``timeout`` is too much processor time for the clip's length, or none within the time limit;
         ``decoder_crashed`` is any other death.
         """
-        request = {"kind": "clip", "spec": asdict(spec)}
+        request = {"kind": "clip", "spec": asdict(spec), "shown_px": shown_px}
         largest = max(spec.top_k * spec.frame_px**2 * 3, MAX_CLIP_BYTES)
+        largest += largest * shown_px**2 // spec.frame_px**2
         return self._ask(
-            request, largest, lambda answer, pixels: _parse(answer, pixels, spec), path
+            request, largest, lambda answer, pixels: _parse(answer, pixels, spec, shown_px), path
+        )
+
+    def film(self, path: Path, spec: FilmSpec) -> Film | Rejected:
+        """A part of a clip, as `read_film`; rejects as `decode`."""
+        request = {"kind": "film", "film": asdict(spec)}
+        return self._ask(
+            request, spec.largest, lambda answer, pixels: _parse_film(answer, pixels, spec), path
         )
 
     def segment(
@@ -288,7 +299,21 @@ def _parse_ends(frame_px: int, answer: dict[str, Any], pixels: bytes) -> Ends:
     )
 
 
-def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec) -> ClipFrames:
+def _parse_film(answer: dict[str, Any], pixels: bytes, spec: FilmSpec) -> Film:
+    """Check a reply, as `_parse`."""
+    (count, height, width, _), (_, large_height, large_width, _) = answer["frames"], answer["ends"]
+    flat, size = np.frombuffer(pixels, dtype=np.uint8), 3 * count * height * width
+    times_s = tuple(float(time_s) for time_s in answer["times_s"])
+    if len(times_s) != count or not 2 <= count <= len(spec.indices):
+        raise ValueError("the reply contradicts itself")
+    return Film(
+        frames=flat[:size].reshape(count, height, width, 3),
+        times_s=times_s,
+        ends=flat[size:].reshape(2, large_height, large_width, 3),
+    )
+
+
+def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec, shown_px: int) -> ClipFrames:
     """Check a reply: it comes from the process that read the hostile file."""
     indices = tuple(int(index) for index in answer["indices"])
     times_s = tuple(float(time_s) for time_s in answer["times_s"])
@@ -301,13 +326,13 @@ def _parse(answer: dict[str, Any], pixels: bytes, spec: DecodeSpec) -> ClipFrame
         )
         for pair in answer["pairs"]
     )
-    shape = (len(indices), spec.frame_px, spec.frame_px, 3)
-    frames = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
-    accepted = [pair for pair in pairs if pair.verdict == "accepted"]
-    used = {index for pair in accepted for index in (pair.source, pair.target)}
+    flat, size = np.frombuffer(pixels, dtype=np.uint8), 3 * len(indices) * spec.frame_px**2
+    frames = flat[:size].reshape(len(indices), spec.frame_px, spec.frame_px, 3)
+    shown = flat[size:].reshape(len(indices) if shown_px else 0, shown_px, shown_px, 3)
+    used = used_frames(pairs, rejected=shown_px > 0)
     if len(times_s) != len(indices) or used != set(indices):
         raise ValueError("the reply contradicts itself")
-    return ClipFrames(frames=frames, indices=indices, times_s=times_s, pairs=pairs)
+    return ClipFrames(frames=frames, shown=shown, indices=indices, times_s=times_s, pairs=pairs)
 
 
 def why_unsealed(memory_mb: int) -> str | None:
@@ -350,13 +375,15 @@ def close_decoders() -> None:
         worker.close()
 
 
-def read_clip_file(path: Path, spec: DecodeSpec, worker: DecodeWorker) -> ReadClip:
+def read_clip_file(
+    path: Path, spec: DecodeSpec, worker: DecodeWorker, shown_px: int = 0
+) -> ReadClip:
     """Digest and key frames of a clip's file."""
     try:
         sha256 = sha256_file(path)
     except OSError as error:
         return unreadable(error)
-    return ReadClip(sha256=sha256, result=worker.decode(path, spec))
+    return ReadClip(sha256=sha256, result=worker.decode(path, spec, shown_px))
 
 
 def unreadable(error: OSError) -> ReadClip:

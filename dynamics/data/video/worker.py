@@ -30,9 +30,11 @@ from dynamics.data.video.decode import (
     Bars,
     DecodeSpec,
     Ends,
+    FilmSpec,
     film_s,
     read_clip,
     read_ends,
+    read_film,
 )
 from dynamics.data.video.pictures import read_pictures
 from dynamics.data.video.seal import seal
@@ -98,13 +100,26 @@ def _grant(request: dict[str, Any], video: int) -> None:
 
 def _clip(request: dict[str, Any], video: int) -> tuple[dict[str, Any], bytes]:
     _grant(request, video)
-    clip = read_clip(video, _spec(request["spec"]))
+    clip = read_clip(video, _spec(request["spec"]), request["shown_px"])
     answer = {
         "indices": clip.indices,
         "times_s": clip.times_s,
         "pairs": [asdict(pair) for pair in clip.pairs],
     }
-    return answer, clip.frames.tobytes()
+    return answer, clip.frames.tobytes() + clip.shown.tobytes()
+
+
+def _film(request: dict[str, Any], video: int) -> tuple[dict[str, Any], bytes]:
+    _grant(request, video)
+    fields = request["film"]
+    fields |= {name: tuple(fields[name]) for name in ("indices", "ends")}
+    film = read_film(video, FilmSpec(**fields))
+    answer = {
+        "frames": film.frames.shape,
+        "ends": film.ends.shape,
+        "times_s": film.times_s,
+    }
+    return answer, film.frames.tobytes() + film.ends.tobytes()
 
 
 def _segment(request: dict[str, Any], video: int) -> tuple[dict[str, Any], bytes]:
@@ -131,7 +146,7 @@ def _ends(ends: Ends) -> tuple[dict[str, Any], bytes]:
     return {"indices": ends.indices, "times_s": ends.times_s}, ends.frames.tobytes()
 
 
-_ANSWERS = {"clip": _clip, "segment": _segment, "pictures": _pictures}
+_ANSWERS = {"clip": _clip, "film": _film, "segment": _segment, "pictures": _pictures}
 """Kind of request to the function that answers it."""
 
 
