@@ -106,7 +106,8 @@ class ScriptedFDP:
             if drawn := len(right) - greedy:
                 right[greedy:] = np.random.default_rng(seeds[row]).random(drawn) < self.skill
             codes[row, right] = perform(source, action) or source
-        return Candidates(codes=codes, logprobs=np.full(codes.shape[:2], -3.0))
+        logprobs = np.full(codes.shape[:2], -3.0)
+        return Candidates(codes, logprobs, logprobs)
 
 
 def transition(source: Scene, action: Action, target: Scene, number: int) -> dict[str, object]:

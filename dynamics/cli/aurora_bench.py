@@ -38,6 +38,16 @@ _TopK = Annotated[int | None, typer.Option(min=1, help="Draw among the k likelie
 _TopP = Annotated[
     float, typer.Option(min=0, max=1, help="Draw among the likeliest codes of this share only.")
 ]
+_MinP = Annotated[
+    float, typer.Option(min=0, max=1, help="Draw codes this share as likely as the likeliest only.")
+]
+_Guidance = Annotated[
+    float, typer.Option(min=0, help="Weight of the action against none; 1: no guidance.")
+]
+_Preset = Annotated[
+    str | None,
+    typer.Option(help="Published settings in place of these: liquid, swirl, janus, anole."),
+]
 _Seed = Annotated[int, typer.Option(min=0, help="Random seed of the sampling.")]
 _Clip = Annotated[
     Path | None, typer.Option(help="Local CLIP folder: CLIP-I, CLIP-T ...", callback=local)
@@ -75,6 +85,9 @@ def aurora_bench(
     temperature: _Temperature = None,
     top_k: _TopK = None,
     top_p: _TopP = 1.0,
+    min_p: _MinP = 0.0,
+    guidance: _Guidance = 1.0,
+    preset: _Preset = None,
     seed: _Seed = 0,
     clip: _Clip = None,
     dino: _Dino = None,
@@ -106,6 +119,9 @@ def aurora_bench(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        guidance=guidance,
+        preset=preset,
         seed=seed,
         clip=_text(clip),
         dino=_text(dino),

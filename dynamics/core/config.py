@@ -361,6 +361,9 @@ class TrainConfig(Strict):
     recognition_weight: float = Field(default=0.0, ge=0, le=1)
     """Share of the FDP loss that is weighted by the paper's recognition weights (normalised to
     mean 1 per frame); the rest is uniform. 1 = the paper's loss."""
+    action_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the FDP's rows that are trained without their action: what guidance, of evaluation
+    and serving, goes away from."""
     checkpoint_every: Annotated[int, Mark.FREE] = Field(default=200, ge=1)
     """Steps between checkpoints that a killed training resumes from."""
     lora: LoraConfig = LoraConfig()
@@ -389,6 +392,8 @@ class EvaluateConfig(Strict):
     num_best_of_items: int = Field(default=400, ge=1)
     """Held-out pairs used for the best-of-N curve (the first ones)."""
     temperature: float = Field(default=1.0, gt=0)
+    guidance: float = Field(default=1.0, ge=0)
+    """Weight of the action in frames that are drawn (classifier-free guidance); 1 = none."""
     batch_size: Annotated[int, Mark.FREE] = Field(default=250, ge=1)
     num_actors: Annotated[int, Mark.FREE] = Field(default=2, ge=1)
 
@@ -442,6 +447,8 @@ class ServeConfig(Strict):
     """Verifier for best of N when a request names none."""
     num_samples: int = Field(default=8, ge=1, le=16)
     """Candidates when a request names no number."""
+    guidance: float = Field(default=1.0, ge=0)
+    """As in ``evaluate``."""
     ingress_replicas: int = Field(default=0, ge=0)
     """Processes that speak HTTP and hold no model. 0 = every replica does both: one hop less, but
     nobody is left to go on with a roll-out when a replica dies; take 1 or more with several."""
@@ -517,6 +524,15 @@ class LoopConfig(Strict):
                 raise ValueError(
                     f"label.candidates above 1 needs filter.score to be {' or '.join(by_fdp)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_is_trained(self) -> "LoopConfig":
+        if not self.train.action_dropout and {self.evaluate.guidance, self.serve.guidance} != {1.0}:
+            raise ValueError(
+                "guidance other than 1 needs train.action_dropout above 0: the model has to learn "
+                "what follows without an action"
+            )
         return self
 
     @model_validator(mode="after")

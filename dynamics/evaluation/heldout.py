@@ -23,7 +23,6 @@ from dynamics.evaluation.candidates import (
 )
 from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_prefix, choosers
 from dynamics.evaluation.state_reader import StateReader, states_by_pair
-from dynamics.inference.decoder import Candidates
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.inference.sampling import SamplingParams
@@ -154,11 +153,12 @@ def _fdp_columns(
     sampling = SamplingParams(
         num_samples=1 + max(best_of, default=1),
         temperature=cfg.evaluate.temperature,
+        guidance=cfg.evaluate.guidance,
         greedy_first=True,
     )
     found = fdp.generate(pairs.source, pairs.actions, sampling, seeds=seeds)
     greedy_BL = found.codes[:, 0]
-    drawn = Candidates(found.codes[:, 1:], found.logprobs[:, 1:])
+    drawn = found[:, 1:]
     columns: Columns = {
         "greedy_codes": list(greedy_BL),
         "fdp_greedy_success": reader.shows(greedy_BL, pairs.target_states),

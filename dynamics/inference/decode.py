@@ -3,7 +3,8 @@
 B prompts, N samples a prompt, R = B * N rows, L codes a frame, T positions, V tokens or codes.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -45,8 +46,17 @@ def gumbel_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.stack(rows)
 
 
-def scores_to_draw(logp_RV: Tensor, sampling: SamplingParams) -> Tensor:
-    """Log-probabilities at the temperature, [R, V], not normalised; -inf for what is not drawn."""
+def scores_to_draw(
+    logp_RV: Tensor, sampling: SamplingParams, plain_RV: Tensor | None = None
+) -> Tensor:
+    """Log-probabilities as drawn from, [R, V], not normalised; -inf for what is not drawn.
+
+    ``plain_RV`` are those without an action, where guidance acts.
+    """
+    if plain_RV is not None:
+        logp_RV = plain_RV + sampling.guidance * (logp_RV - plain_RV)
+    if not sampling.temperature:
+        return logp_RV
     scores_RV = logp_RV / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < scores_RV.shape[-1]:
         least_R1 = scores_RV.topk(sampling.top_k).values[:, -1:]
@@ -55,7 +65,20 @@ def scores_to_draw(logp_RV: Tensor, sampling: SamplingParams) -> Tensor:
         sorted_RV, order_RV = scores_RV.softmax(-1).sort(-1, descending=True)
         enough_RV = sorted_RV.cumsum(-1) - sorted_RV >= sampling.top_p
         scores_RV = scores_RV.masked_fill(enough_RV.gather(-1, order_RV.argsort(-1)), -torch.inf)
+    if sampling.min_p:
+        least_R1 = scores_RV.amax(-1, keepdim=True) + math.log(sampling.min_p)
+        scores_RV = scores_RV.masked_fill(scores_RV < least_R1, -torch.inf)
     return scores_RV
+
+
+def drawn_logprobs(
+    scores_mV: Tensor, of_row_R: Tensor, chosen_R: Tensor, sampling: SamplingParams
+) -> Tensor:
+    """Log-probability [R] of drawing the chosen ones from each row's own of m `scores_to_draw`."""
+    if not sampling.temperature:
+        return scores_mV.new_zeros(len(chosen_R))
+    found_R = scores_mV[of_row_R, chosen_R]
+    return found_R if sampling.is_plain else found_R - scores_mV.logsumexp(-1)[of_row_R]
 
 
 class _Picker:
@@ -72,13 +95,17 @@ class _Picker:
         if noise_RTV is not None and sampling.greedy_first:
             noise_RTV[:: sampling.num_samples] = 0
 
-    def pick(self, logp_RV: Tensor, step: int, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Chosen index of each of the ``rows`` and its log-probability, both [R]."""
-        scores_RV = logp_RV
+    def pick(
+        self, logp_RV: Tensor, step: int, rows: Tensor | slice, plain_RV: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Chosen index of each row, its log-probability, and that of drawing it, all [R]."""
+        scores_RV = noisy_RV = scores_to_draw(logp_RV, self._sampling, plain_RV)
         if self._noise_RTV is not None:
-            scores_RV = scores_to_draw(logp_RV, self._sampling) + self._noise_RTV[rows, step]
-        chosen_R = scores_RV.argmax(-1)
-        return chosen_R, logp_RV.gather(-1, chosen_R[:, None])[:, 0]
+            noisy_RV = scores_RV + self._noise_RTV[rows, step]
+        chosen_R = noisy_RV.argmax(-1)
+        own_R = logp_RV.gather(-1, chosen_R[:, None])[:, 0]
+        all_R = torch.arange(len(chosen_R), device=chosen_R.device)
+        return chosen_R, own_R, drawn_logprobs(scores_RV, all_R, chosen_R, self._sampling)
 
 
 class DynamicCacheDecoder:
@@ -120,7 +147,7 @@ class DynamicCacheDecoder:
         for step in range(max_tokens):
             logits = model.logits(hidden)[:, 0].float()
             logits[:, model.image_ids] = -torch.inf
-            chosen, logp = picker.pick(logits.log_softmax(-1), step, live)
+            chosen, logp, _ = picker.pick(logits.log_softmax(-1), step, live)
             for row, token, value in zip(
                 live.tolist(), chosen.tolist(), logp.tolist(), strict=True
             ):
@@ -142,24 +169,32 @@ class DynamicCacheDecoder:
 
     @torch.inference_mode()
     def sample_codes(
-        self, prompt_BT: Tensor, sampling: SamplingParams, seeds: Sequence[int]
+        self,
+        prompt_BT: Tensor,
+        sampling: SamplingParams,
+        seeds: Sequence[int],
+        plain_BT: Tensor | None = None,
     ) -> Candidates:
         """See `Decoder.sample_codes`. Only the image rows of the head are computed."""
         self._model.use(self._adapter)
-        parts = [
-            self._sample_codes(prompt_BT[part], sampling, seeds[part])
+        return joined(
+            self._sample_codes(
+                prompt_BT[part], sampling, seeds[part], None if plain_BT is None else plain_BT[part]
+            )
             for part in row_parts(len(prompt_BT), CODES_BATCH // sampling.num_samples)
-        ]
-        return Candidates(
-            np.concatenate([part.codes for part in parts]),
-            np.concatenate([part.logprobs for part in parts]),
         )
 
     def _sample_codes(
-        self, prompt_BT: Tensor, sampling: SamplingParams, seeds: Sequence[int]
+        self,
+        prompt_BT: Tensor,
+        sampling: SamplingParams,
+        seeds: Sequence[int],
+        plain_BT: Tensor | None,
     ) -> Candidates:
         model, length = self._model, self.tokens.num_image_tokens
-        hidden, cache, lead = self._prefill(prompt_BT, sampling.num_samples)
+        # A row without an action follows each row with one, and takes the code that was drawn.
+        ways = [prompt_BT] if plain_BT is None else [prompt_BT, plain_BT]
+        hidden, cache, lead = self._prefill(torch.cat(ways), sampling.num_samples)
         noise_RTV = None
         if sampling.temperature > 0:
             greedy = int(sampling.greedy_first)
@@ -167,17 +202,18 @@ class DynamicCacheDecoder:
             noise = pad(gumbel_noise(seeds, shape), (0, 0, 0, 0, greedy, 0))
             noise_RTV = noise.flatten(0, 1).to(model.device)
         picker = _Picker(sampling, noise_RTV)
-        codes = torch.empty(len(hidden), length, dtype=torch.int64)
-        total = torch.zeros(len(hidden), dtype=torch.float64)
+        rows = len(prompt_BT) * sampling.num_samples
+        codes = torch.empty(rows, length, dtype=torch.int64)
+        sums = torch.zeros(2, rows, dtype=torch.float64)
         for position in range(length):
-            logits = model.image_logits(hidden)[:, 0].float()
-            chosen, logp = picker.pick(logits.log_softmax(-1), position, slice(None))
+            logp, *plain = model.image_logits(hidden)[:, 0].float().log_softmax(-1).split(rows)
+            chosen, *logps = picker.pick(logp, position, slice(None), *plain)
             codes[:, position] = chosen.cpu()
-            total += logp.double().cpu()
+            sums += torch.stack(logps).double().cpu()
             if position < length - 1:
-                hidden = model.hidden(model.image_ids[chosen][:, None], cache, lead)
-        shape_BN = len(prompt_BT), sampling.num_samples
-        return Candidates(codes.reshape(*shape_BN, length).numpy(), total.reshape(shape_BN).numpy())
+                ids = model.image_ids[chosen].repeat(len(ways))
+                hidden = model.hidden(ids[:, None], cache, lead)
+        return candidates(codes, sums, sampling)
 
     def _prefill(
         self, prompt_BT: Tensor, num_samples: int
@@ -220,6 +256,21 @@ class DynamicCacheDecoder:
             values = logp.gather(-1, wanted.to(self._model.device)[..., None])[..., 0]
             sums.append(values.double().sum(-1).cpu().numpy())
         return np.concatenate(sums)
+
+
+def candidates(codes_RL: Tensor, sums_2R: Tensor, sampling: SamplingParams) -> Candidates:
+    """The drawn frames of all prompts, with both sums of log-probabilities."""
+    num = sampling.num_samples
+    own, drawn = sums_2R.view(2, -1, num).numpy()
+    if sampling.greedy_first:
+        drawn[:, 0] = 0
+    return Candidates(codes_RL.view(-1, num, codes_RL.shape[1]).numpy(), own, drawn)
+
+
+def joined(parts: Iterable[Candidates]) -> Candidates:
+    """The candidates of all prompts from those of some."""
+    codes, own, drawn = zip(*((p.codes, p.logprobs, p.drawn_logprobs) for p in parts), strict=True)
+    return Candidates(np.concatenate(codes), np.concatenate(own), np.concatenate(drawn))
 
 
 def answer_places(rows: Rows, width: int) -> Tensor:

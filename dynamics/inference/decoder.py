@@ -5,7 +5,7 @@ B prompts of T tokens, N samples a prompt, L codes a frame.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,14 @@ class Candidates:
     codes: NDArray[np.int64]
     """[B, N, L]."""
     logprobs: NDArray[np.float64]
-    """[B, N]: sum of log p(codes | prompt), at temperature 1."""
+    """[B, N]: sum of log p(codes | prompt), at temperature 1 and without guidance."""
+    drawn_logprobs: NDArray[np.float64]
+    """[B, N]: sum of log q(codes), where q is the distribution that they were drawn from, at the
+    temperature, guided, and cut by top k and the like; 0 for greedy ones."""
+
+    def __getitem__(self, index: Any) -> "Candidates":
+        """Those at an index of [B, N]."""
+        return Candidates(self.codes[index], self.logprobs[index], self.drawn_logprobs[index])
 
 
 class Decoder(Protocol):
@@ -64,9 +71,13 @@ class Decoder(Protocol):
         """N texts per prompt."""
 
     def sample_codes(
-        self, prompt_BT: "Tensor", sampling: SamplingParams, seeds: Sequence[int]
+        self,
+        prompt_BT: "Tensor",
+        sampling: SamplingParams,
+        seeds: Sequence[int],
+        plain_BT: "Tensor | None" = None,
     ) -> Candidates:
-        """N frames per prompt."""
+        """N frames per prompt; ``plain_BT``, the prompts without actions, where guidance acts."""
 
     def score_text(
         self, prompt_BT: "Tensor", texts: Sequence[Sequence[int]]

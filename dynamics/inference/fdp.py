@@ -31,8 +31,10 @@ class ForwardDynamics:
         seeds: Sequence[int] = (),
     ) -> Candidates:
         """Sample next frames; one seed a source, none when greedy."""
-        prompt_BT = self.tokens.fdp_prompt(source_codes_BL, actions)
-        return self._decoder.sample_codes(prompt_BT, sampling, seeds)
+        prompt_BT, plain_BT = self.tokens.fdp_prompt(source_codes_BL, actions), None
+        if sampling.guidance != 1:
+            plain_BT = self.tokens.fdp_prompt(source_codes_BL, [None] * len(actions))
+        return self._decoder.sample_codes(prompt_BT, sampling, seeds, plain_BT)
 
     def frame_logprobs(
         self,

@@ -9,6 +9,7 @@ H heads of d channels, V words or codes.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -21,6 +22,9 @@ from dynamics.inference.decode import (
     CODES_BATCH,
     SCORE_BATCH,
     TEXT_BATCH,
+    candidates,
+    drawn_logprobs,
+    joined,
     row_parts,
     scores_to_draw,
 )
@@ -28,7 +32,7 @@ from dynamics.inference.decoder import Candidates, DecodedText
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models.stack import Past, Stack, has_stack
 from dynamics.models.tokens import IGNORE
-from dynamics.models.vlm import AdapterName, Head, UnifiedVLM, visible
+from dynamics.models.vlm import AdapterName, Head, UnifiedVLM
 
 _WORTH_SHARING = 0.15
 """Share of the tokens that equal beginnings must save: copies of keys and values cost, too."""
@@ -78,9 +82,8 @@ class SharedPrefixDecoder:
         steps = min(sampling.max_tokens or limit, limit)
         for part in row_parts(len(prompt_BT), TEXT_BATCH // num):
             uniform = self._text_uniform(seeds[part], num) if sampling.temperature else None
-            ids, logp = self._draw(
-                prompt_BT[part], sampling, self._text_head, self._model.text_ids, steps, uniform
-            )
+            head, text_ids = self._text_head, self._model.text_ids
+            ids, (logp, _) = self._draw([prompt_BT[part]], sampling, head, text_ids, steps, uniform)
             lengths = (ids >= 0).sum(1).tolist()
             texts = [
                 DecodedText(row[:length], values[:length])
@@ -91,21 +94,23 @@ class SharedPrefixDecoder:
 
     @torch.inference_mode()
     def sample_codes(
-        self, prompt_BT: Tensor, sampling: SamplingParams, seeds: Sequence[int]
+        self,
+        prompt_BT: Tensor,
+        sampling: SamplingParams,
+        seeds: Sequence[int],
+        plain_BT: Tensor | None = None,
     ) -> Candidates:
         """See `Decoder.sample_codes`."""
-        num, length = sampling.num_samples, self.tokens.num_image_tokens
-        codes, sums = [np.zeros((0, num, length), np.int64)], [np.zeros((0, num))]
+        length, found = self.tokens.num_image_tokens, list[Candidates]()
         code_of = torch.zeros(len(self._text_place), dtype=torch.int64)
         code_of[self.tokens.image_ids] = torch.arange(self.images.num_codes)
-        for part in row_parts(len(prompt_BT), CODES_BATCH // num):
+        head, image_ids = self._image_head, self._model.image_ids
+        for part in row_parts(len(prompt_BT), CODES_BATCH // sampling.num_samples):
             uniform = self._codes_uniform(seeds[part], sampling) if sampling.temperature else None
-            ids, logp = self._draw(
-                prompt_BT[part], sampling, self._image_head, self._model.image_ids, length, uniform
-            )
-            codes.append(code_of[ids].view(-1, num, length).numpy())
-            sums.append(logp.double().sum(1).view(-1, num).numpy())
-        return Candidates(np.concatenate(codes), np.concatenate(sums))
+            ways = [prompt_BT[part]] if plain_BT is None else [prompt_BT[part], plain_BT[part]]
+            ids, logps = self._draw(ways, sampling, head, image_ids, length, uniform)
+            found.append(candidates(code_of[ids], logps.double().sum(-1), sampling))
+        return joined(found)
 
     def _text_uniform(self, seeds: Sequence[int], num: int) -> _Uniform:
         """A generator a sample, asked in every step of the sample."""
@@ -131,17 +136,20 @@ class SharedPrefixDecoder:
 
     def _draw(
         self,
-        prompt_BT: Tensor,
+        ways: Sequence[Tensor],
         sampling: SamplingParams,
         head: Head,
         ids_V: Tensor,
         steps: int,
         uniform: _Uniform | None,
     ) -> tuple[Tensor, Tensor]:
-        """Ids [R, S] on the CPU, IGNORE after the end of a sentence, and their log-probabilities.
+        """Ids [R, S] on the CPU, IGNORE after the end of a sentence, and log-probabilities.
+
+        These are [2, R, S]: the model's own, then those of drawing the ids.
 
         Args:
-            prompt_BT: the prompts, which may repeat.
+            ways: the prompts [B, T], which may repeat; after them, where guidance acts, those
+                without an action.
             sampling: how to draw.
             head: hidden states to logits over V.
             ids_V: vocabulary ids of the logits.
@@ -149,30 +157,31 @@ class SharedPrefixDecoder:
             uniform: random numbers, in the order of ``gumbel_noise``; none = greedy.
         """
         self._model.use(self._adapter)
-        distinct, prompt_of = torch.unique(prompt_BT, dim=0, return_inverse=True)
-        branch_of = prompt_of.repeat_interleave(sampling.num_samples)
-        ids = torch.full((len(branch_of), steps), IGNORE)
-        values = torch.zeros(len(branch_of), steps)
-        live = torch.arange(len(branch_of))
+        distinct, prompt_of = torch.unique(torch.cat(list(ways)), dim=0, return_inverse=True)
+        branch_of = prompt_of.view(len(ways), -1).repeat_interleave(sampling.num_samples, 1)
+        ids = torch.full((branch_of.shape[1], steps), IGNORE)
+        values = torch.zeros(2, *ids.shape)
+        live = torch.arange(len(ids))
         branches = _Branches(self._model, self._stack, distinct, steps)
         for step in range(steps):
             logp_nV = head(branches.hidden).float().log_softmax(-1)
-            branch_R = branch_of.to(logp_nV.device)
-            scores = logp_RV = logp_nV[branch_R]
+            own_m, scores_mV, of_row = _to_draw(logp_nV, branch_of, sampling)
+            noisy = scores_mV[of_row]
             if uniform is not None:
                 noise = uniform(live, step).clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
                 if sampling.greedy_first:
                     noise[live % sampling.num_samples == 0] = 0
-                scores = scores_to_draw(logp_nV, sampling)[branch_R] + noise.to(logp_RV.device)
-            chosen = scores.argmax(-1, keepdim=True)
-            values[live, step] = logp_RV.gather(-1, chosen)[:, 0].cpu()
-            drawn = ids_V[chosen[:, 0]].cpu()
+                noisy = noisy + noise.to(noisy.device)
+            chosen = noisy.argmax(-1)
+            values[0, live, step] = logp_nV[own_m[of_row], chosen].cpu()
+            values[1, live, step] = drawn_logprobs(scores_mV, of_row, chosen, sampling).cpu()
+            drawn = ids_V[chosen].cpu()
             ids[live, step] = drawn
             goes_on = drawn != self.tokens.eos
             live = live[goes_on]
             if step == steps - 1 or not len(live):
                 break
-            keys = branch_of[goes_on] * len(self._text_place) + drawn[goes_on]
+            keys = branch_of[:, goes_on] * len(self._text_place) + drawn[goes_on]
             new, branch_of = torch.unique(keys, return_inverse=True)
             branches.grow(new // len(self._text_place), new % len(self._text_place))
         return ids, values
@@ -218,12 +227,24 @@ class SharedPrefixDecoder:
         start = _shared_length(ids_BT, int(places_S.min()) if len(places_S) else 0)
         if not start:
             return self._stack(embed(ids_BT), wanted_S)
-        distinct, of_row = torch.unique(ids_BT[:, :start], dim=0, return_inverse=True)
-        kept: list[tuple[Tensor, Tensor]] = []
-        self._stack(embed(distinct), wanted_S[:0], kept)
+        past = self._stack.past(embed, ids_BT[:, :start])
         rest_S = wanted_S // length * (length - start) + places_S - start
-        past = Past(kept, of_row.to(wanted_S.device))
         return self._stack(embed(ids_BT[:, start:]), rest_S, past=past)
+
+
+def _to_draw(
+    logp_nV: Tensor, branch_WR: Tensor, sampling: SamplingParams
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What rows draw from, once for those that draw from the same.
+
+    Returns the branch of each of m distributions, their scores [m, V], and the one of each row.
+    """
+    branch_WR = branch_WR.to(logp_nV.device)
+    if len(branch_WR) == 1:
+        branches = torch.arange(len(logp_nV), device=logp_nV.device)
+        return branches, scores_to_draw(logp_nV, sampling), branch_WR[0]
+    (own, plain), of_row = torch.unique(branch_WR, dim=1, return_inverse=True)
+    return own, scores_to_draw(logp_nV[own], sampling, logp_nV[plain]), of_row
 
 
 def _shared_length(ids_BT: Tensor, most: int) -> int:
@@ -242,27 +263,43 @@ def _shared_length(ids_BT: Tensor, most: int) -> int:
 
 
 class _Branches:
-    """Keys and values of prompts and of what followed them, by branch."""
+    """Keys and values of prompts and of what followed them, by branch.
+
+    Beginnings that prompts have in common, a frame for instance, are kept once for all of them.
+    """
 
     def __init__(self, model: UnifiedVLM, stack: Stack, prompt_BP: Tensor, steps: int) -> None:
         self._model, self._stack = model, stack
-        rows, self._length = prompt_BP.shape
-        kept: list[tuple[Tensor, Tensor]] = []
-        last = torch.arange(1, rows + 1, device=model.device) * self._length - 1
-        lead = model.tokens.lead(prompt_BP)
-        lead = None if lead is None else lead.to(model.device)
-        mask = None if lead is None else visible(0, self._length, lead)
-        self.hidden = stack(model.embed(prompt_BP), last, kept, mask)
+        rows, width = prompt_BP.shape
+        lead, place_P = model.tokens.lead(prompt_BP), torch.arange(width)
+        ends_B = torch.full((rows,), width)
+        if lead is not None:  # fillers go to the end, where no token sees them
+            prompt_BP = prompt_BP.gather(1, (place_P + lead[:, None]) % width)
+            ends_B = ends_B - lead
+        start = _shared_length(prompt_BP, int(ends_B.min()) - 1)
+        own = torch.arange(rows, device=model.device)
+        last = own * (width - start) + ends_B.to(model.device) - start - 1
+        late: list[tuple[Tensor, Tensor]] = []
+        past = stack.past(model.embed, prompt_BP[:, :start]) if start else None
+        self.hidden = stack(model.embed(prompt_BP[:, start:]), last, late, past=past)
         """Last hidden states of every branch, [n, D]."""
-        self._prefix = [tuple(x.transpose(1, 2).contiguous() for x in pair) for pair in kept]
-        self._suffix = [
-            tuple(x[:, :1].new_empty(rows, steps, *x.shape[2:]) for x in p) for p in kept
+        self._shared = [
+            ([tuple(x.transpose(1, 2).contiguous() for x in kv) for kv in part.layers], part.of_row)
+            for part in (past, Past(late, own))
+            if part is not None
         ]
-        self._prompt_of = torch.arange(rows, device=model.device)
-        self._fillers = None if mask is None else ~mask[:, 0, -1]
-        """Tokens of a prompt that nobody sees, bool [B, P]."""
+        self._suffix = [
+            tuple(x[:, :1].new_empty(rows, steps, *x.shape[2:]) for x in p) for p in late
+        ]
+        self._prompt_of = own
+        self._fillers = None
+        """Tokens of a prompt, without what it shares, that nobody sees, bool [B, P]."""
+        if lead is not None:
+            self._fillers = (place_P[start:] >= ends_B[:, None]).to(model.device)
         self._step = 0
-        self._turns = stack.turns(self._length, self._length + steps)
+        self._later = (ends_B - ends_B.min()).to(model.device)
+        """By how many positions a prompt is longer than the shortest one, [B]."""
+        self._turns = stack.turns(int(ends_B.min()), width + steps)
 
     def grow(self, parent_n: Tensor, ids_n: Tensor) -> None:
         """New branches, ordered by parent: an old one and the token that follows it."""
@@ -272,58 +309,86 @@ class _Branches:
         if not (same and bool((parent_n == torch.arange(len(parent_n), device=device)).all())):
             self._suffix = [tuple(x[parent_n] for x in pair) for pair in self._suffix]
             self._prompt_of = self._prompt_of[parent_n]
-        counts = torch.bincount(self._prompt_of, minlength=len(self._prefix[0][0]))
-        most = int(counts.max())
-        first = counts.cumsum(0) - counts
-        rank = torch.arange(len(parent_n), device=device) - first[self._prompt_of]
-        slot = self._prompt_of * most + rank
-        turns = (self._turns[0][step : step + 1], self._turns[1][step : step + 1])
+        places = [_Place.of(of_B[self._prompt_of], len(kept[0][0])) for kept, of_B in self._shared]
+        turns, hidden = self._turns_at(step), None
+        if self._fillers is not None:
+            hidden = self._fillers[self._prompt_of]
         x_nD = self._model.embed(ids_n[:, None])[:, 0]
-        hidden = None if self._fillers is None else self._fillers[self._prompt_of]
-        layers = zip(self._stack.layers, self._prefix, self._suffix, strict=True)
-        for layer, prefix, suffix in layers:
+        for number, (layer, suffix) in enumerate(
+            zip(self._stack.layers, self._suffix, strict=True)
+        ):
             query, key, value = layer.heads(x_nD[:, None], turns)
             suffix[0][:, step], suffix[1][:, step] = key[:, 0], value[:, 0]
             own = suffix[0][:, : step + 1], suffix[1][:, : step + 1]
-            mixed = _mix(query[:, 0], prefix, own, slot, most, hidden)
-            x_nD = layer.rest(x_nD, mixed)
+            shared = [
+                (*kept[number], place)
+                for (kept, _), place in zip(self._shared, places, strict=True)
+            ]
+            x_nD = layer.rest(x_nD, _mix(query[:, 0], shared, own, hidden))
         self.hidden = self._stack.norm(x_nD)
         self._step = step + 1
+
+    def _turns_at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Rotation [1 or n, 1, 1, d] of the token that every branch takes in a step."""
+        places = slice(step, step + 1)
+        if self._fillers is not None:
+            places = self._later[self._prompt_of] + step
+        cos, sin = (turn[places, None] for turn in self._turns)
+        return cos, sin
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Places of n branches in a table of groups that read the same keys: each is read once."""
+
+    slot_n: Tensor
+    groups: int
+    most: int
+
+    @classmethod
+    def of(cls, group_n: Tensor, groups: int) -> "_Place":
+        """Places in a table as wide as the largest group."""
+        counts = torch.bincount(group_n, minlength=groups)
+        first, order = counts.cumsum(0) - counts, group_n.argsort(stable=True)
+        rank_n = torch.empty_like(group_n)
+        rank_n[order] = torch.arange(len(group_n), device=group_n.device) - first[group_n[order]]
+        most = int(counts.max())
+        return cls(group_n * most + rank_n, groups, most)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[n, K, G, c] to [groups, K, most * G, c]."""
+        whole = x.new_zeros(self.groups * self.most, *x.shape[1:])
+        whole = whole.index_copy_(0, self.slot_n, x)
+        return whole.view(self.groups, self.most, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """The inverse of `spread`."""
+        whole = x.reshape(*x.shape[:2], self.most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)
+        return whole.index_select(0, self.slot_n)
 
 
 def _mix(
     query_nHd: Tensor,
-    prefix: tuple[Tensor, ...],
-    suffix: tuple[Tensor, ...],
-    slot_n: Tensor,
-    most: int,
+    shared: Sequence[tuple[Tensor, Tensor, _Place]],
+    own: tuple[Tensor, ...],
     hidden_nP: Tensor | None,
 ) -> Tensor:
-    """Attention of every branch over its prompt [B, K, P, d] and its own tokens [n, S, K, d].
+    """Attention of every branch over what it shares and over its own tokens [n, S, K, d].
 
-    ``slot_n`` places the branches in B x ``most``, so that a prompt's keys are read once for all of
-    its branches. ``hidden_nP`` is True for tokens of the prompt that a branch may not see; None =
-    it may see all. Returns [n, H * d].
+    Shared keys and values are [groups, K, P, d]. ``hidden_nP`` is True for tokens of the last
+    shared ones that a branch may not see; None = it may see all. Returns [n, H * d].
     """
-    (prompts, kv_heads, length, dim), num = prefix[0].shape, len(query_nHd)
-    group = query_nHd.shape[1] // kv_heads
-    query = query_nHd.reshape(num, kv_heads, group, dim) * dim**-0.5
-
-    def spread(x: Tensor) -> Tensor:
-        """[n, K, G, c] to [B, K, most * G, c]."""
-        whole = x.new_zeros(prompts * most, *x.shape[1:]).index_copy_(0, slot_n, x)
-        return whole.view(prompts, most, kv_heads, group, -1).transpose(1, 2).flatten(2, 3)
-
-    def gathered(x: Tensor) -> Tensor:
-        """The inverse of `spread`."""
-        whole = x.reshape(prompts, kv_heads, most, group, -1).transpose(1, 2).flatten(0, 1)
-        return whole.index_select(0, slot_n)
-
-    far = gathered(spread(query) @ prefix[0].transpose(-1, -2))
+    kv_heads, dim = own[0].shape[2:]
+    query = query_nHd.unflatten(1, (kv_heads, -1)) * dim**-0.5
+    scores = [
+        place.gathered(place.spread(query) @ keys.transpose(-1, -2)) for keys, _, place in shared
+    ]
     if hidden_nP is not None:
-        far = far.masked_fill(hidden_nP[:, None, None], -torch.inf)
-    near = query @ suffix[0].permute(0, 2, 3, 1)
-    weights = torch.cat([far, near], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
-    mixed = gathered(spread(weights[..., :length]) @ prefix[1])
-    mixed = mixed + weights[..., length:] @ suffix[1].transpose(1, 2)
+        scores[-1] = scores[-1].masked_fill(hidden_nP[:, None, None], -torch.inf)
+    scores.append(query @ own[0].permute(0, 2, 3, 1))
+    weights = torch.cat(scores, -1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    *far, near = weights.split([part.shape[-1] for part in scores], -1)
+    mixed = near @ own[1].transpose(1, 2)
+    for part, (_, values, place) in zip(far, shared, strict=True):
+        mixed = mixed + place.gathered(place.spread(part) @ values)
     return mixed.flatten(1)

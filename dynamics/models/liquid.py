@@ -86,4 +86,5 @@ def load_tokens(base: Path, images: ImageTokenizer) -> Tokens:
         eoi=eoi,
         num_image_tokens=images.num_tokens,
         controls=(unconditional,),
+        no_action=(unconditional,),
     )

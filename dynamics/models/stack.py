@@ -7,7 +7,7 @@ computed beside it, W + s B A.
 B rows, T positions, N = B * T, D width, H heads of d channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,15 @@ class Stack:
             x_ND = layer.rest(x_ND, mixed)
         states: Tensor = self.norm(x_ND)
         return states
+
+    def past(self, embed: Callable[[Tensor], Tensor], ids_BP: Tensor) -> Past:
+        """Keys and values of the tokens that rows begin with, each distinct beginning once."""
+        distinct, of_row = torch.unique(ids_BP, dim=0, return_inverse=True)
+        kept: list[tuple[Tensor, Tensor]] = []
+        x_UPD = embed(distinct)
+        of_row = of_row.to(x_UPD.device)
+        self(x_UPD, of_row[:0], kept)
+        return Past(kept, of_row)
 
 
 class Layer:

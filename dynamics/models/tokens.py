@@ -143,10 +143,12 @@ class Tokens:
         eoi: int,
         num_image_tokens: int,
         controls: Collection[int] = (),
+        no_action: Sequence[int] = (),
     ) -> None:
         self.prompts = prompts
         self.num_image_tokens = num_image_tokens
         self._tokenizer = tokenizer
+        self._no_action = torch.tensor(no_action, dtype=torch.int64)
         self.bos = int(tokenizer.bos_token_id)
         self.eos = int(tokenizer.eos_token_id)
         self.pad = int(tokenizer.pad_token_id)
@@ -241,12 +243,13 @@ class Tokens:
     def fdp_prompt(
         self,
         source_codes_BL: np.ndarray,
-        actions: Sequence[str],
+        actions: Sequence[str | None],
         wordings: Sequence[int] | None = None,
     ) -> Tensor:
         """Ids up to and including the second boi, [B, T]: the next L tokens are the target.
 
-        ``wordings`` names each row's; None = the first. A row's fillers stand before bos.
+        ``wordings`` names each row's; None = the first. A row's fillers stand before bos. An action
+        of None leaves it out, with the text around it.
         """
         blocks = {"{source}": self.image_block(source_codes_BL)}
         layouts = [[*pieces, torch.tensor([self.boi])] for pieces in self._fdp]
@@ -270,7 +273,7 @@ class Tokens:
         layouts: Sequence[Sequence[str | Tensor]],
         blocks: Mapping[str, Tensor],
         wordings: Sequence[int] | None,
-        actions: Sequence[str] = (),
+        actions: Sequence[str | None] = (),
     ) -> Tensor:
         num_rows = len(blocks["{source}"])
         if wordings is None:
@@ -292,8 +295,11 @@ class Tokens:
             place[length - len(ids) :] = ids
         return filled
 
-    def _with_action(self, text: str, action: str) -> Tensor:
+    def _with_action(self, text: str, action: str | None) -> Tensor:
         """Ids of a part that holds the sentence; the sentence alone is filled up to A."""
+        if action is None:
+            fillers = self.prompts.action_tokens if text == _ACTION else 0
+            return torch.cat([torch.full((fillers,), self.pad), self._no_action])
         ids = self.action_ids(action)
         if text == _ACTION:
             return torch.tensor([self.pad] * (self.prompts.action_tokens - len(ids)) + ids)
@@ -330,7 +336,7 @@ class Tokens:
     def fdp_rows(
         self,
         source_codes_BL: np.ndarray,
-        actions: Sequence[str],
+        actions: Sequence[str | None],
         target_codes_BL: np.ndarray,
         wordings: Sequence[int] | None = None,
     ) -> Rows:

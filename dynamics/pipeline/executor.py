@@ -102,6 +102,7 @@ class LocalExecutor:
             SamplingParams(
                 num_samples=self.cfg.serve.num_samples,
                 temperature=self.cfg.evaluate.temperature,
+                guidance=self.cfg.serve.guidance,
             ),
             verifier=self.cfg.serve.verifier,
             seeds=[self.cfg.seed],

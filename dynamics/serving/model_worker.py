@@ -179,7 +179,7 @@ class ModelWorker:
             seeds=[*seeds, *[seeds[-1]] * (num_sources - len(seeds))],
         )
         count = len(source_BL)
-        return Candidates(drawn.codes[:count], drawn.logprobs[:count])
+        return drawn[:count]
 
 
 def _at_least(count: int, rows_BL: Codes) -> Codes:
@@ -191,10 +191,9 @@ def _at_least(count: int, rows_BL: Codes) -> Codes:
 def _best_of(
     part: slice, verifier: VerifierName, candidates: Candidates, evidence: Evidence
 ) -> Prediction:
-    own = Candidates(candidates.codes[part], candidates.logprobs[part])
     own_evidence = Evidence(
         action=evidence.action[part],
         action_of_copy=evidence.action_of_copy[part],
         frame=evidence.frame[part],
     )
-    return choose_best(own, own_evidence, verifier)
+    return choose_best(candidates[part], own_evidence, verifier)

@@ -235,7 +235,11 @@ class RoundService:
         deadline: float,
     ) -> Any:
         num_samples = request.n or self._cfg.serve.num_samples
-        sampling = SamplingParams(num_samples=num_samples, temperature=request.temperature)
+        sampling = SamplingParams(
+            num_samples=num_samples,
+            temperature=request.temperature,
+            guidance=self._cfg.serve.guidance,
+        )
         return await self._batcher.submit(
             ("predict", worker, sampling), inference, rows=sources * num_samples, deadline=deadline
         )

@@ -124,11 +124,15 @@ class Batches:
         chosen, task = self.rows_of(step), self.task_of(step)
         actions = [self._actions[row].as_py() for row in chosen.tolist()]
         batch = Batch(self._codes, self._rows[chosen], actions, self._is_labelled[chosen])
+        said: list[str | None] = [*actions]
+        if dropout := self._job.train.action_dropout:
+            dropped = numpy_rng(self._job.seed, "action_dropout", step).random(len(said)) < dropout
+            said = [None if drop else one for one, drop in zip(said, dropped, strict=True)]
         rng = numpy_rng(self._job.seed, "wordings", step)
         wordings = rng.integers(self._tokens.num_wordings(task), size=len(actions)).tolist()
         rows = (
             self._tokens.idm_rows(batch.source_codes, batch.target_codes, actions, wordings)
             if task == "idm"
-            else self._tokens.fdp_rows(batch.source_codes, actions, batch.target_codes, wordings)
+            else self._tokens.fdp_rows(batch.source_codes, said, batch.target_codes, wordings)
         )
         return rows, self._objective.weights(batch, rows, task, self._job.train)

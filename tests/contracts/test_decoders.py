@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from dynamics.core.config import ModelConfig
 from dynamics.core.errors import UserError
 from dynamics.core.registry import imported
 from dynamics.inference.decode import DynamicCacheDecoder
-from dynamics.inference.decoder import DECODERS, Decoder
+from dynamics.inference.decoder import DECODERS, Candidates, Decoder
+from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.load import load_bare
 from dynamics.inference.sampling import GREEDY, SamplingParams
-from dynamics.inference.shared_prefix import SharedPrefixDecoder
+from dynamics.inference.shared_prefix import SharedPrefixDecoder, _Branches
 from dynamics.models import load_model
+from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
 
 ACTIONS = ["push the red ring left", "remove the blue cross", "paint the red ring green"]
@@ -138,6 +141,85 @@ def test_no_rows_have_no_scores(decoder: Decoder) -> None:
     none = decoder.tokens.fdp_prompt(np.zeros((0, 9), np.int64), [])
     assert decoder.score_text(none, []).shape == (0,)
     assert decoder.score_codes(none, np.zeros((0, 9), np.int64)).shape == (0,)
+
+
+@pytest.fixture(scope="module")
+def frame_first(model: UnifiedVLM, untrained_base: Path) -> UnifiedVLM:
+    """The model with prompts that begin with the frame, as published ones do, and have fillers."""
+    other = load_model("chameleon", untrained_base)
+    other.network = model.network
+    prompts = Prompts(
+        version="frame-first",
+        fdp="{source} predict {action}",
+        idm="{source}{target}",
+        action_tokens=10,
+    )
+    ours = model.tokens
+    other.tokens = Tokens(
+        ours._tokenizer, prompts, image_ids=ours.image_ids, boi=ours.boi, eoi=ours.eoi,
+        num_image_tokens=ours.num_image_tokens,
+    )  # fmt: skip
+    return other
+
+
+def guided(model: UnifiedVLM, engine: str, sampling: SamplingParams) -> Candidates:
+    decoder: Decoder = imported(DECODERS[engine])(model, "fdp")
+    source = np.random.default_rng(0).integers(0, 500, size=(2, 9))[[0, 0, 1]]
+    return ForwardDynamics(decoder, "").generate(source, ACTIONS, sampling, seeds=[1, 2, 3])
+
+
+@pytest.mark.parametrize("layout", ["model", "frame_first"])
+def test_engines_draw_the_same_under_guidance(layout: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(layout)
+    sampling = SamplingParams(
+        num_samples=3, temperature=0.8, guidance=2.5, min_p=0.01, greedy_first=True
+    )
+    ours, reference = (guided(model, engine, sampling) for engine in DECODERS)
+    assert (ours.codes == reference.codes).all()
+    assert np.allclose(ours.logprobs, reference.logprobs, atol=1e-4)
+    assert np.allclose(ours.drawn_logprobs, reference.drawn_logprobs, atol=1e-4)
+    without = guided(model, "shared_prefix", replace(sampling, guidance=1.0))
+    assert (ours.codes != without.codes).any()
+
+
+@pytest.mark.parametrize("engine", DECODERS)
+def test_log_probabilities_are_the_models_own_and_those_of_the_draw(
+    engine: str, frame_first: UnifiedVLM
+) -> None:
+    sampling = SamplingParams(num_samples=2, temperature=0.7, top_k=9, guidance=3.0)
+    found = guided(frame_first, engine, sampling)
+    source = np.random.default_rng(0).integers(0, 500, size=(2, 9))[[0, 0, 1]]
+    for sample in range(2):
+        logp, plain = (
+            _code_logprobs(frame_first, source, actions, found.codes[:, sample])
+            for actions in (ACTIONS, [None] * 3)
+        )
+        scores = (plain + 3.0 * (logp - plain)) / 0.7
+        kept = scores.masked_fill(scores < scores.topk(9).values[..., -1:], -torch.inf)
+        wanted = torch.as_tensor(found.codes[:, sample])[..., None]
+        for values, sums in (
+            (logp, found.logprobs),
+            (kept.log_softmax(-1), found.drawn_logprobs),
+        ):
+            assert np.allclose(values.gather(-1, wanted).sum((1, 2)), sums[:, sample], atol=1e-3)
+
+
+@torch.inference_mode()
+def _code_logprobs(model: UnifiedVLM, source: Any, actions: Any, codes: Any) -> torch.Tensor:
+    rows = model.tokens.fdp_rows(source, actions, codes)
+    hidden = model.hidden(rows.ids)[rows.labels >= 0].view(len(codes), 9, -1)
+    return model.image_logits(hidden).log_softmax(-1)
+
+
+def test_guided_rows_share_their_frame(frame_first: UnifiedVLM) -> None:
+    decoder = SharedPrefixDecoder(frame_first, "fdp")
+    source = np.random.default_rng(0).integers(0, 500, size=(1, 9))
+    prompts = [decoder.tokens.fdp_prompt(source, [action]) for action in (*ACTIONS, None)]
+    branches = _Branches(frame_first, decoder._stack, torch.cat(prompts), 9)
+    (beginning, of_row), (rest, _) = branches._shared
+    assert [len(beginning[0][0]), len(rest[0][0])] == [1, 4]
+    assert beginning[0][0].shape[2] >= 12  # bos, boi, nine codes, eoi
+    assert of_row.tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

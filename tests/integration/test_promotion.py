@@ -56,7 +56,8 @@ class Copier:
         seeds: Sequence[int] = (),
     ) -> Candidates:
         codes_BNL = np.repeat(source_BL[:, None], sampling.num_samples, axis=1)
-        return Candidates(codes=codes_BNL, logprobs=np.zeros(codes_BNL.shape[:2]))
+        zeros = np.zeros(codes_BNL.shape[:2])
+        return Candidates(codes=codes_BNL, logprobs=zeros, drawn_logprobs=zeros)
 
 
 def load_copier(models: ModelRef, cfg: ModelConfig) -> tuple[InverseDynamics, Any]:

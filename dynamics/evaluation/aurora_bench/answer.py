@@ -91,7 +91,7 @@ class Decode:
         how += "".join(
             f", {name.replace('_', ' ')} {value:g}"
             for name, value in self.sampling.changed().items()
-            if name in ("top_k", "top_p")
+            if name in ("top_k", "top_p", "min_p", "guidance")
         )
         many = f"best of {best_of}, " if best_of > 1 else ""
         return f"{many}{how}, seed {self.seed}"

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from rich.console import Console
 
 from dynamics.core.config import Device
 from dynamics.core.console import ProgressView
+from dynamics.core.errors import UserError
+from dynamics.core.registry import unknown_name
 
 if TYPE_CHECKING:
     from dynamics.evaluation.aurora_bench.answer import Decode
@@ -32,6 +34,9 @@ class Request:
     temperature: float | None
     top_k: int | None
     top_p: float
+    min_p: float
+    guidance: float
+    preset: str | None
     seed: int
     clip: str | None
     dino: str | None
@@ -90,8 +95,13 @@ def run(request: Request, run_parts: "RunStream | None" = None) -> None:
 
 def _decode(request: Request) -> "Decode":
     from dynamics.evaluation.aurora_bench.answer import Decode
-    from dynamics.inference.sampling import SamplingParams
+    from dynamics.inference.sampling import PRESETS, SamplingParams
 
+    if request.preset is not None:
+        if request.preset not in PRESETS:
+            raise UserError(f"--preset {unknown_name(request.preset, tuple(PRESETS))}")
+        sampling = replace(PRESETS[request.preset], num_samples=request.best_of)
+        return Decode(sampling=sampling, seed=request.seed)
     temperature = request.temperature
     if temperature is None:
         temperature = 1.0 if request.best_of > 1 else 0.0
@@ -100,6 +110,8 @@ def _decode(request: Request) -> "Decode":
         temperature=temperature,
         top_k=request.top_k,
         top_p=request.top_p,
+        min_p=request.min_p,
+        guidance=request.guidance,
     )
     return Decode(sampling=sampling, seed=request.seed)
 

@@ -66,6 +66,7 @@ def test_an_unknown_key_of_a_filter_rule_is_named(config_file):
         ("labelled.path=somewhere", "labelled: dataset and path go together"),
         ("labelled.heldout_path=somewhere", "heldout_path needs dataset"),
         ("labelled={dataset: aurora, path: a}", "labelled.dataset needs pool.path"),
+        ("serve.guidance=2", "guidance other than 1 needs train.action_dropout above 0"),
         ("labelled={dataset: imagenet, path: a}", "labelled.dataset: 'imagenet' is unknown"),
         ("labelled.heldout_fraction=1", "labelled.heldout_fraction"),
         ("pool.source=youtube", "pool.source: 'youtube' is unknown"),

@@ -87,7 +87,8 @@ class LampFdp:
         codes = np.repeat(source_BL[:, None], sampling.num_samples, axis=1)
         for row, action in enumerate(actions):
             codes[row, :, int(action[-1])] ^= 1
-        return Candidates(codes=codes, logprobs=np.zeros(codes.shape[:2]))
+        zeros = np.zeros(codes.shape[:2])
+        return Candidates(codes, zeros, zeros)
 
 
 @pytest.fixture

@@ -83,7 +83,8 @@ def test_verifiers_that_ask_the_idm_do_not_reward_a_copy_over_the_right_frame(ve
 
 def test_contrast_is_zero_for_a_copy():
     source_BL, actions, _ = _sources(3)
-    copies = Candidates(codes=source_BL[:, None], logprobs=np.full((3, 1), -3.0))
+    likely = np.full((3, 1), -3.0)
+    copies = Candidates(source_BL[:, None], likely, likely)
     evidence = gather_evidence(source_BL, actions, copies, ScriptedIDM())
     assert VERIFIERS["idm_contrast"](evidence).tolist() == [[0.0]] * 3
 
@@ -116,7 +117,7 @@ def test_each_distinct_frame_is_scored_once():
     source_BL, actions, pairs = _sources(1)
     target_L = codes_matrix(pairs, "target_codes")[0]
     drawn = np.stack([target_L, source_BL[0], target_L, target_L])[None]
-    candidates = Candidates(codes=drawn, logprobs=np.zeros((1, 4)))
+    candidates = Candidates(drawn, np.zeros((1, 4)), np.zeros((1, 4)))
     inverse = ScriptedIDM()
     evidence = gather_evidence(source_BL, actions, candidates, inverse)
     assert len(inverse.scored) == len(set(inverse.scored)) == 2
@@ -127,7 +128,8 @@ def test_each_distinct_frame_is_scored_once():
 def test_equal_frames_of_different_sources_are_scored_apart():
     source_BL, actions, pairs = _sources(2)
     shared = codes_matrix(pairs, "target_codes")[0]
-    candidates = Candidates(codes=np.stack([shared, shared])[:, None], logprobs=np.zeros((2, 1)))
+    zeros = np.zeros((2, 1))
+    candidates = Candidates(np.stack([shared, shared])[:, None], zeros, zeros)
     evidence = gather_evidence(source_BL, actions, candidates, ScriptedIDM())
     assert evidence.action.tolist() == [[-0.5], [-6.0]]
 

@@ -75,7 +75,8 @@ class Forked:
                 for s, a in zip(source_BL.tolist(), actions, strict=True)
             ]
         )
-        return Candidates(codes=codes, logprobs=np.vectorize(likely.get)(codes[..., 0]))
+        logprobs = np.vectorize(likely.get)(codes[..., 0])
+        return Candidates(codes, logprobs, logprobs)
 
 
 class Indifferent:

@@ -15,7 +15,9 @@ from dynamics.inference.sampling import GREEDY, SamplingParams
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"temperature": 1.0, "top_k": 0}, "top_k must be at least 1"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p must be above 0 and at most 1"),
-        ({"top_p": 0.9}, "top_k and top_p need a temperature above 0"),
+        ({"top_p": 0.9}, "top_k, top_p and min_p need a temperature above 0"),
+        ({"temperature": 1.0, "min_p": 1.5}, "min_p must be from 0 to 1"),
+        ({"guidance": -1.0}, "guidance must be 0 or above"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

@@ -255,6 +255,22 @@ def test_batches_hold_the_asked_share_of_the_labelled_set(job: FitJob) -> None:
     assert (batches.rows_of(1) != rows).any()
 
 
+def test_a_share_of_the_fdps_rows_is_trained_without_its_action(job: FitJob) -> None:
+    model = trainable_model(job)
+    found = {}
+    for share in (0.0, 0.5):
+        train = TRAIN.model_copy(update={"action_dropout": share, "batch_size": 40})
+        batches = Batches(replace(job, task="fdp", train=train), model, objective("nll"))
+        found[share] = batches.batch(0)[0]
+        assert torch.equal(batches.batch(0)[0].ids, found[share].ids)
+    changed = (found[0.0].ids != found[0.5].ids).any(1)
+    assert 10 < changed.sum() < 30
+    plain = model.tokens.fdp_prompt(np.zeros((1, 9), np.int64), [None])[0]
+    action = slice(2, 2 + model.tokens.prompts.action_tokens)
+    assert (found[0.5].ids[changed, action] == plain[action]).all()
+    assert torch.equal(found[0.0].labels, found[0.5].labels)
+
+
 @pytest.mark.parametrize("task", ["idm", "fdp"])
 def test_batches_are_the_rows_that_the_table_has_there(
     job: FitJob, tmp_path: Path, task: Any, monkeypatch: pytest.MonkeyPatch
