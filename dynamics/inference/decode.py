@@ -206,7 +206,8 @@ class DynamicCacheDecoder:
         codes = torch.empty(rows, length, dtype=torch.int64)
         sums = torch.zeros(2, rows, dtype=torch.float64)
         for position in range(length):
-            logp, *plain = model.image_logits(hidden)[:, 0].float().log_softmax(-1).split(rows)
+            logits = model.image_logits(hidden)[:, 0].float()
+            logp, *plain = torch.split(logits.log_softmax(-1), rows)
             chosen, *logps = picker.pick(logp, position, slice(None), *plain)
             codes[:, position] = chosen.cpu()
             sums += torch.stack(logps).double().cpu()

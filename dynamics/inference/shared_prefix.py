@@ -34,8 +34,10 @@ from dynamics.models.stack import Past, Stack, has_stack
 from dynamics.models.tokens import IGNORE
 from dynamics.models.vlm import AdapterName, Head, UnifiedVLM
 
-_WORTH_SHARING = 0.15
+_WORTH_SCORING = 0.15
 """Share of the tokens that equal beginnings must save: copies of keys and values cost, too."""
+_WORTH_DRAWING = 0.4
+"""The same of prompts, where every step has to look at the beginnings apart."""
 
 _Uniform = Callable[[Tensor, int], Tensor]
 """Rows and a step to uniform numbers [R, V]."""
@@ -109,7 +111,8 @@ class SharedPrefixDecoder:
             uniform = self._codes_uniform(seeds[part], sampling) if sampling.temperature else None
             ways = [prompt_BT[part]] if plain_BT is None else [prompt_BT[part], plain_BT[part]]
             ids, logps = self._draw(ways, sampling, head, image_ids, length, uniform)
-            found.append(candidates(code_of[ids], logps.double().sum(-1), sampling))
+            sums = torch.stack([logp_RL.double().sum(1) for logp_RL in logps])
+            found.append(candidates(code_of[ids], sums, sampling))
         return joined(found)
 
     def _text_uniform(self, seeds: Sequence[int], num: int) -> _Uniform:
@@ -224,7 +227,8 @@ class SharedPrefixDecoder:
         """Last hidden states [S, D] at ``wanted_S`` of the B * T positions."""
         length, embed = ids_BT.shape[1], self._model.embed
         places_S = wanted_S % length
-        start = _shared_length(ids_BT, int(places_S.min()) if len(places_S) else 0)
+        most = int(places_S.min()) if len(places_S) else 0
+        start = _shared_length(ids_BT, most, _WORTH_SCORING)
         if not start:
             return self._stack(embed(ids_BT), wanted_S)
         past = self._stack.past(embed, ids_BT[:, :start])
@@ -247,10 +251,10 @@ def _to_draw(
     return own, scores_to_draw(logp_nV[own], sampling, logp_nV[plain]), of_row
 
 
-def _shared_length(ids_BT: Tensor, most: int) -> int:
-    """Length, at most ``most``, of the beginnings to compute once each, 0 where it does not pay.
+def _shared_length(ids_BT: Tensor, most: int, worth: float) -> int:
+    """Length, at most ``most``, of the beginnings to compute once each.
 
-    At this length the fewest tokens are computed in all.
+    At this length the fewest tokens are computed in all; 0 where it saves less than ``worth``.
     """
     rows, length = ids_BT.shape
     ordered = torch.unique(ids_BT[:, :most], dim=0)
@@ -259,7 +263,7 @@ def _shared_length(ids_BT: Tensor, most: int) -> int:
     distinct = 1 + (same[:, None] < lengths).sum(0)
     tokens = distinct * lengths + rows * (length - lengths)
     best = int(tokens.argmin())
-    return best if tokens[best] <= (1 - _WORTH_SHARING) * rows * length else 0
+    return best if tokens[best] <= (1 - worth) * rows * length else 0
 
 
 class _Branches:
@@ -276,7 +280,7 @@ class _Branches:
         if lead is not None:  # fillers go to the end, where no token sees them
             prompt_BP = prompt_BP.gather(1, (place_P + lead[:, None]) % width)
             ends_B = ends_B - lead
-        start = _shared_length(prompt_BP, int(ends_B.min()) - 1)
+        start = _shared_length(prompt_BP, int(ends_B.min()) - 1, _WORTH_DRAWING)
         own = torch.arange(rows, device=model.device)
         last = own * (width - start) + ends_B.to(model.device) - start - 1
         late: list[tuple[Tensor, Tensor]] = []
@@ -309,7 +313,9 @@ class _Branches:
         if not (same and bool((parent_n == torch.arange(len(parent_n), device=device)).all())):
             self._suffix = [tuple(x[parent_n] for x in pair) for pair in self._suffix]
             self._prompt_of = self._prompt_of[parent_n]
-        places = [_Place.of(of_B[self._prompt_of], len(kept[0][0])) for kept, of_B in self._shared]
+        places = [
+            _Place.of(of_B[self._prompt_of], len(layers[0][0])) for layers, of_B in self._shared
+        ]
         turns, hidden = self._turns_at(step), None
         if self._fillers is not None:
             hidden = self._fillers[self._prompt_of]
@@ -320,20 +326,18 @@ class _Branches:
             query, key, value = layer.heads(x_nD[:, None], turns)
             suffix[0][:, step], suffix[1][:, step] = key[:, 0], value[:, 0]
             own = suffix[0][:, : step + 1], suffix[1][:, : step + 1]
-            shared = [
-                (*kept[number], place)
-                for (kept, _), place in zip(self._shared, places, strict=True)
-            ]
-            x_nD = layer.rest(x_nD, _mix(query[:, 0], shared, own, hidden))
+            kept = [layers[number] for layers, _ in self._shared]
+            x_nD = layer.rest(x_nD, _mix(query[:, 0], kept, places, own, hidden))
         self.hidden = self._stack.norm(x_nD)
         self._step = step + 1
 
     def _turns_at(self, step: int) -> tuple[Tensor, Tensor]:
         """Rotation [1 or n, 1, 1, d] of the token that every branch takes in a step."""
-        places = slice(step, step + 1)
-        if self._fillers is not None:
-            places = self._later[self._prompt_of] + step
-        cos, sin = (turn[places, None] for turn in self._turns)
+        if self._fillers is None:
+            cos, sin = (turn[step : step + 1, None] for turn in self._turns)
+        else:
+            places_n = self._later[self._prompt_of] + step
+            cos, sin = (turn[places_n, None] for turn in self._turns)
         return cos, sin
 
 
@@ -369,7 +373,8 @@ class _Place:
 
 def _mix(
     query_nHd: Tensor,
-    shared: Sequence[tuple[Tensor, Tensor, _Place]],
+    shared: Sequence[tuple[Tensor, ...]],
+    places: Sequence[_Place],
     own: tuple[Tensor, ...],
     hidden_nP: Tensor | None,
 ) -> Tensor:
@@ -379,16 +384,17 @@ def _mix(
     shared ones that a branch may not see; None = it may see all. Returns [n, H * d].
     """
     kv_heads, dim = own[0].shape[2:]
-    query = query_nHd.unflatten(1, (kv_heads, -1)) * dim**-0.5
+    query = query_nHd.reshape(len(query_nHd), kv_heads, -1, dim) * dim**-0.5
     scores = [
-        place.gathered(place.spread(query) @ keys.transpose(-1, -2)) for keys, _, place in shared
+        place.gathered(place.spread(query) @ keys.transpose(-1, -2))
+        for place, (keys, _) in zip(places, shared, strict=True)
     ]
     if hidden_nP is not None:
         scores[-1] = scores[-1].masked_fill(hidden_nP[:, None, None], -torch.inf)
     scores.append(query @ own[0].permute(0, 2, 3, 1))
     weights = torch.cat(scores, -1).softmax(-1, dtype=torch.float32).to(query.dtype)
-    *far, near = weights.split([part.shape[-1] for part in scores], -1)
-    mixed = near @ own[1].transpose(1, 2)
-    for part, (_, values, place) in zip(far, shared, strict=True):
+    *far, near = torch.split(weights, [part.shape[-1] for part in scores], -1)
+    mixed: Tensor = near @ own[1].transpose(1, 2)
+    for part, place, (_, values) in zip(far, places, shared, strict=True):
         mixed = mixed + place.gathered(place.spread(part) @ values)
     return mixed.flatten(1)
