@@ -46,6 +46,7 @@ from dynamics.pipeline.verify import verify
 from dynamics.report.page import collect, render
 from dynamics.storage.run_folder import RunFolder, write_json
 from tests.runs import results, run_local
+from tests.serving import free_port
 
 LIST, TABLE = ROOT / "benchmarks" / "faults.yaml", ROOT / "docs" / "RELIABILITY.md"
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
@@ -64,14 +65,16 @@ class Found:
     held: int = 0
     lost: list[str] = field(default_factory=list)
     """What did not hold, a line each."""
+    drawn: str = ""
+    """What was drawn how often; empty for tests alone."""
     seconds: int = 0
     seed: int | None = None
     date: str = ""
 
-    def note(self, held: bool, case: str) -> None:
-        """Count a case."""
-        self.tried += 1
-        self.held += held
+    def note(self, held: bool, case: str, cases: int = 1) -> None:
+        """Count a case, or several at once, of which one is lost where they did not hold."""
+        self.tried += cases
+        self.held += cases if held else cases - 1
         if not held:
             self.lost.append(case)
 
@@ -112,7 +115,7 @@ class Campaign:
 
     def kills(self) -> Found:
         """SIGKILL at moments of a run, then the same command: the same bytes, all sound."""
-        found, rng = Found(seed=self.seed), random.Random(self.seed)
+        found, rng = self._found("kills"), random.Random(self.seed)
         for number in range(self.counts["kills"]):
             moment = rng.uniform(0.02, 0.98) * self.seconds
             here = self.folder / f"kill-{number}"
@@ -126,7 +129,7 @@ class Campaign:
 
     def refusals(self) -> Found:
         """A disk call fails: one line with the place; the same command gives the same bytes."""
-        found, rng = Found(seed=self.seed), random.Random(self.seed)
+        found, rng = self._found("refusals"), random.Random(self.seed)
         for number in range(self.counts["refusals"]):
             point, refusal = rng.randrange(self.num_calls), rng.choice(NUMBERS)
             here = self.folder / f"refusal-{number}"
@@ -138,7 +141,7 @@ class Campaign:
 
     def damage(self) -> Found:
         """Bytes flipped, files cut short or deleted: named, and of no effect on any use."""
-        found, rng = Found(seed=self.seed), random.Random(self.seed)
+        found, rng = self._found("flips", "cuts", "every"), random.Random(self.seed)
         assert self._forked(lambda: self._use(self.calm, Path(), "calm")) == 0, (
             self._log.read_text()
         )
@@ -161,12 +164,45 @@ class Campaign:
             shutil.rmtree(here)
         return found
 
+    def overload(self) -> Found:
+        """Ten times the capacity of the calm run's service."""
+        return self._served("overload")
+
+    def kills_of_replicas(self) -> Found:
+        """Six replicas of the calm run's service killed under load."""
+        return self._served("kill")
+
+    def soak(self) -> Found:
+        """The calm run's service under load for long."""
+        return self._served("soak", "soak_minutes")
+
+    def _served(self, section: str, *counts: str) -> Found:
+        """What a section of benchmarks/serving.py wants, a case each."""
+        found, out = self._found(*counts), self.folder / section
+        command = [sys.executable, str(ROOT / "benchmarks" / "serving.py"), str(self.calm)]
+        command += ["--sections", section, "--port", str(free_port()), "--out", str(out)]
+        command += [f"--{name.replace('_', '-')}={self.counts[name]}" for name in counts]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            found.note(False, f"{section}: {done.stderr[-500:]}")
+            return found
+        (written,) = out.glob("*.json")
+        for line in json.loads(written.read_text())["lines"]:
+            if line["holds"] is not None:
+                case = f"{line['what']}: {line['value']}, wanted {line['wanted']}"
+                found.note(line["holds"], case)
+        return found
+
+    def _found(self, *counts: str) -> Found:
+        drawn = ", ".join(f"{name.replace('_', ' ')} {self.counts[name]}" for name in counts)
+        return Found(drawn=drawn, seed=self.seed)
+
     def _judged(self, kind: str, name: Path, number: str) -> tuple[bool, str]:
         """Whether a damage was named, and every use refused it or came to the same without it.
 
         A file that nobody needs any more may be deleted. Shown, and no loss: a page or a card that
-        lacks what was deleted, a curve without the points of damaged lines, an export whose frames
-        are drawn from codes where a video is damaged.
+        lacks what was deleted, a curve that was cut short, an export whose frames are drawn from
+        codes where a video is damaged.
         """
         calm, used = (json.loads((self.folder / f"used-{n}").read_text()) for n in ("calm", number))
         calm["resume"].pop(name.as_posix(), None)
@@ -175,7 +211,8 @@ class Campaign:
         shown = {"verify"}
         if named and kind == "delete":
             shown |= {"report", "adapters"}
-        shown |= {".mp4": {"export"}, ".jsonl": {"report"}}.get(name.suffix, set())
+        shown |= {"export"} if name.suffix == ".mp4" else set()
+        shown |= {"report"} if (kind, name.suffix) == ("cut", ".jsonl") else set()
         effects = sorted({*effects} - shown)
         held = (named or kind == "delete") and not effects
         return held, f"{kind} {name}: {'' if named else 'not '}named, other {', '.join(effects)}"
@@ -343,7 +380,8 @@ def by_tests(tests: Sequence[str]) -> Found:
             kinds = {inner.tag for inner in case}
             if "skipped" not in kinds:
                 name = f"{case.get('classname')}::{case.get('name')}"
-                found.note(not kinds & {"failure", "error"}, name)
+                said = {one.get("name"): one.get("value") for one in case.iter("property")}
+                found.note(not kinds & {"failure", "error"}, name, int(said.get("cases") or 1))
     return found
 
 
@@ -367,7 +405,8 @@ def table(faults: dict[int, dict[str, Any]], known: dict[str, Any]) -> str:
             if found
             else ["not measured", "", "", ""]
         )
-        cells = [number, fault["what"], *figures, fault.get("open", "")]
+        drawn = f" ({found['drawn']})" if found and found["drawn"] else ""
+        cells = [number, fault["what"] + drawn, *figures, fault.get("open", "")]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lost = [(n, case) for n, found in known.items() for case in found["lost"]]
     if lost:
@@ -386,6 +425,7 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=200)
     parser.add_argument("--cuts", type=int, default=60)
     parser.add_argument("--every", type=int, default=1, help="delete every n-th file")
+    parser.add_argument("--soak-minutes", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--own", action="store_true", help="without the tests")
     chosen = parser.parse_args()

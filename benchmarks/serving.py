@@ -1,6 +1,7 @@
 """Overhead, throughput, overload and kills of the service, beside its own worker.
 
-    python benchmarks/serving.py RUN                          all sections, ~6 minutes
+    python benchmarks/serving.py RUN                          all sections but soak, ~6 minutes
+    python benchmarks/serving.py RUN --sections soak --soak-minutes 30
     python benchmarks/serving.py RUN --sections overhead throughput --repeats 5
     python benchmarks/serving.py RUN --sections kill --set serve.num_replicas=3
 
@@ -322,6 +323,39 @@ def overload(bench: Bench, options: argparse.Namespace) -> None:
     bench.say("overload", "the same processes afterwards", str(same), "True", same)
 
 
+def soak(bench: Bench, options: argparse.Namespace) -> None:
+    """Seven tenths of the capacity for long: memory, open files and times stay as they are."""
+    bench.deploy(ONE_PROCESS)
+    load_for(bench, 20, 4)
+    capacity = goodput(load_for(bench, 1.1 * engine_rate(bench, 5), 10), 10)
+    processes = serve_processes("ServeReplica") + serve_processes("ProxyActor")
+    minutes: list[list[Outcome]] = []
+    rss, files = [], []
+    for minute in range(options.soak_minutes):
+        minutes.append(load_for(bench, 0.7 * capacity, 60, seed=minute))
+        rss.append(rss_mb(processes))
+        files.append(sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in processes))
+    part = max(1, options.soak_minutes // 6)
+    first, last = (
+        percentile([1e3 * o.took_s for minute in some for o in minute], 0.99)
+        for some in (minutes[:part], minutes[-part:])
+    )
+    slope = float(np.polyfit(range(len(rss)), rss, 1)[0])
+    failed = sum(o.status != 200 for minute in minutes for o in minute)
+    bench.say("soak", f"requests in {options.soak_minutes} minutes", f"{sum(map(len, minutes))}")
+    bench.say("soak", "refused or failed", str(failed), "0", failed == 0)
+    bench.say("soak", "memory more a minute", f"{slope:.2f} MB", "< 1 MB", slope < 1)
+    grown = files[-1] - files[0]
+    bench.say("soak", "open files more at the end", str(grown), "<= 0", grown <= 0)
+    bench.say(
+        "soak",
+        "99 % of the first and the last sixth",
+        f"{first:.0f}, {last:.0f} ms",
+        "<= x 1.1",
+        last <= 1.1 * first,
+    )
+
+
 def _good_share(outcomes: Sequence[Outcome], second: int) -> float:
     part = [o for o in outcomes if second <= o.sent_s < second + 1]
     return sum(o.status == 200 for o in part) / max(1, len(part))
@@ -400,6 +434,7 @@ SECTIONS: dict[str, Callable[[Bench, argparse.Namespace], Any]] = {
     "throughput": throughput,
     "overload": overload,
     "kill": kill,
+    "soak": soak,
 }
 
 
@@ -409,9 +444,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS)[:-1])
     parser.add_argument("--repeats", type=int, default=3, help="of A B A B")
     parser.add_argument("--overload-seconds", type=float, default=60)
+    parser.add_argument("--soak-minutes", type=int, default=30)
     parser.add_argument("--kill-every", type=float, default=12, metavar="S")
     parser.add_argument("--kill-rate", type=float, default=15, help="requests a second")
     parser.add_argument("--port", type=int, default=8017)

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,11 +165,19 @@ def test_bad_requests_are_refused(url: str, body: dict[str, Any], status: int) -
     assert "\n" not in reply.json()["detail"]
 
 
-def test_a_client_that_leaves_takes_its_work_along(url: str) -> None:
+@pytest.mark.parametrize("clients", [6, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_client_that_leaves_takes_its_work_along(
+    url: str, clients: int, record_property: Callable[[str, object], None]
+) -> None:
     busy = {"image": png(), "actions": [ACTION] * 16, "n": 16, "beam": 8}
-    for _ in range(6):
+
+    def leave(_: int) -> None:
         with httpx.stream("POST", f"{url}/v1/rollouts", json=busy, timeout=60) as stream:
             next(stream.iter_lines())
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(leave, range(clients)))
+    record_property("cases", clients)
     end = time.monotonic() + 10
     while (open_ := figures(url)["dynamics_open_requests"]) > 1 and time.monotonic() < end:
         time.sleep(0.1)
@@ -310,7 +318,7 @@ def test_a_replica_that_dies_takes_no_request_along_where_it_is_alone(
     with Client(url) as client, ThreadPoolExecutor(8) as pool:
         request = (picture(png()), [ACTION] * 12)
         path = client.rollout(*request, n=8).finish()
-        for _ in range(3):
+        for _ in range(6):
             rollout = client.rollout(*request, n=8)
             next(rollout)
             asked = [pool.submit(ask, url, n=16) for _ in range(64)]

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,67 @@ def test_a_killed_actor_costs_no_row(videos: Path, tmp_path: Path) -> None:
     assert table.digest == whole.digest
 
 
+class Counter:
+    """Writes down which items were worked on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def run(self, item: int, rows: pa.Table) -> Done:
+        (self._folder / str(item)).touch()
+        return Done(count=rows.num_rows, found=pa.table({"item": [item]}))
+
+
+def read_item(folder: Path, item: int) -> pa.Table:
+    (folder / f"read-{item}").touch()
+    return pa.table({"pixels": [bytes(1 << 20)]})
+
+
+class DiesAtEveryTenthItem(Counter):
+    """Kills its process before some items, once each; every item takes a while."""
+
+    def run(self, item: int, rows: pa.Table) -> Done:
+        mark = self._folder / f"died-{item}"
+        if item % 10 == 9 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.5)
+        return Done(count=100, found=pa.table({"item": [item]}))
+
+
+@pytest.mark.slow
+def test_workers_killed_every_five_seconds_lose_and_double_no_row_and_do_half_of_the_work(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    num_items = 100
+
+    def seconds_for(folder: Path, *, calm: bool) -> float:
+        folder.mkdir()
+        for item in range(num_items if calm else 0):
+            (folder / f"died-{item}").touch()
+        stream: Stream[int] = Stream(
+            what="count",
+            items=range(num_items),
+            total=100 * num_items,
+            read=partial(read_item, folder),
+            make_worker=partial(DiesAtEveryTenthItem, folder),
+        )
+        start = time.monotonic()
+        found = list(on_actors(2)(stream, silent))
+        items = [done.found["item"][0].as_py() for done in found if done.found is not None]
+        assert sorted(items) == list(range(num_items))
+        assert sum(done.count for done in found) == 10_000
+        return time.monotonic() - start
+
+    ratios = [
+        seconds_for(tmp_path / f"calm-{turn}", calm=True)
+        / seconds_for(tmp_path / f"killed-{turn}", calm=False)
+        for turn in range(2)
+    ]
+    record_property("cases", 2 * num_items // 10)
+    assert max(ratios) >= 0.5
+
+
 class SaysWhenItsProcessBegan:
     def run(self, item: int, rows: pa.Table) -> Done:
         began = psutil.Process().create_time()
@@ -125,22 +186,6 @@ def test_a_stream_without_gpus_runs_in_the_processes_of_the_last_one(tmp_path: P
     last_began = began()
     assert len(last_began) == 2
     assert max(last_began) < first_ended
-
-
-class Counter:
-    """Writes down which items were worked on."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def run(self, item: int, rows: pa.Table) -> Done:
-        (self._folder / str(item)).touch()
-        return Done(count=rows.num_rows, found=pa.table({"item": [item]}))
-
-
-def read_item(folder: Path, item: int) -> pa.Table:
-    (folder / f"read-{item}").touch()
-    return pa.table({"pixels": [bytes(1 << 20)]})
 
 
 def test_reads_wait_for_the_work_and_end_with_the_one_who_stops(tmp_path: Path) -> None:

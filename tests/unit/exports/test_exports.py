@@ -21,7 +21,7 @@ from dynamics.core.config import REPOSITORY_ROOT
 from dynamics.core.errors import UserError
 from dynamics.core.images import read_picture
 from dynamics.core.progress import silent
-from dynamics.core.records import LABEL_SCHEMA, PAIR_SCHEMA
+from dynamics.core.records import DECISION_SCHEMA, PAIR_SCHEMA
 from dynamics.data.labelled import lerobot as lerobot_set
 from dynamics.exports import EXPORTS, export_run
 from dynamics.exports import parquet as parquet_export
@@ -50,17 +50,25 @@ def run(local_run: LocalRun, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     """A finished run in which every label has a sentence of its own, with awkward letters."""
     folder = RunFolder(tmp_path_factory.mktemp("exported") / "run")
     shutil.copytree(local_run.folder, folder.root)
-    ledger = Ledger(folder.ledger)
-    labels, decisions = ledger.labels(1), ledger.decisions(1)
-    parents = ledger.manifest(1).parents
+    labels = Ledger(folder.ledger).labels(1)
     said = [f'push the "ring" no. {n} <left> | größer, 左' for n in range(labels.num_rows)]
-    column = LABEL_SCHEMA.get_field_index("action")
-    labels = labels.set_column(column, LABEL_SCHEMA.field("action"), pa.array(said))
+    commit(folder, with_column(labels, "action", said), Ledger(folder.ledger).decisions(1))
+    return folder
+
+
+def with_column(rows: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    field = rows.schema.field(name)
+    return rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
+
+
+def commit(folder: RunFolder, labels: pa.Table, decisions: pa.Table, **parents: str) -> None:
+    """Make these the labels and decisions of round 1, in place of those that are there."""
+    ledger = Ledger(folder.ledger)
+    made_from = ledger.manifest(1).parents | parents
     shutil.rmtree(folder.ledger)
     ledger.write_attempt(1, labels, Shard(start=0, stop=labels.num_rows))
-    merged = ledger.merge(1, parents["idm"], folder.labels(1))
-    ledger.commit(1, merged, [decisions], parents)
-    return folder
+    merged = ledger.merge(1, made_from["idm"], folder.labels(1))
+    ledger.commit(1, merged, [decisions.sort_by("label_id")], made_from)
 
 
 @pytest.fixture
@@ -186,7 +194,45 @@ def test_every_format_of_labels_is_read_back_here() -> None:
 def test_what_was_exported_reads_back_equal(
     export: Callable[[str], Path], truth: dict[str, Row], name: str
 ) -> None:
-    found = {row.lineage["label_id"]: row for row in READERS[name](export(name))}
+    assert_equal({row.lineage["label_id"]: row for row in READERS[name](export(name))}, truth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LABEL_FORMATS)
+def test_a_thousand_random_rows_read_back_equal(
+    copied: RunFolder, tmp_path: Path, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    rng, ledger = np.random.default_rng(0), Ledger(copied.ledger)
+    letters = [letter for letter in map(chr, range(32, 0x2FFF)) if letter.isprintable()]
+    pool = read_table(copied.pool, PAIR_SCHEMA)
+    rows, ids = rng.integers(pool.num_rows, size=1000), [f"{n:064x}" for n in range(1000)]
+    pairs = with_column(pool.take(pa.array(rows)), "pair_id", ids)
+    ref = write_table(copied.data / "pool.parquet", pairs, PAIR_SCHEMA)
+    labels = ledger.labels(1).take(pa.array(rows % ledger.labels(1).num_rows))
+    said = ["a" + "".join(rng.choice(letters, rng.integers(1, 60))) + "." for _ in range(1000)]
+    for column, values in (("pair_id", ids), ("label_id", ids[::-1]), ("action", said)):
+        labels = with_column(labels, column, values)
+    decisions = pa.table(
+        {
+            "label_id": labels["label_id"],
+            "pair_id": labels["pair_id"],
+            "accepted": [True] * 1000,
+            "score": rng.normal(size=1000).astype(np.float32),
+            "reason": ["accepted"] * 1000,
+        },
+        schema=DECISION_SCHEMA,
+    )
+    commit(copied, labels, decisions, pool=ref.digest)
+    made = accepted_labels(copied, None).rows(silent)
+    truth = {row.key: Row(row.action, row.source, row.target, row.lineage) for row in made}
+    export_run(copied, name, tmp_path / name, None, silent)
+    found = {row.lineage["label_id"]: row for row in READERS[name](tmp_path / name)}
+    assert len(truth) == 1000
+    assert_equal(found, truth)
+    record_property("cases", 1000)
+
+
+def assert_equal(found: dict[str, Row], truth: dict[str, Row]) -> None:
     assert set(found) == set(truth)
     for key, row in found.items():
         assert row.action == truth[key].action

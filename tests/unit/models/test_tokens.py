@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dynamics.models.chameleon import (
 )
 from dynamics.models.checkpoint import read_tokenizer
 from dynamics.models.tokens import IGNORE, Prompts, Tokens
+from tests.hostile import hostile_texts
 
 ACTION = "push the red ring left"
 
@@ -64,6 +66,18 @@ def test_idm_loss_is_on_the_sentence_and_its_end_only(tokens: Tokens) -> None:
 def test_special_strings_in_text_never_become_special_ids(tokens: Tokens, text: str) -> None:
     special = {tokens.boi, tokens.eoi, tokens.bos, tokens.eos, *tokens.image_ids.tolist()}
     assert not special & set(tokens.text_ids(f"push the {text} ring"))
+
+
+@pytest.mark.slow
+def test_ten_thousand_hostile_texts_never_become_special_ids(
+    tokens: Tokens, record_property: Callable[[str, object], None]
+) -> None:
+    special = {*tokens.special_ids, *tokens.image_ids.tolist()}
+    cases = 0
+    for text in hostile_texts(10_000):
+        cases += 1
+        assert not special & set(tokens.text_ids(text))
+    record_property("cases", cases)
 
 
 @pytest.mark.parametrize("action", ["", "   ", "push " * 11])

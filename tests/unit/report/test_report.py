@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,9 +15,11 @@ from PIL import Image
 from rich.console import Console
 
 from dynamics.core.config import GuardName
+from dynamics.core.console import json_line
 from dynamics.core.errors import UserError
 from dynamics.core.images import data_uri
 from dynamics.core.records import TRUTH_SCHEMA, GuardResult, RoundReport
+from dynamics.data.video.sources import plain_text
 from dynamics.evaluation.comparison import compare
 from dynamics.report.charts import (
     PERCENT,
@@ -37,6 +40,7 @@ from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.tables import write_table
 from tests.fakes import CellTokenizer
+from tests.hostile import hostile_texts
 from tests.unit.report.stored import (
     HELDOUT,
     NONSENSE,
@@ -163,6 +167,24 @@ def test_text_from_outside_is_escaped(run: RunFolder):
     assert NONSENSE not in page
     assert "&lt;script&gt;" in page
     assert NONSENSE in Outline(page).text
+
+
+@pytest.mark.slow
+def test_ten_thousand_hostile_texts_stay_text_on_the_page_and_one_line_in_a_log(
+    run: RunFolder, record_property: Callable[[str, object], None]
+) -> None:
+    texts = list(hostile_texts(10_000))
+
+    def tags_with(reasons: list[str]) -> list[str]:
+        write_json(run.data / "ingest.json", {"pool": {"rejects": dict.fromkeys(reasons, 1)}})
+        return sorted(Outline(page_of(run)).tags)
+
+    calm = tags_with(["too_short"])
+    for start in range(0, len(texts), 1000):
+        assert tags_with(texts[start : start + 1000]) == calm
+    assert all(len(f"x{plain_text(text)}x".splitlines()) == 1 for text in texts)
+    assert all(json_line("info", text).count("\n") == 0 for text in texts)
+    record_property("cases", len(texts))
 
 
 def test_every_scene_shows_all_its_frames_in_one_row(run: RunFolder):

@@ -1,8 +1,9 @@
-"""Run as a script: ``python kill_points.py FOLDER``. SIGKILLs a round's commit at every disk call.
+"""Run as a script: ``python kill_points.py FOLDER SIGNAL``. Ends a commit at every disk call.
 
-For n = 1, 2, ... a forked child gets SIGKILL just before its n-th disk call, or half way through
-it when it is a write; then another child runs the same work. Prints one JSON object per point:
-whether the child was killed, and the digests of all ledger files after the second run.
+For n = 1, 2, ... a forked child gets the signal just before its n-th disk call, or half way through
+it when it is a write; then another child runs the same work. A child that was only stopped, by
+SIGSTOP, goes on after that. Prints one JSON object per point: whether the signal struck, the wait
+statuses, and the digests of all ledger files at the end.
 """
 
 import hashlib
@@ -40,8 +41,8 @@ def label_and_commit(root: Path) -> None:
     ledger.commit(1, merged, [decide_all(rows)], parents())
 
 
-def kill_at(point: int) -> None:
-    """Patch the disk calls of this process so that it does not survive the ``point``-th."""
+def strike_at(point: int, number: int) -> None:
+    """Patch the disk calls of this process so that the ``point``-th one brings it a signal."""
     seen = count(1)
 
     def patched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,8 +51,11 @@ def kill_at(point: int) -> None:
                 return call(*args, **kwargs)
             if name == "write":
                 descriptor, payload = args
-                call(descriptor, payload[: len(payload) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
+                written = call(descriptor, payload[: len(payload) // 2])
+                os.kill(os.getpid(), number)
+                return written
+            os.kill(os.getpid(), number)
+            return call(*args, **kwargs)
 
         return wrapper
 
@@ -59,19 +63,24 @@ def kill_at(point: int) -> None:
         setattr(os, name, patched(name, getattr(os, name)))
 
 
-def in_child(root: Path, *, killed_at: int | None) -> int:
-    """Wait status of a forked child that did the work. Arrow starts its threads only there."""
+def start_child(root: Path, point: int | None = None, number: int = 0) -> int:
+    """A forked child that does the work. Arrow starts its threads only there."""
     child = os.fork()
     if child == 0:
         try:
-            if killed_at is not None:
-                kill_at(killed_at)
+            if point is not None:
+                strike_at(point, number)
             label_and_commit(root)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    return os.waitpid(child, 0)[1]
+    return child
+
+
+def status_of(child: int) -> int:
+    """Wait status of a child that ended, or was stopped."""
+    return os.waitpid(child, os.WUNTRACED)[1]
 
 
 def ledger_digests(root: Path) -> dict[str, str]:
@@ -84,16 +93,20 @@ def ledger_digests(root: Path) -> dict[str, str]:
 
 
 def main() -> None:
+    number = signal.Signals[sys.argv[2]]
     for point in count(1):
         root = Path(sys.argv[1]) / str(point)
         root.mkdir()
-        status = in_child(root, killed_at=point)
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        rerun = in_child(root, killed_at=None)
-        line = {"point": point, "killed": killed, "rerun_status": rerun}
+        child = start_child(root, point, number)
+        status = status_of(child)
+        statuses = [status_of(start_child(root))]
+        if os.WIFSTOPPED(status):
+            os.kill(child, signal.SIGCONT)
+            statuses.append(status_of(child))
+        line = {"point": point, "struck": status != 0, "statuses": statuses}
         sys.stdout.write(json.dumps({**line, "files": ledger_digests(root)}) + "\n")
         shutil.rmtree(root)
-        if not killed:
+        if status == 0:
             return
 
 

@@ -382,11 +382,14 @@ def test_full_disk_at_any_call_is_named_and_resumes_to_the_same_files(
     assert all(str(tmp_path) in message and "bytes" in message for message in messages)
 
 
-def test_sigkill_at_any_disk_call_resumes_to_the_same_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.slow)])
+def test_a_writer_killed_or_stopped_at_any_disk_call_leaves_the_same_files_to_the_next_one(
+    tmp_path: Path, number: str, record_property: Callable[[str, object], None]
+) -> None:
     script = Path(__file__).with_name("kill_points.py")
     repository = Path(store.__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
+        [sys.executable, str(script), str(tmp_path), number],
         env={"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -394,11 +397,11 @@ def test_sigkill_at_any_disk_call_resumes_to_the_same_files(tmp_path: Path) -> N
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    points = [json.loads(line) for line in result.stdout.splitlines()]
-    unbroken = points[-1]
-    assert not unbroken["killed"]
-    killed = [point for point in points if point["killed"]]
-    assert len(killed) >= 40
-    for point in killed:
-        assert point["rerun_status"] == 0, point
+    *struck, unbroken = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [point["struck"] for point in struck] == [True] * len(struck)
+    assert not unbroken["struck"]
+    assert len(struck) >= 40
+    for point in struck:
+        assert not any(point["statuses"]), point
         assert point["files"] == unbroken["files"], point
+    record_property("cases", len(struck))

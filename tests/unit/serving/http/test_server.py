@@ -88,6 +88,39 @@ def test_headers_that_do_not_come_end_the_connection(monkeypatch: pytest.MonkeyP
         assert time.monotonic() - begin < 3
 
 
+@pytest.mark.slow
+def test_two_hundred_slow_clients_for_a_minute_slow_nobody_down() -> None:
+    ended = threading.Event()
+
+    def dribble(port: int) -> None:
+        while not ended.is_set():
+            with suppress(ConnectionError), connected(port, "GET /healthz HTTP/1.1", "") as one:
+                while not ended.wait(1):
+                    one.sendall(b"X: y\r\n")
+
+    def slowest_ms(asker: httpx.Client, seconds: float) -> float:
+        """The time that 99 % of requests stay below."""
+        took, end = [], time.monotonic() + seconds
+        while time.monotonic() < end:
+            start = time.monotonic()
+            assert asker.post("/v1/predict", json=PREDICT).status_code == 200
+            took.append(1000 * (time.monotonic() - start))
+            time.sleep(0.02)
+        return sorted(took)[int(0.99 * len(took))]
+
+    with served(Talker()) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as asker:
+        before = slowest_ms(asker, 20)
+        slow = [threading.Thread(target=dribble, args=(port,)) for _ in range(200)]
+        for one in slow:
+            one.start()
+        meanwhile = slowest_ms(asker, 60)
+        ended.set()
+        for one in slow:
+            one.join()
+        after = slowest_ms(asker, 20)
+    assert meanwhile <= 2 * max(before, after)
+
+
 def test_roll_outs_that_nobody_reads_give_their_places_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
