@@ -36,7 +36,7 @@ from dynamics.models.vlm import AdapterName, Head, UnifiedVLM
 
 _WORTH_SCORING = 0.15
 """Share of the tokens that equal beginnings must save: copies of keys and values cost, too."""
-_WORTH_DRAWING = 0.4
+_WORTH_DRAWING = 0.45
 """The same of prompts, where every step has to look at the beginnings apart."""
 
 _Uniform = Callable[[Tensor, int], Tensor]

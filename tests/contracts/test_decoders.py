@@ -150,7 +150,7 @@ def frame_first(model: UnifiedVLM, untrained_base: Path) -> UnifiedVLM:
     other.network = model.network
     prompts = Prompts(
         version="frame-first",
-        fdp="{source} predict {action}",
+        fdp="{source} {action}",
         idm="{source}{target}",
         action_tokens=10,
     )
@@ -214,12 +214,12 @@ def _code_logprobs(model: UnifiedVLM, source: Any, actions: Any, codes: Any) -> 
 def test_guided_rows_share_their_frame(frame_first: UnifiedVLM) -> None:
     decoder = SharedPrefixDecoder(frame_first, "fdp")
     source = np.random.default_rng(0).integers(0, 500, size=(1, 9))
-    prompts = [decoder.tokens.fdp_prompt(source, [action]) for action in (*ACTIONS, None)]
+    prompts = [decoder.tokens.fdp_prompt(source, [action]) for action in [*ACTIONS, None] * 8]
     branches = _Branches(frame_first, decoder._stack, torch.cat(prompts), 9)
     (beginning, of_row), (rest, _) = branches._shared
-    assert [len(beginning[0][0]), len(rest[0][0])] == [1, 4]
+    assert [len(beginning[0][0]), len(rest[0][0])] == [1, 32]
     assert beginning[0][0].shape[2] >= 12  # bos, boi, nine codes, eoi
-    assert of_row.tolist() == [0, 0, 0, 0]
+    assert of_row.tolist() == [0] * 32
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
