@@ -95,19 +95,22 @@ def test_a_finished_run_is_not_done_again(small: LoopConfig, local_run: LocalRun
     assert results(folder) == before
 
 
-@pytest.mark.parametrize("share", [0.1, 0.35, 0.6, 0.75, 0.9])
-def test_a_stopped_run_resumes_to_equal_bytes(
+@pytest.mark.parametrize("share", [0.15, 0.26])
+def test_a_run_that_is_stopped_again_and_again_resumes_to_equal_bytes(
     small: LoopConfig, local_run: LocalRun, tmp_path: Path, share: float
 ) -> None:
-    folder, num_calls = local_run.folder, local_run.num_progress_calls
-    with pytest.raises(Stop):
-        run_local(small, tmp_path, progress=StopAt(int(share * num_calls)))
-    assert results(tmp_path) != results(folder)
+    stopped = 0
+    while stopped < 3:
+        progress = StopAt(int(share * local_run.num_progress_calls))
+        with pytest.raises(Stop):
+            run_local(small, tmp_path, progress=progress)
+        assert results(tmp_path) != results(local_run.folder)
+        stopped += 1
     run_local(small, tmp_path)
-    assert results(tmp_path) == results(folder)
+    assert results(tmp_path) == results(local_run.folder)
 
 
-def stop_in_evaluation(done: int, total: int, what: str) -> None:
+def stop_in_evaluation(done: int, total: int, what: str, **more: object) -> None:
     if done and what == "evaluate, round 0":
         raise Stop
 
@@ -160,33 +163,26 @@ class BlindToParts(BlindExecutor):
 
 
 @pytest.mark.parametrize("come_back", [True, False])
-def test_a_round_whose_labels_are_on_another_node_is_not_committed_and_resumes_to_equal_bytes(
+def test_what_lies_on_another_node_is_refused_and_the_run_resumes_to_equal_bytes(
     small: LoopConfig, local_run: LocalRun, tmp_path: Path, come_back: bool
 ) -> None:
-    attempts = tmp_path / "ledger" / "attempts" / "round-01"
-    message = f"32 of 48 pairs of the pool have no label in {attempts}; do all nodes see {tmp_path}"
-    with pytest.raises(UserError, match=re.escape(message)):
-        run_local(small, tmp_path, executor=BlindToLabels(small, RunFolder(tmp_path)))
-    assert Ledger(tmp_path / "ledger").rounds() == []
-    if come_back:
-        for path in (tmp_path / "elsewhere").iterdir():
-            path.rename(attempts / path.name)
-    run_local(small, tmp_path)
-    assert results(tmp_path) == results(local_run.folder)
-
-
-@pytest.mark.parametrize("come_back", [True, False])
-def test_a_round_whose_evaluation_is_on_another_node_is_refused_and_resumes_to_equal_bytes(
-    small: LoopConfig, local_run: LocalRun, tmp_path: Path, come_back: bool
-) -> None:
-    parts = tmp_path / "rounds" / "round-00" / "results"
-    first = parts / "00000000-00000006.parquet"
-    message = f"6 of 12 held-out pairs have no evaluation in {first}; do all nodes see {tmp_path}"
-    with pytest.raises(UserError, match=re.escape(message)):
-        run_local(small, tmp_path, executor=BlindToParts(small, RunFolder(tmp_path)))
-    if come_back:
-        for path in (tmp_path / "elsewhere").iterdir():
-            path.rename(parts / path.name)
+    run = RunFolder(tmp_path)
+    attempts, parts = Ledger(run.ledger).attempts(1), run.result_parts(0)
+    unmeasured = (
+        f"6 of 12 held-out pairs have no evaluation in {parts / '00000000-00000006.parquet'}"
+    )
+    unlabelled = f"32 of 48 pairs of the pool have no label in {attempts}"
+    for blind, written, message in (
+        (BlindToParts, parts, unmeasured),
+        (BlindToLabels, attempts, unlabelled),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"{message}; do all nodes see {tmp_path}")):
+            run_local(small, tmp_path, executor=blind(small, run))
+        hidden = (tmp_path / "elsewhere").rename(tmp_path / f"elsewhere-{written.name}")
+        if come_back:
+            for path in hidden.iterdir():
+                path.rename(written / path.name)
+    assert Ledger(run.ledger).rounds() == []
     run_local(small, tmp_path)
     assert results(tmp_path) == results(local_run.folder)
 
@@ -276,11 +272,22 @@ def real(small: LoopConfig, root: Path) -> LoopConfig:
     return small.model_copy(update={"labelled": labelled, "pool": pool})
 
 
+@pytest.fixture(scope="module")
+def real_run(
+    small: LoopConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LoopConfig, Path, list[str]]:
+    """A finished run on real pictures, and what its progress said, call by call."""
+    root = tmp_path_factory.mktemp("real")
+    cfg, progress = real(small, root), StopAt()
+    run_local(cfg, root / "run", progress=progress)
+    return cfg, root / "run", progress.seen
+
+
 def test_real_pictures_go_through_every_stage_without_any_truth(
-    small: LoopConfig, tmp_path: Path
+    real_run: tuple[LoopConfig, Path, list[str]],
 ) -> None:
-    cfg, folder = real(small, tmp_path), tmp_path / "run"
-    reports = run_local(cfg, folder)
+    _, folder, _ = real_run
+    reports = [read for n in range(2) if (read := RunFolder(folder).report(n))]
     assert [report.round_id for report in reports] == [0, 1]
     assert not (folder / "data" / "truth.parquet").exists()
     pool = read_table(folder / "data" / "pool.parts", PAIR_SCHEMA)
@@ -302,18 +309,16 @@ def test_real_pictures_go_through_every_stage_without_any_truth(
     assert ingest["pool/k700"]["rejects"] == {"clip/duplicate_clip": 1}
 
 
-def test_a_stopped_run_on_real_pictures_resumes_to_equal_bytes(
-    small: LoopConfig, tmp_path: Path
+def test_a_run_stopped_while_it_reads_real_pictures_resumes_to_equal_bytes(
+    real_run: tuple[LoopConfig, Path, list[str]], tmp_path: Path
 ) -> None:
-    cfg, progress = real(small, tmp_path), StopAt()
-    run_local(cfg, tmp_path / "whole", progress=progress)
-    reading = [n for n, what in enumerate(progress.seen, 1) if what.startswith(("read", "ingest"))]
+    cfg, whole, seen = real_run
+    reading = [n for n, what in enumerate(seen, 1) if what.startswith(("read", "ingest"))]
     for call in (reading[2], reading[len(reading) // 2]):
-        broken = tmp_path / f"broken-{call}"
         with pytest.raises(Stop):
-            run_local(cfg, broken, progress=StopAt(call))
-        run_local(cfg, broken)
-        assert results(broken) == results(tmp_path / "whole")
+            run_local(cfg, tmp_path, progress=StopAt(call))
+    run_local(cfg, tmp_path)
+    assert results(tmp_path) == results(whole)
 
 
 def test_a_driver_decodes_few_pixels_itself_and_many_by_a_stream(

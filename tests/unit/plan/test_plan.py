@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
+from typer.testing import CliRunner
 
+from dynamics.cli.main import app
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.config_file import load
 from dynamics.core.errors import UserError
@@ -401,20 +402,13 @@ def test_a_base_that_nobody_knows_is_named(tmp_path: Path) -> None:
         base_sizes(load(TABLETOP, [f"model.base={tmp_path / 'some-13b'}"]))
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dynamics.cli.main", "plan", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["plan", *arguments], env={"COLUMNS": "200"})
 
 
 def test_the_command_prints_what_was_computed() -> None:
     done = command("--config", str(CHAMELEON), "--json", "--cluster", "4xp5.4xlarge")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     printed: dict[str, Any] = json.loads(done.stdout)
     made = planned("chameleon7b.yaml", "4xp5.4xlarge")
     assert printed == json.loads(json.dumps(made.to_json()))
@@ -424,7 +418,7 @@ def test_the_command_prints_what_was_computed() -> None:
 
 def test_the_command_prints_tables_and_a_verdict() -> None:
     done = command("--set", "train.num_workers=2", "--tflops", "0.1", "--utilisation", "0.5")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     for said in (
         "229,056",
         "fsdp2",
@@ -439,11 +433,11 @@ def test_the_command_prints_tables_and_a_verdict() -> None:
 
 def test_the_command_fails_when_something_does_not_fit() -> None:
     done = command("--config", str(CHAMELEON), "--cluster", "g6.2xlarge")
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert done.stdout.splitlines()[-1].startswith("does not fit g6.2xlarge: label (L4), train")
 
 
 def test_a_cluster_that_nobody_knows_is_named() -> None:
     done = command("--cluster", "p9.unheard")
-    assert done.returncode == 2
-    assert "is no file, no address" in done.stderr
+    assert isinstance(done.exception, UserError)
+    assert "is no file, no address" in str(done.exception)
