@@ -4,7 +4,7 @@ B prompts, N samples a prompt, R = B * N rows, L codes a frame, T positions, V t
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache
 
+from dynamics.inference.budget import Budget
 from dynamics.inference.decoder import Candidates, DecodedText
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models.tokens import IGNORE, Rows
@@ -21,16 +22,6 @@ from dynamics.models.vlm import AdapterName, UnifiedVLM
 _LEAVE_BELOW = 0.75
 """Finished sentences leave a batch when a smaller share than this is unfinished."""
 
-TEXT_BATCH = 256
-"""Sampled sentences per forward: keeps the cache small whatever batch a caller passes."""
-
-CODES_BATCH = 512
-"""Sampled frames per forward: bounds cache and sampling noise whatever batch a caller passes."""
-
-SCORE_BATCH = 64
-"""Rows per forward when given rows are only scored: what fits a core's own cache is up to twice as
-fast as 512 rows, and a large model keeps its GPU busy with as many."""
-
 
 def gumbel_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Standard Gumbel noise [len(seeds), *shape]; a row depends on its own seed only.
@@ -38,12 +29,10 @@ def gumbel_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     Adding it to logits and taking the argmax samples from them, so a row draws the same sample
     alone or among others.
     """
-    rows = []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        uniform = torch.rand(shape, generator=generator).clamp_(1e-9, 1 - 1e-7)
-        rows.append(-torch.log(-torch.log(uniform)))
-    return torch.stack(rows)
+    noise = torch.empty(len(seeds), *shape)
+    for row, seed in zip(noise, seeds, strict=True):
+        row.uniform_(generator=torch.Generator().manual_seed(seed))
+    return noise.clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
 
 
 def scores_to_draw(
@@ -114,6 +103,7 @@ class DynamicCacheDecoder:
     def __init__(self, model: UnifiedVLM, adapter: AdapterName) -> None:
         self._model = model
         self._adapter = adapter
+        self._budget = Budget(model)
         self.tokens = model.tokens
         self.images = model.images
 
@@ -125,7 +115,7 @@ class DynamicCacheDecoder:
         self._model.use(self._adapter)
         num = sampling.num_samples
         rows: list[DecodedText] = []
-        for part in row_parts(len(prompt_BT), TEXT_BATCH // num):
+        for part in self._budget.texts(prompt_BT, sampling):
             rows += self._sample_text(prompt_BT[part], sampling, seeds[part])
         return [rows[start : start + num] for start in range(0, len(rows), num)]
 
@@ -181,7 +171,7 @@ class DynamicCacheDecoder:
             self._sample_codes(
                 prompt_BT[part], sampling, seeds[part], None if plain_BT is None else plain_BT[part]
             )
-            for part in row_parts(len(prompt_BT), CODES_BATCH // sampling.num_samples)
+            for part in self._budget.frames(prompt_BT, sampling)
         )
 
     def _sample_codes(
@@ -232,7 +222,7 @@ class DynamicCacheDecoder:
         """See `Decoder.score_text`."""
         self._model.use(self._adapter)
         sums = [np.zeros(0)]
-        for part in row_parts(len(texts), SCORE_BATCH):
+        for part in self._budget.scored_texts(prompt_BT):
             rows = self.tokens.text_rows(prompt_BT[part], texts[part])
             width = self.tokens.prompts.action_tokens + 1
             place = answer_places(rows, width).to(self._model.device)
@@ -248,7 +238,7 @@ class DynamicCacheDecoder:
         """See `Decoder.score_codes`."""
         self._model.use(self._adapter)
         sums = [np.zeros(0)]
-        for part in row_parts(len(codes_BL), SCORE_BATCH):
+        for part in self._budget.scored_frames(prompt_BT):
             wanted = torch.as_tensor(codes_BL[part], dtype=torch.int64)
             rows = self.tokens.code_rows(prompt_BT[part], wanted)
             place = answer_places(rows, wanted.shape[1]).to(self._model.device)
@@ -283,9 +273,3 @@ def answer_places(rows: Rows, width: int) -> Tensor:
 def take(hidden_BTD: Tensor, place_BW: Tensor) -> Tensor:
     """The states at each row's own positions, [B, W, D]."""
     return hidden_BTD.gather(1, place_BW[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
-
-
-def row_parts(total: int, size: int) -> Iterator[slice]:
-    """Slices of ``size`` rows, at least one row each."""
-    step = max(1, size)
-    return (slice(start, start + step) for start in range(0, total, step))

@@ -18,14 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamics.core.errors import UserError
+from dynamics.inference.budget import Budget
 from dynamics.inference.decode import (
-    CODES_BATCH,
-    SCORE_BATCH,
-    TEXT_BATCH,
     candidates,
     drawn_logprobs,
     joined,
-    row_parts,
     scores_to_draw,
 )
 from dynamics.inference.decoder import Candidates, DecodedText
@@ -57,6 +54,7 @@ class SharedPrefixDecoder:
                 "set model.decoder=dynamic_cache"
             )
         self._model, self._adapter = model, adapter
+        self._budget = Budget(model)
         self.tokens, self.images = model.tokens, model.images
         model.use(adapter)
         self._stack = Stack(model.decoder, adapter)
@@ -82,7 +80,7 @@ class SharedPrefixDecoder:
         num, found = sampling.num_samples, list[list[DecodedText]]()
         limit = self.tokens.prompts.action_tokens + 1
         steps = min(sampling.max_tokens or limit, limit)
-        for part in row_parts(len(prompt_BT), TEXT_BATCH // num):
+        for part in self._budget.texts(prompt_BT, sampling):
             uniform = self._text_uniform(seeds[part], num) if sampling.temperature else None
             head, text_ids = self._text_head, self._model.text_ids
             ids, (logp, _) = self._draw([prompt_BT[part]], sampling, head, text_ids, steps, uniform)
@@ -107,7 +105,7 @@ class SharedPrefixDecoder:
         code_of = torch.zeros(len(self._text_place), dtype=torch.int64)
         code_of[self.tokens.image_ids] = torch.arange(self.images.num_codes)
         head, image_ids = self._image_head, self._model.image_ids
-        for part in row_parts(len(prompt_BT), CODES_BATCH // sampling.num_samples):
+        for part in self._budget.frames(prompt_BT, sampling):
             uniform = self._codes_uniform(seeds[part], sampling) if sampling.temperature else None
             ways = [prompt_BT[part]] if plain_BT is None else [prompt_BT[part], plain_BT[part]]
             ids, logps = self._draw(ways, sampling, head, image_ids, length, uniform)
@@ -193,7 +191,7 @@ class SharedPrefixDecoder:
     def score_text(self, prompt_BT: Tensor, texts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """See `Decoder.score_text`."""
         sums = [np.zeros(0)]
-        for part in row_parts(len(texts), SCORE_BATCH):
+        for part in self._budget.scored_texts(prompt_BT):
             rows = self.tokens.text_rows(prompt_BT[part], texts[part])
             sums.append(self._score(rows.ids, rows.labels, self._text_head, self._text_place))
         return np.concatenate(sums)
@@ -204,7 +202,7 @@ class SharedPrefixDecoder:
         sums = [np.zeros(0)]
         code_of = torch.full_like(self._text_place, IGNORE)
         code_of[self._model.image_ids] = torch.arange(self.images.num_codes, device=code_of.device)
-        for part in row_parts(len(codes_BL), SCORE_BATCH):
+        for part in self._budget.scored_frames(prompt_BT):
             rows = self.tokens.code_rows(prompt_BT[part], codes_BL[part])
             sums.append(self._score(rows.ids, rows.labels, self._image_head, code_of))
         return np.concatenate(sums)

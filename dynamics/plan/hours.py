@@ -11,9 +11,10 @@ import torch
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import Split, load_simulator
+from dynamics.inference.budget import cache_bytes
 from dynamics.plan.cluster import Card, Cluster
 from dynamics.plan.flops import TaskPlan, forward_flops, label_flops, pool_frames, sampled_sentences
-from dynamics.plan.memory import Stage, cache_bytes
+from dynamics.plan.memory import Stage
 from dynamics.plan.sizes import Sizes
 from dynamics.training.loss import Task
 from dynamics.training.schedule import Schedule, schedule_of

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dynamics.core.config import LoopConfig
-from dynamics.inference.decode import CODES_BATCH, SCORE_BATCH, TEXT_BATCH
+from dynamics.inference.budget import (
+    CODES_BATCH,
+    SCORE_BATCH,
+    TEXT_BATCH,
+    drawn_bytes,
+    scored_bytes,
+)
 from dynamics.labelling.confidence import SCORES
 from dynamics.plan.flops import TaskPlan, sampled_sentences, scored_positions
 from dynamics.plan.sizes import Sizes
@@ -150,39 +156,20 @@ def _batches(cfg: LoopConfig, sizes: Sizes, stage: Stage) -> list[int]:
 
 def _sentences(sizes: Sizes, pairs: int, samples: int) -> int:
     pairs = min(pairs, max(1, TEXT_BATCH // samples))
-    prompt = sizes.idm_tokens - sizes.action_tokens
-    decoding = pairs * samples * sizes.idm_tokens * cache_bytes(sizes)
-    noise = pairs * samples * sizes.action_tokens * sizes.vocabulary * _F32 if samples > 1 else 0
-    return max(_prefill(sizes, pairs, prompt), decoding + noise)
+    prompt, steps = sizes.idm_tokens - sizes.action_tokens, sizes.action_tokens
+    row = drawn_bytes(sizes, prompt, samples, steps, sizes.vocabulary, noise=samples > 1)
+    return pairs * row
 
 
 def _frames(sizes: Sizes, sources: int, samples: int) -> int:
     sources = min(sources, max(1, CODES_BATCH // samples))
     prompt = sizes.fdp_tokens - sizes.image_tokens
-    decoding = sources * samples * sizes.fdp_tokens * cache_bytes(sizes)
-    noise = sources * samples * sizes.image_tokens * sizes.num_codes * _F32
-    return max(_prefill(sizes, sources, prompt), decoding + noise)
+    return sources * drawn_bytes(sizes, prompt, samples, sizes.image_tokens, sizes.num_codes)
 
 
 def _scoring(sizes: Sizes, rows: int) -> int:
     rows = min(rows, SCORE_BATCH)
-    logits = rows * sizes.image_tokens * sizes.num_codes * (sizes.weight_bytes + 2 * _F32)
-    return max(rows * sizes.fdp_tokens * _layer_bytes(sizes), logits)
-
-
-def _prefill(sizes: Sizes, rows: int, tokens: int) -> int:
-    return rows * tokens * (cache_bytes(sizes) + _layer_bytes(sizes))
-
-
-def cache_bytes(sizes: Sizes) -> int:
-    """Bytes of keys and values a token."""
-    return 2 * sizes.num_layers * sizes.cache_width * sizes.weight_bytes
-
-
-def _layer_bytes(sizes: Sizes) -> int:
-    """Bytes that a layer needs for a token: hidden states, gate, up and product, float32 norms."""
-    d, f, p = sizes.width, sizes.feed_forward, sizes.weight_bytes
-    return p * (8 * d + 3 * f) + _F32 * (2 * d + f)
+    return rows * scored_bytes(sizes, sizes.fdp_tokens, sizes.image_tokens, sizes.num_codes)
 
 
 def _overhead(cfg: LoopConfig) -> int:

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dynamics.core.config import PACKAGE_ROOT, LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.text_files import read_json_object
+from dynamics.inference.budget import Shape
 from dynamics.models import load_image_tokenizer, load_tokens
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
 from dynamics.storage.files import local_copy
@@ -26,7 +27,7 @@ PUBLISHED = PACKAGE_ROOT / "assets" / "published"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class Sizes(Shape):
     """Sizes of the base and of its adapters, as counts of parameters or tokens, not bytes."""
 
     source: str
@@ -45,15 +46,8 @@ class Sizes:
     """Trained parameters in LoRA matrices, which cost FLOPs beside the base's own."""
     saved_modules: int
     """Trained copies of embeddings and head (``lora.train_embeddings``)."""
-    num_layers: int
-    width: int
-    feed_forward: int
     attention_width: int
     """Number of heads times their width."""
-    cache_width: int
-    """Number of key-value heads times their width."""
-    weight_bytes: int
-    """Bytes of a parameter in the checkpoint's files."""
     vocabulary: int
     num_codes: int
     image_tokens: int
