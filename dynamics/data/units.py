@@ -10,6 +10,7 @@ again, and a file that has changed is read again. Of two workers with the same u
 F frames, P pairs, L codes a frame, H = W frame pixels.
 """
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -153,11 +154,11 @@ class EncodeWorker:
         self._units = units
 
     def run(self, item: Unit[Any], rows: pa.Table) -> Done:
-        """Encode the frames of a unit, each once."""
+        """Encode the frames of a unit, equal ones once."""
         pairs, frames = unpacked(rows, self._images.frame_px)
         stored = stored_schema(self._units.schema).empty_table()
         if pairs.num_rows:
-            codes_FL, features_FLD = self._images.encode_with_features(frames)
+            codes_FL, features_FLD = self._encoded(frames)
             sources, targets = (pairs[name].to_numpy() for name in ("source", "target"))
             stored = store_codes(
                 self._codes,
@@ -169,6 +170,13 @@ class EncodeWorker:
             )
         self._units.write(item.key, stored, rows["verdict"].to_pylist())
         return Done(count=rows.num_rows, found=pa.table({"key": [item.key]}))
+
+    def _encoded(self, frames_FHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and features of all frames; instructions often share a picture."""
+        digests = [hashlib.sha256(frame.tobytes()).hexdigest() for frame in frames_FHW3]
+        _, first, place_F = np.unique(digests, return_index=True, return_inverse=True)
+        codes_UL, features_ULD = self._images.encode_with_features(frames_FHW3[first])
+        return codes_UL[place_F], features_ULD[place_F]
 
 
 class PrecisionWorker:
