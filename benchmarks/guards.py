@@ -20,7 +20,6 @@ from unittest.mock import patch
 import av
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -33,12 +32,14 @@ from dynamics.data.video.decode import read_clip
 from dynamics.data.video.ingest import clip_reader
 from dynamics.evaluation.guards.leakage import count_leakage, leaked_pairs
 from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence, evaluate_guards
-from dynamics.inference.load import load_idm
+from dynamics.evaluation.heldout import results_schema
+from dynamics.evaluation.probes import NUM_ASKED, Sentences, with_probes
+from dynamics.inference.load import load_pair
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.pipeline.stages import Stages
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder
-from dynamics.storage.tables import codes_matrix, read_table
+from dynamics.storage.tables import read_table
 from dynamics.studies.guard_checks import with_copier
 from dynamics.tabletop import encode
 from dynamics.tabletop.film import filmed_keyframes
@@ -102,19 +103,17 @@ def read_run(root: Path) -> Run:
 
 
 def _heldout_results(stages: Stages, heldout: pa.Table, round_id: int) -> pa.Table:
-    """The round's held-out results; older runs lack the column `idm_mean_logprob`, added here."""
-    results = pq.read_table(stages.folder.results(round_id))
-    if "idm_mean_logprob" in results.column_names:
+    """The round's held-out results; older runs lack the column `action_margins`, added here."""
+    schema = results_schema(stages.cfg.evaluate.best_of)
+    results = read_table(stages.folder.results(round_id), schema)
+    if results["action_margins"].null_count < results.num_rows:
         return results
     finished = stages.finished(round_id)
     assert finished is not None
-    captions = load_idm(finished[0], stages.cfg.model).label(
-        codes_matrix(heldout, "source_codes"),
-        codes_matrix(heldout, "target_codes"),
-        max_action_tokens=stages.cfg.label.max_action_tokens,
-    )
-    means = [np.mean(caption.token_logprobs) for caption in captions]
-    return results.append_column("idm_mean_logprob", pa.array(means, pa.float32()))
+    labelled = read_table(stages.folder.labelled, TRANSITION_SCHEMA, ["action"])
+    sentences = Sentences(labelled["action"].to_pylist(), load_domain(stages.cfg))
+    _, fdp = load_pair(finished[0], stages.cfg.model)
+    return with_probes(results, heldout, fdp, sentences, stages.cfg, round_id, NUM_ASKED)
 
 
 def _encoded_anew(
@@ -166,6 +165,20 @@ def draw(evidence: GuardEvidence, run: Run, rng: np.random.Generator) -> GuardEv
 def copies(evidence: GuardEvidence, rng: np.random.Generator, run: Run) -> GuardEvidence:
     """A copier in the FDP's place."""
     return with_copier(evidence)
+
+
+def ignores_its_sentence(
+    evidence: GuardEvidence, rng: np.random.Generator, run: Run
+) -> GuardEvidence:
+    """What the FDP finds likely has nothing to do with which of the sentences is the true one."""
+    margins = []
+    for own in evidence.results["action_margins"].to_pylist():
+        if own:
+            scores = np.array([0.0, *(-margin for margin in own)])
+            place = rng.integers(len(scores))
+            own = (scores[place] - np.delete(scores, place)).tolist()
+        margins.append(own)
+    return replace(evidence, results=_with(evidence.results, "action_margins", margins))
 
 
 def says_one_thing(
@@ -236,6 +249,7 @@ def leaks_clips_encoded_anew(
 
 FAULTS: dict[str, tuple[GuardName, Fault]] = {
     "the FDP copies": ("copy_rate", copies),
+    "the FDP ignores its sentence": ("action_sensitivity", ignores_its_sentence),
     "all labels are one sentence": ("caption_collapse", says_one_thing),
     "a fifth of the labels is one sentence": ("caption_collapse", favours_one_thing),
     "the filter drops the most common type": ("type_skew", drops_a_type),

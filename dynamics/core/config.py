@@ -410,6 +410,12 @@ class GuardConfig(Strict):
     max_copy_rate: float = Field(default=0.5, ge=0, le=1)
     """Share of held-out pairs on which the greedy frame is the source. Healthy rounds have 0 to
     2 %, an early prototype had up to 19 %, a model that only copies has 100 %."""
+    min_action_sensitivity: float = Field(default=0.65, ge=0, le=1)
+    """Share of the labelled set's other sentences that the true one beats at predicting the true
+    frame; 0.5 for an FDP that ignores its sentence."""
+    max_calibration_error: float = Field(default=0.5, ge=0, le=1)
+    """Calibration error of the IDM's confidence on held-out pairs; an IDM that knows few labels by
+    heart is 99 % sure and wrong."""
     min_entropy_ratio: float = Field(default=0.7, ge=0)
     """Entropy of the labels' meanings over that of the labelled set's, from equally many sentences;
     0.99 and more in healthy rounds."""

@@ -8,15 +8,20 @@ the rows.
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from dynamics.core.records import Estimate
+from dynamics.core.records import Estimate, ScoreScale
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.intervals import Floats, bootstrap_mean, bootstrap_statistic
 
 _DECIMALS = 3
 """Decimals of a confidence in the interval of the calibration error: few distinct rows are fast
 to resample, and the interval moves by less than its last printed digit."""
+
+
+_PAIRS_A_BIN = 25
+"""Fewest held-out pairs in a bin of the calibration error: with fewer it measures noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,31 @@ def expected_calibration_error(
     total = sum(abs(float((correct[rows] - confidence[rows]).sum())) for rows in bins)
     exact = total / len(correct)
     return Estimate(value=exact, low=estimate.low, high=estimate.high, num_items=len(correct))
+
+
+def confidence(score_N: Floats, scale: ScoreScale = "log_probability") -> Floats:
+    """A score as the probability that its label is correct, float64 [N]; NaN stays NaN.
+
+    ``scale`` is that of the score's entry in SCORES; its default is that of
+    `label_quality.CONFIDENCE`.
+    """
+    return np.clip(np.exp(score_N) if scale == "log_probability" else score_N, 0, 1)
+
+
+def idm_answers(results: pa.Table) -> tuple[Floats, list[bool]]:
+    """Confidence [B] of the IDM in its sentences for the held-out pairs, and which are correct."""
+    score_B = results["idm_mean_logprob"].to_numpy().astype(np.float64)
+    exact, by_state = (results[name].to_pylist() for name in ("idm_exact", "idm_correct"))
+    # Without a known state the same action is the best that can be asked for.
+    correct = [a if b is None else b for a, b in zip(exact, by_state, strict=True)]
+    return confidence(score_B), correct
+
+
+def heldout_calibration(results: pa.Table) -> Estimate:
+    """Calibration error of the IDM's confidence on the held-out pairs (at least one)."""
+    sure_B, correct = idm_answers(results)
+    num_bins = max(1, min(10, len(correct) // _PAIRS_A_BIN))
+    return expected_calibration_error(sure_B, correct, num_bins)
 
 
 def risk_coverage(score_N: ArrayLike, correct_N: ArrayLike) -> tuple[Floats, Floats]:

@@ -26,7 +26,7 @@ from dynamics.evaluation.state_reader import StateReader, states_by_pair
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
 from dynamics.inference.sampling import SamplingParams
-from dynamics.inference.verifiers import choose
+from dynamics.inference.verifiers import Codes, choose
 
 Columns = dict[str, list[Any]]
 
@@ -57,6 +57,17 @@ def results_schema(best_of: Sequence[int]) -> pa.Schema:
             pa.field("fdp_sample_success", pa.bool_()),  # one sample at evaluate.temperature
             pa.field("fdp_copy", pa.bool_()),  # greedy frame shows the source state
             pa.field("tokenizer_ceiling", pa.bool_()),  # the true codes decode to the true state
+            # Share of the codes that are right: the greedy frame's, and the source's own.
+            pa.field("code_accuracy", pa.float32()),
+            pa.field("code_copy_accuracy", pa.float32()),
+            # The same of the codes that change, null where none does; copying gets 0 of them.
+            pa.field("code_changed_accuracy", pa.float32()),
+            # What `evaluation.probes` asks: null beyond the first pairs. The changed codes that
+            # come back when the true frame is decoded and encoded again; per other sentence of the
+            # labelled set, how much likelier (log) the true one makes the true frame.
+            pa.field("code_ceiling", pa.float32()),
+            pa.field("action_margins", pa.list_(pa.float32())),
+            pa.field("majority_exact", pa.bool_()),  # the labelled set's commonest one is right
             *(pa.field(f"{curve}_{n}", pa.bool_()) for curve in curves for n in best_of),
         ]
     )
@@ -165,6 +176,7 @@ def _fdp_columns(
         "fdp_copy": reader.shows(greedy_BL, pairs.source_states),
         "tokenizer_ceiling": reader.shows(pairs.target, pairs.target_states),
         "fdp_sample_success": reader.shows(drawn.codes[:, 0], pairs.target_states),
+        **_code_columns(pairs, greedy_BL),
     }
     if not best_of:
         return columns
@@ -172,3 +184,16 @@ def _fdp_columns(
     best_B = choose(scores_of(candidates)[HEADLINE_VERIFIER])
     best_codes = list(drawn.codes[np.arange(len(best_B)), best_B])
     return columns | best_of_columns(candidates, best_of) | {"best_codes": best_codes}
+
+
+def _code_columns(pairs: LabelledPairs, greedy_BL: Codes) -> Columns:
+    """Shares of right codes, which need no oracle."""
+    right_BL, kept_BL = greedy_BL == pairs.target, pairs.source == pairs.target
+    changed = zip(right_BL, ~kept_BL, strict=True)
+    return {
+        "code_accuracy": list(right_BL.mean(axis=1)),
+        "code_copy_accuracy": list(kept_BL.mean(axis=1)),
+        "code_changed_accuracy": [
+            float(right[moved].mean()) if moved.any() else None for right, moved in changed
+        ],
+    }

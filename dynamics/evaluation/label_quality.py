@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dynamics.core.config import ScoreName
 from dynamics.core.domain import Domain
-from dynamics.core.records import Estimate, ScoreScale
+from dynamics.core.records import Estimate
 from dynamics.evaluation.intervals import Floats, known
 from dynamics.evaluation.metrics import estimate_of
 from dynamics.evaluation.state_reader import states_by_pair
@@ -21,14 +21,6 @@ from dynamics.storage.tables import score_column, score_names
 CONFIDENCE: ScoreName = "mean_logprob"
 """The score behind "the confidence" of a label in the report and the guards: the likelihood per
 token, of the likelihoods the best calibrated one (docs/RESULTS.md), measured on every sentence."""
-
-
-def confidence(score_N: Floats, scale: ScoreScale = "log_probability") -> Floats:
-    """A score as the probability that its label is correct, float64 [N]; NaN stays NaN.
-
-    ``scale`` is that of the score's entry in SCORES; its default is that of `CONFIDENCE`.
-    """
-    return np.clip(np.exp(score_N) if scale == "log_probability" else score_N, 0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

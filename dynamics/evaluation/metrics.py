@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 from dynamics.core.config import VerifierName
 from dynamics.core.records import Estimate
 from dynamics.core.seeds import derive_seed
+from dynamics.evaluation.calibration import heldout_calibration
 from dynamics.evaluation.intervals import bootstrap_mean, known
+from dynamics.evaluation.probes import beaten
 from dynamics.inference.verifiers import VERIFIERS, label_of
 
 METRIC_OF_COLUMN = {
@@ -22,6 +24,11 @@ METRIC_OF_COLUMN = {
     "idm_correct": "eval/idm_accuracy",
     "idm_exact": "eval/idm_exact",
     "tokenizer_ceiling": "eval/tokenizer_ceiling",
+    "majority_exact": "eval/majority_exact",
+    "code_accuracy": "eval/code_accuracy",
+    "code_copy_accuracy": "eval/code_accuracy_copy",
+    "code_changed_accuracy": "eval/code_accuracy_changed",
+    "code_ceiling": "eval/code_ceiling",
 }
 """Column of the held-out results to metric; best-of columns keep their name under ``eval/``."""
 
@@ -50,7 +57,9 @@ def summarise(items: pa.Table) -> dict[str, Estimate]:
     """Metrics of held-out results; one whose column holds nothing is left out.
 
     Besides one metric per column: ``eval/best_of_greedy``, greedy success on the pairs of the
-    best-of curve (the number to beat), and ``eval/fdp_success_<kind>`` per action type.
+    best-of curve (the number to beat), ``eval/fdp_success_<kind>`` per action type,
+    ``eval/idm_ece``, and of `evaluation.probes` ``eval/action_sensitivity`` (the share of other
+    sentences that the true one beats) and ``eval/action_first`` (it beats all of them).
     """
     curves = [name for name in items.column_names if _CURVE_COLUMN.fullmatch(name)]
     columns = {metric: items[column] for column, metric in METRIC_OF_COLUMN.items()}
@@ -61,11 +70,12 @@ def summarise(items: pa.Table) -> dict[str, Estimate]:
     for kind in sorted(set(items["action_kind"].to_pylist()) - {""}):
         of_kind = items.filter(pc.equal(items["action_kind"], kind))
         columns[f"eval/fdp_success_{kind}"] = of_kind["fdp_greedy_success"]
-    return {
-        name: estimate_of(name, known(column.to_pylist()))
-        for name, column in columns.items()
-        if len(column) > column.null_count
-    }
+    values = {name: known(column.to_pylist()) for name, column in columns.items()}
+    margins = [one for one in items["action_margins"].to_pylist() if one]
+    values["eval/action_sensitivity"] = np.array([beaten(one) for one in margins])
+    values["eval/action_first"] = np.array([min(one) > 0 for one in margins], np.float64)
+    found = {name: estimate_of(name, known_N) for name, known_N in values.items() if len(known_N)}
+    return found | ({"eval/idm_ece": heldout_calibration(items)} if items.num_rows else {})
 
 
 def best_of_sizes(metrics: dict[str, Estimate]) -> list[int]:

@@ -3,9 +3,11 @@
 import pyarrow as pa
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.domain import load_domain
 from dynamics.core.places import Place
-from dynamics.core.records import TRUTH_SCHEMA, DataRefs, ModelRef
+from dynamics.core.records import TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
+from dynamics.evaluation.probes import NUM_ASKED, Sentences, with_probes
 from dynamics.inference.load import load_pair
 from dynamics.storage.shards import Shard
 from dynamics.storage.streams import Done
@@ -23,12 +25,18 @@ class EvaluationWorker:
         self._round_id = round_id
         self._idm, self._fdp = load_pair(models, cfg.model)
         self._truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
+        labelled = read_table(data.labelled, TRANSITION_SCHEMA, ["action"])
+        self._sentences = Sentences(labelled["action"].to_pylist(), load_domain(cfg))
 
     def run(self, item: Shard, rows: pa.Table) -> Done:
         """Evaluate a shard of the held-out pairs."""
         with_best_of = max(0, self._cfg.evaluate.num_best_of_items - item.start)
         results = evaluate_heldout(
             rows, self._truth, self._idm, self._fdp, self._cfg, self._round_id, with_best_of
+        )
+        asked = max(0, NUM_ASKED - item.start)
+        results = with_probes(
+            results, rows, self._fdp, self._sentences, self._cfg, self._round_id, asked
         )
         schema = results_schema(self._cfg.evaluate.best_of)
         return Done(count=write_table(part_path(self._parts, item), results, schema).num_rows)

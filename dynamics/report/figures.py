@@ -38,6 +38,13 @@ def rounds_chart(reports: Sequence[RoundReport]) -> Markup:
         ("copies the input", "eval/copy_rate", "s3"),
         ("tokenizer ceiling", "eval/tokenizer_ceiling", "s4 dashed"),
     ]
+    if not any("eval/fdp_success" in report.metrics for report in reports):
+        lines = [
+            ("changed codes", "eval/code_accuracy_changed", "s1"),
+            ("IDM exact", "eval/idm_exact", "s2"),
+            ("own action first", "eval/action_first", "s3"),
+            ("commonest sentence", "eval/majority_exact", "s4 dashed"),
+        ]
     series = [_over_rounds(reports, *line) for line in lines]
     return _rounds_chart("Rates on held-out pairs by round", series, PERCENT)
 

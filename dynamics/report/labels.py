@@ -15,6 +15,7 @@ from dynamics.evaluation.calibration import (
     ReliabilityBin,
     area_under_risk_coverage,
     auroc,
+    confidence,
     expected_calibration_error,
     reliability_curve,
     risk_coverage,
@@ -22,7 +23,6 @@ from dynamics.evaluation.calibration import (
 from dynamics.evaluation.intervals import Floats
 from dynamics.evaluation.label_quality import (
     CONFIDENCE,
-    confidence,
     correct_labels,
     scored_labels,
 )

@@ -23,6 +23,7 @@ from dynamics.core.images import data_uri
 from dynamics.core.places import Place, matching
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
 from dynamics.evaluation.comparison import ControlReport
+from dynamics.evaluation.confusion import SentenceView, confusion
 from dynamics.evaluation.heldout import results_schema
 from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_sizes
 from dynamics.inference.verifiers import descriptions, label_of
@@ -57,6 +58,18 @@ from dynamics.storage.run_folder import REPORT, RunFolder, read_json, read_recor
 from dynamics.storage.tables import iter_table, read_table, take_rows
 
 _KIND_PREFIX = "eval/fdp_success_"
+_MEASURED = (
+    "eval/idm_exact",
+    "eval/majority_exact",
+    "eval/idm_ece",
+    "eval/code_accuracy",
+    "eval/code_accuracy_copy",
+    "eval/code_accuracy_changed",
+    "eval/code_ceiling",
+    "eval/action_first",
+    "eval/action_sensitivity",
+)
+"""Metrics that need no oracle, in the order of their table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +102,8 @@ class RunView:
     """Calibration of the last round's labels; None without ground truth."""
     study: Sequence[tuple[str, bytes]] = ()
     """Names and PNG files of the curves that `dynamics study --publish` left in the folder."""
+    sentences: Sequence[SentenceView] = ()
+    """The last promoted round's held-out pairs by true sentence; only without types of actions."""
     has_frames: bool = True
     """False when the base checkpoint, which decodes the frames, is not on this machine."""
 
@@ -128,8 +143,10 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
     # The newest round with controls: more rounds may have been asked for since.
     stored = [run.controls(one.round_id) / REPORT for one in reports]
     found = [path for path in stored if path.exists()]
+    shown = [one for one in reports if one.promoted] or reports
+    results = run.results(shown[-1].round_id) if shown else None
     return RunView(
-        name=cfg.name,
+        name=run.root.name,
         digest=run.digest,
         # A tracking URI may carry a password, and the page is made to be passed on.
         config=cfg.model_dump(mode="json", exclude={"run_dir", "track"}),
@@ -139,6 +156,9 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         scenes=drawn,
         calibration=calibration(decided[max(decided)], max(decided)) if decided else None,
         study=[(path.stem, path.read_bytes()) for path in matching(run.root, "study/*.png")],
+        sentences=confusion(read_table(results, results_schema(cfg.evaluate.best_of)))
+        if results is not None and results.exists()
+        else (),
         has_frames=images is not None,
     )
 
@@ -254,6 +274,7 @@ def render(view: RunView) -> str:
             guards=_all_keys({guard.name: guard for guard in report.guards} for report in reports),
             blocked=[report for report in reports if not report.promoted],
             kinds=_kinds(reports),
+            measured=_MEASURED if any("eval/idm_ece" in one.metrics for one in reports) else (),
             reasons=_all_keys(report.reasons for report in reports),
             stage_seconds=_stage_seconds(view.rounds),
             largest=max(best_of_sizes(promoted[-1].report.metrics), default=None)

@@ -12,6 +12,7 @@ from dynamics.core.domain import Domain
 from dynamics.core.records import LABEL_SCHEMA, TRUTH_SCHEMA
 from dynamics.evaluation.calibration import (
     auroc,
+    confidence,
     expected_calibration_error,
     reliability_curve,
     risk_coverage,
@@ -19,7 +20,6 @@ from dynamics.evaluation.calibration import (
 from dynamics.evaluation.intervals import Floats, known
 from dynamics.evaluation.label_quality import (
     ScoredLabels,
-    confidence,
     correct_labels,
     scored_labels,
 )

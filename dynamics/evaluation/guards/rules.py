@@ -19,16 +19,18 @@ from dynamics.core.config import GuardConfig, GuardName
 from dynamics.core.domain import Domain, normalised_text
 from dynamics.core.records import GuardResult
 from dynamics.core.seeds import numpy_rng
-from dynamics.evaluation.calibration import expected_calibration_error
+from dynamics.evaluation.calibration import heldout_calibration, idm_answers
 from dynamics.evaluation.guards.leakage import Leakage
-from dynamics.evaluation.label_quality import confidence
+from dynamics.evaluation.probes import beaten
 from dynamics.storage.tables import codes_matrix
 
 MIN_LABELS = 200
 """With fewer labels their mix and their entropy measure chance: their guards say nothing."""
 
-_PAIRS_A_BIN = 25
-"""Fewest held-out pairs in a bin of the calibration error: with fewer it measures noise."""
+MIN_PAIRS = 20
+"""With fewer held-out pairs that answer a question its guard says nothing."""
+FEW_LABELLED = 300
+"""With a smaller labelled set more labels help before more steps do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,64 @@ def copy_rate(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | Non
         limits.max_copy_rate,
         value <= limits.max_copy_rate,
         f"the FDP gives its input back on {copied.sum():,} of {len(copied):,} held-out pairs",
-        "train longer (train.first_steps, train.round_steps)",
+        _teach(evidence),
+    )
+
+
+def action_sensitivity(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
+    """Share of other sentences that the true one beats at predicting the true frame; 0.5 is chance.
+
+    Below the limit the FDP ignores its sentence: every action gets the same frame.
+    """
+    margins = [one for one in evidence.results["action_margins"].to_pylist() if one]
+    if len(margins) < MIN_PAIRS:
+        return None
+    value = float(np.mean([beaten(one) for one in margins]))
+    first = sum(min(one) > 0 for one in margins)
+    return _result(
+        "action_sensitivity",
+        value,
+        limits.min_action_sensitivity,
+        value >= limits.min_action_sensitivity,
+        "share of the labelled set's other sentences after which the FDP finds the true frame less "
+        f"likely; chance is 0.5; its own sentence comes first for {first:,} of {len(margins):,} "
+        "held-out pairs",
+        _teach(evidence),
+    )
+
+
+def accepted_labels(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
+    """Labels that a round adds to the labelled set; without any, nothing was learnt from video."""
+    if evidence.labels is None:
+        return None
+    accepted = int(evidence.labels["accepted"].to_numpy().sum())
+    return _result(
+        "accepted_labels",
+        accepted,
+        1,
+        accepted >= 1,
+        f"the filter accepted {accepted:,} of {evidence.labels.num_rows:,} labels",
+        "more pairs from the pool (pool.keyframes) or another filter (filter.rule)",
+    )
+
+
+def overconfidence(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult | None:
+    """Calibration error of the IDM's confidence on held-out pairs.
+
+    An IDM that knows few labels by heart is sure of wrong ones, too: its scores cannot filter.
+    """
+    if evidence.results.num_rows < MIN_PAIRS:
+        return None
+    value = heldout_calibration(evidence.results).value
+    sure_B, correct = idm_answers(evidence.results)
+    return _result(
+        "overconfidence",
+        value,
+        limits.max_calibration_error,
+        value <= limits.max_calibration_error,
+        f"the IDM is {100 * sure_B.mean():.0f} % sure of its sentences for held-out pairs, and "
+        f"{100 * np.mean(correct):.0f} % are correct",
+        "more labelled pairs, or train.validation_fraction",
     )
 
 
@@ -145,7 +204,9 @@ def calibration_drift(evidence: GuardEvidence, limits: GuardConfig) -> GuardResu
     """
     if evidence.first_results is None:
         return None
-    now, first = _calibration_error(evidence.results), _calibration_error(evidence.first_results)
+    now, first = (
+        heldout_calibration(results).value for results in (evidence.results, evidence.first_results)
+    )
     value = now - first
     return _result(
         "calibration_drift",
@@ -177,8 +238,11 @@ def leakage(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult:
 
 GUARDS: dict[GuardName, Guard] = {
     "copy_rate": copy_rate,
+    "action_sensitivity": action_sensitivity,
+    "accepted_labels": accepted_labels,
     "caption_collapse": caption_collapse,
     "type_skew": type_skew,
+    "overconfidence": overconfidence,
     "calibration_drift": calibration_drift,
     "leakage": leakage,
 }
@@ -193,6 +257,13 @@ def _result(
     return GuardResult(
         name=name, value=float(value), limit=float(limit), passed=passed, message=message
     )
+
+
+def _teach(evidence: GuardEvidence) -> str:
+    """What helps a model that has not learnt its task."""
+    if len(evidence.labelled_actions) < FEW_LABELLED:
+        return "more labelled pairs (dynamics check says how many)"
+    return "train longer (train.first_steps, train.round_steps)"
 
 
 def _meaning(sentence: str, domain: Domain) -> str:
@@ -238,13 +309,3 @@ def _entropy(meanings: Sequence[str]) -> float:
 def _shares(totals: Mapping[str, int]) -> dict[str, float]:
     """Share of each name."""
     return {name: count / sum(totals.values()) for name, count in totals.items()}
-
-
-def _calibration_error(results: pa.Table) -> float:
-    score_B = results["idm_mean_logprob"].to_numpy().astype(np.float64)
-    exact, by_state = (results[name].to_pylist() for name in ("idm_exact", "idm_correct"))
-    # Without a known state the same action is the best that can be asked for.
-    correct = [a if b is None else b for a, b in zip(exact, by_state, strict=True)]
-    num_bins = max(1, min(10, len(correct) // _PAIRS_A_BIN))
-    confidence_B = confidence(score_B)
-    return expected_calibration_error(confidence_B, correct, num_bins).value

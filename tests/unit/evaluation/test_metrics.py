@@ -5,10 +5,10 @@ import pytest
 from dynamics.core.config import EvaluateConfig, LoopConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.records import LABEL_SCHEMA
+from dynamics.evaluation.calibration import confidence
 from dynamics.evaluation.heldout import evaluate_heldout
 from dynamics.evaluation.label_quality import (
     CONFIDENCE,
-    confidence,
     correct_labels,
     label_accuracy,
     scored_labels,
@@ -86,7 +86,45 @@ def test_action_types_partition_the_pairs():
 
 def test_what_was_not_measured_is_left_out():
     metrics = summarise(_items(truth=None, with_best_of=0))
-    assert set(metrics) == {"eval/idm_exact"}
+    assert set(metrics) == {
+        "eval/idm_exact",
+        "eval/idm_ece",
+        "eval/code_accuracy",
+        "eval/code_accuracy_copy",
+        "eval/code_accuracy_changed",
+    }
+
+
+def test_copying_and_changed_codes_stand_beside_the_accuracy_of_codes():
+    metrics = summarise(_items(truth=None, with_best_of=0))
+    source, target, drawn = (
+        np.array(column.to_pylist())
+        for column in (PAIRS["source_codes"], PAIRS["target_codes"], _items()["greedy_codes"])
+    )
+    expected = {
+        "eval/code_accuracy": (drawn == target).mean(),
+        "eval/code_accuracy_copy": (source == target).mean(),
+        "eval/code_accuracy_changed": np.mean(
+            [(d == t)[s != t].mean() for s, t, d in zip(source, target, drawn, strict=True)]
+        ),
+    }
+    assert {name: metrics[name].value for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_calibration_error_of_the_report_equals_an_independent_computation():
+    rng = np.random.default_rng(0)
+    logprob = np.log(rng.uniform(0.2, 1, 200)).astype(np.float32)
+    exact = rng.random(200) < 0.5
+    items = _items(truth=None, with_best_of=0)
+    for name, values in (("idm_mean_logprob", logprob), ("idm_exact", exact)):
+        place = items.column_names.index(name)
+        items = items.set_column(place, items.schema.field(name), pa.array(values))
+    sure = np.exp(logprob.astype(np.float64))
+    order = np.argsort(sure)
+    error = sum(
+        25 / 200 * abs(sure[rows].mean() - exact[rows].mean()) for rows in np.split(order, 8)
+    )
+    assert summarise(items)["eval/idm_ece"].value == pytest.approx(error, abs=1e-6)
 
 
 def test_summary_is_the_same_every_time():

@@ -118,6 +118,7 @@ def test_page_shows_every_part_of_a_run(run: RunFolder):
     assert outline.open == []
     assert outline.headings == [
         "Held-out pairs and labels, round by round",
+        "What needs no oracle",
         "Against controls",
         "The same held-out scenes in every round",
         "Best of N against greedy decoding",

@@ -6,6 +6,7 @@ from io import StringIO
 from rich.console import Console
 
 from dynamics.core.records import Estimate, GuardResult, RoundReport
+from dynamics.report.lead import lead
 from dynamics.report.table import round_line, round_table
 
 
@@ -59,3 +60,30 @@ def test_a_finished_round_is_one_line_with_its_gain() -> None:
     )
     blocked = replace(second, accepted_guards=())
     assert round_line(blocked, first, 171).endswith("2 min 51 s; blocked by copy_rate")
+
+
+def test_a_run_without_an_oracle_shows_what_needs_none_in_80_columns() -> None:
+    values = {
+        "eval/idm_exact": 0.078,
+        "eval/majority_exact": 0.094,
+        "eval/idm_ece": 0.91,
+        "eval/code_accuracy_changed": 0.25,
+        "eval/code_ceiling": 0.9,
+        "eval/action_first": 0.125,
+    }
+    metrics = {
+        name: Estimate(value=value, low=value, high=value, num_items=64)
+        for name, value in values.items()
+    }
+    found = RoundReport(
+        round_id=0, num_labelled=0, num_accepted=0, reasons={}, metrics=metrics, models={}
+    )
+    console = Console(file=StringIO(), width=80)
+    console.print(round_table([found], {0: 61.0}))
+    assert isinstance(console.file, StringIO)
+    printed = console.file.getvalue()
+    cells = [line.split() for line in printed.splitlines()]
+    assert ["0", "0", "0", "7.8", "9.4", "91.0", "25.0", "90.0", "12.5", "61"] in cells
+    assert "FDP" not in printed
+    said = lead([found])[0].replace("\N{NO-BREAK SPACE}", " ")
+    assert said.startswith("After round 0 the IDM writes the right sentence for 7.8 %")

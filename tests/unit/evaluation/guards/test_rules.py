@@ -14,10 +14,11 @@ from dynamics.core.seeds import numpy_rng
 from dynamics.evaluation.guards.leakage import Leakage
 from dynamics.evaluation.guards.rules import GUARDS, MIN_LABELS, GuardEvidence, evaluate_guards
 from dynamics.evaluation.heldout import evaluate_heldout
+from dynamics.evaluation.probes import Sentences, with_probes
 from dynamics.inference.idm import Caption
 from dynamics.tabletop.language import say
 from dynamics.tabletop.scene import all_actions, sample_scene
-from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
+from tests.fakes import WORLD, CellTokenizer, ScriptedFDP, ScriptedIDM, filmed, perform
 
 CFG = LoopConfig(world=WORLD, evaluate=EvaluateConfig(best_of=()))
 LIMITS = GuardConfig()
@@ -26,10 +27,10 @@ CLEAN = Leakage(num_heldout=100, by_digest=0, by_hash=0, either=0)
 
 
 class QuietIDM(ScriptedIDM):
-    """Says nothing, at once."""
+    """Says nothing, at once, and is not sure of it."""
 
     def label(self, source_BL, target_BL, *, max_action_tokens):
-        return [Caption(action="", token_logprobs=(-0.1,))] * len(source_BL)
+        return [Caption(action="", token_logprobs=(-3.0,))] * len(source_BL)
 
 
 @cache
@@ -84,6 +85,7 @@ def answers(confidence: float, accuracy: float, num: int = 1000) -> pa.Table:
     rng = np.random.default_rng(0)
     correct = np.arange(num) < round(accuracy * num)
     columns = {
+        "action_margins": pa.nulls(num, pa.list_(pa.float32())),
         "idm_mean_logprob": np.log(confidence * rng.uniform(0.98, 1, num)).astype(np.float32),
         "idm_exact": correct,
         "idm_correct": pa.nulls(num, pa.bool_()),
@@ -103,6 +105,60 @@ def test_a_copier_is_blocked_in_twenty_of_twenty_seeds(with_truth):
     assert {result.value for result in results} == {1.0}
 
 
+class AskedFDP:
+    """Finds frames likelier by ``bonus`` after a sentence that leads there, up to some noise."""
+
+    images = CellTokenizer()
+
+    def __init__(self, seed: int, bonus: float, noise: float = 1.0) -> None:
+        self.rng, self.bonus, self.noise = np.random.default_rng(seed), bonus, noise
+
+    def frame_logprobs(self, source_BL, actions, target_BL):
+        rows = zip(source_BL, actions, target_BL, strict=True)
+        leads_B = np.array([perform(s, action) == tuple(t) for s, action, t in rows])
+        return self.bonus * leads_B + self.rng.normal(0, self.noise, len(leads_B)) - 3.0
+
+
+def asked(seed: int, bonus: float, noise: float = 1.0) -> GuardEvidence:
+    one = evidence(seed)
+    sentences = Sentences(one.labelled_actions, one.domain)
+    fdp = AskedFDP(seed, bonus, noise)
+    num = one.heldout.num_rows
+    results = with_probes(one.results, one.heldout, fdp, sentences, CFG, 0, num)
+    return replace(one, results=results)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0], ids=["exactly", "but-for-noise"])
+def test_an_fdp_that_ignores_its_sentence_is_blocked_in_twenty_of_twenty_seeds(noise):
+    results = [GUARDS["action_sensitivity"](asked(seed, 0.0, noise), LIMITS) for seed in SEEDS]
+    assert [result.passed for result in results] == [False] * 20
+    assert "train longer" in results[0].message
+    few = replace(asked(0, 0.0, noise), labelled_actions=sentences(30, 0))
+    message = GUARDS["action_sensitivity"](few, LIMITS).message
+    assert "more labelled pairs" in message
+    assert "train" not in message
+
+
+def test_an_fdp_that_listens_is_blocked_in_none_of_twenty_seeds():
+    results = [GUARDS["action_sensitivity"](asked(seed, 3.0), LIMITS) for seed in SEEDS]
+    assert all(result.passed for result in results)
+
+
+def test_a_round_that_accepts_no_label_is_blocked():
+    result = GUARDS["accepted_labels"](labelled(sentences(5, 1), [False] * 5), LIMITS)
+    assert (result.value, result.passed) == (0, False)
+    assert GUARDS["accepted_labels"](labelled([]), LIMITS).passed is False
+    assert GUARDS["accepted_labels"](labelled(sentences(5, 1)), LIMITS).passed
+    assert GUARDS["accepted_labels"](evidence(0), LIMITS) is None
+
+
+def test_thirty_labels_known_by_heart_show_as_overconfidence():
+    result = GUARDS["overconfidence"](labelled([], results=answers(1.0, 0.078, 64)), LIMITS)
+    assert not result.passed
+    assert "99 % sure of its sentences for held-out pairs, and 8 % are correct" in result.message
+    assert GUARDS["overconfidence"](labelled([], results=answers(0.9, 0.7)), LIMITS).passed
+
+
 def test_giving_back_a_source_whose_codes_do_not_change_is_no_copy():
     one = evidence(0, copies=1.0, with_truth=False)
     column = one.heldout.column_names.index("target_codes")
@@ -113,7 +169,7 @@ def test_giving_back_a_source_whose_codes_do_not_change_is_no_copy():
 def test_healthy_rounds_are_blocked_in_none_of_twenty_seeds():
     # 19 % copies is the most that a healthy round has ever had.
     results = [evaluate_guards(evidence(seed, copies=0.19), LIMITS) for seed in SEEDS]
-    assert [result.name for result in results[0]] == ["copy_rate", "leakage"]
+    assert [result.name for result in results[0]] == ["copy_rate", "overconfidence", "leakage"]
     assert all(result.passed for one in results for result in one)
 
 
@@ -200,6 +256,7 @@ def test_a_clip_of_equal_bytes_is_a_leak_and_a_few_lookalikes_are_chance():
 def test_guards_without_evidence_say_nothing():
     assert {result.name for result in evaluate_guards(evidence(0), LIMITS)} == {
         "copy_rate",
+        "overconfidence",
         "leakage",
     }
     nothing_accepted = labelled(sentences(50, 1), [False] * 50)
