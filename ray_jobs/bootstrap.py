@@ -4,8 +4,8 @@
     ray job submit --working-dir . -- python ray_jobs/bootstrap.py --rounds 3
 
 Exit status: 0 done, 2 bad input or environment (one line on stderr), 3 the run folder is in use,
-4 a guard blocks a round (one line a guard on stderr), 130 interrupted, by Ctrl-C or SIGTERM
-(the same command resumes).
+4 a guard blocks a round (one line a guard on stderr), 5 the data would make the run meaningless
+(one line a finding on stderr), 130 interrupted, by Ctrl-C or SIGTERM (the same command resumes).
 """
 
 import argparse
@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFolderInUseError as error:
         _LOG.error("error: %s", error)
         return 3
+    except UnfitDataError as error:
+        _LOG.error("%s", error)
+        return 5
     except (KeyboardInterrupt, Exception) as error:
         if (line := as_user_error(error)) is None:
             if interrupts.is_interrupt(error):
@@ -126,6 +129,11 @@ def _parser() -> argparse.ArgumentParser:
         help="promote rounds that this guard blocks, and record it; may be repeated",
     )
     parser.add_argument(
+        "--anyway",
+        action="store_true",
+        help="start although dynamics check finds the data unfit, and record it in run.json",
+    )
+    parser.add_argument(
         "--log", choices=["text", "json"], default="text", help="json: every line a JSON object"
     )
     parser.add_argument("--print-config", action="store_true", help="print all settings, and stop")
@@ -152,6 +160,8 @@ def _run(parsed: argparse.Namespace) -> int:
                 if cfg.serve.enabled and not parsed.no_ray:
                     _check_address(cfg)  # now, not after the last round
                 stages = _stages(cfg, folder, view, mlflow, with_ray=not parsed.no_ray)
+                if cfg.pool.parts and not folder.reports(0):
+                    _check_data(cfg, folder, stages, view, anyway=parsed.anyway)
                 _run_loop(cfg, folder, stages)
             else:
                 reports = folder.reports(cfg.rounds)
@@ -284,6 +294,34 @@ def _stages(
         trackers=Trackers([LineTracker(folder, view), grid, page, *watchers]),
         progress=ToldToAll([view, *watchers]),
     )
+
+
+class UnfitDataError(Exception):
+    """Data that would make a run meaningless; ``str`` has a line for each finding."""
+
+
+def _check_data(
+    cfg: LoopConfig, folder: RunFolder, stages: "Stages", view: ProgressView, *, anyway: bool
+) -> None:
+    """Say what is found about the data, and refuse what would make the run meaningless.
+
+    A filmed labelled set over other videos is a look at the machinery: it is only told.
+    """
+    from dynamics.plan.findings import evidence_of, findings
+
+    data = stages.prepare()
+    found = findings(evidence_of(cfg, folder, data, stages.executor.images))
+    bad = {name: one for name, one in found.items() if one.level == "refuse"}
+    if cfg.labelled.dataset is None or anyway:
+        write_json(folder.record, {**read_json(folder.record), "anyway": sorted(bad)})
+        bad = {}
+    for name, one in found.items():
+        if one.level != "fine" and name not in bad:
+            view.line(f"{name}: {one.found}; {one.remedy}", level="warning")
+    if bad:
+        lines = [f"refused: {name}: {one.found}; {one.remedy}" for name, one in bad.items()]
+        way = f"mend it and delete {folder.root}, or start with --anyway"
+        raise UnfitDataError("\n".join([*lines, way]))
 
 
 def _run_loop(cfg: LoopConfig, folder: RunFolder, stages: "Stages") -> None:

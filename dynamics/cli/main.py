@@ -13,12 +13,14 @@ import typer
 from rich.console import Console
 
 from dynamics.cli.bootstrap import bootstrap
+from dynamics.cli.check import check
 from dynamics.cli.convert_vqgan import convert_vqgan_command
 from dynamics.cli.doctor import doctor
 from dynamics.cli.evaluate import evaluate
 from dynamics.cli.export import export
 from dynamics.cli.film import film
 from dynamics.cli.ingest import ingest
+from dynamics.cli.new import new
 from dynamics.cli.plan import plan
 from dynamics.cli.pretrain_tiny import pretrain_tiny_command
 from dynamics.cli.report import report
@@ -64,7 +66,7 @@ app.command()(ingest)
 app.command()(film)
 app.command("pretrain-tiny")(pretrain_tiny_command)
 app.command("convert-vqgan")(convert_vqgan_command)
-for command in (study, report, export, verify, plan, doctor):
+for command in (new, check, study, report, export, verify, plan, doctor):
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
 

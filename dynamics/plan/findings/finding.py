@@ -1,0 +1,64 @@
+"""A finding about a run's data, and what findings are made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dynamics.core.config import LoopConfig
+from dynamics.models.tokens import Tokens
+from dynamics.storage.tables import codes_matrix
+
+Level = Literal["refuse", "warn", "fine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What was found, how bad it is, what to do."""
+
+    level: Level
+    """``refuse``: a run on this data would be meaningless."""
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The data of a run that `pipeline.prepare` made, and what else findings read."""
+
+    cfg: LoopConfig
+    tokens: Tokens
+    """Of the base, without its language model."""
+    labelled: pa.Table
+    """TRANSITION_SCHEMA without recognition weights, and so is ``heldout``."""
+    heldout: pa.Table
+    pool: pa.Table
+    """PAIR_SCHEMA without recognition weights, at most the first pairs."""
+    num_pool: int
+    counts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """ingest.json."""
+
+    @property
+    def sets(self) -> dict[str, pa.Table]:
+        """The tables by their name in messages."""
+        return {"labelled": self.labelled, "held-out": self.heldout, "pool": self.pool}
+
+
+def codes_of(pairs: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Codes [B, L] of the source and of the target frames."""
+    return codes_matrix(pairs, "source_codes"), codes_matrix(pairs, "target_codes")
+
+
+def unchanged(pairs: pa.Table) -> NDArray[np.bool_]:
+    """Pairs whose two frames have the same codes, bool [B]."""
+    source_BL, target_BL = codes_of(pairs)
+    same: NDArray[np.bool_] = (source_BL == target_BL).all(axis=1)
+    return same
+
+
+def percent(share: float) -> str:
+    """A share for a sentence."""
+    return f"{100 * share:.0f} %"
