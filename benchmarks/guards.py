@@ -74,10 +74,11 @@ def read_run(root: Path) -> Run:
     folder = RunFolder(root.resolve())
     cfg = folder.config()
     stages = Stages(cfg, folder.root)
+    images = stages.executor.images
     pool = read_table(folder.pool, PAIR_SCHEMA)
     heldout = read_table(folder.heldout, TRANSITION_SCHEMA)
     labelled = read_table(folder.labelled, TRANSITION_SCHEMA, ["action"])
-    same_B, alike_B = leaked_pairs(pool, heldout, stages.images)
+    same_B, alike_B = leaked_pairs(pool, heldout, images)
     results = {n: _heldout_results(stages, heldout, n) for n in range(cfg.rounds + 1)}
     ledger = Ledger(folder.ledger)
     rounds = {
@@ -92,13 +93,13 @@ def read_run(root: Path) -> Run:
         )
         for n in results
     }
-    again, where = _encoded_anew(cfg, folder, heldout, stages.images)
+    again, where = _encoded_anew(cfg, folder, heldout, images)
     return Run(
         rounds=rounds,
         same=same_B,
         alike=alike_B,
         anew=np.array(where),
-        found_anew=leaked_pairs(again, heldout.take(where), stages.images)[1],
+        found_anew=leaked_pairs(again, heldout.take(where), images)[1],
     )
 
 

@@ -207,7 +207,8 @@ def _config(parsed: argparse.Namespace) -> LoopConfig:
     pool, run_dir = cfg.pool, cfg.run_dir
     if pool.path is not None:
         pool = _found_pool(pool)
-        if not any(override.startswith("run_dir=") for override in overrides):
+        given = {override.partition("=")[0] for override in overrides}
+        if "pool.path" in given and "run_dir" not in given:
             # Other videos make another run, in a folder beside the config's own.
             run_dir = run_dir.with_name(f"{run_dir.name}-{pool.parts[0].name}")
     return cfg.model_copy(

@@ -131,6 +131,11 @@ def encode_png(picture: Image.Image | np.ndarray, compress_level: int = 6) -> by
     return sink.getvalue()
 
 
+def frame_of(png: bytes) -> np.ndarray:
+    """The uint8 frame [H, W, 3] of a PNG file that `encode_png` made."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
 def data_uri(payload: bytes, kind: str = "png") -> str:
     """A picture's file as ``data:`` URI."""
     return f"data:image/{kind};base64,{base64.b64encode(payload).decode()}"

@@ -112,6 +112,16 @@ Example: ``fb5eab9b..., shove the yellow cross one step left, 4:0,0,0,12,0,5,...
 """
 
 
+PICTURE_SCHEMA = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("source", pa.binary(), nullable=False),  # PNG of the frame before it was encoded
+        pa.field("target", pa.binary(), nullable=False),
+    ]
+)
+"""Real frames of the first held-out pairs of a real data set: shown beside decoded ones."""
+
+
 def stable_hash(*parts: str | int | float) -> str:
     """First 32 hex digits of the sha256 of the parts; the key of every row."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:32]

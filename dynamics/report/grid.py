@@ -25,6 +25,7 @@ _GREEN, _RED = (31, 138, 80), (201, 60, 55)
 class GridRow:
     """One held-out scene. Frames are uint8 [H, W, 3]."""
 
+    pair_id: str
     source: np.ndarray
     action: str
     greedy: np.ndarray
@@ -52,6 +53,7 @@ def shown_scenes(items: pa.Table, heldout: pa.Table, num_rows: int = 8) -> pa.Ta
     best = shown[f"best_of_{max(sizes)}"] if sizes else pa.nulls(shown.num_rows, pa.bool_())
     return pa.table(
         {
+            "pair_id": shown["pair_id"],
             "source_codes": pairs["source_codes"],
             "action": shown["action"],
             "greedy_codes": shown["greedy_codes"],
@@ -67,6 +69,7 @@ def grid_rows(shown: pa.Table, frames: Frames) -> list[GridRow]:
     """The rows of `shown_scenes`, drawn."""
     return [
         GridRow(
+            pair_id=row["pair_id"],
             source=frames.of(row["source_codes"]),
             action=row["action"],
             greedy=frames.of(row["greedy_codes"]),

@@ -19,9 +19,15 @@ from markupsafe import Markup
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import Domain, load_domain
 from dynamics.core.errors import UserError
-from dynamics.core.images import data_uri
+from dynamics.core.images import data_uri, frame_of
 from dynamics.core.places import Place, matching
-from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, RoundReport
+from dynamics.core.records import (
+    PAIR_SCHEMA,
+    PICTURE_SCHEMA,
+    TRANSITION_SCHEMA,
+    TRUTH_SCHEMA,
+    RoundReport,
+)
 from dynamics.evaluation.comparison import ControlReport
 from dynamics.evaluation.confusion import SentenceView, confusion
 from dynamics.evaluation.heldout import results_schema
@@ -50,7 +56,7 @@ from dynamics.report.labels import (
     labels_view,
 )
 from dynamics.report.lead import lead
-from dynamics.report.pictures import Frames
+from dynamics.report.pictures import Frames, Picture, picture
 from dynamics.report.scenes import SceneView, scenes
 from dynamics.storage.files import write_bytes
 from dynamics.storage.ledger import Ledger
@@ -188,7 +194,18 @@ def _drawn(
     frames = Frames(images, chain(shown.values(), *chosen.values()))
     labels = {one: labels_view(tables, chosen[one], frames) for one, tables in decided.items()}
     rows_of_round = {round_id: grid_rows(rows, frames) for round_id, rows in shown.items()}
-    return labels, scenes(rows_of_round, max(cfg.evaluate.best_of, default=None))
+    largest = max(cfg.evaluate.best_of, default=None)
+    return labels, scenes(rows_of_round, largest, _real_pictures(run))
+
+
+def _real_pictures(run: RunFolder) -> dict[str, tuple[Picture, Picture]]:
+    """The frames of the first held-out pairs before they were encoded."""
+    if not run.pictures.exists():
+        return {}
+    return {
+        row["pair_id"]: (picture(frame_of(row["source"])), picture(frame_of(row["target"])))
+        for row in read_table(run.pictures, PICTURE_SCHEMA).to_pylist()
+    }
 
 
 def _decided(

@@ -28,14 +28,21 @@ class SceneView:
     drawings: Sequence[Drawing]
     """Greedy and, where it was evaluated, best of N; round by round."""
     target: Picture
+    real: tuple[Picture, Picture] | None = None
+    """The two frames before they were encoded, where they are kept."""
 
 
-def scenes(rows_of_round: Mapping[int, Sequence[GridRow]], largest: int | None) -> list[SceneView]:
+def scenes(
+    rows_of_round: Mapping[int, Sequence[GridRow]],
+    largest: int | None,
+    real: Mapping[str, tuple[Picture, Picture]],
+) -> list[SceneView]:
     """Scenes from the grids of all rounds (`report.grid.grid_rows`).
 
     Args:
         rows_of_round: per round id the rows of the same scenes in the same order.
         largest: the N of best of N; None when it was not evaluated.
+        real: real source and target frame, by pair_id.
 
     Raises:
         ValueError: the rounds have different numbers of scenes.
@@ -50,6 +57,7 @@ def scenes(rows_of_round: Mapping[int, Sequence[GridRow]], largest: int | None) 
                 for drawing in _drawings(round_id, row, largest)
             ],
             target=picture(rows[0].target),
+            real=real.get(rows[0].pair_id),
         )
         for rows in zip(*rows_of_round.values(), strict=True)
     ]

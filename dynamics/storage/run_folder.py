@@ -97,6 +97,11 @@ class RunFolder:
         return self.data / "truth.parquet"
 
     @property
+    def pictures(self) -> Place:
+        """Real frames of the first held-out pairs (PICTURE_SCHEMA); absent where all are filmed."""
+        return self.data / "pictures.parquet"
+
+    @property
     def ingest(self) -> Place:
         """Counts from the making of the tables."""
         return self.data / "ingest.json"

@@ -8,17 +8,17 @@ from typing import Any
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
-from dynamics.core.records import TRANSITION_SCHEMA, DatasetRef
+from dynamics.core.records import PICTURE_SCHEMA, TRANSITION_SCHEMA, DatasetRef
 from dynamics.data.labelled import DATASETS
 from dynamics.data.labelled.listing import Labelled, LabelledPair
-from dynamics.data.labelled.read import LabelledRows, PairReader, read_pairs
+from dynamics.data.labelled.read import LabelledRows, PairReader, read_pairs, shown_pictures
 from dynamics.data.labelled.split import capped, drawn, split
 from dynamics.data.units import Encoding, UnitFolder
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.pairs import TableWriter, is_whole
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.streams import RunStream
-from dynamics.storage.tables import dataset_ref
+from dynamics.storage.tables import dataset_ref, write_table
 
 _EXAMPLES = 20
 """Rejects of each reason that are named in ingest.json; all are counted."""
@@ -92,6 +92,8 @@ def build_labelled(
         "labelled": _counted(found, labelled_pairs, labelled),
         "heldout": _counted(held or found, heldout_pairs, held_out),
     }
+    pictures = shown_pictures(heldout_pairs, held_out.table, reader)
+    write_table(folder.pictures, pictures, PICTURE_SCHEMA)
     refs = _written(folder, {"heldout": held_out, "labelled": labelled}, counted)
     for one in units.values():
         one.remove()

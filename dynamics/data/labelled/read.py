@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dynamics.core.images import encode_png
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
-from dynamics.core.records import TRANSITION_SCHEMA, pair_id, stable_hash
+from dynamics.core.records import PICTURE_SCHEMA, TRANSITION_SCHEMA, pair_id, stable_hash
 from dynamics.data.labelled.listing import LabelledPair, Segment, Stills
 from dynamics.data.labelled.paths import Refused
 from dynamics.data.units import (
@@ -160,6 +161,25 @@ def read_pairs(
         usable.take(tried, order, made)
         start = stop
     return usable.rows()
+
+
+def shown_pictures(
+    pairs: Sequence[LabelledPair], rows: pa.Table, read: PairReader, most: int = 16
+) -> pa.Table:
+    """Real frames (PICTURE_SCHEMA) of the first rows that `read_pairs` made of ``pairs``."""
+    wanted = set(rows["pair_id"].to_pylist()[:most])
+    found: dict[str, dict[str, Any]] = {}
+    shape = (2, read.frame_px, read.frame_px, 3)
+    for start in range(0, len(pairs), most):
+        if len(found) == len(wanted):
+            break
+        for row in read(Unit(key="", entries=tuple(pairs[start : start + most]))).to_pylist():
+            pair_ids = [one["pair_id"] for one in row["pairs"]]
+            for pair in wanted.intersection(pair_ids):
+                ends = np.frombuffer(row["frames"], np.uint8).reshape(shape)
+                source, target = map(encode_png, ends)
+                found[pair] = {"pair_id": pair, "source": source, "target": target}
+    return pa.Table.from_pylist(list(found.values()), PICTURE_SCHEMA)
 
 
 class _Usable:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from dynamics.core.config import LoopConfig
-from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, DataRefs
+from dynamics.core.images import frame_of
+from dynamics.core.records import PAIR_SCHEMA, PICTURE_SCHEMA, TRANSITION_SCHEMA, DataRefs
 from dynamics.models import load_tokens
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.plan.findings.blind import blind_tokenizer
 from dynamics.plan.findings.curve import learning_curve
-from dynamics.plan.findings.finding import Evidence, Finding
+from dynamics.plan.findings.finding import Evidence, Finding, Frame
 from dynamics.plan.findings.labels import heldout_overlap, label_counts
 from dynamics.plan.findings.machine import machine
 from dynamics.plan.findings.pool import pool_pairs
@@ -61,5 +62,14 @@ def evidence_of(
         heldout=read_table(data.heldout, TRANSITION_SCHEMA, transition),
         pool=pool,
         num_pool=data.pool.num_rows,
+        images=images,
+        pictures=_pictures(folder),
         counts=read_json(folder.ingest) if folder.ingest.exists() else {},
     )
+
+
+def _pictures(folder: RunFolder) -> dict[str, tuple[Frame, Frame]]:
+    if not folder.pictures.exists():
+        return {}
+    rows = read_table(folder.pictures, PICTURE_SCHEMA).to_pylist()
+    return {row["pair_id"]: (frame_of(row["source"]), frame_of(row["target"])) for row in rows}

@@ -9,9 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dynamics.core.config import LoopConfig
+from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.tokens import Tokens
 from dynamics.storage.tables import codes_matrix
 
+Frame = NDArray[np.uint8]
+"""[H, W, 3]"""
 Level = Literal["refuse", "warn", "fine"]
 
 
@@ -38,6 +41,9 @@ class Evidence:
     pool: pa.Table
     """PAIR_SCHEMA without recognition weights, at most the first pairs."""
     num_pool: int
+    images: ImageTokenizer
+    pictures: Mapping[str, tuple[Frame, Frame]] = field(default_factory=dict)
+    """Real source and target frames of some held-out pairs, by pair_id."""
     counts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """ingest.json."""
 

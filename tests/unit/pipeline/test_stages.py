@@ -296,9 +296,20 @@ def test_real_pictures_go_through_every_stage_without_any_truth(
     assert reports[1].num_labelled == pool.num_rows
     metrics = reports[1].metrics
     # Measured without an oracle, and nothing that only an oracle knows.
-    assert set(metrics) == {"eval/idm_exact", "label/accepted_fraction"}
+    assert set(metrics) == {
+        "eval/idm_exact",
+        "eval/majority_exact",
+        "eval/idm_ece",
+        "eval/code_accuracy",
+        "eval/code_accuracy_copy",
+        "label/accepted_fraction",
+    }
     assert metrics["eval/idm_exact"].num_items == 4
-    assert {guard.name for guard in reports[1].guards} == {"calibration_drift", "leakage"}
+    assert {guard.name for guard in reports[1].guards} == {
+        "accepted_labels",
+        "calibration_drift",
+        "leakage",
+    }
     page = (folder / "report.html").read_text()
     heldout = read_table(folder / "data" / "heldout.parts", TRANSITION_SCHEMA)
     assert heldout["action"][0].as_py() in page
