@@ -92,23 +92,25 @@ def build_labelled(
         "labelled": _counted(found, labelled_pairs, labelled),
         "heldout": _counted(held or found, heldout_pairs, held_out),
     }
+    _check_usable({"heldout": held_out, "labelled": labelled}, counted)
     pictures = shown_pictures(heldout_pairs, held_out.table, reader)
     write_table(folder.pictures, pictures, PICTURE_SCHEMA)
-    refs = _written(folder, {"heldout": held_out, "labelled": labelled}, counted)
+    refs = _written(folder, {"heldout": held_out, "labelled": labelled})
     for one in units.values():
         one.remove()
     return refs, counted
 
 
-def _written(
-    folder: RunFolder, parts: dict[str, LabelledRows], counted: dict[str, dict[str, Any]]
-) -> dict[str, DatasetRef]:
+def _check_usable(parts: dict[str, LabelledRows], counted: dict[str, dict[str, Any]]) -> None:
     for name, rows in parts.items():
         if not rows.table.num_rows:
             raise UserError(
                 f"no pair can be used for the {name} set: {counted[name]['listed']}; then rejected "
                 f"{counted[name]['rejects']}; see labelled.path and labelled.heldout_fraction"
             )
+
+
+def _written(folder: RunFolder, parts: dict[str, LabelledRows]) -> dict[str, DatasetRef]:
     refs = {}
     for name, rows in parts.items():
         writer = TableWriter(folder.table(name), TRANSITION_SCHEMA, folder.codes)
