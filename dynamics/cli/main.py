@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dynamics.cli.annotate import annotate
 from dynamics.cli.bootstrap import bootstrap
 from dynamics.cli.check import check
 from dynamics.cli.convert_vqgan import convert_vqgan_command
@@ -63,6 +64,7 @@ def _options(version: _Version = False) -> None:
 app.command(context_settings=PASS_THROUGH, add_help_option=False)(bootstrap)
 app.command(context_settings=PASS_THROUGH)(serve)
 app.command()(ingest)
+app.command()(annotate)
 app.command()(film)
 app.command("pretrain-tiny")(pretrain_tiny_command)
 app.command("convert-vqgan")(convert_vqgan_command)
