@@ -179,6 +179,8 @@ class LabelledConfig(Strict):
     """The same for the held-out set, e.g. a validation split; none = a share of ``path``."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs that is held out, whole videos or pictures at a time."""
+    camera: str | None = None
+    """Camera of a LeRobot dataset, e.g. ``observation.images.wrist``; none = the first."""
     num_pairs: int = Field(default=4096)
     """Pairs to film, or the most to take from the data set."""
     max_pairs: dict[str, int] = {}
@@ -192,6 +194,8 @@ class LabelledConfig(Strict):
             raise ValueError("dataset and path go together: which data set, and where it lies")
         if self.heldout_path is not None and self.dataset is None:
             raise ValueError("heldout_path needs dataset: which data set it is")
+        if self.camera is not None and self.dataset != "lerobot":
+            raise ValueError("camera needs dataset lerobot: it is a name in its info.json")
         if self.max_pairs and self.dataset is None:
             raise ValueError("max_pairs needs dataset: its keys are classes of that data set")
         if any(most < 1 for most in self.max_pairs.values()):

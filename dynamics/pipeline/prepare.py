@@ -48,9 +48,9 @@ def prepare(
     source = _Source(cfg, folder, images, run, progress)
     if cfg.labelled.dataset is not None:
         real = source.real()
-        return DataRefs(
-            labelled=real["labelled"], pool=source.pool(), heldout=real["heldout"], truth=None
-        )
+        names = read_table(real["heldout"], TRANSITION_SCHEMA, ["clip_path"])["clip_path"]
+        pool = source.pool(frozenset(names.to_pylist()))
+        return DataRefs(labelled=real["labelled"], pool=pool, heldout=real["heldout"], truth=None)
     labelled = source.labelled("labelled", cfg.labelled.num_pairs)
     heldout = source.labelled("heldout", cfg.labelled.num_heldout)
     pool = source.pool()
@@ -121,8 +121,11 @@ class _Source:
         self._count(counted)
         return refs
 
-    def pool(self) -> DatasetRef:
-        """The unlabelled pairs (PAIR_SCHEMA), filmed or from the user's folders."""
+    def pool(self, without: frozenset[str] = frozenset()) -> DatasetRef:
+        """The unlabelled pairs (PAIR_SCHEMA), filmed or from the user's folders.
+
+        Clips of the names in ``without``, which held-out pairs were cut from, are left out.
+        """
         out = self._folder.pool
         if is_whole(out):
             return dataset_ref(out)
@@ -138,6 +141,7 @@ class _Source:
                 max_pairs=part.num_pairs or cfg.num_pairs,
                 prefix=f"{part.name}/" if several else "",
                 what=f"pool/{part.name}" if several else "pool",
+                without=without,
             )
             for part in cfg.parts
         ]

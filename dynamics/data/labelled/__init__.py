@@ -6,7 +6,6 @@ function reads manifests only; pixels are read when a pair is used (`dynamics.da
 
 from collections.abc import Callable
 
-from dynamics.core.places import Place
 from dynamics.data.labelled.aurora import list_aurora
 from dynamics.data.labelled.epic import list_epic
 from dynamics.data.labelled.lerobot import list_lerobot
@@ -14,7 +13,7 @@ from dynamics.data.labelled.listing import Labelled
 from dynamics.data.labelled.something import list_something
 from dynamics.data.labelled.table import list_parquet
 
-DATASETS: dict[str, Callable[[Place], Labelled]] = {
+DATASETS: dict[str, Callable[..., Labelled]] = {
     "aurora": list_aurora,
     "something": list_something,
     "epic": list_epic,

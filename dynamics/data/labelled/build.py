@@ -139,7 +139,8 @@ def _listings(cfg: LoopConfig, progress: Progress) -> tuple[Labelled, Labelled |
         if not path.exists():
             raise UserError(f"{labelled.dataset} data set {path} does not exist; see labelled.path")
         progress(0, 0, f"list {labelled.dataset}")
-        listings.append(DATASETS[labelled.dataset](path))
+        chosen = {} if labelled.camera is None else {"camera": labelled.camera}
+        listings.append(DATASETS[labelled.dataset](path, **chosen))
         progress(0, 0, listings[-1].summary())
     return listings[0], listings[1]
 

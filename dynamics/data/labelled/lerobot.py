@@ -8,9 +8,9 @@ finest first,
 - ``subtask_index`` per frame, named by ``meta/subtasks.parquet``,
 - ``task_index`` per frame, named by ``meta/tasks.parquet``.
 
-Frames with the same words in a row are one segment; its first and last frame are the pair. Only the
-first camera with videos that info.json lists is used; where there is none, the first whose pictures
-lie in the data files.
+Frames with the same words in a row are one segment; its first and last frame are the pair. One
+camera is used: the named one (``labelled.camera``), else the first with videos that info.json
+lists, else the first whose pictures lie in the data files.
 """
 
 import json
@@ -36,22 +36,26 @@ from dynamics.data.labelled.paths import Refused, Root
 from dynamics.data.labelled.table import PictureTable, TablePicture
 
 ORIGIN = "datasets of this format: https://huggingface.co/datasets?other=LeRobot"
-_OLD = "convert it with lerobot's convert_dataset_v21_to_v30"
+_OLD = (
+    "convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id NAME --root FOLDER"
+)
 _FRAME_COLUMNS = ("episode_index", "timestamp", "task_index", "subtask_index")
 _LANGUAGE = "language_persistent"
 
 
-def list_lerobot(path: Place) -> Labelled:
+def list_lerobot(path: Place, camera: str | None = None) -> Labelled:
     """One pair a segment of an episode.
 
     Args:
         path: the dataset's folder, which holds ``meta``.
+        camera: key of a feature in info.json; None = the first.
 
     Raises:
         UserError: no v3 dataset with a camera there, a damaged one, or no segment can be used.
     """
-    collector = Collector(f"lerobot in {path}", ORIGIN)
-    dataset = _Dataset(path)
+    dataset = _Dataset(path, camera)
+    others = f", not {', '.join(dataset.others)}" if dataset.others else ""
+    collector = Collector(f"lerobot in {path} (camera {dataset.camera}{others})", ORIGIN)
     for episode in dataset.episodes():
         name = f"episode {episode.get('episode_index')}"
         try:
@@ -104,12 +108,19 @@ _Frames = Callable[[_Span, str], Segment | Stills]
 class _Dataset:
     """The metadata of a dataset; a data file's columns are read once."""
 
-    def __init__(self, folder: Place) -> None:
+    def __init__(self, folder: Place, camera: str | None) -> None:
         self.root = Root(folder)
         info = _info(folder)
         self._video_path = str(info.get("video_path"))
         self._data_path = str(info.get("data_path"))
-        self.camera, self._in_videos = _camera(folder, info)
+        cameras = _cameras(folder, info)
+        self.camera = next(iter(cameras)) if camera is None else camera
+        if self.camera not in cameras:
+            raise UserError(
+                f"{folder} has no camera {camera}; labelled.camera can be {', '.join(cameras)}"
+            )
+        self.others = [name for name in cameras if name != self.camera]
+        self._in_videos = cameras[self.camera]
         self._words = {
             column: _names(folder / "meta" / f"{stem}.parquet", column)
             for column, stem in (("subtask_index", "subtasks"), ("task_index", "tasks"))
@@ -186,19 +197,23 @@ def _info(folder: Place) -> dict[str, Any]:
     return dict(info)
 
 
-def _camera(folder: Place, info: dict[str, Any]) -> tuple[str, bool]:
-    """The camera's name, and whether its frames are in videos."""
+def _cameras(folder: Place, info: dict[str, Any]) -> dict[str, bool]:
+    """Names of the cameras and whether their frames are in videos, those with videos first."""
     features = info.get("features")
     cameras = {
         str(name): feature.get("dtype")
         for name, feature in (features.items() if isinstance(features, dict) else ())
         if isinstance(feature, dict) and not _is_depth(feature)
     }
-    for kind in ("video", "image"):
-        for name, found in cameras.items():
-            if found == kind:
-                return name, kind == "video"
-    raise UserError(f"{folder} has no camera (a feature of dtype video or image); {ORIGIN}")
+    found = {
+        name: kind == "video"
+        for kind in ("video", "image")
+        for name in cameras
+        if cameras[name] == kind
+    }
+    if not found:
+        raise UserError(f"{folder} has no camera (a feature of dtype video or image); {ORIGIN}")
+    return found
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:

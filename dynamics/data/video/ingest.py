@@ -47,7 +47,7 @@ from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.storage.pairs import TableWriter
 from dynamics.storage.streams import RunStream, run_stream
 
-USABLE = frozenset({"duplicate_clip", "too_short"})
+USABLE = frozenset({"duplicate_clip", "too_short", "in_heldout"})
 """Clip rejects that are no sign of a broken pool."""
 _LISTED_AT_ONCE = 200_000
 """Clips in memory while they are put into an order that is not that of their names."""
@@ -69,6 +69,12 @@ class Folder:
     """Begins the names and classes of its clips."""
     what: str = "pool"
     """Its name in progress messages."""
+    without: frozenset[str] = frozenset()
+    """Clips that are left out, by name: those behind held-out pairs."""
+
+    def leaves_out(self, clip: Clip) -> bool:
+        """True for a clip that must not be used."""
+        return not self.without.isdisjoint((clip.name, self.prefix + clip.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,7 +283,10 @@ class _Taken:
         self._num_clips = self._num_read = self._num_pairs = self._in_two_folders = 0
         self.num_listed = 0
         for found in self._listing():
-            if isinstance(found, Clip):
+            if isinstance(found, Clip) and folder.leaves_out(found):
+                self._num_clips += 1
+                self._reject(folder.prefix + found.name, "in_heldout", "")
+            elif isinstance(found, Clip):
                 self.num_listed += 1
             else:
                 self._num_clips += not found.is_other
@@ -286,18 +295,21 @@ class _Taken:
     def _listing(self) -> Iterator[Found]:
         return SOURCES[self._folder.source](self._folder.root)
 
+    def _wanted(self) -> Iterator[Clip]:
+        clips = (found for found in self._listing() if isinstance(found, Clip))
+        return (clip for clip in clips if not self._folder.leaves_out(clip))
+
     def clips(self) -> Iterator[Clip]:
         """The clips in the order in which they are taken; a part of them is in memory."""
         folder = self._folder
         most_pairs = self.num_listed * (folder.keyframes.top_k - 1)
-        clips = (found for found in self._listing() if isinstance(found, Clip))
+        clips = self._wanted()
         if folder.by_name or folder.max_pairs is None or most_pairs <= folder.max_pairs:
             yield from clips
             return
         passes = -(-self.num_listed // _LISTED_AT_ONCE)
         for number in range(passes):
-            clips = (found for found in self._listing() if isinstance(found, Clip))
-            hashed = ((stable_hash(clip.name), clip) for clip in clips)
+            hashed = ((stable_hash(clip.name), clip) for clip in self._wanted())
             part = [one for one in hashed if int(one[0][:8], 16) * passes >> 32 == number]
             yield from (clip for _, clip in sorted(part, key=itemgetter(0)))
 

@@ -9,6 +9,7 @@ Few bits are set, so two hashes are compared by the share of their set bits that
 B, P frames, L codes a frame, H = W frame pixels, S cells a side of the hash, U words a hash.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,8 @@ MAX_DIFFERENCE = 0.25
 run 5 of 1,000 held-out pairs show, by chance, a scene and action that the pool shows, too; three
 of them have a pool pair this near, and no other pair has. Of 80 clips, encoded anew in a worse
 quality or a smaller size, 98 % are this near to themselves; cut at the edges or darkened, 90 %."""
+MOST_LOOKALIKES = 0.05
+"""Share of the held-out pairs that look like each other from which on looks prove nothing."""
 _PIXELS_A_BATCH = 1 << 20
 _PAIRS_A_CHUNK = 1 << 17
 
@@ -44,16 +47,33 @@ class Leakage:
     by_hash: int
     """Pairs whose two frames both look like those of one pool pair."""
     either: int
+    lookalikes: int = 0
+    """Held-out pairs that look like one of another clip among themselves: chance, not a leak."""
+
+    @property
+    def looks_tell(self) -> bool:
+        """False where a fixed camera makes clips alike that have nothing to do with each other."""
+        return self.lookalikes <= MOST_LOOKALIKES * self.num_heldout
 
 
-def count_leakage(same_B: NDArray[np.bool_], alike_B: NDArray[np.bool_]) -> Leakage:
+def count_leakage(
+    same_B: NDArray[np.bool_], alike_B: NDArray[np.bool_], lookalikes: int = 0
+) -> Leakage:
     """Counts of the pairs that `leaked_pairs` found."""
     return Leakage(
         num_heldout=len(same_B),
         by_digest=int(same_B.sum()),
         by_hash=int(alike_B.sum()),
         either=int((same_B | alike_B).sum()),
+        lookalikes=lookalikes,
     )
+
+
+def num_lookalikes(pairs: tuple[Hashes, Hashes], clips: Sequence[str]) -> int:
+    """Pairs that look like one of another clip; half of the clips are compared with the others."""
+    half_B = np.unique(clips, return_inverse=True)[1] % 2 == 1
+    halves = [(pairs[0][rows], pairs[1][rows]) for rows in (half_B, ~half_B)]
+    return sum(int(near_pairs(one, other).sum()) for one, other in (halves, halves[::-1]))
 
 
 def leaked_pairs(

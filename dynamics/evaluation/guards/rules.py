@@ -225,13 +225,20 @@ def leakage(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult:
     found = evidence.leakage
     # Equal bytes are never chance; equal looks may be.
     limit = 0 if found.by_digest else limits.max_leaked_pairs
+    leaked = found.either if found.looks_tell else found.by_digest
+    alike = (
+        ""
+        if found.looks_tell
+        else f"; {found.lookalikes:,} look like one of another clip among themselves, so looks "
+        "prove nothing here, and only bytes count"
+    )
     return _result(
         "leakage",
-        found.either,
+        leaked,
         limit,
-        found.either <= limit,
+        leaked <= limit,
         f"of {found.num_heldout:,} held-out pairs {found.by_digest:,} are from a clip that is in "
-        f"the pool, {found.by_hash:,} look like a pair of the pool",
+        f"the pool, {found.by_hash:,} look like a pair of the pool{alike}",
         "take those clips out of the pool's folder",
     )
 

@@ -18,6 +18,7 @@ from dynamics.evaluation.guards.leakage import (
     Leakage,
     count_leakage,
     near_pairs,
+    num_lookalikes,
     pair_hashes,
 )
 from dynamics.models.image_tokenizer import ImageTokenizer
@@ -69,7 +70,10 @@ def find_leakage(
         if done.found is not None:
             same_B |= done.found["same"].to_numpy()
             alike_B |= done.found["alike"].to_numpy()
-    return count_leakage(same_B, alike_B)
+    among = num_lookalikes(
+        (_hashes(found["source"]), _hashes(found["target"])), found["clip_sha256"].to_pylist()
+    )
+    return count_leakage(same_B, alike_B, among)
 
 
 class HashWorker:

@@ -20,7 +20,7 @@ def robot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with clips, labels and the config that `dynamics new` wrote for them."""
     folder = tmp_path_factory.mktemp("robot")
     film(folder / "clips", 12)
-    write_labels(folder / "labels.parquet", range(100, 194))
+    write_labels(folder / "labels.parquet", range(10, 104))  # two of the clips are in the pool
     arguments = ["--videos", folder / "clips", "--labels", folder / "labels.parquet"]
     config = folder / "my-robot.yaml"
     result = run("new", "my-robot", *arguments, "--out", config)
@@ -60,6 +60,7 @@ def test_check_names_the_blind_tokenizer_the_unknown_words_and_the_few_labels(ro
     assert "30 labels: a linear stand-in for the IDM" in said
     assert "about 200 labels would do" in said
     assert "a run refuses to start" in said
+    assert "clip/in_heldout" in said
     assert "leak" not in said
     assert "train longer" not in said
     table = [

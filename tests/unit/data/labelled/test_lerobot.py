@@ -86,6 +86,17 @@ def test_pictures_in_data_files_are_read_where_there_is_no_video(tmp_path):
     assert listed.pairs[2].sources == ("episode 1",)
 
 
+def test_every_camera_can_be_chosen(tmp_path):
+    write_lerobot(tmp_path)
+    front, wrist = ("observation.images.front", "observation.images.wrist")
+    rewrite(tmp_path, features={name: {"dtype": "video"} for name in (front, wrist)})
+    assert f"(camera {front}, not {wrist})" in list_lerobot(tmp_path).title
+    with pytest.raises(UserError, match=rf"camera {wrist}, not {front}.*4 damaged_metadata"):
+        list_lerobot(tmp_path, wrist)  # whose videos no episode names
+    with pytest.raises(UserError, match=rf"no camera top; labelled.camera can be {front}, {wrist}"):
+        list_lerobot(tmp_path, "top")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -253,6 +253,15 @@ def test_a_clip_of_equal_bytes_is_a_leak_and_a_few_lookalikes_are_chance():
     assert not leaked(1, 1).passed
 
 
+def test_clips_that_all_look_alike_under_a_fixed_camera_are_no_leak():
+    found = Leakage(num_heldout=64, by_digest=0, by_hash=60, either=60, lookalikes=58)
+    result = GUARDS["leakage"](labelled([], leakage=found), LIMITS)
+    assert (result.passed, result.value) == (True, 0)
+    assert "looks prove nothing here" in result.message
+    copied = replace(found, by_digest=1)
+    assert not GUARDS["leakage"](labelled([], leakage=copied), LIMITS).passed
+
+
 def test_guards_without_evidence_say_nothing():
     assert {result.name for result in evaluate_guards(evidence(0), LIMITS)} == {
         "copy_rate",
