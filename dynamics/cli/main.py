@@ -6,7 +6,6 @@ traceback), 130 interrupted.
 
 import os
 import sys
-import warnings
 from typing import Annotated
 
 import typer
@@ -31,6 +30,7 @@ from dynamics.cli.verify import verify
 from dynamics.core import interrupts
 from dynamics.core.errors import as_user_error
 from dynamics.core.loopback import spare_loopback
+from dynamics.core.quiet import quiet_transformers
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -76,12 +76,9 @@ app.add_typer(evaluate, name="evaluate")
 def main() -> None:
     """Run the command of the arguments, and turn errors into an exit status."""
     interrupts.loaded()
-    # transformers draws a bar of its own for every checkpoint that it loads.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_transformers()
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:transformers.modeling_utils")
     spare_loopback()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app()
     except (KeyboardInterrupt, Exception) as error:

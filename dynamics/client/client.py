@@ -165,14 +165,10 @@ class Rollout(Iterator[Step]):
             raise StopIteration
         event = self._next_event()
         if event.name == "step":
-            return _step(_parse(api.RolloutStepMessage, event.data, self._where))
+            return to_step(_parse(api.RolloutStepMessage, event.data, self._where))
         if event.name != "end":
             raise self._broken(f"holds an unknown event {event.name!r}")
-        end = _parse(api.RolloutEnd, event.data, self._where)
-        frames = tuple(decode_image(frame) for frame in end.frames)
-        self.end = End(
-            frames=frames, total=end.total, matches_ground_truth=end.matches_ground_truth
-        )
+        self.end = to_end(_parse(api.RolloutEnd, event.data, self._where))
         self.close()
         raise StopIteration
 
@@ -280,14 +276,7 @@ class Client:
             UserError: no answer.
         """
         body = _without_none(image=encode_image(image), action=action, **sampling)
-        reply = self._ask(api.PredictReply, "POST", "/v1/predict", body)
-        return Prediction(
-            **_chosen(reply),
-            source=decode_image(reply.source),
-            round=reply.round,
-            idm=reply.idm,
-            fdp=reply.fdp,
-        )
+        return to_prediction(self._ask(api.PredictReply, "POST", "/v1/predict", body))
 
     def rollout(
         self,
@@ -468,7 +457,27 @@ def pause_s(retry_after: str | None, attempt: int) -> float:
     return min(max(wanted, 0.0), MAX_WAIT_S)
 
 
-def _step(message: api.RolloutStepMessage) -> Step:
+def to_prediction(reply: api.PredictReply) -> Prediction:
+    """The reply with its pictures decoded."""
+    return Prediction(
+        **_chosen(reply),
+        source=decode_image(reply.source),
+        round=reply.round,
+        idm=reply.idm,
+        fdp=reply.fdp,
+    )
+
+
+def to_end(message: api.RolloutEnd) -> End:
+    """The message with its pictures decoded."""
+    frames = tuple(decode_image(frame) for frame in message.frames)
+    return End(
+        frames=frames, total=message.total, matches_ground_truth=message.matches_ground_truth
+    )
+
+
+def to_step(message: api.RolloutStepMessage) -> Step:
+    """The message with its pictures decoded."""
     return Step(
         **_chosen(message),
         index=message.index,

@@ -31,21 +31,22 @@ async def to_frame(text: str, images: ImageTokenizer) -> np.ndarray:
         PictureError: as `from_base64` and `read_picture`; ``too_large``: a WebP or AVIF picture of
             more than `MAX_HEAVY_PIXELS`.
     """
+    if _is_small(text):
+        return fitted(text, images)
+    return await asyncio.get_running_loop().run_in_executor(_large, fitted, text, images)
 
-    def fit() -> np.ndarray:
-        content = from_base64(text)
-        kind, pixels = _header(content)
-        if kind in _HEAVY and pixels > MAX_HEAVY_PIXELS:
-            raise PictureError(
-                "too_large",
-                f"a WebP or AVIF picture may have {MAX_HEAVY_PIXELS:,} pixels, not {pixels:,}; "
-                "send it smaller, or as PNG or JPEG",
-            )
-        return images.fit(read_picture(content, drop_alpha=images.bars is not None))
 
-    return (
-        fit() if _is_small(text) else await asyncio.get_running_loop().run_in_executor(_large, fit)
-    )
+def fitted(text: str, images: ImageTokenizer) -> np.ndarray:
+    """The picture in a base64 text at the model's size; as `to_frame`."""
+    content = from_base64(text)
+    kind, pixels = _header(content)
+    if kind in _HEAVY and pixels > MAX_HEAVY_PIXELS:
+        raise PictureError(
+            "too_large",
+            f"a WebP or AVIF picture may have {MAX_HEAVY_PIXELS:,} pixels, not {pixels:,}; "
+            "send it smaller, or as PNG or JPEG",
+        )
+    return images.fit(read_picture(content, drop_alpha=images.bars is not None))
 
 
 def _is_small(text: str) -> bool:

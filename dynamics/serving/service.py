@@ -126,13 +126,7 @@ class RoundService:
             caption: Caption = await self._batcher.submit(
                 ("label", worker), pair, rows=1, deadline=deadline
             )
-            return LabelReply(
-                action=caption.action,
-                logprob=float(sum(caption.token_logprobs)),
-                token_logprobs=list(caption.token_logprobs),
-                round=worker.round_id,
-                idm=worker.inverse.digest,
-            )
+            return label_reply(worker, caption)
 
         deadline = time.monotonic() + timeout_s
         return await _respond(reply)
@@ -256,6 +250,17 @@ class RoundService:
             return [None] * len(items)
         results: list[Any] = worker.predict(items, *sampling)
         return results
+
+
+def label_reply(worker: ModelWorker, caption: Caption) -> LabelReply:
+    """The IDM's sentence as a reply."""
+    return LabelReply(
+        action=caption.action,
+        logprob=float(sum(caption.token_logprobs)),
+        token_logprobs=list(caption.token_logprobs),
+        round=worker.round_id,
+        idm=worker.inverse.digest,
+    )
 
 
 async def _respond(make: Callable[[], Awaitable[Message]]) -> ServiceResponse:
