@@ -66,7 +66,7 @@ With RAY_ADDRESS set (a Ray job sets it) the loop joins that cluster, else it st
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into an exit status."""
     interrupts.loaded()
-    parsed = _parser().parse_intermixed_args(arguments)
+    parsed = parser().parse_intermixed_args(arguments)
     # `ray job stop`, Slurm, Kubernetes and Docker end a driver by SIGTERM: for us, a Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     runtime.prepare_environment()
@@ -105,8 +105,9 @@ def _log_to_stderr(*, as_json: bool) -> None:
     _LOG.propagate = False
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
+    made = argparse.ArgumentParser(
         prog="dynamics bootstrap",
         allow_abbrev=False,
         description="Bootstrap forward dynamics from inverse dynamics: label, filter, train, "
@@ -114,30 +115,30 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    made.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. filter.score=agreement"
     )
-    parser.add_argument("--config", metavar="FILE", help="default: configs/tabletop.yaml")
-    parser.add_argument("--rounds", metavar="N", help="rounds after round 0")
-    parser.add_argument("--run-dir", metavar="DIR", help="where everything is written")
-    parser.add_argument("--serve", action="store_true", help="keep the generator up until Ctrl-C")
-    parser.add_argument("--no-ray", action="store_true", help="run in this process, without Ray")
-    parser.add_argument(
+    made.add_argument("--config", metavar="FILE", help="default: configs/tabletop.yaml")
+    made.add_argument("--rounds", metavar="N", help="rounds after round 0")
+    made.add_argument("--run-dir", metavar="DIR", help="where everything is written")
+    made.add_argument("--serve", action="store_true", help="keep the generator up until Ctrl-C")
+    made.add_argument("--no-ray", action="store_true", help="run in this process, without Ray")
+    made.add_argument(
         "--accept-guard",
         action="append",
         metavar="NAME",
         help="promote rounds that this guard blocks, and record it; may be repeated",
     )
-    parser.add_argument(
+    made.add_argument(
         "--anyway",
         action="store_true",
         help="start although dynamics check finds the data unfit, and record it in run.json",
     )
-    parser.add_argument(
+    made.add_argument(
         "--log", choices=["text", "json"], default="text", help="json: every line a JSON object"
     )
-    parser.add_argument("--print-config", action="store_true", help="print all settings, and stop")
-    return parser
+    made.add_argument("--print-config", action="store_true", help="print all settings, and stop")
+    return made
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -86,7 +86,7 @@ def test_the_wheel_takes_one_name_and_brings_configs_and_assets(wheel: Path) -> 
 def test_commands_work_from_an_empty_folder(dynamics: Dynamics, tmp_path: Path) -> None:
     assert dynamics("--version").startswith("dynamics ")
     assert "all is well" in dynamics("doctor", "--set", f"serve.port={free_port()}")
-    assert '"stages"' in dynamics("plan", "--json")
+    assert '"fits": true' in dynamics("plan", "--json")
     planned = dynamics("plan", "--config", "configs/chameleon7b.yaml", "--cluster", "8xp5.4xlarge")
     assert "GPU hours" in planned
     dynamics("film", "film", "--pairs", "12")

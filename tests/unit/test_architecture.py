@@ -122,3 +122,19 @@ def test_readme_and_design_show_the_floors_of_the_contract():
 def test_pre_commit_clones_no_repository():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     assert {source["repo"] for source in hooks["repos"]} == {"local"}
+
+
+def test_the_workflow_of_a_public_host_runs_the_same_and_the_templates_are_forms():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    steps = [step.get("run") for step in workflow["jobs"]["test"]["steps"]]
+    assert steps[-1] == "make test"
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert {"name", "description", "body"} <= set(yaml.safe_load(form.read_text()))
+
+
+def test_version_changelog_and_citation_agree():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == version
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"## {version} ({citation['date-released']})" in changelog

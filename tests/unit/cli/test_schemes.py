@@ -90,7 +90,7 @@ def test_an_argument_of_a_command_refuses_an_address(name: str, address: str) ->
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_bootstraps_own_flags_refuse_an_address(address: str) -> None:
-    parser = bootstrap._parser()
+    parser = bootstrap.parser()
     flags = [one.option_strings[0] for one in parser._actions if one.metavar in ("FILE", "DIR")]
     assert flags == ["--config", "--run-dir"]
     for flag in flags:
