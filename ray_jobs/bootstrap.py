@@ -42,6 +42,7 @@ from dynamics.core.places import Place, StorePath
 from dynamics.storage.claim import RunFolderInUseError
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs import runtime
+from ray_jobs.origin import origin
 from ray_jobs.tracking import MlflowTracker, server_uri
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def _run(parsed: argparse.Namespace) -> int:
         stages: Stages | None = None
         with MlflowTracker(cfg, folder, partial(view.line, level="warning")) as mlflow:
             if not _all_done(cfg, folder):
+                write_json(folder.origin, origin(cfg))
                 if cfg.serve.enabled and not parsed.no_ray:
                     _check_address(cfg)  # now, not after the last round
                 stages = _stages(cfg, folder, view, mlflow, with_ray=not parsed.no_ray)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 FORMATS = ("gif", "mp4")
@@ -50,6 +51,7 @@ def _mp4(frames: Sequence[Image.Image], seconds: float) -> bytes:
         stream.pix_fmt = "yuv420p"  # the only one that every browser plays
         for frame in frames:
             for _ in range(max(1, round(10 * seconds))):
-                film.mux(stream.encode(av.VideoFrame.from_image(frame)))
+                pixels = np.asarray(frame.convert("RGB"))
+                film.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         film.mux(stream.encode())
     return out.getvalue()

@@ -5,6 +5,7 @@ Action sentences and file names come from outside, so everything is escaped.
 """
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +36,7 @@ from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_sizes
 from dynamics.inference.verifiers import descriptions, label_of
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.report.failures import FailureView, failures, wrong_frames
 from dynamics.report.figures import (
     best_of_chart,
     labels_chart,
@@ -110,6 +112,12 @@ class RunView:
     """Names and PNG files of the curves that `dynamics study --publish` left in the folder."""
     sentences: Sequence[SentenceView] = ()
     """The last promoted round's held-out pairs by true sentence; only without types of actions."""
+    failures: Sequence[FailureView] = ()
+    """Wrong frames of the last round."""
+    command: str
+    """The command that makes a run of equal results."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Date, revision and hardware; empty for a run of an older version."""
     has_frames: bool = True
     """False when the base checkpoint, which decodes the frames, is not on this machine."""
 
@@ -134,7 +142,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
     reports = run.reports(cfg.rounds)
     images = images or _load_images(cfg)
     decided = _decided(run, load_domain(cfg), reports)
-    labels, drawn = _drawn(run, cfg, reports, decided, images) if images else ({}, [])
+    drawn = _drawn(run, cfg, reports, decided, images) if images else _Drawn()
     rounds = [
         RoundView(
             report=report,
@@ -142,7 +150,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
             losses={
                 task: run.training_log(report.round_id, task).lines() for task in ("idm", "fdp")
             },
-            labels=labels.get(report.round_id),
+            labels=drawn.labels.get(report.round_id),
         )
         for report in reports
     ]
@@ -159,7 +167,10 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         rounds=rounds,
         controls=read_record(found[-1], ControlReport.from_json) if found else None,
         ingest=read_json(run.ingest) if run.ingest.is_file() else {},
-        scenes=drawn,
+        scenes=drawn.scenes,
+        failures=drawn.failures,
+        command=_command(cfg),
+        origin=read_json(run.origin) if run.origin.is_file() else {},
         calibration=calibration(decided[max(decided)], max(decided)) if decided else None,
         study=[(path.stem, path.read_bytes()) for path in matching(run.root, "study/*.png")],
         sentences=confusion(read_table(results, results_schema(cfg.evaluate.best_of)))
@@ -167,6 +178,21 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         else (),
         has_frames=images is not None,
     )
+
+
+def _command(cfg: LoopConfig) -> str:
+    """The command of the run, without what does not decide its results."""
+    own = [f"{key}={json.dumps(value)}" for key, value in cfg.chosen().items()]
+    return shlex.join(["dynamics", "bootstrap", "--rounds", str(cfg.rounds), *own])
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """All that shows frames."""
+
+    labels: Mapping[int, LabelsView] = field(default_factory=dict)
+    scenes: Sequence[SceneView] = ()
+    failures: Sequence[FailureView] = ()
 
 
 def _load_images(cfg: LoopConfig) -> ImageTokenizer | None:
@@ -183,19 +209,24 @@ def _drawn(
     reports: Sequence[RoundReport],
     decided: Mapping[int, LabelTables],
     images: ImageTokenizer,
-) -> tuple[dict[int, LabelsView], list[SceneView]]:
-    """Examples of every round's labels, and the scenes; their frames are decoded together."""
+) -> _Drawn:
+    """Examples of every round's labels, scenes, failures; their frames are decoded together."""
     chosen = {round_id: chosen_labels(tables) for round_id, tables in decided.items()}
     paths = {one.round_id: run.results(one.round_id) for one in reports}
     schema = results_schema(cfg.evaluate.best_of)
     items = {one: read_table(path, schema) for one, path in paths.items() if path.exists()}
     heldout = read_table(run.heldout, TRANSITION_SCHEMA)
     shown = {round_id: shown_scenes(rows, heldout) for round_id, rows in items.items()}
-    frames = Frames(images, chain(shown.values(), *chosen.values()))
+    wrong = [wrong_frames(items[max(items)], heldout)] if items else []
+    frames = Frames(images, chain(shown.values(), *chosen.values(), wrong))
     labels = {one: labels_view(tables, chosen[one], frames) for one, tables in decided.items()}
     rows_of_round = {round_id: grid_rows(rows, frames) for round_id, rows in shown.items()}
     largest = max(cfg.evaluate.best_of, default=None)
-    return labels, scenes(rows_of_round, largest, _real_pictures(run))
+    return _Drawn(
+        labels=labels,
+        scenes=scenes(rows_of_round, largest, _real_pictures(run)),
+        failures=[one for rows in wrong for one in failures(rows, frames)],
+    )
 
 
 def _real_pictures(run: RunFolder) -> dict[str, tuple[Picture, Picture]]:

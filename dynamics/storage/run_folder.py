@@ -122,6 +122,11 @@ class RunFolder:
         return self.root / "done.json"
 
     @property
+    def origin(self) -> Place:
+        """When, by which code and on which machine the run was last continued."""
+        return self.root / "origin.json"
+
+    @property
     def page(self) -> Place:
         """The report page."""
         return self.root / "report.html"

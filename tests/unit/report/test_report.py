@@ -52,7 +52,7 @@ from tests.unit.report.stored import (
     store_run,
 )
 
-VOID = {"meta", "img", "line", "polyline"}
+VOID = {"meta", "img", "input", "line", "polyline"}
 
 
 @pytest.fixture
@@ -121,6 +121,7 @@ def test_page_shows_every_part_of_a_run(run: RunFolder):
         "What needs no oracle",
         "Against controls",
         "The same held-out scenes in every round",
+        "Where it still fails",
         "Best of N against greedy decoding",
         "FDP success by action",
         "Labels that the filter accepted and rejected",
@@ -201,6 +202,24 @@ def test_every_scene_shows_all_its_frames_in_one_row(run: RunFolder):
             "[round 0, greedy", "[round 0, best of 4",
             "[round 1, greedy", "[round 1, best of 4", "[truth",
         ]  # fmt: skip
+
+
+def test_wrong_frames_are_shown_by_the_hardest_kind_first(run: RunFolder):
+    gallery = page_of(run).partition('<section id="failures">')[2].partition("</section>")[0]
+    rates = [int(rate) for rate in re.findall(r", (\d+) % right</figcaption>", gallery)]
+    assert rates
+    assert rates == sorted(rates)
+    assert gallery.count("<img") == gallery.count('type="checkbox"') == 3 * len(rates)
+
+
+def test_the_page_says_when_where_and_by_which_command_it_was_made(run: RunFolder):
+    assert "method: arXiv 2506.06006" in Outline(page_of(run)).text
+    assert "commit" not in Outline(page_of(run)).text.partition("round by round")[0]
+    origin = {"date": "2026-11-27", "revision": "abcdef0123456789", "hardware": "2 cores"}
+    write_json(run.origin, origin)
+    text = Outline(page_of(run)).text
+    assert "2026-11-27 · commit abcdef012345 · 2 cores" in text
+    assert f"dynamics bootstrap --rounds {run.config().rounds} " in text
 
 
 def test_marks_of_a_scene_are_what_the_evaluation_found(run: RunFolder):
