@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
-from benchmarks.engine_frame import Cases, Shape, frames, model, run, without_mask
+from benchmarks.engine_frame import Cases, Size, frames, model, run, without_mask
 from dynamics.inference.decode import DynamicCacheDecoder
 from dynamics.inference.sampling import GREEDY, SamplingParams
 from dynamics.inference.shared_prefix import SharedPrefixDecoder
-
-_SAMPLES = 8
 
 
 class _CodesOnly(LogitsProcessor):
@@ -30,13 +28,13 @@ class _CodesOnly(LogitsProcessor):
         return kept
 
 
-def cases(shape: Shape) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
+def cases(size: Size) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
     """The engines, and ``generate`` a frame at a time, N at once, and with a static cache."""
-    vlm = model(shape)
+    vlm = model(size.shape)
     prompt = vlm.tokens.fdp_prompt(frames(vlm, 1), ["push the red ring left"])
-    steps = vlm.tokens.num_image_tokens = 16 if shape == "tiny" else 32
+    steps = vlm.tokens.num_image_tokens = 16 if size.shape == "tiny" else 32
     network = without_mask(vlm)
-    sampling = SamplingParams(num_samples=_SAMPLES, temperature=1.0)
+    sampling = SamplingParams(num_samples=size.samples, temperature=1.0)
     settings = {
         "max_new_tokens": steps, "top_k": 0, "pad_token_id": vlm.tokens.pad,
         "attention_mask": torch.ones_like(prompt), "eos_token_id": None,
@@ -59,11 +57,11 @@ def cases(shape: Shape) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
             raise SystemExit("the codes differ")
         return "the greedy codes; the engines' sampled codes"
 
-    many: dict[str, Any] = {"num_return_sequences": _SAMPLES, "do_sample": True}
+    many: dict[str, Any] = {"num_return_sequences": size.samples, "do_sample": True}
     return {
         "shared_prefix": lambda: shared.sample_codes(prompt, sampling, [0]),
         "dynamic_cache": lambda: growing.sample_codes(prompt, sampling, [0]),
-        "generate, a frame at a time": lambda: generate(_SAMPLES, do_sample=True),
+        "generate, a frame at a time": lambda: generate(size.samples, do_sample=True),
         "generate, one batch": lambda: generate(1, **many),
         "generate, one batch, static cache": lambda: generate(
             1, cache_implementation="static", **many

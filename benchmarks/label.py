@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine_frame import Cases, Shape, frames, model, run
+from benchmarks.engine_frame import Cases, Size, frames, model, run
 from dynamics.inference.decode import DynamicCacheDecoder
 from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.shared_prefix import SharedPrefixDecoder
@@ -17,10 +17,10 @@ from dynamics.inference.shared_prefix import SharedPrefixDecoder
 _TOKENS = 11
 
 
-def cases(shape: Shape) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
+def cases(size: Size) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
     """The engines, and ``generate`` a pair at a time, in a batch, and with a static cache."""
-    vlm = model(shape)
-    rows = 64 if shape == "tiny" else 4
+    vlm = model(size.shape)
+    rows = 64 if size.shape == "tiny" else 4
     source, target = frames(vlm, 2 * rows).reshape(2, rows, -1)
     prompt, greedy = vlm.tokens.idm_prompt(source, target), SamplingParams(max_tokens=_TOKENS)
     network, length = vlm.causal_lm, prompt.shape[1]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import get_peft_model
 
-from benchmarks.engine_frame import Cases, Shape, frames, model, run, without_mask
+from benchmarks.engine_frame import Cases, Size, frames, model, run, without_mask
 from dynamics.core.config import LoraConfig
 from dynamics.models.stack import Stack
 from dynamics.training.backend import PlainEngine
@@ -19,15 +19,15 @@ from dynamics.training.objectives import objective
 from dynamics.training.trainable import adapter_config, trainable_parameters
 
 
-def cases(shape: Shape) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
+def cases(size: Size) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
     """Three networks with equal weights and adapters, each with an optimizer of its own.
 
     peft's loss is over all words; the product's, over codes, is also measured on peft's layers.
     """
-    num = 48 if shape == "tiny" else 2
+    num = 48 if size.shape == "tiny" else 2
 
     def step(kind: str) -> Callable[[], float]:
-        vlm = model(shape)
+        vlm = model(size.shape)
         network = without_mask(vlm)
         torch.manual_seed(1)
         vlm.network = get_peft_model(network, adapter_config(LoraConfig(dropout=0.0))).train()

@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.engine_frame import Cases, Shape, frames, model, run
+from benchmarks.engine_frame import Cases, Size, frames, model, run
 from dynamics.inference.decode import DynamicCacheDecoder
 from dynamics.inference.shared_prefix import SharedPrefixDecoder
 from dynamics.models.tokens import IGNORE
 
-_SAMPLES = 8
 _ACTION = "push the red ring left"
 
 
-def cases(shape: Shape) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
+def cases(size: Size) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
     """The engines, and ``forward`` with its whole head a row at a time and in a batch."""
-    vlm = model(shape)
-    sources = 8 if shape == "tiny" else 1
-    target = frames(vlm, sources * _SAMPLES)
-    source = target[::-1][:sources].repeat(_SAMPLES, 0)
+    vlm = model(size.shape)
+    sources = 8 if size.shape == "tiny" else 1
+    target = frames(vlm, sources * size.samples)
+    source = target[::-1][:sources].repeat(size.samples, 0)
     prompt, network = vlm.tokens.idm_prompt(source, target), vlm.causal_lm
     texts = [vlm.tokens.sentence_ids(_ACTION)] * len(prompt)
     rows = vlm.tokens.text_rows(prompt, texts)
@@ -53,7 +52,7 @@ def cases(shape: Shape) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
         "shared_prefix": lambda: shared.score_text(prompt, texts),
         "dynamic_cache": lambda: growing.score_text(prompt, texts),
         "forward, a row at a time": lambda: forward(1),
-        "forward, batches of 8": lambda: forward(_SAMPLES),
+        "forward, batches of 8": lambda: forward(size.samples),
     }, check
 
 
