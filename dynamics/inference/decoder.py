@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 DECODERS: dict[str, str] = {
     "dynamic_cache": "dynamics.inference.decode:DynamicCacheDecoder",
     "shared_prefix": "dynamics.inference.shared_prefix:SharedPrefixDecoder",
+    "steady": "dynamics.inference.shared_prefix:steady",
 }
-"""Engine name to its class, as import strings so that configuration loads without torch. A class
-is called with a `UnifiedVLM` and the name of the adapter to decode with."""
+"""Engine name to its class, as import strings so that configuration loads without torch. It is
+called with a `UnifiedVLM` and the name of the adapter to decode with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ H heads of d channels, V words or codes.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,12 +21,13 @@ from torch import Tensor
 from dynamics.core.errors import UserError
 from dynamics.inference.budget import Budget
 from dynamics.inference.decode import (
+    DynamicCacheDecoder,
     candidates,
     drawn_logprobs,
     joined,
     scores_to_draw,
 )
-from dynamics.inference.decoder import Candidates, DecodedText
+from dynamics.inference.decoder import Candidates, DecodedText, Decoder
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models.stack import Past, Stack, has_stack
 from dynamics.models.tokens import IGNORE
@@ -40,12 +42,19 @@ _Uniform = Callable[[Tensor, int], Tensor]
 """Rows and a step to uniform numbers [R, V]."""
 
 
+MIN_ROWS = 8
+"""Least rows of a matrix product whose results depend on nothing beside a row: fewer take other
+paths through a CPU's library and round differently."""
+
+
 class SharedPrefixDecoder:
     """`Decoder` in this process, over the laid-out weights of `Stack`.
 
     Raises:
         UserError: the network's layers are of another kind.
     """
+
+    _steady: ClassVar[bool] = False
 
     def __init__(self, model: UnifiedVLM, adapter: AdapterName) -> None:
         if not has_stack(model.decoder):
@@ -163,7 +172,8 @@ class SharedPrefixDecoder:
         ids = torch.full((branch_of.shape[1], steps), IGNORE)
         values = torch.zeros(2, *ids.shape)
         live = torch.arange(len(ids))
-        branches = _Branches(self._model, self._stack, distinct, steps)
+        least = max(MIN_ROWS, sampling.num_samples) if self._steady else 0
+        branches = _Branches(self._model, self._stack, distinct, steps, least)
         for step in range(steps):
             logp_nV = head(branches.hidden).float().log_softmax(-1)
             own_m, scores_mV, of_row = _to_draw(logp_nV, branch_of, sampling)
@@ -214,7 +224,7 @@ class SharedPrefixDecoder:
         self._model.use(self._adapter)
         labels = labels_BT.to(self._model.device)
         wanted = (labels != IGNORE).flatten().nonzero()[:, 0]
-        logits = head(self._states(ids_BT, wanted)).float()
+        logits = head(self._states(ids_BT, wanted)).float()[: len(wanted)]
         answers = place_of[labels.flatten()[wanted]]
         logp = logits.gather(-1, answers[:, None])[:, 0] - logits.logsumexp(-1)
         sums = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
@@ -226,7 +236,12 @@ class SharedPrefixDecoder:
         length, embed = ids_BT.shape[1], self._model.embed
         places_S = wanted_S % length
         most = int(places_S.min()) if len(places_S) else 0
-        start = _shared_length(ids_BT, most, _WORTH_SCORING)
+        if self._steady:  # the same for a row in any company: after the first frame
+            start = min(most, int((ids_BT == self.tokens.eoi).int().argmax(1).min()) + 1)
+            wanted_S = _filled(wanted_S, MIN_ROWS)
+            places_S = wanted_S % length
+        else:
+            start = _shared_length(ids_BT, most, _WORTH_SCORING)
         if not start:
             return self._stack(embed(ids_BT), wanted_S)
         past = self._stack.past(embed, ids_BT[:, :start])
@@ -264,27 +279,57 @@ def _shared_length(ids_BT: Tensor, most: int, worth: float) -> int:
     return best if tokens[best] <= (1 - worth) * rows * length else 0
 
 
+class SteadyPrefixDecoder(SharedPrefixDecoder):
+    """`SharedPrefixDecoder` whose results of a row do not depend on the rows beside it, to the bit.
+
+    What decides on the order of a row's sums is the same in any company: no matrix product has
+    fewer than `MIN_ROWS` rows, a prompt has as many places for branches as samples, prompts share
+    nothing in a draw, and scored rows begin with their first frame.
+    """
+
+    _steady = True
+
+
+def steady(model: UnifiedVLM, adapter: AdapterName) -> Decoder:
+    """The fastest engine whose results of a row depend on nothing else."""
+    return (SteadyPrefixDecoder if has_stack(model.decoder) else DynamicCacheDecoder)(
+        model, adapter
+    )
+
+
+def _filled(x: Tensor, least: int) -> Tensor:
+    """The elements, the last one repeated until there are ``least``."""
+    return torch.cat([x, x[-1:].expand(least - len(x))]) if 0 < len(x) < least else x
+
+
 class _Branches:
     """Keys and values of prompts and of what followed them, by branch.
 
     Beginnings that prompts have in common, a frame for instance, are kept once for all of them.
+    With ``least`` above 0 they are not, every product has `MIN_ROWS` rows, and every prompt has
+    places for ``least`` branches, see `SteadyPrefixDecoder`.
     """
 
-    def __init__(self, model: UnifiedVLM, stack: Stack, prompt_BP: Tensor, steps: int) -> None:
-        self._model, self._stack = model, stack
+    def __init__(
+        self, model: UnifiedVLM, stack: Stack, prompt_BP: Tensor, steps: int, least: int = 0
+    ) -> None:
+        self._model, self._stack, self._least = model, stack, least
         rows, width = prompt_BP.shape
         lead, place_P = model.tokens.lead(prompt_BP), torch.arange(width)
         ends_B = torch.full((rows,), width)
         if lead is not None:  # fillers go to the end, where no token sees them
             prompt_BP = prompt_BP.gather(1, (place_P + lead[:, None]) % width)
             ends_B = ends_B - lead
-        start = _shared_length(prompt_BP, int(ends_B.min()) - 1, _WORTH_DRAWING)
+        start = 0
+        if not least:
+            start = _shared_length(prompt_BP, int(ends_B.min()) - 1, _WORTH_DRAWING)
         own = torch.arange(rows, device=model.device)
         last = own * (width - start) + ends_B.to(model.device) - start - 1
         late: list[tuple[Tensor, Tensor]] = []
         past = stack.past(model.embed, prompt_BP[:, :start]) if start else None
+        last = _filled(last, MIN_ROWS if least else 0)
         self.hidden = stack(model.embed(prompt_BP[:, start:]), last, late, past=past)
-        """Last hidden states of every branch, [n, D]."""
+        """Last hidden states of every branch, [n, D]; fillers may follow."""
         self._shared = [
             ([tuple(x.transpose(1, 2).contiguous() for x in kv) for kv in part.layers], part.of_row)
             for part in (past, Past(late, own))
@@ -305,6 +350,8 @@ class _Branches:
 
     def grow(self, parent_n: Tensor, ids_n: Tensor) -> None:
         """New branches, ordered by parent: an old one and the token that follows it."""
+        if self._least:
+            parent_n, ids_n = _filled(parent_n, MIN_ROWS), _filled(ids_n, MIN_ROWS)
         step, device = self._step, self._model.device
         parent_n = parent_n.to(device)
         same = len(parent_n) == len(self._prompt_of)
@@ -312,7 +359,8 @@ class _Branches:
             self._suffix = [tuple(x[parent_n] for x in pair) for pair in self._suffix]
             self._prompt_of = self._prompt_of[parent_n]
         places = [
-            _Place.of(of_B[self._prompt_of], len(layers[0][0])) for layers, of_B in self._shared
+            _Place.of(of_B[self._prompt_of], len(layers[0][0]), self._least)
+            for layers, of_B in self._shared
         ]
         turns, hidden = self._turns_at(step), None
         if self._fillers is not None:
@@ -348,13 +396,13 @@ class _Place:
     most: int
 
     @classmethod
-    def of(cls, group_n: Tensor, groups: int) -> "_Place":
-        """Places in a table as wide as the largest group."""
+    def of(cls, group_n: Tensor, groups: int, least: int) -> "_Place":
+        """Places in a table as wide as the largest group, and as ``least``."""
         counts = torch.bincount(group_n, minlength=groups)
         first, order = counts.cumsum(0) - counts, group_n.argsort(stable=True)
         rank_n = torch.empty_like(group_n)
         rank_n[order] = torch.arange(len(group_n), device=group_n.device) - first[group_n[order]]
-        most = int(counts.max())
+        most = max(least, int(counts.max()))
         return cls(group_n * most + rank_n, groups, most)
 
     def spread(self, x: Tensor) -> Tensor:

@@ -30,10 +30,10 @@ _PROBE = SamplingParams(num_samples=2, temperature=1.0)
 def for_clients(model: ModelConfig) -> ModelConfig:
     """The model with the engine whose numbers depend on nothing but the request.
 
-    ``shared_prefix`` computes what requests have in common once, so that scores of one depend on
-    the others in their last digits; a config that names it has it.
+    With ``shared_prefix`` scores of a request depend on the others in their last digits; a config
+    that names it has it.
     """
-    return model.model_copy(update={"decoder": model.decoder or "dynamic_cache"})
+    return model.model_copy(update={"decoder": model.decoder or "steady"})
 
 
 class Inverse(ActionScorer, Protocol):

@@ -19,7 +19,7 @@ from dynamics.inference.decoder import DECODERS, Candidates, Decoder
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.load import load_bare
 from dynamics.inference.sampling import GREEDY, SamplingParams
-from dynamics.inference.shared_prefix import SharedPrefixDecoder, _Branches
+from dynamics.inference.shared_prefix import SharedPrefixDecoder, _Branches, steady
 from dynamics.models import load_model
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
@@ -63,6 +63,32 @@ def test_a_sample_does_not_depend_on_the_rows_beside_it(decoder: Decoder) -> Non
     alone = decoder.sample_codes(prompt(decoder)[1:2], sampling, [6]).codes
     assert (together[1] == alone[0]).all()
     assert (together[1][0] != together[1][1]).any()
+
+
+@pytest.mark.parametrize("num", [1, 3, 8])
+@pytest.mark.parametrize(("layout", "guidance"), [("model", 1.0), ("frame_first", 2.0)])
+def test_a_row_of_the_steady_engine_is_the_same_to_the_bit_in_any_company(
+    num: int, layout: str, guidance: float, request: pytest.FixtureRequest
+) -> None:
+    decoder = steady(request.getfixturevalue(layout), "fdp")
+    source, codes = np.random.default_rng(0).integers(0, 500, size=(2, 9, 9))
+    source[1:4] = source[0]
+    said = [ACTIONS[row % 3] for row in range(9)]
+    prompts = decoder.tokens.fdp_prompt(source, said)
+    plain = decoder.tokens.fdp_prompt(source, [None] * 9) if guidance != 1 else None
+    texts = [decoder.tokens.sentence_ids(action) for action in said]
+    sampling = SamplingParams(num_samples=num, temperature=1.0, guidance=guidance, max_tokens=5)
+
+    def last_row(rows: slice) -> list[Any]:
+        others = None if plain is None else plain[rows]
+        drawn = decoder.sample_codes(prompts[rows], sampling, range(9)[rows], others)
+        written = decoder.sample_text(prompts[rows], sampling, range(0, 90, 10)[rows])
+        scores = decoder.score_codes(prompts[rows], codes[rows])
+        likely = decoder.score_text(prompts[rows], texts[rows])
+        frames = drawn.codes, drawn.logprobs, drawn.drawn_logprobs
+        return [written[-1], *(part[-1].tolist() for part in (*frames, scores, likely))]
+
+    assert last_row(slice(0, 4)) == last_row(slice(3, 4)) == last_row(slice(2, 4))
 
 
 def test_text_samples_of_one_prompt_are_those_of_its_seed(decoder: Decoder) -> None:
@@ -174,12 +200,13 @@ def test_engines_draw_the_same_under_guidance(layout: str, request: pytest.Fixtu
     sampling = SamplingParams(
         num_samples=3, temperature=0.8, guidance=2.5, min_p=0.01, greedy_first=True
     )
-    ours, reference = (guided(model, engine, sampling) for engine in DECODERS)
-    assert (ours.codes == reference.codes).all()
-    assert np.allclose(ours.logprobs, reference.logprobs, atol=1e-4)
-    assert np.allclose(ours.drawn_logprobs, reference.drawn_logprobs, atol=1e-4)
+    reference, *others = (guided(model, engine, sampling) for engine in DECODERS)
+    for ours in others:
+        assert (ours.codes == reference.codes).all()
+        assert np.allclose(ours.logprobs, reference.logprobs, atol=1e-4)
+        assert np.allclose(ours.drawn_logprobs, reference.drawn_logprobs, atol=1e-4)
     without = guided(model, "shared_prefix", replace(sampling, guidance=1.0))
-    assert (ours.codes != without.codes).any()
+    assert (reference.codes != without.codes).any()
 
 
 @pytest.mark.parametrize("engine", DECODERS)
