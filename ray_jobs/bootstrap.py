@@ -278,7 +278,8 @@ def _stages(
     *,
     with_ray: bool,
 ) -> "Stages":
-    """Stages of a run with their executor and trackers."""
+    """Stages of a run with their executor and trackers, on a device that is there."""
+    from dynamics.models import check_device
     from dynamics.pipeline.executor import LocalExecutor
     from dynamics.pipeline.stages import Stages
     from dynamics.pipeline.tracking import ToldToAll, Trackers
@@ -286,6 +287,8 @@ def _stages(
     from ray_jobs.executor import RayExecutor
     from ray_jobs.gauges import RayGauges
 
+    if not runtime.joins_cluster():
+        check_device(cfg.model.device)
     executor = RayExecutor(cfg, folder) if with_ray else LocalExecutor(cfg, folder)
     grid, page = (one(folder, executor.images) for one in (GridTracker, PageTracker))
     watchers: list[MlflowTracker | RayGauges] = [mlflow]

@@ -53,11 +53,21 @@ def load_tokens(family: str, base: Place, images: "ImageTokenizer") -> "Tokens":
     return _family(family).load_tokens(local_copy(base), images)
 
 
-def _prepare(device: str) -> None:
-    import torch
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"model.device=cuda, and torch sees no GPU on {platform.node()}")
+    Raises:
+        UserError: it is "cuda", and torch sees none.
+    """
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(f"model.device=cuda, and torch sees no GPU on {platform.node()}")
+
+
+def _prepare(device: str) -> None:
+    check_device(device)
     _keep_freed_memory()
 
 

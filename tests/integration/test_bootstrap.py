@@ -242,6 +242,17 @@ def test_a_run_folder_of_another_config_is_refused(
     assert "seed was 7, now 0" in done.stderr
 
 
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_filmed(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    done = run([*COMMAND, "--run-dir", str(tmp_path), "--no-ray", "model.device=cuda"])
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: model.device=cuda, and torch sees no GPU on .*\n", done.stderr)
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_run_folder_in_use_is_status_3(small: LoopConfig, tmp_path: Path) -> None:
     command = [*arguments(small, tmp_path), "--no-ray"]
     with RunFolder(tmp_path).claimed(small.model_copy(update={"run_dir": tmp_path})):
