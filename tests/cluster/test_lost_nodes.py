@@ -32,10 +32,13 @@ the stage has ended."""
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without CPUs, and two nodes that share its disk."""
     from ray.cluster_utils import Cluster
 
+    # As docs/DESIGN.md asks of every `ray start`.
+    middlewares = "dynamics.serving.http.proxy_limit.middlewares"
+    monkeypatch.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", middlewares)
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         found.add_node(num_cpus=2)
@@ -82,10 +85,6 @@ def test_a_node_lost_in_each_stage_and_under_the_service_costs_no_row_and_no_han
         while not any(reply.done() for reply in asked):
             time.sleep(0.01)
         kill_node_of(cluster, REPLICA)
-        replies = [reply.result() for reply in asked]
-    # What the one replica had in hand is lost, what came later waited for the next one.
-    lost = [reply for reply in replies if reply.status_code == 500]
-    assert len(lost) <= 8
-    assert all(reply.json() == answer for reply in replies if reply not in lost)
+        assert all(reply.result().json() == answer for reply in asked)
     driver.process.send_signal(signal.SIGINT)
     assert driver.process.wait(timeout=60) == 0, driver.said

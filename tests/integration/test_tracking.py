@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import random
+import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -242,6 +245,38 @@ def test_a_round_is_followed_while_it_goes_on_and_a_killed_driver_writes_nothing
     assert statuses(client) == {"bootstrap": "FINISHED", "round": "FINISHED"}
     assert warnings == []
     check_sent(folder, client)
+
+
+def track_three_rounds(root: Path) -> None:
+    folder = RunFolder(root)
+    with MlflowTracker(CFG, folder, lambda _: None) as tracker:
+        for round_id in range(3):
+            tracker.begin_round(round_id)
+            tracker.log_round(report(round_id))
+            tracker.write()
+        tracker.log_run([report(round_id) for round_id in range(3)])
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_the_driver_lose_and_double_no_point(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    folder, rng = claimed(tmp_path), random.Random(0)
+    for round_id in range(3):
+        finished_round(folder, round_id)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlflow", "tests.integration.test_tracking"])
+    killed = 0
+    while killed < 20:
+        driver = context.Process(target=track_three_rounds, args=(tmp_path,))
+        driver.start()
+        driver.join(rng.uniform(0.1, 4.0))
+        driver.kill()
+        driver.join()
+        killed += driver.exitcode == -signal.SIGKILL
+    track_three_rounds(tmp_path)
+    check_sent(folder, database(folder))
+    record_property("cases", killed)
 
 
 def forget(folder: RunFolder, keep: int = 0) -> None:
