@@ -3,25 +3,35 @@
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dynamics.cli.shared import Run, console, open_run
+from dynamics.core.places import as_place
 
 
 def report(
     run: Run,
+    other: Annotated[
+        Any,
+        typer.Argument(
+            help="A second run: writes RUN/versus-NAME.html, both side by side.",
+            metavar="[OTHER]",
+            parser=as_place,
+        ),
+    ] = None,
     show: Annotated[
         bool | None,
         typer.Option("--open/--no-open", help="Open it in a browser; default: in a terminal only."),
     ] = None,
 ) -> None:
-    """Write RUN/report.html again from the stored results, and open it."""
+    """Write RUN/report.html again, or a page with two runs side by side, and open it."""
     folder = open_run(run)  # before the slow import: a wrong path fails at once
     from dynamics.report.page import write_page
+    from dynamics.report.versus import write_versus
 
-    page = write_page(folder)
+    page = write_page(folder) if other is None else write_versus(folder, open_run(other))
     console.print(f"report: {page}")
     if isinstance(page, Path) and (sys.stdout.isatty() if show is None else show):
         _open(page)

@@ -49,6 +49,18 @@ def rounds_chart(reports: Sequence[RoundReport]) -> Markup:
     return _rounds_chart("Rates on held-out pairs by round", series, PERCENT)
 
 
+def versus_chart(reports: Mapping[str, Sequence[RoundReport]]) -> Markup:
+    """FDP and IDM of several runs over the rounds, by the runs' names."""
+    series = [
+        _over_rounds(of_run, f"{name}: {model}", metric, f"s{number} p{line}")
+        for line, (name, of_run) in enumerate(reports.items(), start=1)
+        for number, (model, metric) in enumerate(
+            [("FDP", "eval/fdp_success"), ("IDM", "eval/idm_accuracy")], start=1
+        )
+    ]
+    return _rounds_chart("Rates on held-out pairs by round, of two runs", series, PERCENT)
+
+
 def labels_chart(reports: Sequence[RoundReport]) -> Markup | None:
     """Share of correct labels over the rounds; None without ground truth."""
     lines = [

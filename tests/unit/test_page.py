@@ -1,11 +1,14 @@
 """The page in a real browser; the service behind it draws by the tabletop's rules."""
 
+import base64
 import io
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
@@ -534,3 +537,31 @@ def test_a_page_of_another_origin_makes_the_service_do_nothing(browser, url):
                 assert reply.value.status == 403
                 page.wait_for_url("**/v1/predict")  # else the next visit collides with this one
         assert backend.asked == 5
+
+
+def test_a_finished_rollout_is_played_back_kept_and_gone_on_from(browser, url):
+    with opened(browser, url) as page:
+        page.check("input[value='table 3']")
+        run(page, num_steps=3)
+        slider = page.get_by_role("slider", name="Frame")
+        caption = page.locator(".player .player-caption")
+        expect(caption).to_have_text(re.compile("^3 of 3: "))
+        slider.focus()
+        page.keyboard.press("ArrowLeft")
+        expect(caption).to_have_text(re.compile("^2 of 3: "))
+        with page.expect_download() as kept:
+            page.get_by_role("button", name="GIF").click()
+        with Image.open(kept.value.path()) as gif:
+            assert (gif.n_frames, gif.size) == (4, (256, 256))
+            gif.seek(3)
+            drawn = np.asarray(gif.convert("RGB"), int)[::8, ::8]
+        last = page.locator(".strip img").last.get_attribute("src").partition(",")[2]
+        truth = np.asarray(Image.open(io.BytesIO(base64.b64decode(last))).convert("RGB"), int)
+        assert np.abs(drawn - truth).max() < 64  # 128 colours
+        with page.expect_download() as kept:
+            page.get_by_role("button", name="JSON").click()
+        record = json.loads(kept.value.path().read_text())
+        assert [m.get("index") for m in record["messages"]] == [None, 0, 1, 2, None]
+        page.locator(".step").nth(1).locator(".branch").first.click()
+        expect(page.locator("#actions textarea")).to_have_count(1)
+        finished(page, num_steps=1)

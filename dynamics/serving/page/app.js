@@ -141,7 +141,7 @@ async function run() {
   running = new AbortController();
   const runs = settings.rounds().map(request);
   const views = runs.map(
-    (body) => new RunView(`Round ${body.round}`, roundNote(body.round), body.actions, body.n),
+    (body) => new RunView(`Round ${body.round}`, roundNote(body.round), body, branch),
   );
   $("intro").hidden = true;
   say($("difference"), "");
@@ -152,6 +152,17 @@ async function run() {
   showRunning(false);
   running = null;
   if (ended.every(Boolean) && views.length > 1) say($("difference"), difference(...views));
+}
+
+/** Begin again from a frame that was drawn and not chosen, with the actions that were left. */
+function branch(image, left) {
+  if (running) return;
+  gallery.own(image);
+  actions.edited = true;
+  actions.value = left.length ? left : [""];
+  if (left.length) run();
+  else say($("note"), "The frame is your picture now: write what to do with it.");
+  changed();
 }
 
 const roundNote = (round) =>

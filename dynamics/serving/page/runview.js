@@ -1,6 +1,7 @@
 // One roll-out of one round: a strip of frames, and every step with its candidates.
 
 import { el, frame, number } from "./dom.js";
+import { Player } from "./player.js";
 
 const NARROWEST_NATS = 5; // bars of a step span at least this, so that small differences look small
 
@@ -15,10 +16,14 @@ function mark(matches, before = true) {
 }
 
 export class RunView {
-  /** `actions` are what was asked for; `note` stands beside the title. */
-  constructor(title, note, actions, numCandidates) {
+  /** `request` is what was asked for; `branch(frame, actions)` goes on from another candidate. */
+  constructor(title, note, request, branch) {
+    const { actions, n: numCandidates } = request;
     this.title = title;
     this.actions = actions;
+    this.branch = branch;
+    this.record = { request, messages: [] };
+    this.player = new Player(title.toLowerCase().replace(" ", "-"));
     this.verdicts = []; // one a step: true, false, or null where nobody knows
     this.numCandidates = numCandidates;
     this.frames = [];
@@ -32,6 +37,7 @@ export class RunView {
       { className: "run", "aria-label": title },
       el("header", {}, el("h3", {}, title, " ", el("small", {}, note)), this.state),
       this.strip,
+      this.player.element,
       this.verdict,
       this.problem,
       this.steps,
@@ -39,11 +45,13 @@ export class RunView {
   }
 
   start(message) {
+    this.record.messages.push(message);
     this.add(message.source, "start");
     this.wait(0);
   }
 
   step(message) {
+    this.record.messages.push(message);
     this.steps.lastElementChild?.classList.contains("waiting") &&
       this.steps.lastElementChild.remove();
     this.add(message.image, `${message.index + 1}`);
@@ -54,6 +62,7 @@ export class RunView {
   }
 
   end(message) {
+    this.record.messages.push(message);
     this.state.textContent = `total score ${number(message.total)}`;
     const shown = this.frames.slice(1);
     const changed = message.frames.some((image, index) => image !== shown[index]);
@@ -65,6 +74,7 @@ export class RunView {
       message.frames.forEach((image, index) => this.add(image, `${index + 1}`));
     }
     this.conclude(message, changed);
+    this.player.offer(this.frames, ["the given picture", ...this.actions], this.record);
   }
 
   conclude(message, changed) {
@@ -141,7 +151,19 @@ export class RunView {
     );
   }
 
-  candidates({ scores, chosen, candidates }) {
+  /** A candidate's frame: a button where another one could have been chosen. */
+  candidate(message, index, name) {
+    const { candidates, chosen, index: step } = message;
+    if (!candidates) return null;
+    const picture = frame(candidates[index], name);
+    if (index === chosen) return picture;
+    const title = `Go on from candidate ${index + 1}`;
+    const onclick = () => this.branch(candidates[index], this.actions.slice(step + 1));
+    return el("button", { type: "button", className: "branch", title, onclick }, picture);
+  }
+
+  candidates(message) {
+    const { scores, chosen } = message;
     const best = Math.max(...scores);
     const span = Math.max(NARROWEST_NATS, best - Math.min(...scores));
     const items = scores.map((score, index) => {
@@ -152,7 +174,7 @@ export class RunView {
       return el(
         "li",
         { className: kept ? "candidate chosen" : "candidate", title: name },
-        candidates ? frame(candidates[index], name) : null,
+        this.candidate(message, index, name),
         el("span", { className: "bar", "aria-hidden": "true" }, fill),
         el("span", { className: "score" }, number(score)),
         el("span", { className: "tag" }, kept ? "chosen" : ""),
