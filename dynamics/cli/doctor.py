@@ -106,7 +106,7 @@ def _unmet(cfg: LoopConfig) -> Iterator[str]:
 
 def _unlisted(cfg: LoopConfig) -> Iterator[str]:
     """Lines about folders that are there and hold nothing that a run can use."""
-    from dynamics.data.labelled import DATASETS
+    from dynamics.data.labelled import listed
     from dynamics.data.video.sources import list_clips
 
     for part in cfg.pool.parts:
@@ -118,6 +118,6 @@ def _unlisted(cfg: LoopConfig) -> Iterator[str]:
     dataset, path = cfg.labelled.dataset, cfg.labelled.path
     if dataset is not None and path is not None and path.exists():
         try:
-            console.print(DATASETS[dataset](path).summary(), markup=False)
+            console.print(listed(cfg.labelled, path).summary(), markup=False)
         except UserError as error:
             yield str(error)

@@ -31,6 +31,7 @@ labelled: # {num_labels} labels of {num_sentences} sentences
   dataset: parquet
   path: {labels!r}
   heldout_fraction: {fraction} # whole clips: about {num_heldout} pairs measure, the rest teach
+  # mirror: {{left: right}} # teach every pair mirrored, too, with these words exchanged
 
 label:
   max_action_tokens: {tokens} # the longest of your sentences, its end, and one to spare
@@ -43,6 +44,7 @@ train:
   init: previous # adapters go on from the last round's
   first_steps: 600
   round_steps: 400
+  validation_fraction: {validation} # of the labelled clips: fits end where these get worse
 """
 
 
@@ -91,6 +93,7 @@ def new(
         num_heldout=len(split(pairs, fraction, shipped.seed)[1]),
         tokens=max(len(tokens.text_ids(one)) for one in sentences) + 2,
         base=str(shipped.model.base),
+        validation=0.2 if len(pairs) < 1000 else 0.0,
     )
     write_bytes(file, text.encode())
     _read_back(file)

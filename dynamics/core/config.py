@@ -179,6 +179,10 @@ class LabelledConfig(Strict):
     """The same for the held-out set, e.g. a validation split; none = a share of ``path``."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs that is held out, whole videos or pictures at a time."""
+    mirror: dict[str, str] | None = None
+    """Teach every labelled pair mirrored, too, with these words exchanged, e.g. ``{left: right}``;
+    ``{}`` where no word tells the sides apart. None = not mirrored: who labelled it knows whether a
+    mirrored picture is a true one (text, a handed robot)."""
     camera: str | None = None
     """Camera of a LeRobot dataset, e.g. ``observation.images.wrist``; none = the first."""
     num_pairs: int = Field(default=4096)
@@ -194,6 +198,8 @@ class LabelledConfig(Strict):
             raise ValueError("dataset and path go together: which data set, and where it lies")
         if self.heldout_path is not None and self.dataset is None:
             raise ValueError("heldout_path needs dataset: which data set it is")
+        if self.mirror is not None and self.dataset is None:
+            raise ValueError("mirror needs dataset: filmed pairs are as many as wanted")
         if self.camera is not None and self.dataset != "lerobot":
             raise ValueError("camera needs dataset lerobot: it is a name in its info.json")
         if self.max_pairs and self.dataset is None:
@@ -368,6 +374,10 @@ class TrainConfig(Strict):
     action_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the FDP's rows that are trained without their action: what guidance, of evaluation
     and serving, goes away from."""
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the labelled clips that training leaves out, the same ones every round: a fit ends
+    where its loss on them has not fallen for long, and keeps the weights of the lowest one. 0 = all
+    steps on all labels."""
     checkpoint_every: Annotated[int, Mark.FREE] = Field(default=200, ge=1)
     """Steps between checkpoints that a killed training resumes from."""
     lora: LoraConfig = LoraConfig()
@@ -379,6 +389,12 @@ class TrainConfig(Strict):
         own = {"idm": self.idm, "fdp": self.fdp}.get(task, TaskTraining())
         overrides = {name: value for name, value in own if value is not None}
         return self.model_copy(update={**overrides, "idm": TaskTraining(), "fdp": TaskTraining()})
+
+    @model_validator(mode="after")
+    def _validated_whole(self) -> "TrainConfig":
+        if self.validation_fraction and self.strategy != "ddp":
+            raise ValueError("validation_fraction needs strategy ddp: it keeps whole weights")
+        return self
 
     @model_validator(mode="after")
     def _deepspeed_in_sequence(self) -> "TrainConfig":

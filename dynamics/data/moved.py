@@ -5,12 +5,13 @@ from functools import cache
 
 import pyarrow as pa
 
-from dynamics.core.config import LoopConfig, PoolPart
+from dynamics.core.config import LabelledConfig, LoopConfig, PoolPart
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
-from dynamics.data.labelled import DATASETS
+from dynamics.data.labelled import listed
 from dynamics.data.labelled.listing import Segment, Stills
+from dynamics.data.labelled.mirror import mirrored
 from dynamics.data.labelled.paths import Refused
 from dynamics.data.labelled.read import file_digests
 from dynamics.data.video.sources import list_clips
@@ -45,7 +46,7 @@ def check_moved(folder: RunFolder, stored: LoopConfig, cfg: LoopConfig) -> None:
         (folder.heldout, was.heldout_path or was.path, now.heldout_path or now.path),
     ):
         if now.dataset and lay_in and lies_in and lay_in != lies_in and is_whole(table):
-            _check_labelled(table, now.dataset, lay_in, lies_in)
+            _check_labelled(table, now, lay_in, lies_in)
 
 
 def _check_videos(table: Place, old: PoolPart, new: PoolPart, prefix: str) -> None:
@@ -61,10 +62,11 @@ def _check_videos(table: Place, old: PoolPart, new: PoolPart, prefix: str) -> No
                 raise _other(old.path, new.path, f"{name} differs")
 
 
-def _check_labelled(table: Place, dataset: str, old: Place, new: Place) -> None:
+def _check_labelled(table: Place, cfg: LabelledConfig, old: Place, new: Place) -> None:
     found: dict[tuple[str, str], list[Stills | Segment]] = defaultdict(list)
-    for pair in DATASETS[dataset](new).pairs:
-        found[pair.name, pair.action].append(pair.frames)
+    for pair in listed(cfg, new).pairs:
+        for action in {pair.action, mirrored(pair.action, cfg.mirror or {})}:
+            found[pair.name, action].append(pair.frames)
     digest = cache(_readable_sha256)
     for name, action, sha256 in _rows(
         table, TRANSITION_SCHEMA, "clip_path", "action", "clip_sha256"

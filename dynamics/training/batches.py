@@ -1,7 +1,8 @@
 """Training batches: transitions chosen by seed and step, their codes read when they are needed."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamics.core.config import TrainConfig
+from dynamics.core.errors import UserError
 from dynamics.core.places import Place
-from dynamics.core.records import TRANSITION_SCHEMA
+from dynamics.core.records import TRANSITION_SCHEMA, stable_hash
 from dynamics.core.seeds import numpy_rng
 from dynamics.models.tokens import Rows
 from dynamics.models.vlm import UnifiedVLM
@@ -82,6 +84,7 @@ class Batches:
         self._is_labelled = np.empty(table.num_rows, bool)
         files: dict[str, int] = {}
         actions: list[pa.Array] = []
+        clips: list[str] = []
         at = 0
         for rows in stored_rows(table, TRANSITION_SCHEMA, codes_folder(job.transitions)):
             here = slice(at, at := at + rows.num_rows)
@@ -92,10 +95,14 @@ class Batches:
                 self._rows[here, column] = rows[name].to_numpy()
             self._is_labelled[here] = pc.equal(rows["origin"], "labelled").to_numpy()
             actions += rows["action"].chunks
+            if job.train.validation_fraction:
+                clips += rows["clip_path"].to_pylist()
         self._actions = pa.chunked_array(actions, pa.string())
         self._codes = CodesFolder(codes_folder(job.transitions), tuple(files))
         positions = np.arange(table.num_rows, dtype=np.int32)  # half of np.flatnonzero's memory
-        self._labelled_rows = positions[self._is_labelled]
+        labelled = positions[self._is_labelled]
+        self._left_out = _of_clips(labelled, clips, job.train.validation_fraction)
+        self._labelled_rows = labelled[~np.isin(labelled, self._left_out)]
         self._accepted_rows = positions[~self._is_labelled]
 
     def rows_of(self, step: int) -> np.ndarray:
@@ -136,3 +143,32 @@ class Batches:
             else self._tokens.fdp_rows(batch.source_codes, said, batch.target_codes, wordings)
         )
         return rows, self._objective.weights(batch, rows, task, self._job.train)
+
+    def left_out(self) -> Iterator[tuple[Task, Rows]]:
+        """Token rows of the labelled pairs that no batch has, a few at a time, by their task."""
+        size = self._job.train.batch_size
+        tasks: tuple[Task, ...] = get_args(Task) if self._job.task == "joint" else (self._job.task,)
+        for start in range(0, len(self._left_out), size):
+            chosen = self._left_out[start : start + size]
+            actions = [self._actions[row].as_py() for row in chosen.tolist()]
+            batch = Batch(self._codes, self._rows[chosen], actions, self._is_labelled[chosen])
+            source, target, first = batch.source_codes, batch.target_codes, [0] * len(actions)
+            for task in tasks:
+                yield (
+                    task,
+                    self._tokens.idm_rows(source, target, actions, first)
+                    if task == "idm"
+                    else self._tokens.fdp_rows(source, actions, target, first),
+                )
+
+
+def _of_clips(rows: NDArray[np.int32], clips: Sequence[str], fraction: float) -> NDArray[np.int32]:
+    """The rows of a share of the clips, whose choice depends on their names alone."""
+    if not fraction:
+        return rows[:0]
+    names = {clips[row] for row in rows}
+    if len(names) < 2:
+        raise UserError("train.validation_fraction needs labelled pairs of two clips or more")
+    order = sorted(names, key=lambda name: stable_hash("validation", name))
+    chosen = set(order[: min(len(order) - 1, max(1, round(fraction * len(order))))])
+    return rows[[clips[row] in chosen for row in rows]]

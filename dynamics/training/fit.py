@@ -30,6 +30,7 @@ from dynamics.training.loss import RowLoss
 from dynamics.training.meter import Meter
 from dynamics.training.objectives import objective
 from dynamics.training.trainable import stack_of, trainable_model, trainable_parameters
+from dynamics.training.validation import Validation
 
 REPORT_EVERY = 25
 
@@ -60,6 +61,11 @@ def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
     """Linear warm-up, then cosine to zero; ``step`` counts from 0."""
     warm = min(1.0, (step + 1) / (train.warmup_steps + 1))
     return train.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def _autocast(job: FitJob, device: torch.device) -> AbstractContextManager[None]:
@@ -113,28 +119,33 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
         engine = context.make_engine(loss, optimizer)
         if saved:
             engine.resume(network, saved)
-    batches = Batches(job, model, learns)
+        batches = Batches(job, model, learns)
+        validation = Validation(job, network, batches, saved)
     meter = Meter(model.device)
     for step in range(start, job.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(job.train, step, job.steps)
+        _set_rate(optimizer, learning_rate(job.train, step, job.steps))
         torch.manual_seed(derive_seed(job.seed, "dropout", step, context.rank))
         own = _step(engine, job, batches, step, context, meter)
         total, leaving = context.sums([own, context.rank == 0 and context.is_leaving()])
         recent = [*recent[-(REPORT_EVERY - 1) :], total / context.world_size]
         finished = step + 1
+        validation.look(finished, loss)
         due = finished % job.train.checkpoint_every == 0 or leaving
         if checkpoint := bool(due and finished < job.steps):
-            progress = {"step": finished, "recent": recent}
-            checkpoints.save(engine.parts(network), finished, progress)
+            progress = {"step": finished, "recent": recent, **validation.progress()}
+            checkpoints.save(engine.parts(network) | validation.parts(), finished, progress)
         if checkpoint or finished % REPORT_EVERY == 0 or finished == job.steps or meter.is_due:
             metrics = {
                 "loss": sum(recent) / len(recent),
                 "steps": float(job.steps),
                 "learning_rate": learning_rate(job.train, step, job.steps),
                 **meter.figures(),
+                **validation.figures(),
             }
             context.report(finished, metrics, job.checkpoint_dir if checkpoint else None)
+        if context.of_first(validation.is_over):
+            break
+    job = validation.take_best(job)
     weights = engine.whole_weights(network)
     if context.rank == 0:
         publish(job, network, weights, sum(recent) / len(recent))

@@ -6,6 +6,8 @@ function reads manifests only; pixels are read when a pair is used (`dynamics.da
 
 from collections.abc import Callable
 
+from dynamics.core.config import LabelledConfig
+from dynamics.core.places import Place
 from dynamics.data.labelled.aurora import list_aurora
 from dynamics.data.labelled.epic import list_epic
 from dynamics.data.labelled.lerobot import list_lerobot
@@ -20,3 +22,14 @@ DATASETS: dict[str, Callable[..., Labelled]] = {
     "parquet": list_parquet,
     "lerobot": list_lerobot,
 }
+
+
+def listed(cfg: LabelledConfig, path: Place) -> Labelled:
+    """The listing of the config's data set at a path.
+
+    Raises:
+        UserError: nothing there can be used.
+    """
+    assert cfg.dataset is not None
+    chosen = {} if cfg.camera is None else {"camera": cfg.camera}
+    return DATASETS[cfg.dataset](path, **chosen)

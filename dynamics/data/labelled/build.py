@@ -1,6 +1,7 @@
 """The labelled set and the held-out set of a run, from a real data set."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -9,7 +10,7 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.core.records import PICTURE_SCHEMA, TRANSITION_SCHEMA, DatasetRef
-from dynamics.data.labelled import DATASETS
+from dynamics.data.labelled import listed
 from dynamics.data.labelled.listing import Labelled, LabelledPair
 from dynamics.data.labelled.read import LabelledRows, PairReader, read_pairs, shown_pictures
 from dynamics.data.labelled.split import capped, drawn, split
@@ -74,16 +75,18 @@ def build_labelled(
     read = partial(
         read_pairs,
         fits=fits,
-        read=reader,
         encoding=encoding,
         part_pairs=cfg.ingest.part_clips,
         run=run,
         progress=progress,
     )
-    held_out = read(heldout_pairs, wanted.num_heldout, units=units["heldout"], what="heldout")
+    held_out = read(
+        heldout_pairs, wanted.num_heldout, read=reader, units=units["heldout"], what="heldout"
+    )
     labelled = read(
         labelled_pairs,
         wanted.num_pairs,
+        read=replace(reader, mirror=wanted.mirror),
         units=units["labelled"],
         what="labelled",
         heldout_digests=held_out.digests,
@@ -139,8 +142,7 @@ def _listings(cfg: LoopConfig, progress: Progress) -> tuple[Labelled, Labelled |
         if not path.exists():
             raise UserError(f"{labelled.dataset} data set {path} does not exist; see labelled.path")
         progress(0, 0, f"list {labelled.dataset}")
-        chosen = {} if labelled.camera is None else {"camera": labelled.camera}
-        listings.append(DATASETS[labelled.dataset](path, **chosen))
+        listings.append(listed(labelled, path))
         progress(0, 0, listings[-1].summary())
     return listings[0], listings[1]
 

@@ -5,7 +5,7 @@ READ takes the bytes here and decodes them in limited processes; `dynamics.data.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import PICTURE_SCHEMA, TRANSITION_SCHEMA, pair_id, stable_hash
 from dynamics.data.labelled.listing import LabelledPair, Segment, Stills
+from dynamics.data.labelled.mirror import mirrored
 from dynamics.data.labelled.paths import Refused
 from dynamics.data.units import (
     Encoding,
@@ -58,6 +59,8 @@ class PairReader:
     memory_mb: int
     timeout_s: float
     cpu_per_s: float = 5.0
+    mirror: Mapping[str, str] | None = None
+    """Words that change places in the mirrored pair that each pair gets beside it; None = none."""
 
     def __call__(self, unit: Unit[LabelledPair]) -> pa.Table:
         """The pairs of a unit, as `read_schema` has them."""
@@ -77,7 +80,7 @@ class PairReader:
             return _rejected(ends.reason)
         if np.array_equal(*ends.frames):
             return _rejected("no_change")
-        row = {
+        row: dict[str, Any] = {
             # A pair with several sentences has a row for each.
             "pair_id": stable_hash(pair_id(digest, *ends.indices), pair.action),
             "clip_sha256": digest,
@@ -93,8 +96,13 @@ class PairReader:
             "source": 0,
             "target": 1,
         }
-        verdict = json.dumps({"pair": row["pair_id"], "digests": sorted(digests), "rows": 1})
-        return {"verdict": verdict, "frames": ends.frames.tobytes(), "pairs": [row]}
+        rows, frames = [row], ends.frames
+        if self.mirror is not None:
+            twin = {"pair_id": stable_hash(row["pair_id"], "mirrored"), "source": 2, "target": 3}
+            rows.append(row | twin | {"action": mirrored(pair.action, self.mirror)})
+            frames = np.concatenate([frames, frames[:, :, ::-1]])
+        found = {"pair": row["pair_id"], "digests": sorted(digests), "rows": len(rows)}
+        return {"verdict": json.dumps(found), "frames": frames.tobytes(), "pairs": rows}
 
     def _ends(self, frames: Stills | Segment, worker: DecodeWorker) -> Ends | Rejected:
         if isinstance(frames, Segment):
@@ -206,15 +214,15 @@ class _Usable:
             verdicts += found
         starts = np.cumsum([0, *(verdict["rows"] for verdict in verdicts)])
         place = {index: number for number, index in enumerate(order)}
-        kept = []
+        kept: list[int] = []
         for index, pair in enumerate(tried):
             verdict = verdicts[place[index]]
             if reason := self._unusable(verdict):
                 self.rejects.append((pair.name, reason))
             else:
-                kept.append(starts[place[index]])
+                kept += range(starts[place[index]], starts[place[index] + 1])
+                self.count += 1
         self._tables.append(pa.concat_tables(tables).take(pa.array(kept, pa.int64())))
-        self.count += len(kept)
 
     def _unusable(self, verdict: dict[str, Any]) -> str:
         """The reject reason of a pair; "" for a usable one, which is remembered."""
@@ -246,7 +254,8 @@ def _described(read: PairReader, pair: LabelledPair) -> Sequence[str | int]:
     else:
         pictures = (frames.source, frames.target)
         files = [text for one in pictures for text in (one.name, _version(one.path))]
-    return (pair.name, pair.action, pair.clip_class, *files, read.frame_px, str(read.bars))
+    twins = [] if read.mirror is None else [repr(sorted(read.mirror.items()))]
+    return (pair.name, pair.action, pair.clip_class, *files, read.frame_px, str(read.bars), *twins)
 
 
 def _version(path: Place) -> str:

@@ -139,7 +139,7 @@ def overconfidence(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult 
         value <= limits.max_calibration_error,
         f"the IDM is {100 * sure_B.mean():.0f} % sure of its sentences for held-out pairs, and "
         f"{100 * np.mean(correct):.0f} % are correct",
-        "more labelled pairs (dynamics check says how many)",
+        "more labelled pairs (dynamics check says how many) and train.validation_fraction",
     )
 
 

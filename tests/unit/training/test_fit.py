@@ -21,6 +21,7 @@ from dynamics.storage import pairs
 from dynamics.storage.files import checkpoint_digest
 from dynamics.storage.pairs import write_pairs
 from dynamics.storage.tables import codes_matrix, read_table
+from dynamics.training import validation
 from dynamics.training.backend import PlainEngine
 from dynamics.training.batches import Batch, Batches, FitJob
 from dynamics.training.fit import WorkerContext, _micro_batches, fit_adapter, learning_rate
@@ -90,6 +91,57 @@ def test_a_killed_fit_resumes_to_the_same_bytes(job: FitJob, tmp_path: Path, tas
     assert checkpoint_digest(resumed.adapter) == checkpoint_digest(calm.adapter)
     assert resumed.loss == calm.loss
     assert not killed.checkpoint_dir.exists()
+
+
+def few(job: FitJob, folder: Path) -> FitJob:
+    """Pairs of six clips whose sentences say nothing: all that can be learnt is by heart."""
+    rng = np.random.default_rng(1)
+    table = read_table(job.transitions, TRANSITION_SCHEMA).slice(0, 12)
+    clips = pa.array([f"{number // 2}.mp4" for number in range(12)])
+    said = pa.array(rng.choice(["push the red ring left", "remove the blue square"], 12).tolist())
+    for name, values in (("clip_path", clips), ("action", said)):
+        place = table.column_names.index(name)
+        table = table.set_column(place, table.schema.field(name), values)
+    train = TRAIN.model_copy(
+        update={"validation_fraction": 0.3, "learning_rate": 0.01, "checkpoint_every": 15}
+    )
+    rows = write_pairs(folder / "few.parts", table, TRANSITION_SCHEMA, folder / "codes")
+    return replace(job, task="idm", transitions=rows.path, steps=400, train=train)
+
+
+def test_a_fit_on_few_labels_ends_where_left_out_clips_get_worse_and_resumes_to_it(
+    job: FitJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "LOOK_EVERY", 5)
+    monkeypatch.setattr(validation, "PATIENCE", 3)
+    one = few(job, tmp_path)
+    seen: list[tuple[int, float]] = []
+
+    def note(step: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        seen.append((step, metrics.get("validation_loss", 9.9)))
+
+    calm = fit_adapter(replace(one, out=tmp_path / "calm"), WorkerContext(report=note))
+    assert calm.steps % 5 == 0
+    assert calm.steps <= seen[-1][0] < 400
+    losses = [loss for _, loss in seen]
+    assert losses == sorted(losses, reverse=True)
+
+    def die(step: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            raise KilledError
+
+    killed = replace(one, out=tmp_path / "killed")
+    with pytest.raises(KilledError):
+        fit_adapter(killed, WorkerContext(report=die))
+    assert checkpoint_digest(fit_adapter(killed).adapter) == checkpoint_digest(calm.adapter)
+
+
+def test_clips_that_validate_are_in_no_batch(job: FitJob, tmp_path: Path) -> None:
+    one = few(job, tmp_path)
+    batches = Batches(one, trainable_model(one), objective("nll"))
+    left = sum(len(rows.ids) for _, rows in batches.left_out())
+    used = {row for step in range(50) for row in batches.rows_of(step).tolist()}
+    assert (left, len(used)) == (4, 8)
 
 
 def test_a_finished_fit_is_not_repeated(job: FitJob) -> None:

@@ -209,3 +209,26 @@ def test_nothing_usable_and_nothing_there_are_one_line(images, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="nowhere does not exist"):
         build(config(tmp_path / "nowhere"), tmp_path / "out", images)
+
+
+def test_labelled_pairs_are_taught_mirrored_with_their_words_and_held_out_ones_are_not(
+    images, tmp_path
+):
+    rows = []
+    for name in "abcdef":
+        (tmp_path / f"{name}.png").write_bytes(picture(ord(name)))
+    for before, after in ("ab", "cd", "ef"):
+        said = "Left of it, not leftwards"
+        rows.append({"input": f"{before}.png", "output": f"{after}.png", "instruction": said})
+    (tmp_path / "rows.json").write_text(json.dumps(rows[:2]))
+    (tmp_path / "heldout.json").write_text(json.dumps(rows[2:]))
+    paths = {"heldout_path": tmp_path / "heldout.json"}
+    plain, _, _ = build(config(tmp_path / "rows.json", **paths), tmp_path / "plain", images)
+    cfg = config(tmp_path / "rows.json", mirror={"left": "right"}, **paths)
+    tables, _, _ = build(cfg, tmp_path / "twice", images)
+    said = tables["labelled"]["action"].to_pylist()
+    assert said == ["Left of it, not leftwards", "Right of it, not leftwards"] * 2
+    assert tables["labelled"].take([0, 2]).equals(plain["labelled"])
+    assert tables["heldout"].equals(plain["heldout"])
+    assert tables["labelled"]["source_codes"][0] != tables["labelled"]["source_codes"][1]
+    assert len(set(tables["labelled"]["pair_id"].to_pylist())) == 4
