@@ -143,7 +143,7 @@ def fit_adapter(job: FitJob, context: WorkerContext | None = None) -> FitResult:
                 **validation.figures(),
             }
             context.report(finished, metrics, job.checkpoint_dir if checkpoint else None)
-        if context.of_first(validation.is_over):
+        if validation.is_over(context.of_first):
             break
     job = validation.take_best(job)
     weights = engine.whole_weights(network)

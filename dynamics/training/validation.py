@@ -3,6 +3,7 @@
 The share is of the labelled set, never of the held-out one, and the same clips in every round.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -44,10 +45,9 @@ class Validation:
             self._found = saved.progress["validation"]
             self._best = {name: saved.read(f"best/{name}") for name in saved.below("best/")}
 
-    @property
-    def is_over(self) -> bool:
-        """True when the loss has not fallen for long."""
-        return int(self._found["stale"]) >= PATIENCE
+    def is_over(self, agree: Callable[[int], int]) -> bool:
+        """True when the loss has not fallen for long; all workers call it, and worker 0 decides."""
+        return self._is_on and bool(agree(self._found["stale"] >= PATIENCE))
 
     def look(self, step: int, loss: RowLoss) -> None:
         """Where a look is due, measure the loss, and keep the weights of the lowest one so far."""
