@@ -22,7 +22,9 @@ _NAME = re.compile(r"[\w-]{1,40}")
 
 
 def annotate(
-    folder: Annotated[Any, typer.Argument(help="Folder of videos.", parser=as_place)],
+    folder: Annotated[
+        Any, typer.Argument(help="Folder of videos.", metavar="CLIPS", parser=as_place)
+    ],
     out: Annotated[
         Path,
         typer.Option(
@@ -34,6 +36,7 @@ def annotate(
         Any,
         typer.Option(
             help="Run folder whose IDM offers sentences; what it is least sure of comes first.",
+            metavar="RUN",
             parser=as_place,
         ),
     ] = None,
@@ -64,14 +67,15 @@ def annotate(
         typer.Option("--open/--no-open", help="Open the page; default: in a terminal only."),
     ] = None,
 ) -> None:
-    """Name some actions in the browser, by keyboard: a labelled set for labelled.dataset=parquet.
+    """Name some actions in the browser, by keyboard: a labelled set for a run.
 
-    The page plays the clip around a pair of frames and takes a sentence; one that was used before
-    costs a key. Varied pairs come first, or with --run those that its IDM is least sure of. Every
-    answer is on the disk at once: end with Ctrl-C at any time, the same command goes on. Several
-    people may annotate into one file, each with a --name of their own.
+    The page plays the clip around a pair of frames and takes a sentence; one
+    that was used before costs a key. Varied pairs come first, or with --run
+    those that its IDM is least sure of. Every answer is on the disk at once:
+    end with Ctrl-C at any time, the same command goes on. Several people may
+    annotate into one file, each with a --name of their own.
 
-    The first labels of new videos: dynamics annotate CLIPS --out labels.parquet
+    The first labels: dynamics annotate CLIPS --out labels.parquet
     """
     from dynamics.annotate.server import check_port, serve
     from dynamics.annotate.session import open_session
@@ -109,8 +113,9 @@ def _summary(session: "Session", folder: Place, out: Path) -> Iterator[str]:
     own, others = session.agreement()
     for said, whom in ((own, "you agree with yourself"), (others, "annotators agree")):
         if said.asked:
-            alpha = "" if said.alpha is None else f" (alpha {said.alpha:.2f})"
-            yield f"{whom} in {said.same} of {said.asked} pairs that were asked twice{alpha}"
+            yield f"{whom} in {said.same} of {said.asked} pairs that were asked twice"
+    if others.alpha is not None:
+        yield f"Krippendorff's alpha {others.alpha:.2f}: 1 is full agreement, 0 that of chance"
     if not session.num_labels:
         yield f"no label yet; go on with: dynamics annotate {folder} --out {out}"
         return

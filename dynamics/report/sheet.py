@@ -63,13 +63,13 @@ WORDS = {
     "damaged": "damaged",
 }
 _MEANINGS = {
-    "near_copy": "too little changes; --min-change sets how much must",
-    "shot_cut": "the camera's picture changes as a whole; --max-cut sets how much may",
-    "damaged": "frames between the two cannot be decoded",
+    "near_copy": "Too little changes; --min-change sets how much must",
+    "shot_cut": "The camera's picture changes as a whole; --max-cut sets how much may",
+    "damaged": "Frames between the two cannot be decoded",
 }
 _CLIP_ADVICE = {
-    "too_short": "no two frames are far enough apart; --spacing sets how far they must be",
-    "duplicate_clip": "the same bytes as another clip",
+    "too_short": "No two frames are far enough apart; --spacing sets how far they must be",
+    "duplicate_clip": "One of them is enough",
 }
 
 

@@ -1,17 +1,21 @@
 """Which pair comes next."""
 
+import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dynamics.annotate.candidates import Candidates, Offer
+from dynamics.annotate.namer import RunNamer
 from dynamics.core.records import pair_id
 from dynamics.data.video.decode import ClipFrames
 from dynamics.data.video.keyframes import Pair
 from dynamics.data.video.sandbox import ReadClip, Rejected
 from dynamics.data.video.sources import Clip
+from dynamics.storage.run_folder import RunFolder
 
 GREY, BLUE, RED = (128, 128, 128), (40, 40, 200), (200, 40, 40)
 
@@ -86,6 +90,17 @@ def test_what_the_idm_is_least_sure_of_comes_first():
     candidates = all_read(shades, namer=Namer())
     assert candidates.take().offer == Offer("push", pytest.approx(90 / 255))
     assert [name for name, _ in taken(candidates)][:2] == ["half", "sure"]
+
+
+def test_a_runs_idm_offers_sentences(tmp_path):
+    stored = Path(__file__).parents[2] / "data" / "run-2" / "run"
+    namer = RunNamer(RunFolder(shutil.copytree(stored, tmp_path / "run")))
+    side = namer.images.frame_px
+    frames = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    offers = namer.name(frames, np.array([[0, 1], [1, 2]]))
+    assert namer.round == 1
+    assert len(offers) == 2
+    assert all(0 <= offer.confidence <= 1 for offer in offers)
 
 
 def test_answered_pairs_do_not_come_back_and_their_clips_come_last():

@@ -48,6 +48,7 @@ def test_answers_become_a_labelled_set_and_the_next_session_goes_on(opened, tmp_
             session.answer(turn, pair, "action", "push it left")
 
 
+@pytest.mark.slow
 def test_pairs_come_back_to_measure_agreement(opened, tmp_path):
     out = tmp_path / "labels.parquet"
     with opened(out, "ana", repeat_every=4) as session:
@@ -63,20 +64,19 @@ def test_pairs_come_back_to_measure_agreement(opened, tmp_path):
     assert session.num_labels == 19 + 6
 
 
-def test_the_page_gets_film_and_frames_of_a_pair(opened, tmp_path):
-    with opened(tmp_path / "labels.parquet") as session, client(session) as http:
-        pair = next(asked(session))
-        about = http.get(f"/v1/pairs/{pair}").json()
-        sprite = http.get(f"/v1/pairs/{pair}/film.jpg")
-        assert sprite.headers["content-type"] == "image/jpeg"
-        size = Image.open(io.BytesIO(sprite.content)).size
-        assert size[0] == about["columns"] * about["width"] == 4 * 64
-        assert len(about["times_s"]) > about["ends"][1] > about["ends"][0] >= 0
-        for name in ("source.png", "target.png"):
-            png = http.get(f"/v1/pairs/{pair}/{name}").content
-            assert Image.open(io.BytesIO(png)).size == (64, 48)
-        assert http.get(f"/v1/pairs/{'0' * 32}/source.png").status_code == 404
-        assert http.get(f"/v1/pairs/{pair}/../../etc").status_code == 404
+def test_the_page_gets_film_and_frames_of_a_pair(open_app):
+    _, http, pair = open_app
+    about = http.get(f"/v1/pairs/{pair}").json()
+    sprite = http.get(f"/v1/pairs/{pair}/film.jpg")
+    assert sprite.headers["content-type"] == "image/jpeg"
+    size = Image.open(io.BytesIO(sprite.content)).size
+    assert size[0] == about["columns"] * about["width"] == 4 * 64
+    assert len(about["times_s"]) > about["ends"][1] > about["ends"][0] >= 0
+    for name in ("source.png", "target.png"):
+        png = http.get(f"/v1/pairs/{pair}/{name}").content
+        assert Image.open(io.BytesIO(png)).size == (64, 48)
+    assert http.get(f"/v1/pairs/{'0' * 32}/source.png").status_code == 404
+    assert http.get(f"/v1/pairs/{pair}/../../etc").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,10 @@ def open_app(clips, tmp_path_factory):
         yield session, http, next(asked(session))
 
 
-def test_a_request_that_is_repeated_changes_nothing(opened, tmp_path):
-    with opened(tmp_path / "labels.parquet") as session, client(session) as http:
-        body = {"turn": 0, "pair": next(asked(session)), "kind": "unsure"}
-        first, second = (http.post("/v1/answers", json=body) for _ in range(2))
-        assert first.status_code == second.status_code == 200
-        assert first.json()["turn"] == second.json()["turn"] == 1
+def test_a_request_that_is_repeated_changes_nothing(open_app):
+    session, http, pair = open_app
+    body = {"turn": 0, "pair": pair, "kind": "unsure"}
+    first, second = (http.post("/v1/answers", json=body) for _ in range(2))
+    assert first.status_code == second.status_code == 200
+    assert first.json()["turn"] == second.json()["turn"] == 1
+    session.undo(1)

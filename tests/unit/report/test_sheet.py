@@ -94,6 +94,7 @@ def test_the_sheet_asks_for_nothing_and_runs_nothing(made):
     assert set(re.findall(r'src="([^,]*),', page)) == {"data:image/webp;base64"}
 
 
+@pytest.mark.slow
 def test_a_large_folder_without_any_pair_is_sampled_and_paged(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(sheet, "MOST_CLIPS", 4)
     monkeypatch.setattr(sheet, "_PAGE_CLIPS", 3)
