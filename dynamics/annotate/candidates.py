@@ -83,6 +83,8 @@ class Candidates:
         self._waiting: dict[str, Candidate] = {}
         self._near: dict[str, float] = {}
         """Distance of each waiting pair from the nearest one that was asked about."""
+        self._shown: list[np.ndarray] = []
+        """Features of the pairs that were asked about, as far as their clips were read."""
         self._changed = threading.Condition()
         self._stopped = False
         self.num_read = self.num_bad = 0
@@ -123,14 +125,18 @@ class Candidates:
             chosen = min(self._waiting.values(), key=self._rank)
             del self._waiting[chosen.shot.pair_id], self._near[chosen.shot.pair_id]
             self._asked[chosen.shot.clip_path] += 1
-            for pair, other in self._waiting.items():
-                self._near[pair] = min(self._near[pair], _distance(chosen, other))
+            self._seen(chosen)
             self._changed.notify_all()
             return chosen
 
     def _rank(self, one: Candidate) -> tuple[float, float, str]:
         sure = one.offer.confidence if one.offer else -self._near[one.shot.pair_id]
         return self._asked[one.shot.clip_path], sure, one.shot.pair_id
+
+    def _seen(self, one: Candidate) -> None:
+        self._shown.append(one.features)
+        for pair, other in self._waiting.items():
+            self._near[pair] = min(self._near[pair], _distance(one.features, other.features))
 
     def _run(self) -> None:
         try:
@@ -149,10 +155,12 @@ class Candidates:
     def _add(self, found: Sequence[Candidate]) -> None:
         with self._changed:
             for one in found:
-                # Far from everything, until there is something to compare it with.
-                if one.shot.pair_id not in self._answered:
+                if one.shot.pair_id in self._answered:
+                    self._seen(one)
+                else:
                     self._waiting[one.shot.pair_id] = one
-                    self._near[one.shot.pair_id] = float(np.linalg.norm(one.features))
+                    near = (_distance(one.features, other) for other in self._shown)
+                    self._near[one.shot.pair_id] = min(near, default=float("inf"))
             self.num_read += 1
             self.num_bad += not found
             self._changed.wait_for(lambda: self._stopped or len(self._waiting) < MOST_WAITING)
@@ -191,5 +199,5 @@ def _small(frame_HW3: np.ndarray) -> np.ndarray:
     return np.asarray(cells.ravel() / 255)
 
 
-def _distance(one: Candidate, other: Candidate) -> float:
-    return float(np.linalg.norm(one.features - other.features))
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(one - other))

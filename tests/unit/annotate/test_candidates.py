@@ -74,7 +74,13 @@ def test_varied_pairs_come_first_and_every_clip_before_any_clip_twice():
     order = taken(all_read({**alike, "red": (RED, BLUE)}))
     assert len(order) == 12
     assert {name for name, _ in order[:6]} == {*alike, "red"}
-    assert "red" in [name for name, _ in order[:2]]
+    assert "red" in [name for name, _ in order[:3]]
+
+
+def test_what_is_like_an_answered_pair_comes_after_what_is_not():
+    colours = {"red": (RED, GREY), "blue": (BLUE, GREY), "other": (RED, GREY)}
+    answered = [SimpleNamespace(pair_id=pair_id("red", 0, 20), clip_path="red")]
+    assert taken(all_read(colours, answered))[:2] == [("other", 20), ("blue", 0)]
 
 
 def test_what_the_idm_is_least_sure_of_comes_first():
