@@ -172,7 +172,7 @@ def _run(parsed: argparse.Namespace) -> int:
                 if reports[-1].promoted:
                     view.line(f"all {cfg.rounds} rounds are done; nothing to do")
         last = folder.reports(cfg.rounds)[-1]
-        _summary(cfg, folder, view)
+        _summary(cfg, folder, view, mlflow.address)
         for result in last.blocked_by:
             _LOG.error("blocked: round %d: %s", last.round_id, result.message)
         if parsed.serve:
@@ -340,7 +340,7 @@ def _run_loop(cfg: LoopConfig, folder: RunFolder, stages: "Stages") -> None:
     write_json(folder.done, {"rounds": reports[-1].round_id})
 
 
-def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
+def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView, address: str) -> None:
     """Print the table of rounds and the paths of the results."""
     from dynamics.report.table import round_table
 
@@ -353,7 +353,7 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView) -> None:
     view.line(f"report:    {folder.page}  (open it in a browser)")
     view.line(f"MLflow:    {server_uri(cfg) or mlflow}")
     if not server_uri(cfg):
-        view.line("           then http://127.0.0.1:5000")
+        view.line(f"           then http://127.0.0.1:5000{address}")
     promoted = [report.round_id for report in reports if report.promoted]
     if promoted:
         command = runtime.command("dynamics", "serve", str(folder.root))

@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from typing import Any
 
+from PIL import Image
+
 from dynamics.core.errors import UserError
 from dynamics.storage.files import local_copy
 from dynamics.storage.run_folder import RunFolder, flatten
+from dynamics.storage.tables import dataset_ref
 from ray_jobs.outbox import Entry, Point
 
 _MAX_PARAMS_A_CALL = 100
 _MAX_VALUE = 500
+_MAX_DIGEST = 36
 _CLIENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -149,10 +153,42 @@ class MlflowRuns:
         for path in (self._folder.timings_path(step), self._folder.grid(step)):
             if path.exists():
                 client.log_artifact(run, str(local_copy(path)))
+        self._pictures(parent, step)
+        self._datasets(run, step)
         self._promotion(run, entry)
         self._page()
         client.set_terminated(run, end_time=entry["time"])
         self._running.discard(step)
+
+    def _pictures(self, parent: str, step: int) -> None:
+        """The round's sample frames as the parent's picture of that step."""
+        path = self._folder.grid(step)
+        if path.exists():
+            with Image.open(local_copy(path)) as grid:
+                self._client.log_image(parent, grid, key="samples", step=step)
+
+    def _datasets(self, run: str, step: int) -> None:
+        """The tables that the round read, with their digests, as inputs of its run."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        tables = {
+            "training": self._folder.training_set(step),
+            "pool": self._folder.pool,
+            "heldout": self._folder.heldout,
+        }
+        inputs = []
+        for context, table in tables.items():
+            if table.exists():
+                digest = dataset_ref(table).digest[:_MAX_DIGEST]
+                source = json.dumps({"uri": str(table)})
+                known = Dataset(context, digest, "local", source)
+                inputs.append(DatasetInput(known, [InputTag("mlflow.data.context", context)]))
+        self._client.log_inputs(run, inputs)
+
+    @property
+    def address(self) -> str:
+        """The parent's page, as MLflow's server has it behind its own address."""
+        return f"/#/experiments/{self._experiment}/runs/{self._runs[None]}"
 
     def _promotion(self, run: str, entry: Entry) -> None:
         """Write the parts that a later command may change: the verdict and its report."""

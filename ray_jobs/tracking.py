@@ -139,6 +139,11 @@ class MlflowTracker:
                 self._sent += len(batch)
                 write_json(self._cursor, {"sent": self._sent, "uri": self._server})
 
+    @property
+    def address(self) -> str:
+        """The run's page behind the server's address; empty while nothing is connected."""
+        return self._runs.address if self._runs is not None and self._runs.has_parent else ""
+
     def _begin(self) -> None:
         """Name the run, and start the thread that writes; once."""
         if self._thread is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 from dynamics.core.config import LoopConfig, TrackConfig
 from dynamics.core.records import Estimate, GuardResult, RoundReport
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from dynamics.storage.tables import write_table
 from ray_jobs.outbox import Outbox
 from ray_jobs.tracking import MlflowTracker, server_uri
+from tests.unit.report.stored import HELDOUT
 
 if TYPE_CHECKING:  # slow to import
     from mlflow import MlflowClient
@@ -64,6 +68,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = claimed(tmp_path_factory.mktemp("run"))
     warnings: list[str] = []
     reports = [finished_round(folder, round_id) for round_id in range(3)]
+    write_table(folder.data / "heldout.parquet", HELDOUT, HELDOUT.schema)
+    Image.new("RGB", (8, 8)).save(folder.grid(0))
     first = MlflowTracker(CFG, folder, warnings.append)
     first.log_round(reports[0])
     first.log_round(reports[1])
@@ -127,12 +133,21 @@ def test_the_parent_has_one_point_a_round(client: MlflowClient) -> None:
     assert [(point.step, point.value) for point in curve] == [(0, 0.5), (1, 0.6), (2, 0.7)]
 
 
+def test_a_round_names_the_tables_that_it_read_and_shows_its_frames(client: MlflowClient) -> None:
+    (parent,) = runs_of_kind(client, "bootstrap")
+    first = next(run for run in runs_of_kind(client, "round") if run.data.tags["round"] == "0")
+    (held,) = (one.dataset for one in first.inputs.dataset_inputs)
+    assert (held.name, len(held.digest)) == ("heldout", 36)
+    pictures = client.list_artifacts(parent.info.run_id, "images")
+    assert {re.findall(r"samples.step.(\d+)", one.path)[0] for one in pictures} == {"0"}
+
+
 def test_losses_config_and_files_are_there(client: MlflowClient, tracked: RunFolder) -> None:
     (parent,) = runs_of_kind(client, "bootstrap")
     assert parent.data.params["train.learning_rate"] == "0.004"
     assert parent.data.tags["config_digest"] == CFG.digest()
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert names == {"config.json", "report.html"}
+    assert names == {"config.json", "images", "report.html"}
     run = runs_of_kind(client, "round")[0].info.run_id
     losses = client.get_metric_history(run, "train/idm_loss_curve")
     assert [(point.step, point.value) for point in losses] == [(25, 2.0), (50, 1.0)]
