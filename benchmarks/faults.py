@@ -154,14 +154,15 @@ class Campaign:
         cases += [("cut", rng.choice(files)) for _ in range(self.counts["cuts"])]
         cases += [("delete", name) for name in files[:: self.counts["every"]]]
         for number, (kind, name) in enumerate(cases):
-            here = shutil.copytree(self.calm, self.folder / f"damage-{number}")
+            # Under the same name, which the page shows.
+            here = shutil.copytree(self.calm, self.folder / f"damage-{number}" / self.calm.name)
             _damage(here / name, kind, rng)
             status = self._forked(lambda case=(here, name, str(number)): self._use(*case))
             if status:
                 found.note(False, f"{kind} {name}: a traceback")
             else:
                 found.note(*self._judged(kind, name, str(number)))
-            shutil.rmtree(here)
+            shutil.rmtree(here.parent)
         return found
 
     def overload(self) -> Found:
