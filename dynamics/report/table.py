@@ -80,14 +80,19 @@ def round_line(report: RoundReport, before: RoundReport | None, seconds: float) 
     """
     sizes = best_of_sizes(report.metrics)
     named = {"FDP": "eval/fdp_success", "IDM": "eval/idm_accuracy"}
+    if "eval/fdp_success" not in report.metrics:  # no oracle
+        named = {"IDM exact": "eval/idm_exact", "changed codes": "eval/code_accuracy_changed"}
     if sizes:
         named[f"best of {sizes[-1]}"] = f"eval/best_of_{sizes[-1]}"
-    rates = [f"{name} {100 * report.metrics[key].value:.1f}" for name, key in named.items()]
-    rates[0] += " %"
+    found = {name: key for name, key in named.items() if key in report.metrics}
+    rates = [f"{name} {100 * report.metrics[key].value:.1f}" for name, key in found.items()]
+    first = next(iter(found.values()), "")
+    if rates:
+        rates[0] += " %"
     if before is not None:
-        fdp = named["FDP"]
-        gain = 100 * (report.metrics[fdp].value - before.metrics[fdp].value)
-        rates[0] += f" ({gain:+.1f})"
+        if first in before.metrics:
+            gain = 100 * (report.metrics[first].value - before.metrics[first].value)
+            rates[0] += f" ({gain:+.1f})"
         rates.append(f"{report.num_accepted:,} of {report.num_labelled:,} labels kept")
     blocked = ", ".join(result.name for result in report.blocked_by)
     verdict = f"; blocked by {blocked}" if blocked else ""

@@ -87,3 +87,7 @@ def test_a_run_without_an_oracle_shows_what_needs_none_in_80_columns() -> None:
     assert "FDP" not in printed
     said = lead([found])[0].replace("\N{NO-BREAK SPACE}", " ")
     assert said.startswith("After round 0 the IDM writes the right sentence for 7.8 %")
+    assert round_line(found, None, 61) == "round 0: IDM exact 7.8 %, changed codes 25.0, 1 min 1 s"
+    assert round_line(replace(found, round_id=1, metrics={}), found, 61) == (
+        "round 1: 0 of 0 labels kept, 1 min 1 s"
+    )
