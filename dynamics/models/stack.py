@@ -198,7 +198,9 @@ class Product:
         found = linear(x, self._weight)
         pairs = zip(self._factors[::2], self._factors[1::2], strict=True)
         for (rows, scale), (down, up) in zip(self._places, pairs, strict=True):
-            found[..., rows].add_(linear(linear(x, down), up), alpha=scale)
+            # peft keeps adapters in float32 also where the base is in bfloat16.
+            added = linear(linear(x.to(down.dtype), down), up)
+            found[..., rows].add_(added.to(found.dtype), alpha=scale)
         return found
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 
-from dynamics.core.config import ModelConfig
+from dynamics.core.config import LoraConfig, ModelConfig
 from dynamics.core.errors import UserError
 from dynamics.core.registry import imported
 from dynamics.inference.decode import DynamicCacheDecoder
@@ -23,6 +24,7 @@ from dynamics.inference.shared_prefix import SharedPrefixDecoder, _Branches, ste
 from dynamics.models import load_model
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
+from dynamics.training.trainable import adapter_config
 
 ACTIONS = ["push the red ring left", "remove the blue cross", "paint the red ring green"]
 
@@ -125,9 +127,12 @@ def test_text_has_no_image_token_and_one_logprob_a_token(decoder: Decoder) -> No
 
 
 @pytest.mark.parametrize("engine", DECODERS)
-def test_a_model_in_bfloat16_draws_and_scores(engine: str, untrained_base: Path) -> None:
+def test_a_model_in_bfloat16_with_an_adapter_in_float32_draws_and_scores(
+    engine: str, untrained_base: Path
+) -> None:
     model = load_model("chameleon", untrained_base)
-    model.network.to(torch.bfloat16)
+    adapter = adapter_config(LoraConfig(r=4, alpha=8))
+    model.network = get_peft_model(model.network.to(torch.bfloat16), adapter, "fdp").eval()
     decoder: Decoder = imported(DECODERS[engine])(model, "fdp")
     drawn = decoder.sample_codes(prompt(decoder), GREEDY, [])
     scored = decoder.score_codes(prompt(decoder), drawn.codes[:, 0])
