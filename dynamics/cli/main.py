@@ -37,6 +37,7 @@ PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app = typer.Typer(
     help="Bootstrap forward dynamics from inverse dynamics in one unified VLM.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -61,16 +62,18 @@ def _options(version: _Version = False) -> None:
     pass
 
 
-app.command(context_settings=PASS_THROUGH, add_help_option=False)(bootstrap)
-app.command(context_settings=PASS_THROUGH)(serve)
-app.command()(ingest)
-app.command()(annotate)
-app.command()(film)
-app.command("pretrain-tiny")(pretrain_tiny_command)
-app.command("convert-vqgan")(convert_vqgan_command)
-for command in (new, check, study, report, export, verify, plan, doctor):
-    app.command()(command)
-app.add_typer(evaluate, name="evaluate")
+data, runs, rest = "Your data", "Runs", "Bases, worlds and machines"
+for command in (ingest, annotate, new, check):
+    app.command(rich_help_panel=data)(command)
+app.command(context_settings=PASS_THROUGH, add_help_option=False, rich_help_panel=runs)(bootstrap)
+app.add_typer(evaluate, name="evaluate", rich_help_panel=runs)
+for command in (report, verify, export, study):
+    app.command(rich_help_panel=runs)(command)
+app.command(context_settings=PASS_THROUGH, rich_help_panel=runs)(serve)
+for command in (doctor, plan, film):
+    app.command(rich_help_panel=rest)(command)
+app.command("pretrain-tiny", rich_help_panel=rest)(pretrain_tiny_command)
+app.command("convert-vqgan", rich_help_panel=rest)(convert_vqgan_command)
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def test_an_unknown_long_option_is_no_abbreviation(run):
 
 
 def test_no_argument_shows_the_help():
-    assert "Commands" in dynamics().stdout
+    assert "Your data" in dynamics().stdout
 
 
 def test_ingest_takes_the_layouts_of_public_sets_and_names_them(tmp_path):
