@@ -63,6 +63,7 @@ def _options(version: _Version = False) -> None:
 
 
 data, runs, rest = "Your data", "Runs", "Bases, worlds and machines"
+command: Callable[..., None]
 for command in (ingest, annotate, new, check):
     app.command(rich_help_panel=data)(command)
 app.command(context_settings=PASS_THROUGH, add_help_option=False, rich_help_panel=runs)(bootstrap)
