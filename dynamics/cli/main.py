@@ -6,6 +6,7 @@ traceback), 130 interrupted.
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
