@@ -11,7 +11,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,7 @@ def ensure_ray(cluster: ClusterConfig) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if joins_cluster():
-        with _its_level_unsaid():
-            ray.init(runtime_env=_shipped_code(), **options)
+        options["runtime_env"] = _shipped_code()
     else:
         # Workers of a local Ray inherit this process' environment; the code may not be installed.
         os.environ["PYTHONPATH"] = _python_path()
@@ -141,15 +140,17 @@ def ensure_ray(cluster: ClusterConfig) -> None:
         _remove_orphaned_folders()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir="/tmp")
         _local_folders.append(folder)
-        with _its_level_unsaid():
-            ray.init(
-                address="local",
-                num_cpus=cluster.num_cpus,
-                object_store_memory=cluster.object_store_mb * 2**20,
-                include_dashboard=False,
-                _temp_dir=f"{folder}/s",
-                **options,
-            )
+        options |= {
+            "address": "local",
+            "num_cpus": cluster.num_cpus,
+            "object_store_memory": cluster.object_store_mb * 2**20,
+            "include_dashboard": False,
+            "_temp_dir": f"{folder}/s",
+        }
+    # Workers import from the folder in which Ray was started, before all others: a torch.py of the
+    # user's would be taken for torch. Paths for workers are absolute.
+    with chdir(CLUSTER_ROOT), _its_level_unsaid():
+        ray.init(**options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own answer is a dump of its stack
     _quiet()
@@ -242,5 +243,5 @@ def _shipped_code() -> dict[str, Any]:
 
 
 def _python_path() -> str:
-    inherited = os.environ.get("PYTHONPATH", "")
-    return os.pathsep.join(filter(None, [str(CLUSTER_ROOT), inherited]))
+    inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return os.pathsep.join([str(CLUSTER_ROOT), *map(os.path.abspath, inherited)])

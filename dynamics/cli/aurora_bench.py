@@ -140,4 +140,4 @@ def aurora_bench(
 
 
 def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+    return None if path is None else str(path.resolve())

@@ -23,7 +23,7 @@ from dynamics.training.trainable import adapter_config, train_all
 _TOKENIZER_FLOPS = 554_000_000_000
 """FLOPs of encoding a frame of 512 px by the published VQGAN."""
 PUBLISHED = PACKAGE_ROOT / "assets" / "published"
-"""Sizes of published checkpoints, ``<folder name of the base>.json``."""
+"""Sizes of published checkpoints, ``<folder of the base>.json``; a word counts as a token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from dynamics.cli.main import app
 from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
 from dynamics.core.config_file import load
 from dynamics.core.errors import UserError
+from dynamics.models.chameleon import PROMPTS as CHAMELEON_PROMPTS
+from dynamics.models.liquid import PROMPTS as LIQUID_PROMPTS
+from dynamics.models.tokens import Prompts
 from dynamics.plan import Plan, make_plan
 from dynamics.plan.cluster import Cluster, Node, read_cluster
 from dynamics.plan.disk import disk_bytes
 from dynamics.plan.flops import forward_flops, label_flops, task_plan, training_flops
 from dynamics.plan.hours import Speed, card_speed
 from dynamics.plan.memory import OVERHEAD_BYTES, Stage, Strategy, inference_memory, training_memory
-from dynamics.plan.sizes import Sizes, base_sizes
+from dynamics.plan.sizes import PUBLISHED, Sizes, base_sizes
 from dynamics.plan.table import verdict
 from dynamics.storage.run_folder import RunFolder
 from dynamics.training.batches import FitJob
@@ -86,10 +90,27 @@ def test_liquid_counts_its_tied_embeddings_once() -> None:
 
 def test_a_chameleon_row_is_two_frames_and_the_words(chameleon: tuple[LoopConfig, Sizes]) -> None:
     cfg, sizes = chameleon
-    assert sizes.fdp_tokens == 12 + 48 + 1026 + 1 + 1023
-    assert sizes.idm_tokens == 12 + 2 * 1026 + 48
-    assert task_plan(cfg, sizes, "fdp", 4).tokens_per_step == 96 * 2110
+    assert sizes.fdp_tokens == 21 + 40 + 1026 + 1 + 1023
+    assert sizes.idm_tokens == 21 + 2 * 1026 + 40
+    assert task_plan(cfg, sizes, "fdp", 4).tokens_per_step == 96 * 2111
     assert task_plan(cfg, sizes, "idm", 4).steps == 23309 + 26591
+
+
+@pytest.mark.parametrize(
+    ("base", "prompts"),
+    [
+        ("anole-7b", CHAMELEON_PROMPTS),
+        ("chameleon-7b", CHAMELEON_PROMPTS),
+        ("liquid-7b", LIQUID_PROMPTS),
+    ],
+)
+def test_published_sizes_have_the_words_of_the_prompts(base: str, prompts: Prompts) -> None:
+    """A word, a mark, a line break and a control token are a token each; bos comes before them."""
+    sizes = json.loads((PUBLISHED / f"{base}.json").read_text())
+    assert sizes["action_tokens"] == prompts.action_tokens
+    texts = [re.sub(r"{source}|{target}|{action}", "", text) for text in prompts.idm]
+    longest = max(len(re.findall(r"{<\w+>}|\w+|[^\w ]", text)) for text in texts)
+    assert sizes["instruction_tokens"] == 1 + longest
 
 
 def test_flops_are_the_ones_worked_out_by_hand(chameleon: tuple[LoopConfig, Sizes]) -> None:
@@ -139,7 +160,7 @@ def test_memory_of_two_workers_by_hand(
     assert found.gradients + found.optimizer == states
     # 8.8 MB a token, and the logits of a row: 1,024 x 8,192 x 10 bytes.
     layer = 2 * (10 * 4096 + 4 * 11008) + 12 * 4096 + round(1.6 * (6 * 4096 + 11008))
-    a_row = 2110 * 32 * layer + 1024 * 8192 * 10
+    a_row = 2111 * 32 * layer + 1024 * 8192 * 10
     assert found.activations == 3 * a_row
     assert found.total == found.activations + weights + states + OVERHEAD_BYTES
 
@@ -242,8 +263,8 @@ def test_hours_follow_from_flops(chameleon: tuple[LoopConfig, Sizes]) -> None:
     assert made.training["sequence"] == pytest.approx(((fdp + idm) / 4 / reached + starts) / 3600)
     assert made.hours["train"].wall == made.training["sequence"]
     assert made.hours["train"].gpu_hours == 4 * made.training["sequence"]
-    # Prefills of 57,582 pairs, and 48 tokens of every batch of 32: 32 layers of 1.65 ms each.
-    labels = 57582 * label_flops(cfg, sizes) / reached + 1800 * 48 * 32 * 1.65e-3
+    # Prefills of 57,582 pairs, and 41 tokens of every batch of 32: 32 layers of 1.65 ms each.
+    labels = 57582 * label_flops(cfg, sizes) / reached + 1800 * 41 * 32 * 1.65e-3
     assert made.hours["label"].wall == pytest.approx((labels / 4 + 9) / 3600, rel=1e-3)
     # One encoding of 554 GFLOP for each frame, 0.065 bytes a FLOP; six key frames make five pairs.
     frames = 69099 + 2 * 149180 + 2 * 250
