@@ -48,6 +48,8 @@ Video = Path | int
 Bars = tuple[int, int, int] | None
 """RGB of the bars that make a picture square; None = cut out its middle. The model's rule
 (`dynamics.models.image_tokenizer.ImageTokenizer`)."""
+MAX_LEAP_S = 30 * 3600.0
+"""A frame that is so much later than the one before has a damaged time; FFmpeg's own bound."""
 SLACK_S = 1.0
 """A segment may end this much after its video's last frame: annotations are made by hand."""
 
@@ -315,10 +317,11 @@ def _newest(path: Video, moment_s: float, *, seeks: bool) -> _Found | None:
                 raise BadClip("damaged", _detail(error)) from error
         found: _Found | None = None
         for frame in _frames(container, stream):
-            if frame.image.time is None:
-                continue
-            # Not the frame's own clock, which begins where it was led to.
-            time_s = frame.image.time - start_s
+            time_s = frame.time_s
+            if seeks:  # the frame's own clock begins where it was led to
+                if frame.image.time is None:
+                    continue
+                time_s = frame.image.time - start_s
             if time_s > moment_s + 0.5 / rate:
                 break
             found = (round(time_s * rate), frame, time_s)
@@ -468,7 +471,8 @@ class _Clock:
         if frame.time is None:
             self._last_s = next_s
             return next_s
-        if self._start_s is None or frame.time - self._start_s <= self._last_s:
+        leap_s = MAX_LEAP_S if self._start_s is None else frame.time - self._start_s - self._last_s
+        if not 0 < leap_s < MAX_LEAP_S:
             self._start_s = frame.time - next_s
         self._last_s = frame.time - self._start_s
         return self._last_s

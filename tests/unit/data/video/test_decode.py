@@ -12,16 +12,26 @@ SPEC = DecodeSpec(frame_px=32, top_k=6, spacing_frames=3, min_change=0.004, max_
 
 
 def write_video(
-    path: Path, frames: np.ndarray, codec: str, pix_fmt: str, *, rotation: float = 0.0
+    path: Path,
+    frames: np.ndarray,
+    codec: str,
+    pix_fmt: str,
+    *,
+    rotation: float = 0.0,
+    shift: int = 0,
+    max_b_frames: int = 0,
 ) -> None:
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as container:
         stream = container.add_stream(codec, 10)
+        if max_b_frames:
+            stream.codec_context.max_b_frames = max_b_frames
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
         if rotation:
             stream.set_display_rotation(rotation)
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+        for frame in (*(av.VideoFrame.from_ndarray(one, format="rgb24") for one in frames), None):
+            for packet in stream.encode(frame):
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                container.mux(packet)
 
 
 def area_mean(frames: np.ndarray, factor: int) -> np.ndarray:
@@ -151,6 +161,21 @@ def test_a_segment_may_end_a_moment_after_its_video(film, tmp_path):
     write_mp4(tmp_path / "clip.mp4", frames, 6)
     ends = read_ends(tmp_path / "clip.mp4", (0.0, len(frames) / 6 + 0.5), 32)
     assert ends.indices == (0, len(frames) - 1)
+
+
+def test_a_first_frame_that_comes_late_is_shown_from_the_beginning(film, tmp_path):
+    frames = film(0)
+    write_video(tmp_path / "clip.avi", frames, "mpeg4", "yuv420p", max_b_frames=2)
+    ends = read_ends(tmp_path / "clip.avi", (0.0, 1.03), 32)
+    assert abs(ends.frames[0] - area_mean(frames[:1], 4)[0]).mean() < 4
+
+
+def test_a_clock_that_leaps_goes_on_at_the_nominal_rate(film, tmp_path):
+    """Flash video counts milliseconds before zero as weeks."""
+    frames = film(0)
+    write_video(tmp_path / "clip.flv", frames, "flv1", "yuv420p", shift=-10)
+    ends = read_ends(tmp_path / "clip.flv", None, 32)
+    assert ends.times_s == pytest.approx((0, (len(frames) - 1) / 10), abs=0.002)
 
 
 def test_a_still_has_no_two_ends(tmp_path):
