@@ -6,9 +6,12 @@ SKIPPED = "skipped "
 """Begins the reason of files that are nothing to a source: ``skipped .txt``, ``skipped hidden``."""
 _TARS = "the source webdataset reads videos in tars: pool.source (of ingest: --source webdataset)"
 _CONVERT = "make it a video that is read, e.g. ffmpeg -i FILE FILE.mp4"
+_TAR_SUFFIXES = (".tar", ".tgz", ".gz")
+_PACKED_SUFFIXES = (".zip", ".rar", ".7z", ".bz2", ".xz", ".zst")
+ARCHIVES = frozenset((*_TAR_SUFFIXES, *_PACKED_SUFFIXES))
 _SKIPPED = (
-    dict.fromkeys((".tar", ".tgz", ".gz"), _TARS)
-    | dict.fromkeys((".zip", ".rar", ".7z"), "unpack it")
+    dict.fromkeys(_TAR_SUFFIXES, _TARS)
+    | dict.fromkeys(_PACKED_SUFFIXES, "unpack it")
     | dict.fromkeys((".gif", ".wmv", ".asf", ".vob", ".ogv", ".mxf", ".rmvb"), _CONVERT)
     | dict.fromkeys((".part", ".crdownload", ".tmp"), "a download that has not ended")
 )
@@ -24,7 +27,9 @@ _SENTENCES = {SKIPPED + suffix: sentence for suffix, sentence in _SKIPPED.items(
     "ambiguous_name": "several files have this name but for case or accents; write it as it is",
     "timeout": "the decoder used more processor time than the clip's length allows; raise "
     "decode_timeout_s or decode_cpu_per_s (of ingest: --timeout, --cpu-per-s)",
+    "archive": "labelled sets are read unpacked; unpack it",
     "tar_unreadable": "no plain or gzip tar; pack it again",
+    "tar_member": "a link, a device, or larger than 4 GiB; pack the file itself, or unpack the tar",
 }
 
 

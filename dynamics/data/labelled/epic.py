@@ -73,12 +73,14 @@ def list_epic(path: Place) -> Labelled:
                 sources=(row["video_id"],),
             )
         )
+    videos.explain(collector)
     return collector.done()
 
 
 def _rows(manifest: Place) -> Iterator[dict[str, str]]:
     """Rows whose missing cells are empty."""
-    reader = csv.DictReader(io.StringIO(read_text(manifest), newline=""), restval="")
+    text = io.StringIO(read_text(manifest), newline="")
+    reader = csv.DictReader(text, restval="", skipinitialspace=True)
     try:
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if missing:

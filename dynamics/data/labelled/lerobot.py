@@ -13,7 +13,6 @@ camera is used: the named one (``labelled.camera``), else the first with videos 
 lists, else the first whose pictures lie in the data files.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -24,6 +23,8 @@ import pyarrow.parquet as pq
 
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, matching
+from dynamics.core.pointers import HEAD_BYTES, pointer_kind
+from dynamics.core.text_files import read_json_object
 from dynamics.data.labelled.listing import (
     Collector,
     Labelled,
@@ -33,7 +34,7 @@ from dynamics.data.labelled.listing import (
     plain_action,
 )
 from dynamics.data.labelled.paths import Refused, Root
-from dynamics.data.labelled.table import PictureTable, TablePicture
+from dynamics.data.labelled.table import PictureTable, TablePicture, open_parquet
 
 ORIGIN = "datasets of this format: https://huggingface.co/datasets?other=LeRobot"
 _OLD = (
@@ -133,10 +134,10 @@ class _Dataset:
         if not files:
             raise UserError(f"{self.root.folder} has no meta/episodes/*/*.parquet; get it again")
         for file in files:
+            table = open_parquet(file)
+            # Statistics are most of the file, and not needed.
+            names = [n for n in table.schema_arrow.names if not n.startswith("stats/")]
             try:
-                table = pq.ParquetFile(file.open("rb"))
-                # Statistics are most of the file, and not needed.
-                names = [n for n in table.schema_arrow.names if not n.startswith("stats/")]
                 yield from table.read(columns=names).to_pylist()
             except (pa.ArrowInvalid, OSError) as error:
                 raise UserError(f"{file} is damaged; get it again") from error
@@ -186,15 +187,13 @@ class _Dataset:
 def _info(folder: Place) -> dict[str, Any]:
     path = folder / "meta" / "info.json"
     try:
-        info = json.loads(path.read_bytes())
+        info = read_json_object(path)
     except OSError as error:
         raise UserError(f"{folder} is no LeRobot dataset (no meta/info.json); {ORIGIN}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON; get it again") from error
-    version = info.get("codebase_version") if isinstance(info, dict) else None
+    version = info.get("codebase_version")
     if not str(version).startswith("v3."):
         raise UserError(f"{folder} is a LeRobot dataset of version {version}, not v3; {_OLD}")
-    return dict(info)
+    return info
 
 
 def _cameras(folder: Place, info: dict[str, Any]) -> dict[str, bool]:
@@ -227,7 +226,7 @@ def _names(path: Place, column: str) -> dict[int, str]:
     if not path.is_file():
         return {}
     try:
-        table = pq.read_table(path.open("rb"))
+        table = open_parquet(path).read()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is damaged; get it again") from error
     texts = [name for name in table.column_names if name != column]
@@ -247,6 +246,9 @@ class _Episode:
 
 def _by_episode(file: Place) -> dict[int, _Episode]:
     """A data file by episode, without sensor readings."""
+    with file.open("rb") as stream:
+        if kind := pointer_kind(stream.read(HEAD_BYTES)):
+            raise Refused(kind)
     try:
         table = pq.ParquetFile(file.open("rb"))
         wanted = (*_FRAME_COLUMNS, _LANGUAGE)

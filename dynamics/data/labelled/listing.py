@@ -14,6 +14,9 @@ from dynamics.data.video.sources import plain_text
 MAX_ACTION_CHARS = 512
 """Longest action sentence; the generator's endpoint takes no longer one either."""
 
+_PARTS = ("missing_manifest", "archive")
+"""Reasons of rejects that are no rows."""
+
 # Names of special and image tokens in the vocabularies of the model families: in an action
 # sentence they are an accident or an attack.
 _SPECIAL = re.compile(r"<[^<>\s]{1,60}>|IMGIMG[A-J]+Z")
@@ -92,7 +95,7 @@ class Labelled:
 
     def summary(self) -> str:
         """One line: what is used, what is left out and why, and where to get what is missing."""
-        rows = [reason for _, reason in self.rejects if reason != "missing_manifest"]
+        rows = [reason for _, reason in self.rejects if reason not in _PARTS]
         total = len(self.pairs) + len(rows)
         line = f"{self.title}: {len(self.pairs):,} of {total:,} rows can be used"
         if not self.rejects:
@@ -123,6 +126,10 @@ class Collector:
     def reject(self, name: object, reason: str) -> None:
         """Add a row, or a part of the set, that cannot be used."""
         self._rejects.append((printable(name), reason))
+
+    def lacks(self, reason: str) -> bool:
+        """True when something was left out for a reason."""
+        return any(reason == why for _, why in self._rejects)
 
     def done(self) -> Labelled:
         """The listing.

@@ -54,6 +54,8 @@ def _where(error: Exception) -> str:
             found = "; a comma stands before it"
         elif error.msg.startswith("Unterminated") or not after.strip():
             found = "; the file may be cut"
+        elif error.msg == "Extra data" and after.startswith("{"):
+            found = "; objects one after the other become a list by jq -s ."
         elif not before:
             found = f"; it begins with {after[:20]!r}"
         return f" at line {error.lineno}, column {error.colno} ({error.msg}{found})"
@@ -64,4 +66,6 @@ def _named(found: Any) -> str:
     if not isinstance(found, dict):
         return f"a {type(found).__name__}"
     lists = [f"jq .{key}" for key, value in found.items() if isinstance(value, list)]
+    if found and all(isinstance(value, dict) for value in found.values()):
+        return "an object of rows; write them as a list: jq '[.[]]'"
     return f"an object; write the list in it alone: {' or '.join(lists)}" if lists else "an object"

@@ -197,4 +197,4 @@ def first_file(candidates: Sequence[Place], what: str) -> Place:
         if path.is_file():
             return path
     places = ", ".join(str(path) for path in candidates[:3])
-    raise UserError(f"no {what}; looked for {places}")
+    raise UserError(f"no {what}; looked for {places}; or name the file itself in labelled.path")

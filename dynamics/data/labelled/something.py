@@ -57,6 +57,7 @@ def list_something(path: Place) -> Labelled:
                 sources=(clip,),
             )
         )
+    videos.explain(collector)
     return collector.done()
 
 

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, matching
+from dynamics.core.pointers import HEAD_BYTES
+from dynamics.core.text_files import check_pointer
 from dynamics.data.labelled.listing import (
     Collector,
     Labelled,
@@ -82,6 +84,20 @@ def _pair(
     )
 
 
+def open_parquet(path: Place, otherwise: str = "is damaged; get it again") -> pq.ParquetFile:
+    """A Parquet file of other people.
+
+    Raises:
+        UserError: it is a pointer, or, with the words of ``otherwise``, no such file.
+    """
+    try:
+        stream = path.open("rb")
+        check_pointer(path, stream.read(HEAD_BYTES))
+        return pq.ParquetFile(stream)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} {otherwise}") from error
+
+
 class PictureTable:
     """A Parquet file with pictures; one row group's are in memory at a time.
 
@@ -94,10 +110,7 @@ class PictureTable:
     """
 
     def __init__(self, path: Place, columns: tuple[str, ...] = IMAGES) -> None:
-        try:
-            self._file = pq.ParquetFile(path.open("rb"))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} is no Parquet file; {ORIGIN}") from error
+        self._file = open_parquet(path, f"is no Parquet file; {ORIGIN}")
         schema = self._file.schema_arrow
         self.embedded = frozenset(
             name

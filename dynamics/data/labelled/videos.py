@@ -3,8 +3,17 @@
 from pathlib import PurePosixPath
 
 from dynamics.core.places import Place
+from dynamics.data.labelled.listing import Collector
 from dynamics.data.labelled.paths import Refused, alike
-from dynamics.data.video.sources import VIDEO_SUFFIXES, Clip, Found, checked_root, find_files
+from dynamics.data.refusals import ARCHIVES, way_out
+from dynamics.data.video.sources import (
+    VIDEO_SUFFIXES,
+    Clip,
+    Found,
+    Skipped,
+    checked_root,
+    find_files,
+)
 
 
 class Videos:
@@ -13,21 +22,28 @@ class Videos:
     def __init__(self, folder: Place) -> None:
         self._found: dict[str, Found] = {}
         self._alike: dict[str, list[Found]] = {}
+        self._archives: list[str] = []
         for found in find_files(checked_root(folder), VIDEO_SUFFIXES):
-            stem = _stem(PurePosixPath(found.name).name)
+            path = PurePosixPath(found.name)
+            if path.suffix.lower() in ARCHIVES:
+                self._archives.append(found.name)
+            stem = _stem(path.name)
+            if isinstance(found, Skipped) and way_out(found.reason):
+                stem = path.stem  # what to do about 1.wmv says more than that there is no video 1
             if not isinstance(self._found.get(stem), Clip):
                 self._found[stem] = found
         for stem, found in self._found.items():
             self._alike.setdefault(alike(stem), []).append(found)
 
     def find(self, name: str) -> Clip:
-        """The video of a name, which may have a video's suffix, other case or other accents.
+        """The video of a name, which may have folders, a video's suffix, other case or accents.
 
         Raises:
             Refused: ``missing_video``, ``ambiguous_name``, or why it must not be opened
                 (``symlink`` and so on).
         """
-        for wanted in (name, _stem(name)):
+        path = PurePosixPath(name.replace("\\", "/"))
+        for wanted in (name, _stem(name if ".." in path.parts else path.name)):
             exact = self._found.get(wanted)
             found = [exact] if exact else self._alike.get(alike(wanted), [])
             if len(found) > 1:
@@ -37,6 +53,12 @@ class Videos:
                     return one
                 raise Refused(one.reason)
         raise Refused("missing_video")
+
+    def explain(self, collector: Collector) -> None:
+        """Add the folder's archives to what is left out, when a video is missing."""
+        if collector.lacks("missing_video"):
+            for name in self._archives:
+                collector.reject(name, "archive")
 
 
 def _stem(name: str) -> str:

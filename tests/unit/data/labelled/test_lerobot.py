@@ -121,3 +121,13 @@ def test_damaged_metadata_is_one_line(tmp_path):
     (tmp_path / "meta/info.json").write_text("{")
     with pytest.raises(UserError, match=r"info\.json is not valid JSON"):
         list_lerobot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["meta/info.json", "meta/tasks.parquet", "data/chunk-000/file-000.parquet"]
+)
+def test_a_pointer_in_place_of_a_file_is_named(tmp_path, name):
+    write_lerobot(tmp_path)
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x")
+    with pytest.raises(UserError, match="run git lfs pull"):
+        list_lerobot(tmp_path)

@@ -33,6 +33,8 @@ def test_rows_are_read_in_every_unicode_encoding(tmp_path, encoding):
         (b"PK\x03\x04", "is a zip file; unpack it"),
         (TEXT.encode("latin-1"), "iconv"),
         (b'{"data": []}', "jq .data"),
+        (b'{"1": {"label": "a"}, "2": {"label": "b"}}', r"jq '\[\.\[\]\]'"),
+        (b'{\n"id": 1\n}\n{\n"id": 2\n}', "jq -s"),
     ],
 )
 def test_what_is_no_manifest_is_named(tmp_path, content, said):

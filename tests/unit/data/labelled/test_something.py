@@ -40,3 +40,15 @@ def test_a_validation_file_may_be_named(tmp_path):
 def test_missing_labels_say_where_they_were_looked_for(tmp_path):
     with pytest.raises(UserError, match=r"no label file.*labels/train\.json"):
         list_something(tmp_path)
+
+
+def test_archives_and_other_formats_are_named_where_videos_are_missing(tmp_path):
+    rows = [{"id": name, "label": "Moving"} for name in ("1", "videos\\2.webm", "3", "4")]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    for name in ("2.mp4", "3.wmv", "clips.tar.gz", "4.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    listed = list_something(tmp_path)
+    assert [pair.name for pair in listed.pairs] == ["2.mp4"]
+    assert listed.counts() == {"missing_video": 2, "skipped .wmv": 1, "archive": 1}
+    assert "1 of 4 rows can be used" in listed.summary()
+    assert "clips.tar.gz): labelled sets are read unpacked" in listed.summary()

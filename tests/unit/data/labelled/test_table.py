@@ -67,6 +67,9 @@ def test_bad_tables_are_one_line(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(UserError, match=r"t\.parquet is no Parquet file"):
         list_parquet(tmp_path)
+    (tmp_path / "t.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x")
+    with pytest.raises(UserError, match="git lfs pull"):
+        list_parquet(tmp_path)
     path = written(tmp_path / "u.parquet", source_image=["a"], action=["open"])
     with pytest.raises(UserError, match="has no column target_image"):
         list_parquet(path)
