@@ -34,23 +34,23 @@ def doctor(
             console.print(f"{package} is not installed")
             problems.append(f"{package} is missing: make setup")
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    disk_gb = shutil.disk_usage(Path.cwd()).free / 1e9
+    runs = cfg.run_dir.absolute() if isinstance(cfg.run_dir, Path) else Path.cwd()
+    disk = next(folder for folder in (runs, *runs.parents) if folder.is_dir())
+    disk_gb = shutil.disk_usage(disk).free / 1e9
     console.print(f"{memory_gb:.1f} GB memory, {disk_gb:.1f} GB free disk")
     if memory_gb < 6:
         problems.append("less than 6 GB of memory: lower label.num_actors and evaluate.num_actors")
     if disk_gb < 2:
-        problems.append(f"less than 2 GB free in {Path.cwd()}: name another run_dir")
+        problems.append(f"less than 2 GB free in {disk}: name another run_dir")
     for piece in pieces(cfg):
         if piece.is_there:
             console.print(piece.line(), markup=False)
         else:
             problems.append(piece.line())
-    problems += [*_unmet(cfg), *_unlisted(cfg)]
+    problems += [*_unmet(cfg), *_unlisted(cfg), *_unfit(cfg)]
     unsealed = why_unsealed(cfg.pool.decode_memory_mb)
     held = "limits and a filter of system calls" if unsealed is None else f"limits: {unsealed}"
     console.print(f"videos and pictures of pools are decoded under {held}", markup=False)
-    if cfg.model.device == "cuda":
-        console.print(_fit(cfg), markup=False)
     for problem in problems:
         console.print(f"problem: {problem}", markup=False)
     same = shlex.join(["--config", str(config), *(f"--set={one}" for one in overrides or [])])
@@ -64,24 +64,24 @@ def doctor(
     )
 
 
-def _fit(cfg: LoopConfig) -> str:
-    """Whether the GPUs, memory and disk of this machine hold the run."""
+def _unfit(cfg: LoopConfig) -> Iterator[str]:
+    """Say whether this machine's GPUs hold the run; a line about a base that cannot be counted."""
     from dynamics.plan.checks import checks
     from dynamics.plan.cluster import this_machine
     from dynamics.plan.sizes import base_sizes
 
+    if cfg.model.device != "cuda":
+        return
     try:
         short = [one for one in checks(cfg, base_sizes(cfg), this_machine()) if not one.fits]
     except UserError as error:
-        return f"does it fit? {error}"
+        yield str(error)
+        return
     helps = dict.fromkeys(help for one in short for help in one.overrides or (one.advice,))
     lacking = ", ".join(f"{one.what} ({one.where})" for one in short)
-    elsewhere = "on other machines: dynamics plan --cluster"
-    return (
-        f"does not fit here: {lacking}; with {', '.join(helps)}; {elsewhere}"
-        if short
-        else f"fits here; {elsewhere}"
-    )
+    with_help = f"does not fit here: {lacking}; with {', '.join(helps)}"
+    fits = with_help if short else "fits here"
+    console.print(f"{fits}; on other machines: dynamics plan --cluster", markup=False)
 
 
 def _unmet(cfg: LoopConfig) -> Iterator[str]:
@@ -115,9 +115,13 @@ def _unlisted(cfg: LoopConfig) -> Iterator[str]:
                 next(list_clips(part), None)
             except UserError as error:
                 yield str(error)
-    dataset, path = cfg.labelled.dataset, cfg.labelled.path
-    if dataset is not None and path is not None and path.exists():
-        try:
-            console.print(listed(cfg.labelled, path).summary(), markup=False)
-        except UserError as error:
-            yield str(error)
+    labelled = cfg.labelled
+    wanted = ((labelled.path, labelled.num_pairs), (labelled.heldout_path, labelled.num_heldout))
+    for path, most in wanted:
+        if labelled.dataset is not None and path is not None and path.exists():
+            try:
+                found = listed(labelled, path).summary()
+            except UserError as error:
+                yield str(error)
+            else:
+                console.print(f"{found}; wanted: {most:,}", markup=False)

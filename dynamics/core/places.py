@@ -438,8 +438,8 @@ def on_this_machine(value: Any) -> Any:
 def _checked(value: Any) -> Place:
     try:
         found = as_place(value)
-        return found if isinstance(found, StorePath) else Path(on_this_machine(found))
-    except (UserError, TypeError) as error:
+        return found if isinstance(found, StorePath) else Path(on_this_machine(found)).expanduser()
+    except (UserError, TypeError, RuntimeError) as error:  # RuntimeError: ~ of nobody
         raise ValueError(str(error)) from error
 
 

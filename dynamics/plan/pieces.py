@@ -54,12 +54,12 @@ def pieces(cfg: LoopConfig) -> Iterator[Piece]:
         yield Piece(key="its image decoder", path=base / "vqgan.json", origin=origin)
     for number, part in enumerate(cfg.pool.parts):
         key = "pool.path" if number == 0 else f"pool.more[{number - 1}].path"
-        yield Piece(key=key, path=part.path, origin=_POOLS.get(part.source, ""))
+        yield Piece(key=key, path=part.path.absolute(), origin=_POOLS.get(part.source, ""))
     labelled = cfg.labelled
     for key, path in (("path", labelled.path), ("heldout_path", labelled.heldout_path)):
         if path is not None:
             origin = _SETS.get(labelled.dataset or "", "")
-            yield Piece(key=f"labelled.{key}", path=path, origin=origin)
+            yield Piece(key=f"labelled.{key}", path=path.absolute(), origin=origin)
 
 
 def _draws_with_vqgan(family: str, base: Place) -> bool:

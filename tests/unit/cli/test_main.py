@@ -172,6 +172,7 @@ def test_doctor_is_content_with_this_environment():
 
 
 def test_doctor_names_what_is_amiss(tmp_path):
+    (tmp_path / "test.json").write_text("{")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -179,6 +180,7 @@ def test_doctor_names_what_is_amiss(tmp_path):
         own = (
             f"model.base={tmp_path}", "model.device=cuda", f"serve.port={port}",
             f"pool.path={tmp_path}", "labelled.dataset=aurora", f"labelled.path={tmp_path}",
+            f"labelled.heldout_path={tmp_path / 'test.json'}",
         )  # fmt: skip
         done = dynamics("doctor", "--set", *" --set ".join(own).split(), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1
@@ -187,7 +189,8 @@ def test_doctor_names_what_is_amiss(tmp_path):
     assert "problem: model.device=cuda, and torch sees no GPU here" in done.stdout
     assert f"problem: video folder {tmp_path} holds no videos" in done.stdout
     assert f"problem: {tmp_path} has no data/TASK/train.json of AURORA" in done.stdout
-    assert "\ndoes it fit? no checkpoint in" in done.stdout
+    assert f"problem: {tmp_path / 'test.json'} is not valid JSON" in done.stdout
+    assert "and no published sizes under that name" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("next: mend these")
 
 

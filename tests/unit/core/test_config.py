@@ -39,6 +39,15 @@ def test_overrides_win_over_the_file(config_file):
     assert cfg.evaluate.best_of == (1, 4)
 
 
+def test_a_tilde_is_the_home_folder(config_file, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    cfg = load(config_file, ["pool.path=~/clips", "model.base=~/anole-7b"])
+    home = Path("/home/somebody")
+    assert (cfg.pool.path, cfg.base_path()) == (home / "clips", home / "anole-7b")
+    with pytest.raises(UserError, match=r"pool\.path.*home"):
+        load(config_file, ["pool.path=~nobody-of-that-name/clips"])
+
+
 def test_an_empty_file_is_the_default(tmp_path):
     path = tmp_path / "empty.yaml"
     path.write_text("")
