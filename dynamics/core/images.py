@@ -5,7 +5,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageOps
+from PIL import AvifImagePlugin, Image, ImageOps, PngImagePlugin
 
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
@@ -19,6 +19,8 @@ MAX_PIXELS = 25_000_000
 MIN_SIDE_PX = 16
 _BAND_PIXELS = 2**20
 
+# Programs that draw leave their whole recipe in a PNG's compressed texts.
+PngImagePlugin.MAX_TEXT_CHUNK = 8 * 2**20
 # A thread per core would ask a limited process for more stacks than it may have.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 

@@ -1,11 +1,13 @@
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from dynamics.core.config import ClusterConfig
+from dynamics.core.config import CLUSTER_ROOT, ClusterConfig
 from dynamics.core.errors import UserError
 from ray_jobs import runtime
 from tests.runs import descendants
@@ -41,6 +43,34 @@ def test_a_bug_of_a_worker_keeps_its_traceback() -> None:
 
     with pytest.raises(ray.exceptions.RayTaskError), runtime.on_ray(ClusterConfig()):
         ray.get(ray.remote(bug).remote())
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_module_in_the_users_folder_shadows_none_of_the_workers(tmp_path: Path) -> None:
+    """A Ray of its own: the session's was started in the checkout."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('not torch')\n")
+    script = (
+        "import sys, torch, ray\n"
+        "from dynamics.core.config import CLUSTER_ROOT, ClusterConfig\n"
+        "from ray_jobs import runtime\n"
+        "runtime.prepare_environment()\n"
+        "runtime.ensure_ray(ClusterConfig(num_cpus=1))\n"
+        "def places():\n"
+        "    import torch\n"
+        "    return sys.path\n"
+        "print(*ray.get(ray.remote(places).remote()), sep='\\n')\n"
+        "runtime.stop_ray()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(CLUSTER_ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(tmp_path) not in done.stdout.splitlines()
 
 
 def command_line(process: int) -> bytes:

@@ -471,10 +471,10 @@ class _Clock:
         if frame.time is None:
             self._last_s = next_s
             return next_s
-        leap_s = MAX_LEAP_S if self._start_s is None else frame.time - self._start_s - self._last_s
-        if not 0 < leap_s < MAX_LEAP_S:
-            self._start_s = frame.time - next_s
-        self._last_s = frame.time - self._start_s
+        start_s = frame.time - next_s if self._start_s is None else self._start_s
+        if not 0 < frame.time - start_s - self._last_s < MAX_LEAP_S:
+            start_s = frame.time - next_s
+        self._start_s, self._last_s = start_s, frame.time - start_s
         return self._last_s
 
 

@@ -74,6 +74,8 @@ class ServiceMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # a copy: the server knows by its own to send no body
+            scope = {**scope, "method": "GET"}
         reply = _Reply(send, self._headers)
         start = time.perf_counter()
         self._metrics.begin()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dynamics.client import open_image
 from dynamics.core.images import PictureError, data_uri, encode_png, read_picture, to_rgb
@@ -38,6 +39,14 @@ def turned(orientation: int, picture: Image.Image) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(picture, exif=exif)
+
+
+def with_long_texts() -> PngInfo:
+    """Compressed texts as programs that draw leave them, beyond Pillow's own bound of 1 MiB."""
+    info = PngInfo()
+    info.add_text("workflow", "x" * 3_000_000, zip=True)
+    info.add_itxt("prompt", "y" * 2_000_000, zip=True)
+    return info
 
 
 def half_clear() -> Image.Image:
@@ -81,6 +90,7 @@ GOOD = {
         )
         for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {}))
     },
+    "PNG with long texts": (encoded(PLAIN, pnginfo=with_long_texts()), COLOURS, 0),
     "16-bit PNG": (encoded(SIXTEEN), GREYS, 0),
     "16-bit TIFF": (encoded(SIXTEEN, "TIFF"), GREYS, 0),
     "black and white": (encoded(Image.fromarray(GREY > 99)), 255 * (GREYS > 99), 0),

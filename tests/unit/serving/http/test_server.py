@@ -88,6 +88,14 @@ def test_headers_that_do_not_come_end_the_connection(monkeypatch: pytest.MonkeyP
         assert time.monotonic() - begin < 3
 
 
+def test_head_is_answered_like_get_without_a_body() -> None:
+    request = ("HEAD /healthz HTTP/1.1", "Host: localhost", "Connection: close", "", "")
+    with served(Talker()) as port, connected(port, *request) as one:
+        reply = b"".join(iter(lambda: one.recv(4096), b""))
+    assert reply.startswith(b"HTTP/1.1 200")
+    assert reply.endswith(b"\r\n\r\n")
+
+
 @pytest.mark.slow
 def test_two_hundred_slow_clients_for_a_minute_slow_nobody_down() -> None:
     ended = threading.Event()
