@@ -51,11 +51,11 @@ def test_a_module_in_the_users_folder_shadows_none_of_the_workers(tmp_path: Path
     """A Ray of its own: the session's was started in the checkout."""
     (tmp_path / "torch.py").write_text("raise SystemExit('not torch')\n")
     script = (
-        "import sys, torch, ray\n"
+        "import ray\n"
         "from dynamics.core.config import CLUSTER_ROOT, ClusterConfig\n"
         "from ray_jobs import runtime\n"
         "runtime.prepare_environment()\n"
-        "runtime.ensure_ray(ClusterConfig(num_cpus=1))\n"
+        "runtime.ensure_ray(ClusterConfig(num_cpus=2))\n"
         "def places():\n"
         "    import torch\n"
         "    return sys.path\n"
