@@ -1,3 +1,5 @@
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -5,7 +7,14 @@ import numpy as np
 import pytest
 
 from dynamics.data.video import decode
-from dynamics.data.video.decode import BadClip, DecodeSpec, read_clip, read_ends
+from dynamics.data.video.decode import (
+    MIN_BYTES_PER_S,
+    BadClip,
+    DecodeSpec,
+    film_s,
+    read_clip,
+    read_ends,
+)
 from dynamics.tabletop.encode import write_mp4
 
 SPEC = DecodeSpec(frame_px=32, top_k=6, spacing_frames=3, min_change=0.004, max_cut=0.5)
@@ -161,6 +170,28 @@ def test_a_segment_may_end_a_moment_after_its_video(film, tmp_path):
     write_mp4(tmp_path / "clip.mp4", frames, 6)
     ends = read_ends(tmp_path / "clip.mp4", (0.0, len(frames) / 6 + 0.5), 32)
     assert ends.indices == (0, len(frames) - 1)
+
+
+def test_long_clips_have_key_frames_for_every_minute(film, tmp_path):
+    spec = replace(SPEC, per_minute=6.0)
+    assert [spec.most_frames(seconds) for seconds in (5, 60, 90, 7200)] == [6, 6, 9, 720]
+    assert replace(spec, frame_px=512).most_frames(7200) == 170  # 128 MB of frames
+    write_mp4(tmp_path / "clip.mp4", film(0), 6)
+    few, many = (
+        read_clip(tmp_path / "clip.mp4", replace(SPEC, top_k=2, per_minute=rate))
+        for rate in (0, 60)
+    )
+    assert len(few.pairs) == 1 < len(many.pairs)
+
+
+def test_the_length_of_a_film_is_its_headers_or_what_the_file_has_room_for(film, tmp_path):
+    frames, path = film(0), tmp_path / "clip.mkv"
+    write_video(path, frames, "libx264", "yuv420p")
+    assert film_s(path) == pytest.approx(len(frames) / 10, abs=0.1)
+    payload = path.read_bytes()
+    duration = payload.index(b"\x44\x89\x88") + 3  # a header that claims eleven days
+    path.write_bytes(payload[:duration] + struct.pack(">d", 1e9) + payload[duration + 8 :])
+    assert film_s(path) == path.stat().st_size / MIN_BYTES_PER_S
 
 
 def test_a_first_frame_that_comes_late_is_shown_from_the_beginning(film, tmp_path):
