@@ -43,14 +43,17 @@ def wrong_frames(items: pa.Table, heldout: pa.Table) -> pa.Table:
     rows: dict[str, list[int]] = defaultdict(list)
     for row, kind in enumerate(wrong["action_kind"].to_pylist()):
         rows[kind].append(row)
-    kinds = sorted(rows, key=lambda kind: (success[kind], kind))[:_KINDS]
-    shown = wrong.take([row for kind in kinds for row in rows[kind][:_PER_KIND]])
+    kinds = sorted(rows, key=lambda kind: (success[kind], kind or ""))[:_KINDS]
+    kept = [row for kind in kinds for row in rows[kind][:_PER_KIND]]
+    shown = wrong.take(pa.array(kept, pa.int64()))
     where = pc.index_in(shown["pair_id"], value_set=heldout["pair_id"].combine_chunks())
     pairs = heldout.take(where)
     return pa.table(
         {
             "kind": shown["action_kind"],
-            "success": pa.array([success[kind] for kind in shown["action_kind"].to_pylist()]),
+            "success": pa.array(
+                [success[kind] for kind in shown["action_kind"].to_pylist()], pa.float64()
+            ),
             "action": shown["action"],
             "source_codes": pairs["source_codes"],
             "greedy_codes": shown["greedy_codes"],
