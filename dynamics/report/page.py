@@ -322,6 +322,7 @@ def render(view: RunView) -> str:
             guards=_all_keys({guard.name: guard for guard in report.guards} for report in reports),
             blocked=[report for report in reports if not report.promoted],
             kinds=_kinds(reports),
+            oracle=any("eval/fdp_success" in one.metrics for one in reports),
             measured=_MEASURED if any("eval/idm_ece" in one.metrics for one in reports) else (),
             reasons=_all_keys(report.reasons for report in reports),
             stage_seconds=_stage_seconds(view.rounds),

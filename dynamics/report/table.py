@@ -31,7 +31,7 @@ def round_table(reports: Sequence[RoundReport], seconds: Mapping[int, float]) ->
     best_of = f"best_of_{sizes[-1]}" if sizes else "best_of"
     rates = {
         "IDM exact": "eval/idm_exact",
-        "IDM majority": "eval/majority_exact",
+        "most common": "eval/majority_exact",
         "IDM ECE": "eval/idm_ece",
         "changed codes": "eval/code_accuracy_changed",
         "their ceiling": "eval/code_ceiling",

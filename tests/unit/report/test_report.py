@@ -17,10 +17,12 @@ from rich.console import Console
 from dynamics.core.config import GuardName
 from dynamics.core.console import json_line
 from dynamics.core.errors import UserError
-from dynamics.core.images import data_uri
-from dynamics.core.records import TRUTH_SCHEMA, GuardResult, RoundReport
+from dynamics.core.images import data_uri, encode_png
+from dynamics.core.records import PICTURE_SCHEMA, TRUTH_SCHEMA, GuardResult, RoundReport
 from dynamics.data.video.sources import plain_text
 from dynamics.evaluation.comparison import compare
+from dynamics.evaluation.heldout import results_schema
+from dynamics.evaluation.metrics import summarise
 from dynamics.report.charts import (
     PERCENT,
     Axis,
@@ -38,10 +40,11 @@ from dynamics.report.pictures import Frames, picture
 from dynamics.report.table import round_table
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
-from dynamics.storage.tables import write_table
+from dynamics.storage.tables import read_table, write_table
 from tests.fakes import CellTokenizer
 from tests.hostile import hostile_texts
 from tests.unit.report.stored import (
+    CFG,
     HELDOUT,
     NONSENSE,
     POOL,
@@ -210,6 +213,39 @@ def test_wrong_frames_are_shown_by_the_hardest_kind_first(run: RunFolder):
     assert rates
     assert rates == sorted(rates)
     assert gallery.count("<img") == gallery.count('type="checkbox"') == 3 * len(rates)
+
+
+def test_a_run_without_an_oracle_is_shown_by_its_sentences_beside_real_frames(tmp_path: Path):
+    run = store_run(tmp_path / "my-robot", pool_labels())
+    results = run.results(1)
+    schema = results_schema(CFG.evaluate.best_of)
+    table = read_table(results, schema)
+    unknown = {
+        name: [None] * 40 for name in schema.names if pa.types.is_boolean(schema.field(name).type)
+    }
+    unknown |= {"action_kind": [""] * 40, "idm_exact": [False] * 40}
+    for name, values in unknown.items():
+        place = table.column_names.index(name)
+        table = table.set_column(
+            place, schema.field(name), pa.array(values, schema.field(name).type)
+        )
+    for round_id in (0, 1):
+        write_table(run.results(round_id), table, schema)
+        report = replace(run.reports(1)[round_id], metrics=summarise(table))
+        write_json(run.report_path(round_id), report.to_json())
+    png = encode_png(np.full((24, 24, 3), 40, np.uint8))
+    pair = HELDOUT["pair_id"][0].as_py()
+    pictures = pa.table({"pair_id": [pair], "source": [png], "target": [png]}, PICTURE_SCHEMA)
+    write_table(run.pictures, pictures, PICTURE_SCHEMA)
+    outline = Outline(page_of(run))
+    assert "label acc." not in outline.text
+    assert outline.text.count("camera, before") == 1
+    assert page_of(run).count('alt="camera"') == 2
+    said = HELDOUT["action"][0].as_py()
+    sentences = page_of(run).partition('<section id="sentences">')[2].partition("</section>")[0]
+    assert f">{said}</th>" in sentences
+    assert "The first two columns are the camera's pixels" in outline.text
+    assert "A tick means" not in outline.text
 
 
 def test_the_page_says_when_where_and_by_which_command_it_was_made(run: RunFolder):
