@@ -43,7 +43,7 @@ def rounds_chart(reports: Sequence[RoundReport]) -> Markup:
             ("changed codes", "eval/code_accuracy_changed", "s1"),
             ("IDM exact", "eval/idm_exact", "s2"),
             ("own action first", "eval/action_first", "s3"),
-            ("commonest sentence", "eval/majority_exact", "s4 dashed"),
+            ("one sentence", "eval/majority_exact", "s4 dashed"),
         ]
     series = [_over_rounds(reports, *line) for line in lines]
     return _rounds_chart("Rates on held-out pairs by round", series, PERCENT)
