@@ -83,6 +83,11 @@ def _rows(reports: Sequence[Sequence[RoundReport]]) -> Sequence[Row]:
             "IDM accuracy": "eval/idm_accuracy",
             "labels right, of those kept": "label/accuracy_accepted",
         }
+        if not any("eval/fdp_success" in metrics for metrics in found):  # no oracle
+            measures = {
+                "IDM exact": "eval/idm_exact",
+                "changed codes": "eval/code_accuracy_changed",
+            }
         for size in best_of_sizes({**found[0], **found[1]})[-1:]:
             measures[f"best of {size}"] = f"eval/best_of_{size}"
         for name, key in measures.items():

@@ -1,5 +1,6 @@
 """Two runs on one page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from dynamics.report.versus import write_versus
@@ -22,6 +23,16 @@ def test_two_runs_stand_side_by_side_with_what_differs(tmp_path: Path) -> None:
     assert "+0.0" in outline.text
     assert "script" not in outline.tags
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_runs_without_an_oracle_are_compared_by_what_needs_none(tmp_path: Path) -> None:
+    run = store_run(tmp_path / "run", pool_labels())
+    for report in run.reports(1):
+        exact = {"eval/idm_exact": report.metrics["eval/idm_accuracy"]}
+        write_json(run.report_path(report.round_id), replace(report, metrics=exact).to_json())
+    text = Outline(write_versus(run, run).read_text()).text
+    assert "IDM exact" in text
+    assert "FDP success" not in text
 
 
 def test_a_run_beside_itself_differs_in_nothing(tmp_path: Path) -> None:
