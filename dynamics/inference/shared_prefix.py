@@ -176,7 +176,7 @@ class SharedPrefixDecoder:
         branches = _Branches(self._model, self._stack, distinct, steps, least)
         for step in range(steps):
             logp_nV = head(branches.hidden).float().log_softmax(-1)
-            own_m, scores_mV, of_row = _to_draw(logp_nV, branch_of, sampling)
+            scores_mV, of_row = _to_draw(logp_nV, branch_of, sampling)
             noisy = scores_mV[of_row]
             if uniform is not None:
                 noise = uniform(live, step).clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
@@ -184,8 +184,9 @@ class SharedPrefixDecoder:
                     noise[live % sampling.num_samples == 0] = 0
                 noisy = noisy + noise.to(noisy.device)
             chosen = noisy.argmax(-1)
-            values[0, live, step] = logp_nV[own_m[of_row], chosen].cpu()
-            values[1, live, step] = drawn_logprobs(scores_mV, of_row, chosen, sampling).cpu()
+            values[:, live, step] = logp_nV[branch_of[0].to(chosen.device), chosen].cpu()
+            if not sampling.is_plain:
+                values[1, live, step] = drawn_logprobs(scores_mV, of_row, chosen, sampling).cpu()
             drawn = ids_V[chosen].cpu()
             ids[live, step] = drawn
             goes_on = drawn != self.tokens.eos
@@ -249,19 +250,13 @@ class SharedPrefixDecoder:
         return self._stack(embed(ids_BT[:, start:]), rest_S, past=past)
 
 
-def _to_draw(
-    logp_nV: Tensor, branch_WR: Tensor, sampling: SamplingParams
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What rows draw from, once for those that draw from the same.
-
-    Returns the branch of each of m distributions, their scores [m, V], and the one of each row.
-    """
+def _to_draw(logp_nV: Tensor, branch_WR: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Scores [m, V] that rows draw from, once for those that draw from the same; each row's."""
     branch_WR = branch_WR.to(logp_nV.device)
     if len(branch_WR) == 1:
-        branches = torch.arange(len(logp_nV), device=logp_nV.device)
-        return branches, scores_to_draw(logp_nV, sampling), branch_WR[0]
+        return scores_to_draw(logp_nV, sampling), branch_WR[0]
     (own, plain), of_row = torch.unique(branch_WR, dim=1, return_inverse=True)
-    return own, scores_to_draw(logp_nV[own], sampling, logp_nV[plain]), of_row
+    return scores_to_draw(logp_nV[own], sampling, logp_nV[plain]), of_row
 
 
 def _shared_length(ids_BT: Tensor, most: int, worth: float) -> int:
@@ -358,9 +353,10 @@ class _Branches:
         if not (same and bool((parent_n == torch.arange(len(parent_n), device=device)).all())):
             self._suffix = [tuple(x[parent_n] for x in pair) for pair in self._suffix]
             self._prompt_of = self._prompt_of[parent_n]
+        last, _ = self._shared[-1]
         places = [
-            _Place.of(of_B[self._prompt_of], len(layers[0][0]), self._least)
-            for layers, of_B in self._shared
+            _Place.of(of_B[self._prompt_of], len(kept[0][0]), self._least, ordered=kept is last)
+            for kept, of_B in self._shared
         ]
         turns, hidden = self._turns_at(step), None
         if self._fillers is not None:
@@ -396,12 +392,19 @@ class _Place:
     most: int
 
     @classmethod
-    def of(cls, group_n: Tensor, groups: int, least: int) -> "_Place":
+    def of(cls, group_n: Tensor, groups: int, least: int, *, ordered: bool) -> "_Place":
         """Places in a table as wide as the largest group, and as ``least``."""
         counts = torch.bincount(group_n, minlength=groups)
-        first, order = counts.cumsum(0) - counts, group_n.argsort(stable=True)
-        rank_n = torch.empty_like(group_n)
-        rank_n[order] = torch.arange(len(group_n), device=group_n.device) - first[group_n[order]]
+        first, place_n = (
+            counts.cumsum(0) - counts,
+            torch.arange(len(group_n), device=group_n.device),
+        )
+        if ordered:
+            rank_n = place_n - first[group_n]
+        else:
+            order = group_n.argsort(stable=True)
+            rank_n = torch.empty_like(group_n)
+            rank_n[order] = place_n - first[group_n[order]]
         most = max(least, int(counts.max()))
         return cls(group_n * most + rank_n, groups, most)
 
