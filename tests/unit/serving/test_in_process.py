@@ -3,12 +3,13 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.runs import LocalRun
-from tests.serving import free_port, png
+from tests.serving import copy_of, damage, free_port, png
 
 COMMAND = """
 import sys
@@ -47,3 +48,17 @@ def test_one_process_without_ray_answers_until_interrupted(local_run: LocalRun) 
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.slow  # it loads everything anew
+def test_a_start_without_a_sound_round_is_one_line(local_run: LocalRun, tmp_path: Path) -> None:
+    run = copy_of(local_run.folder, tmp_path / "run")
+    for number in (0, 1):
+        damage(run / "rounds" / f"round-{number:02d}" / "fdp")
+    arguments = ["serve", str(run), "--in-process", f"serve.port={free_port()}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dynamics.cli.main", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"error: nothing of {run} can be served: round 1 is refused")
