@@ -40,8 +40,14 @@ def test_five_keys_of_the_environment_are_in_nothing_that_a_run_leaves(
     for name, key in KEYS.items():
         monkeypatch.setenv(name, key)
     run_dir, port = tmp_path / "run", free_port()
-    own = [f"model.base={small.model.base}", "train.first_steps=20", f"serve.port={port}"]
-    driver = Driver("", run_dir, [*own, "serve.api_key_env=SERVICE_KEY"], "--serve")
+    overrides = [
+        f"model.base={small.model.base}",
+        f"train.first_steps={small.train.first_steps}",
+        f"train.round_steps={small.train.round_steps}",
+        f"serve.port={port}",
+        "serve.api_key_env=SERVICE_KEY",
+    ]
+    driver = Driver("", run_dir, overrides, "--serve")
     driver.wait_until(lambda: "serving until Ctrl-C" in driver.said)
     request = {"image": png(), "action": "push the red ball left"}
     said = []
