@@ -58,7 +58,9 @@ def encoded(kind: str, pixels: int) -> str:
     buffer = io.BytesIO()
     mode = "LA" if kind in ("PNG", "WEBP", "AVIF") else "L"
     size = (4000, pixels // 4000)
-    Image.new(mode, size, (9, 128)[: len(mode)]).save(buffer, kind, speed=10, method=0)
+    Image.new(mode, size, (9, 128)[: len(mode)]).save(
+        buffer, kind, speed=10, method=0, compression="tiff_lzw"
+    )
     return base64.b64encode(buffer.getvalue()).decode()
 
 
