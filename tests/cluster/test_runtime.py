@@ -57,7 +57,7 @@ def test_a_module_in_the_users_folder_shadows_none_of_the_workers(tmp_path: Path
         "runtime.prepare_environment()\n"
         "runtime.ensure_ray(ClusterConfig(num_cpus=2))\n"
         "def places():\n"
-        "    import torch\n"
+        "    import sys, torch\n"
         "    return sys.path\n"
         "print(*ray.get(ray.remote(places).remote()), sep='\\n')\n"
         "runtime.stop_ray()\n"
