@@ -37,7 +37,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
     except UserError:
         if overrides:
             validate(tree, where=str(path))
-            validate(changed, where=f"command line ({' '.join(overrides)})")
+            validate(changed, where=_said(overrides))
         raise
 
 
@@ -139,7 +139,12 @@ def with_overrides(cfg: LoopConfig, overrides: Sequence[str]) -> LoopConfig:
     tree = cfg.model_dump(mode="json")
     for override in overrides:
         _apply(tree, override)
-    return validate(tree, where=f"command line ({' '.join(overrides)})")
+    return validate(tree, where=_said(overrides))
+
+
+def _said(overrides: Sequence[str]) -> str:
+    """The command line by its keys; a value may hold a secret."""
+    return f"command line ({', '.join(one.partition('=')[0] for one in overrides)})"
 
 
 def validate(

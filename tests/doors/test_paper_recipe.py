@@ -75,6 +75,10 @@ def run(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
         str(CONFIG),
         "--run-dir",
         str(root / "run"),
+        # The model is untrained: it knows none of the words, and labels nothing.
+        "--anyway",
+        "--accept-guard",
+        "accepted_labels",
         *overrides(small, root, bench),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -59,6 +59,11 @@ class Copier:
         zeros = np.zeros(codes_BNL.shape[:2])
         return Candidates(codes=codes_BNL, logprobs=zeros, drawn_logprobs=zeros)
 
+    def frame_logprobs(
+        self, source_BL: np.ndarray, actions: Sequence[str], target_BL: np.ndarray
+    ) -> np.ndarray:
+        return np.zeros(len(actions))
+
 
 def load_copier(models: ModelRef, cfg: ModelConfig) -> tuple[InverseDynamics, Any]:
     """In round 1 a copier takes the FDP's place."""
@@ -142,8 +147,8 @@ def test_a_blocked_round_keeps_the_previous_model_and_exits_4(
     assert done.status == 4
     assert re.fullmatch(
         r"blocked: round 1: copy_rate 1, limit 0\.5: the FDP gives its input back on (\d+) of \1 "
-        r"held-out pairs; accept it with --accept-guard copy_rate, or train longer "
-        r"\(train\.first_steps, train\.round_steps\) in a new run_dir",
+        r"held-out pairs; accept it with --accept-guard copy_rate, or more labelled "
+        r"pairs \(dynamics check says how many\) in a new run_dir",
         done.err,
     )
     assert f"dynamics serve {folder.root}  (round 0)" in done.out

@@ -51,17 +51,18 @@ def test_a_run_through_a_store_that_fails_a_quarter_of_the_requests_is_the_same(
 
 
 def test_commands_read_a_run_in_a_store(s3: StorePath, local_run: LocalRun, tmp_path: Path) -> None:
+    run = s3 / local_run.folder.name  # its page has that name
     for path in list_files(local_run.folder):
-        write_bytes(s3 / path.relative_to(local_run.folder), path.read_bytes())
+        write_bytes(run / path.relative_to(local_run.folder), path.read_bytes())
     for command, said in (
-        (["verify", s3], "the ledger are sound, and nothing is missing"),
-        (["evaluate", s3], "FDP"),
-        (["report", s3, "--no-open"], f"report: {s3}/report.html"),
-        (["export", s3, "--as", "hf", "--out", tmp_path / "hf"], "hf: "),
-        (["export", s3, "--as", "adapters", "--out", tmp_path / "fit"], "adapters idm and fdp"),
+        (["verify", run], "the ledger are sound, and nothing is missing"),
+        (["evaluate", run], "FDP"),
+        (["report", run, "--no-open"], f"report: {run}/report.html"),
+        (["export", run, "--as", "hf", "--out", tmp_path / "hf"], "hf: "),
+        (["export", run, "--as", "adapters", "--out", tmp_path / "fit"], "adapters idm and fdp"),
     ):
         shown = CliRunner().invoke(app, list(map(str, command)))
         assert shown.exit_code == 0, shown.output
         assert said in shown.output
     page = local_run.folder / "report.html"
-    assert (s3 / "report.html").read_bytes() == page.read_bytes()
+    assert (run / "report.html").read_bytes() == page.read_bytes()
