@@ -1,8 +1,9 @@
 """A finding about a run's data, and what findings are made from."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,16 @@ class Evidence:
     """Real source and target frames of some held-out pairs, by pair_id."""
     counts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """ingest.json."""
+
+    def counted(self, table: str) -> tuple[int, str]:
+        """Clips of a table (labelled, heldout or pool), and the words for what was left out."""
+        parts: list[Any] = [
+            part for name, part in self.counts.items() if name.partition("/")[0] == table
+        ]
+        rejects: Counter[str] = sum((Counter(part.get("rejects", {})) for part in parts), Counter())
+        names = ", ".join(f"{count:,} {name}" for name, count in sorted(rejects.items()))
+        clips = sum(part.get("num_clips", 0) for part in parts)
+        return clips, f"; left out: {names}" if names else ""
 
     @property
     def sets(self) -> dict[str, pa.Table]:

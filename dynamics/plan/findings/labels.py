@@ -44,6 +44,7 @@ def label_counts(evidence: Evidence) -> Finding:
     if new:
         shown = ", ".join(repr(one) for one in new[:3]) + (", ..." if len(new) > 3 else "")
         line += f"; {len(new)} held-out sentences have no label at all ({shown})"
+    line += evidence.counted("labelled")[1]
     if median >= ENOUGH // 2 and not new and spread <= 15:
         return Finding(level="fine", found=line)
     return Finding(

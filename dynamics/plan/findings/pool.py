@@ -10,17 +10,13 @@ FEWEST = 20
 
 def pool_pairs(evidence: Evidence) -> Finding:
     """Does the pool give enough pairs?"""
-    counted = evidence.counts.get("pool", {})
-    num, clips = evidence.num_pool, int(str(counted.get("num_clips", 0)))
+    num, (clips, left_out) = evidence.num_pool, evidence.counted("pool")
     of = f" from {clips:,} clips ({num / clips:.1f} a clip)" if clips else ""
     classes = Counter(evidence.pool["clip_class"].to_pylist())
     shares = sorted((count, name) for name, count in classes.items())
     if len(shares) > 1:
         of += f", {len(shares):,} classes of {shares[0][0]:,} to {shares[-1][0]:,}"
-    found = counted.get("rejects")
-    rejects = found if isinstance(found, dict) else {}
-    left_out = ", ".join(f"{count:,} {name}" for name, count in sorted(rejects.items()))
-    line = f"the pool has {num:,} pairs{of}" + (f"; left out: {left_out}" if left_out else "")
+    line = f"the pool has {num:,} pairs{of}{left_out}"
     few = clips and num < clips
     if num >= FEWEST and not few and num >= evidence.labelled.num_rows:
         return Finding(level="fine", found=line)
