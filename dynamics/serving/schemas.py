@@ -233,4 +233,4 @@ class ScenesReply(Message):
     """Examples to begin with."""
 
     scenes: list[Scene]
-    """Empty if the run's domain has none."""
+    """The domain's own; on real video frames of held-out pairs; empty where there are none."""

@@ -19,6 +19,7 @@ from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.verifiers import descriptions
 from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.batching import Batcher
+from dynamics.serving.examples import example_scenes
 from dynamics.serving.http.responses import Event, ServiceResponse, one_line, parse, to_response
 from dynamics.serving.images import to_base64, to_frame
 from dynamics.serving.model_registry import ModelRegistry
@@ -182,11 +183,11 @@ class RoundService:
         return await _respond(reply)
 
     async def scenes(self) -> ServiceResponse:
-        """`ScenesReply`: made once, empty where the domain has no examples."""
+        """`ScenesReply`, made once."""
 
         async def reply() -> Message:
             await self._worker(None)
-            found = await asyncio.to_thread(self._domain.examples, self._registry.folder.data)
+            found = await asyncio.to_thread(example_scenes, self._domain, self._registry.folder)
             scenes = [
                 Scene(name=one.name, image=to_base64(one.frame), actions=one.actions)
                 for one in found

@@ -16,6 +16,7 @@ from dynamics.core.errors import UserError
 from dynamics.core.loopback import by_proxy
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.serving.examples import example_scenes
 from dynamics.serving.http.auth import read_key
 from dynamics.serving.http.server import check_address, url_of
 from dynamics.serving.images import to_base64
@@ -148,13 +149,13 @@ def smoke_request(cfg: LoopConfig, url: str, frame: Any, action: str) -> dict[st
 def write_examples(cfg: LoopConfig, folder: RunFolder, example: Example, url: str) -> str:
     """Write ready requests into the run folder; returns the curl line of a roll-out.
 
-    The roll-out starts from a scene that no clip shows, or, where the domain has none, repeats the
+    The roll-out starts from the first scene of the page, or, where there is none, repeats the
     example's action.
     """
     frame, action = example
     predict = PredictRequest(image=to_base64(frame), action=action)
     actions = [action] * _EXAMPLE_STEPS
-    if scenes := load_domain(cfg).examples(folder.data):
+    if scenes := example_scenes(load_domain(cfg), folder):
         frame, actions = scenes[0].frame, scenes[0].actions[:_EXAMPLE_STEPS]
     rollout = RolloutRequest(image=to_base64(frame), actions=actions)
     for name, request in (("request", predict), ("rollout", rollout)):

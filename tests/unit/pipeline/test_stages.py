@@ -13,6 +13,7 @@ import pytest
 
 from dynamics.core.config import KeyframeConfig, LabelledConfig, LoopConfig, PoolConfig, PoolPart
 from dynamics.core.config_file import with_overrides
+from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.core.records import (
@@ -24,6 +25,7 @@ from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.pipeline import decoding
 from dynamics.pipeline.decoding import driver_images
 from dynamics.pipeline.executor import LocalExecutor, StreamStage
+from dynamics.serving.examples import example_scenes
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.shards import Shard
@@ -286,7 +288,7 @@ def real_run(
 def test_real_pictures_go_through_every_stage_without_any_truth(
     real_run: tuple[LoopConfig, Path, list[str]],
 ) -> None:
-    _, folder, _ = real_run
+    cfg, folder, _ = real_run
     reports = [read for n in range(2) if (read := RunFolder(folder).report(n))]
     assert [report.round_id for report in reports] == [0, 1]
     assert not (folder / "data" / "truth.parquet").exists()
@@ -314,6 +316,9 @@ def test_real_pictures_go_through_every_stage_without_any_truth(
     heldout = read_table(folder / "data" / "heldout.parts", TRANSITION_SCHEMA)
     assert heldout["action"][0].as_py() in page
     assert "rows can be used" in page
+    scenes = example_scenes(load_domain(cfg), RunFolder(folder))  # the service's: camera's frames
+    assert [scene.actions for scene in scenes] == [[one] for one in heldout["action"].to_pylist()]
+    assert scenes[0].frame.shape[2] == 3
     ingest = json.loads((folder / "data" / "ingest.json").read_text())
     assert ingest["labelled"]["num_pairs"] == 11
     assert ingest["labelled"]["rejects"] == {"missing_image": 1, "missing_manifest": 2}
