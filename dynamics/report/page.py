@@ -31,6 +31,7 @@ from dynamics.core.records import (
 )
 from dynamics.evaluation.comparison import ControlReport
 from dynamics.evaluation.confusion import SentenceView, confusion
+from dynamics.evaluation.guards.rules import figure
 from dynamics.evaluation.heldout import results_schema
 from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_sizes
 from dynamics.inference.verifiers import descriptions, label_of
@@ -291,6 +292,7 @@ def environment() -> Environment:
     )
     made.filters |= {
         "data_uri": data_uri,
+        "figure": figure,
         "pretty_json": lambda tree: json.dumps(tree, indent=2, sort_keys=True),
         "stage_style": stage_style,
     }

@@ -255,10 +255,15 @@ GUARDS: dict[GuardName, Guard] = {
 }
 
 
+def figure(value: float) -> str:
+    """A guard's value or limit as people read it: three digits, counts whole."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def _result(
     name: GuardName, value: float, limit: float, passed: bool, found: str, remedy: str
 ) -> GuardResult:
-    message = f"{name} {value:.3g}, limit {limit:.3g}: {found}"
+    message = f"{name} {figure(value)}, limit {figure(limit)}: {found}"
     if not passed:
         message += f"; accept it with --accept-guard {name}, or {remedy} in a new run_dir"
     return GuardResult(

@@ -12,7 +12,13 @@ from dynamics.core.domain import OpenVideo, load_domain
 from dynamics.core.records import GuardResult
 from dynamics.core.seeds import numpy_rng
 from dynamics.evaluation.guards.leakage import Leakage
-from dynamics.evaluation.guards.rules import GUARDS, MIN_LABELS, GuardEvidence, evaluate_guards
+from dynamics.evaluation.guards.rules import (
+    GUARDS,
+    MIN_LABELS,
+    GuardEvidence,
+    evaluate_guards,
+    figure,
+)
 from dynamics.evaluation.heldout import evaluate_heldout
 from dynamics.evaluation.probes import Sentences, with_probes
 from dynamics.inference.idm import Caption
@@ -282,3 +288,10 @@ def test_only_a_blocked_round_tells_the_way_out():
         "it with --accept-guard copy_rate, or train longer (train.first_steps, train.round_steps) "
         "in a new run_dir"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(9600.0, "9,600"), (0.0123456, "0.0123"), (-0.00515, "-0.00515"), (1, "1")]
+)
+def test_figures_of_guards_are_read_by_people(value: float, shown: str) -> None:
+    assert figure(value) == shown
