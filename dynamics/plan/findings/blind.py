@@ -47,9 +47,9 @@ def _likeness(evidence: Evidence) -> NDArray[np.float64]:
     """Per held-out pair with real frames, the correlation of the decoded and the real change."""
     pair_ids = evidence.heldout["pair_id"].to_pylist()
     rows = [row for row, pair in enumerate(pair_ids) if pair in evidence.pictures]
-    ends = codes_of(evidence.heldout.take(rows))
-    if not rows:
+    if not rows:  # all was filmed
         return np.zeros(0)
+    ends = codes_of(evidence.heldout.take(rows))
     source, target = (evidence.images.decode(codes_BL) for codes_BL in ends)
     real = [evidence.pictures[pair_ids[row]] for row in rows]
     return np.array(
