@@ -34,7 +34,7 @@ _LABELS = (".json", ".cls")
 MAX_SIDECAR_BYTES = 1 << 20
 """Largest json or cls member of a tar that is read for a class."""
 MAX_CLIP_BYTES = 4 << 30
-_WHERE = "pool.path (of ingest: its argument)"
+_WHERE = "pool.path (of ingest and annotate: the argument)"
 
 _UCF101 = re.compile(r"v_(?P<clip_class>[A-Za-z0-9]+)_g\d+_c\d+")
 _SPLITS = frozenset(
