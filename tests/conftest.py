@@ -63,9 +63,9 @@ def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
+    from dynamics.pretraining.base import build_network
     from dynamics.tabletop.pretraining.pretrain_tiny import (
         TinyRecipe,
-        build_network,
         build_tokenizer,
         save_checkpoint,
     )

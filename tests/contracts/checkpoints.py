@@ -29,9 +29,9 @@ from dynamics.models.convert_vqgan import convert_vqgan
 from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
 from dynamics.models.image_tokenizers.vqgan import Vqgan
 from dynamics.models.vlm import UnifiedVLM
+from dynamics.pretraining.base import build_network
 from dynamics.tabletop.pretraining.pretrain_tiny import (
     TinyRecipe,
-    build_network,
     build_tokenizer,
     save_checkpoint,
 )

@@ -18,9 +18,9 @@ from transformers import ChameleonForConditionalGeneration
 from dynamics.core.config import REPOSITORY_ROOT, WorldConfig
 from dynamics.core.config_file import load
 from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
+from dynamics.pretraining.base import build_network
 from dynamics.tabletop.pretraining.pretrain_tiny import (
     TinyRecipe,
-    build_network,
     build_tokenizer,
     save_checkpoint,
 )

@@ -7,8 +7,7 @@ B rows, T positions, L codes a frame.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,16 +18,16 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from dynamics.core.config import WorldConfig
 from dynamics.core.progress import Progress, silent
-from dynamics.core.seeds import derive_seed, numpy_rng
-from dynamics.models.chameleon import chameleon_tokens, image_token_name
+from dynamics.core.seeds import numpy_rng
+from dynamics.models.chameleon import chameleon_tokens
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
 from dynamics.models.tokens import IGNORE, Prompts, Rows, Tokens
+from dynamics.pretraining.base import BaseRecipe, build_network, train_base
 from dynamics.tabletop.language import action_words
 from dynamics.tabletop.pretraining.base_corpus import (
     Corpus,
@@ -49,13 +48,9 @@ TEXT_TOKENS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TinyRecipe:
+class TinyRecipe(BaseRecipe):
     """Sizes and lengths; saved with the checkpoint as ``recipe.json``."""
 
-    width: int = 96
-    layers: int = 4
-    heads: int = 3
-    feed_forward: int = 256
     tokenizer_steps: int = 4000
     tokenizer_film_scale: int = 3
     """Photographs are taken this many times larger than the model's frames, and scaled down."""
@@ -63,12 +58,8 @@ class TinyRecipe:
     num_doubles: int = 30_000
     num_episodes: int = 8_000
     episode_length: int = 6
-    steps: int = 7_000
     rows_per_task: tuple[int, int, int, int, int] = (4, 14, 50, 14, 32)
     """caption, question, compare, draw, video."""
-    muon_lr: float = 3e-3
-    adamw_lr: float = 2e-3
-    seed: int = 0
 
 
 def build_tokenizer(grid: int) -> PreTrainedTokenizerFast:
@@ -85,39 +76,6 @@ def build_tokenizer(grid: int) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         additional_special_tokens=["<racm3:break>", "<eoss>", "<image>"],
     )
-
-
-def build_network(
-    recipe: TinyRecipe, tokenizer: Any, num_codes: int
-) -> ChameleonForConditionalGeneration:
-    """The Chameleon class of transformers with a small language model.
-
-    Its own VQGAN must exist, so it gets the smallest one; the checkpoint's FSQ tokenizer makes
-    the codes.
-    """
-    vocabulary = dict(tokenizer.get_vocab())
-    first = len(vocabulary)
-    vocabulary |= {image_token_name(code): first + code for code in range(num_codes)}
-    vq = {
-        "embed_dim": 4, "num_embeddings": num_codes, "latent_channels": 4, "resolution": 32,
-        "base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "attn_type": "none",
-    }  # fmt: skip
-    config = ChameleonConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=recipe.width,
-        intermediate_size=recipe.feed_forward,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        vq_config=vq,
-        vocabulary_map=vocabulary,
-    )
-    torch.manual_seed(derive_seed(recipe.seed, "base-init"))
-    return ChameleonForConditionalGeneration(config)
 
 
 class BaseTasks:
@@ -229,31 +187,6 @@ class BaseTasks:
             }
 
 
-def row_loss(network: Any, rows: Rows) -> Tensor:
-    """Mean cross-entropy over the scored positions, projected there only."""
-    hidden = network.model(input_ids=rows.ids, use_cache=False).last_hidden_state
-    scored = rows.labels != IGNORE
-    return cross_entropy(network.lm_head(hidden[scored]), rows.labels[scored])
-
-
-def build_optimizers(network: nn.Module, recipe: TinyRecipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the rest; the unused VQGAN is frozen."""
-    matrices, rest = [], []
-    for name, parameter in network.named_parameters():
-        if ".vqmodel." in name:
-            parameter.requires_grad_(False)
-        elif parameter.ndim == 2 and ".layers." in name and "_norm" not in name:
-            matrices.append(parameter)
-        else:
-            rest.append(parameter)
-    return [
-        torch.optim.Muon(
-            matrices, lr=recipe.muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(rest, lr=recipe.adamw_lr, weight_decay=0.0),
-    ]
-
-
 def pretrain_tiny(
     world: WorldConfig, recipe: TinyRecipe, out: Path, *, progress: Progress = silent
 ) -> Path:
@@ -281,48 +214,17 @@ def pretrain_tiny(
     tokenizer = build_tokenizer(world.grid)
     network: Any = build_network(recipe, tokenizer, images.num_codes)
     tokens = chameleon_tokens(tokenizer, network.config.vocabulary_map, PROMPTS, images.num_tokens)
-    for step in train_base(network, BaseTasks(corpus, tokens), recipe):
+    tasks = BaseTasks(corpus, tokens)
+
+    def batches(start: int) -> Iterator[dict[str, Rows]]:
+        return islice(tasks.batches(recipe), start, None)
+
+    for step, losses in train_base(network, batches, recipe):
         if step % 25 == 0:
-            progress(step, recipe.steps, "base")
+            progress(step, recipe.steps, "base", losses=losses)
         if step % max(1, recipe.steps // 10) == 0:
             save_checkpoint(out, network, tokenizer, images, world, recipe)
     return out
-
-
-def train_base(network: Any, tasks: BaseTasks, recipe: TinyRecipe) -> Iterator[int]:
-    """Take ``recipe.steps`` steps, each over one batch of every task; yields the step taken.
-
-    The comparisons hold half of the tokens: their gradients come from one thread, those of the
-    other tasks from another, and their sum does not depend on which is first.
-    """
-    optimizers = build_optimizers(network, recipe)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, _trapezoid(recipe.steps)) for o in optimizers]
-    trained = [p for p in network.parameters() if p.requires_grad]
-    network.train()
-
-    def gradients(batches: Sequence[Rows]) -> Sequence[Tensor]:
-        torch.set_num_threads(1)
-        loss = torch.stack([row_loss(network, rows) for rows in batches]).sum()
-        return torch.autograd.grad(loss, trained)
-
-    with ThreadPoolExecutor(2) as pool:
-        for step, batch in enumerate(islice(tasks.batches(recipe), recipe.steps), start=1):
-            compare = [batch.pop("compare")]
-            halves = pool.map(gradients, (compare, list(batch.values())))
-            for parameter, *parts in zip(trained, *halves, strict=True):
-                parameter.grad = torch.stack(parts).sum(0)
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                optimizer.step()
-                schedule.step()
-            yield step
-
-
-def _trapezoid(steps: int) -> Callable[[int], float]:
-    """2 % warm-up, constant, then linear to zero over the last 30 %."""
-    return lambda step: min(
-        1.0, (step + 1) / (0.02 * steps + 1), max(0.0, (steps - step) / (0.3 * steps))
-    )
 
 
 def save_checkpoint(

@@ -13,12 +13,12 @@ from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.evaluation.metrics import summarise
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
+from dynamics.pretraining.base import build_network
 from dynamics.report.grid import draw_grid, grid_rows, shown_scenes
 from dynamics.report.pictures import Frames
 from dynamics.storage.tables import write_table
 from dynamics.tabletop.pretraining.pretrain_tiny import (
     TinyRecipe,
-    build_network,
     build_tokenizer,
     save_checkpoint,
 )

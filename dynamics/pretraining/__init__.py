@@ -1,0 +1,1 @@
+"""Bases that are trained here: a small Chameleon network that learns to look at frames."""
