@@ -28,6 +28,7 @@ from dynamics.core.config import GuardConfig, GuardName, LoopConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, GuardResult, stable_hash
 from dynamics.core.seeds import numpy_rng
+from dynamics.data.video import encode
 from dynamics.data.video.decode import read_clip
 from dynamics.data.video.ingest import clip_reader
 from dynamics.evaluation.guards.leakage import count_leakage, leaked_pairs
@@ -41,7 +42,6 @@ from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.tables import read_table
 from dynamics.studies.guard_checks import with_copier
-from dynamics.tabletop import encode
 from dynamics.tabletop.film import filmed_keyframes
 
 NUM_LEAKED = 30

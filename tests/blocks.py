@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynamics.core.images import encode_png
-from dynamics.tabletop.encode import write_mp4
+from dynamics.data.video.encode import write_mp4
 
 BLOCKS = {"crimson": (150, 42, 48), "teal": (38, 118, 122), "amber": (186, 132, 46)}
 WAYS = {"left": (-1, 0), "right": (1, 0), "forwards": (0, -1), "backwards": (0, 1)}

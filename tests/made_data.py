@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dynamics.tabletop.encode import write_mp4
+from dynamics.data.video.encode import write_mp4
 
 ACTIONS = ("open the door", "close the drawer", "take the cup", "put the plate down")
 

@@ -10,8 +10,9 @@ from dynamics.core.config import KeyframeConfig, LoopConfig
 from dynamics.core.domain import ExampleScene, Split
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress
+from dynamics.data.video.filmed import truth_table
 from dynamics.tabletop.example_scenes import example_scenes
-from dynamics.tabletop.film import actions_per_clip, film_split, filmed_keyframes, truth_table
+from dynamics.tabletop.film import actions_per_clip, film_split, filmed_keyframes
 from dynamics.tabletop.language import parse
 from dynamics.tabletop.oracle import read_scenes
 from dynamics.tabletop.render import render_cells
@@ -83,7 +84,7 @@ class Tabletop:
 
     def truth(self, pairs: pa.Table, out: Place) -> pa.Table:
         """Ground truth of the pairs (TRUTH_SCHEMA)."""
-        return truth_table(pairs, out, self._world)
+        return truth_table(pairs, out, self._world.hold_frames)
 
     def num_pixels(self, split: Split, num_pairs: int) -> int:
         """Pixels of all frames of the clips."""

@@ -4,23 +4,13 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.domain import ExampleScene
 from dynamics.core.places import Place
 from dynamics.core.seeds import numpy_rng
-from dynamics.storage.tables import read_table
-from dynamics.tabletop.film import CLIPS_SCHEMA
+from dynamics.data.video.filmed import filmed_states
 from dynamics.tabletop.language import say
 from dynamics.tabletop.render import snapshot
 from dynamics.tabletop.scene import Scene, apply, sample_action, sample_scene
 
 NUM_SCENES = 6
 NUM_ACTIONS = 5
-
-
-def filmed_states(data: Place) -> frozenset[str]:
-    """Every state that a clip in a run's data folder shows, as `Scene.to_text`."""
-    states: set[str] = set()
-    for path in data.glob("*/clips.parquet"):
-        for clip in read_table(path, CLIPS_SCHEMA, ["states"])["states"].to_pylist():
-            states.update(clip)
-    return frozenset(states)
 
 
 def example_scenes(cfg: LoopConfig, data: Place) -> list[ExampleScene]:

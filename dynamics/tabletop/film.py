@@ -1,26 +1,16 @@
-"""Films episodes into real mp4 files and writes their ground truth beside them.
-
-A clip holds every state for ``hold_frames`` frames and then jumps to the next, so motion peaks at
-the jumps, which is where key-frame picking lands.
-"""
+"""Films episodes of the tabletop, with their ground truth."""
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
-import pyarrow as pa
 
 from dynamics.core.config import KeyframeConfig, WorldConfig
 from dynamics.core.domain import Split
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
-from dynamics.core.records import TRUTH_SCHEMA
 from dynamics.core.seeds import numpy_rng
-from dynamics.storage.files import make_folder
-from dynamics.storage.tables import read_table, write_table
-from dynamics.tabletop.encode import write_mp4
+from dynamics.data.video.filmed import Filmed, write_clips
 from dynamics.tabletop.language import say
 from dynamics.tabletop.render import (
     carry_offsets,
@@ -32,17 +22,6 @@ from dynamics.tabletop.render import (
     sample_offsets,
 )
 from dynamics.tabletop.scene import Scene, apply, sample_action, sample_scene, transition_key
-
-CLIPS_SCHEMA = pa.schema(
-    [
-        pa.field("clip_path", pa.string(), nullable=False),  # relative to the clips folder
-        pa.field("states", pa.list_(pa.string()), nullable=False),
-        pa.field(
-            "actions", pa.list_(pa.string()), nullable=False
-        ),  # actions[i] leads to states[i + 1]
-    ]
-)
-
 
 # Name of a split in the seeds of its clips: another name would film other scenes.
 _STREAMS = {"labelled": "seed"}
@@ -104,53 +83,14 @@ def film_split(
     A finished split is left as it is. Clips depend on (seed, split, clip number) and on ``seen``:
     every `transition_key` of the base's pretraining, which no clip shows again.
     """
-    if (out / "clips.parquet").is_file():
-        return
-    clips = out / "clips"
-    make_folder(clips)
     num_actions = actions_per_clip(world, split)
-    num_clips = math.ceil(num_pairs / num_actions)
 
-    def film(index: int) -> dict[str, object]:
+    def film(index: int) -> Filmed:
         rng = numpy_rng(seed, "film", _STREAMS.get(split, split), index)
         states, sentences = sample_episode(world, num_actions, rng)
         while any(transition_key(*pair) in seen for pair in pairwise(states)):
             states, sentences = sample_episode(world, num_actions, rng)
-        name = f"{index:06d}.mp4"
-        write_mp4(clips / name, film_frames(states, world, rng), fps=world.fps)
-        return {"clip_path": name, "states": [s.to_text() for s in states], "actions": sentences}
+        frames = film_frames(states, world, rng)
+        return Filmed(frames, [state.to_text() for state in states], sentences)
 
-    rows = []
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for row in pool.map(film, range(num_clips)):
-            rows.append(row)
-            progress(len(rows), num_clips, f"filming {split}")
-    os.sync()  # clips are renamed into place without a sync each; the marker comes after them
-    write_table(
-        out / "clips.parquet", pa.Table.from_pylist(rows, schema=CLIPS_SCHEMA), CLIPS_SCHEMA
-    )
-
-
-def truth_table(pairs: pa.Table, out: Place, world: WorldConfig) -> pa.Table:
-    """TRUTH_SCHEMA for the ingested pairs of a filmed split.
-
-    Pairs that span no action or several are left out: they have no single true sentence.
-    """
-    clips = {
-        row["clip_path"]: row for row in read_table(out / "clips.parquet", CLIPS_SCHEMA).to_pylist()
-    }
-    rows = []
-    columns = pairs.select(["pair_id", "clip_path", "frame0", "frame1"]).to_pylist()
-    for pair in columns:
-        clip = clips[pair["clip_path"]]
-        source, target = pair["frame0"] // world.hold_frames, pair["frame1"] // world.hold_frames
-        if target == source + 1:
-            rows.append(
-                {
-                    "pair_id": pair["pair_id"],
-                    "action": clip["actions"][source],
-                    "source_state": clip["states"][source],
-                    "target_state": clip["states"][target],
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=TRUTH_SCHEMA)
+    write_clips(out, math.ceil(num_pairs / num_actions), film, world.fps, progress, split)

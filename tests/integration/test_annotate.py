@@ -13,7 +13,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from dynamics.tabletop.encode import write_mp4
+from dynamics.data.video.encode import write_mp4
 from tests.serving import free_port
 from tests.unit.annotate.conftest import jumps
 

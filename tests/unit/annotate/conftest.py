@@ -11,7 +11,7 @@ import pytest
 
 from dynamics.annotate.session import Session, open_session
 from dynamics.core.config import KeyframeConfig
-from dynamics.tabletop.encode import write_mp4
+from dynamics.data.video.encode import write_mp4
 
 Opened = Callable[..., AbstractContextManager[Session]]
 

@@ -21,6 +21,7 @@ from dynamics.core.records import (
     TRANSITION_SCHEMA,
     RoundReport,
 )
+from dynamics.data.video.encode import write_mp4
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.pipeline import decoding
 from dynamics.pipeline.decoding import driver_images
@@ -31,7 +32,6 @@ from dynamics.storage.run_folder import RunFolder
 from dynamics.storage.shards import Shard
 from dynamics.storage.streams import Done, Stream, run_stream
 from dynamics.storage.tables import read_table
-from dynamics.tabletop.encode import write_mp4
 from tests.made_data import write_aurora, write_clip, write_kinetics700, write_ucf101
 from tests.runs import LocalRun, Stop, StopAt, results, run_local
 from tests.unit.storage.rows import make_labels

@@ -9,9 +9,9 @@ import pytest
 from dynamics.core.config import KeyframeConfig, PoolConfig
 from dynamics.core.progress import silent
 from dynamics.data.units import Encoding
+from dynamics.data.video.encode import write_mp4
 from dynamics.data.video.ingest import Folder, FolderError, ingest_videos
 from dynamics.report import sheet
-from dynamics.tabletop.encode import write_mp4
 from tests.made_data import film
 
 KEYFRAMES = KeyframeConfig(top_k=6, spacing_frames=3)

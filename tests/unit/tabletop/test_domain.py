@@ -3,10 +3,10 @@ import pytest
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.domain import same_action
+from dynamics.data.video.filmed import filmed_states
 from dynamics.serving.sessions import expected_states
 from dynamics.storage.run_folder import RunFolder
 from dynamics.tabletop.domain import Tabletop
-from dynamics.tabletop.example_scenes import filmed_states
 from dynamics.tabletop.language import parse, say
 from dynamics.tabletop.oracle import read_scenes
 from dynamics.tabletop.render import snapshot

@@ -7,10 +7,11 @@ import pyarrow as pa
 
 from dynamics.core.config import PoolConfig, WorldConfig
 from dynamics.core.records import PAIR_SCHEMA
+from dynamics.data.video.filmed import CLIPS_SCHEMA, truth_table
 from dynamics.data.video.ingest import Folder, ingest_videos
 from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
 from dynamics.storage.tables import codes_matrix, read_table
-from dynamics.tabletop.film import CLIPS_SCHEMA, Split, film_split, filmed_keyframes, truth_table
+from dynamics.tabletop.film import Split, film_split, filmed_keyframes
 from dynamics.tabletop.language import parse
 from dynamics.tabletop.scene import Scene, apply
 from tests.unit.data.video.conftest import encoding_with
@@ -32,7 +33,7 @@ def ingest(folder: Path, num_pairs: int) -> pa.Table:
 def test_every_filmed_action_becomes_one_pair_with_its_truth(tmp_path: Path) -> None:
     film_split("pool", WORLD, 24, 0, tmp_path)
     pairs = ingest(tmp_path, 24)
-    truth = truth_table(pairs, tmp_path, WORLD)
+    truth = truth_table(pairs, tmp_path, WORLD.hold_frames)
     assert pairs.num_rows == truth.num_rows == 24
     assert codes_matrix(pairs, "source_codes").shape == (24, 16)
     for row in truth.to_pylist():

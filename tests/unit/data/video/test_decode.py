@@ -15,7 +15,7 @@ from dynamics.data.video.decode import (
     read_clip,
     read_ends,
 )
-from dynamics.tabletop.encode import write_mp4
+from dynamics.data.video.encode import write_mp4
 
 SPEC = DecodeSpec(frame_px=32, top_k=6, spacing_frames=3, min_change=0.004, max_cut=0.5)
 

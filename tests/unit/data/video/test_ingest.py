@@ -19,10 +19,10 @@ from dynamics.core.progress import silent
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef, pair_id
 from dynamics.data.video import ingest
 from dynamics.data.video.decode import DecodeSpec, read_clip
+from dynamics.data.video.encode import write_mp4
 from dynamics.data.video.ingest import Folder, IngestReport, ingest_videos
 from dynamics.storage.pairs import is_whole, list_matrix
 from dynamics.storage.tables import codes_matrix, read_table
-from dynamics.tabletop.encode import write_mp4
 from tests.made_data import add_member, write_clip
 from tests.unit.data.video.conftest import BlockTokenizer, encoding_with
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dynamics.data.video.decode import ClipFrames, DecodeSpec
+from dynamics.data.video.encode import encode_mp4, write_mp4
 from dynamics.data.video.sandbox import (
     DecodeWorker,
     ReadClip,
@@ -20,7 +21,6 @@ from dynamics.data.video.sandbox import (
     read_clip_file,
 )
 from dynamics.storage.streams import read_ahead
-from dynamics.tabletop.encode import encode_mp4, write_mp4
 
 SPEC = DecodeSpec(frame_px=32, top_k=6, spacing_frames=3, min_change=0.004, max_cut=0.5)
 

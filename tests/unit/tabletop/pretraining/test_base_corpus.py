@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dynamics.core.config import REPOSITORY_ROOT, WorldConfig
-from dynamics.tabletop.film import CLIPS_SCHEMA, film_split
+from dynamics.data.video.filmed import CLIPS_SCHEMA
+from dynamics.tabletop.film import film_split
 from dynamics.tabletop.language import KIND_BY_NAME, action_only_words
 from dynamics.tabletop.pretraining.base_corpus import (
     ask_about_one,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dynamics.core.errors import UserError
+from dynamics.data.video import encode
 from dynamics.data.video.decode import SCALING
-from dynamics.tabletop import encode
-from dynamics.tabletop.encode import encode_mp4, write_mp4
+from dynamics.data.video.encode import encode_mp4, write_mp4
 
 
 def decoded(path: Path, size: int) -> np.ndarray:
