@@ -81,6 +81,8 @@ class Answer:
     """The sentence that the run's IDM had offered."""
     round: int | None = None
     """The round of that IDM."""
+    label: str = ""
+    """label_id of the accepted label, not shown, for whose audit the pair was drawn at random."""
 
 
 class Journal:
@@ -173,11 +175,10 @@ def newest(answers: Iterable[Answer]) -> dict[str, Answer]:
     return {answer.shot.pair_id: answer for answer in answers}
 
 
-def labels(by_name: Mapping[str, Sequence[Answer]]) -> list[list[Answer]]:
-    """The answers behind each label, in the order in which the pairs were first named.
+def agreed(by_name: Mapping[str, Sequence[Answer]]) -> list[list[Answer]]:
+    """What most of those who named a pair say, of equally many what was said first.
 
-    A label is what most of those who named a pair say, of equally many what was said first. Where
-    that is that nothing changes, the pair has no label.
+    The answers that say so, in the order in which the pairs were first named.
     """
     named: dict[str, list[Answer]] = {}
     for answers in by_name.values():
@@ -188,8 +189,7 @@ def labels(by_name: Mapping[str, Sequence[Answer]]) -> list[list[Answer]]:
     for answers in named.values():
         answers.sort(key=lambda answer: answer.when)
         (winner, _), *_ = Counter((one.kind, one.action) for one in answers).most_common(1)
-        if winner[0] == "action":
-            found.append([one for one in answers if (one.kind, one.action) == winner])
+        found.append([one for one in answers if (one.kind, one.action) == winner])
     return sorted(found, key=lambda one: (one[0].when, one[0].shot.pair_id))
 
 
@@ -206,7 +206,8 @@ def write_labels(path: Path, folder: Path) -> int:
         for pair, answer in newest(answers).items()
         if answer.kind in ("action", "no_change")
     )
-    found = labels(by_name)
+    # Where people agree that nothing changes, a pair has no label.
+    found = [answers for answers in agreed(by_name) if answers[0].kind == "action"]
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with pq.ParquetWriter(fresh, LABELS_SCHEMA, compression="zstd") as writer:

@@ -29,6 +29,7 @@ from dynamics.annotate.answers import (
     with_others,
     write_labels,
 )
+from dynamics.annotate.audit import Audit, Drawn
 from dynamics.annotate.candidates import Candidates, Namer, Offer
 from dynamics.core.config import KeyframeConfig, PoolConfig
 from dynamics.core.errors import UserError
@@ -147,10 +148,11 @@ class Session:
         out: the labelled set; answers lie beside it.
         who: the annotator.
         clips: the folder's, by name.
-        candidates: pairs that were not asked about.
+        candidates: pairs that were not asked about, in the order in which they are.
         films: decodes pairs.
         round_id: of the run whose IDM offers sentences; None without one.
         repeat_every: every so many answers a pair comes back that was named before; 0 never.
+        audit: the accepted labels that are asked about; None outside an audit.
 
     Raises:
         UserError: a damaged file of answers.
@@ -162,16 +164,17 @@ class Session:
         journal: Journal,
         who: str,
         clips: Mapping[str, Clip],
-        candidates: Candidates,
+        candidates: Candidates | Drawn,
         films: Films,
         round_id: int | None,
         repeat_every: int,
+        audit: Audit | None = None,
     ) -> None:
         self._out, self._folder, self._journal, self._who = out, answers_folder(out), journal, who
         self.clips, self._candidates, self._films = clips, candidates, films
         self.num_labels = self.num_sentences = 0
         """Of the table, once the session has ended."""
-        self._round, self._repeat_every = round_id, repeat_every
+        self._round, self._repeat_every, self._audit = round_id, repeat_every, audit
         self._ahead: deque[Task] = deque()
         self._done: dict[str, Task] = {}
         """Answered in this session, by pair."""
@@ -297,7 +300,12 @@ class Session:
             action=said,
             offered=task.offer.action if task.offer else "",
             round=self._round,
+            label=self._label(task.shot),
         )
+
+    def _label(self, shot: Shot) -> str:
+        """The label that an audit asks about."""
+        return self._audit.labels.get(shot.pair_id, "") if self._audit else ""
 
     def _as_before(self, sentence: str) -> str:
         """The spelling of an equal sentence that was used before: case and full stop aside."""
@@ -305,8 +313,8 @@ class Session:
         return next((one for one, _ in self._words() if _alike(one) == alike), sentence)
 
     def _words(self) -> list[tuple[str, int]]:
-        """Sentences that were used, the most frequent first."""
-        used: Counter[str] = Counter()
+        """Sentences that were used, and in an audit the labelled set's, the most frequent first."""
+        used: Counter[str] = Counter(self._audit.words if self._audit else ())
         for answers in self.everybody().values():
             used.update(one.action for one in newest(answers).values() if one.kind == "action")
         return used.most_common(_SHOWN_WORDS)
@@ -346,7 +354,9 @@ class Session:
         for answers, times in ((others, 0), (far, 1)):
             for answer in answers:
                 pair, known = answer.shot.pair_id, answer.shot.clip_path in self.clips
-                if answer.kind == "action" and mine[pair] == times and pair not in ahead and known:
+                fits = self._audit.counts(answer) if self._audit else not answer.label
+                ours = known and fits and answer.kind == "action"
+                if ours and mine[pair] == times and pair not in ahead:
                     return answer.shot
         return None
 
@@ -393,6 +403,7 @@ def open_session(
     keyframes: KeyframeConfig,
     namer: Namer | None = None,
     repeat_every: int = 10,
+    audit: Audit | None = None,
 ) -> Iterator[Session]:
     """A session over the clips of a folder, which ends with the body.
 
@@ -404,9 +415,11 @@ def open_session(
         keyframes: which frames become pairs.
         namer: a run's IDM.
         repeat_every: see `Session`.
+        audit: accepted labels that are asked about instead of the folder's pairs.
 
     Raises:
-        UserError: no clips, a damaged file of answers, or ``who`` is answering already.
+        UserError: no clips, a damaged file of answers, ``who`` is answering already, or an audit
+            without any clip of its labels.
     """
     found = [one for one in SOURCES[source](folder) if isinstance(one, Clip)]
     clips = {clip.name: clip for clip in sorted(found, key=lambda clip: stable_hash(clip.name))}
@@ -421,13 +434,17 @@ def open_session(
     )
     # Pairs that others have named are asked about only to measure agreement.
     everybody = chain(journal.answers, *all_answers(answers_folder(out)).values())
-    known = {
-        one.shot.pair_id: one.shot for one in everybody if one.who == who or one.kind == "action"
-    }
-    candidates = Candidates(list(clips.values()), read, list(known.values()), namer)
+    known = [
+        one.shot
+        for one in everybody
+        if (one.who == who or one.kind == "action") and (audit is None or audit.counts(one))
+    ]
+    candidates = (
+        audit.drawn(clips, known) if audit else Candidates(list(clips.values()), read, known, namer)
+    )
     films = Films(pool.decode_memory_mb, pool.decode_timeout_s)
     round_id = namer.round if namer else None
-    session = Session(out, journal, who, clips, candidates, films, round_id, repeat_every)
+    session = Session(out, journal, who, clips, candidates, films, round_id, repeat_every, audit)
     session.start()
     try:
         yield session

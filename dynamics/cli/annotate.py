@@ -5,6 +5,7 @@ import re
 import sys
 import webbrowser
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from dynamics.core.places import Place, as_place
 
 if TYPE_CHECKING:
     from dynamics.annotate.session import Session
+    from dynamics.evaluation.audit import LabelAudit
 
 _NAME = re.compile(r"[\w-]{1,40}")
 
@@ -40,6 +42,14 @@ def annotate(
             parser=as_place,
         ),
     ] = None,
+    audit: Annotated[
+        bool,
+        typer.Option(
+            "--audit",
+            help="Ask about labels that the last promoted round of --run accepted, drawn at random "
+            "and not shown: what share of them is wrong?",
+        ),
+    ] = False,
     name: Annotated[
         str | None, typer.Option(help="Your name, which every answer keeps; default: your login.")
     ] = None,
@@ -86,8 +96,14 @@ def annotate(
     if not _NAME.fullmatch(who):
         raise UserError(f"--name {who}: letters, digits, _ and -, at most 40")
     check_port(port)
-    namer, keyframes = None, KeyframeConfig()
-    if run is not None:
+    if audit and run is None:
+        raise UserError("--audit needs --run RUN, whose labels it is about")
+    namer, asked, keyframes = None, None, KeyframeConfig()
+    if audit:
+        from dynamics.annotate.audit import Audit
+
+        asked = Audit(open_run(run))
+    elif run is not None:
         from dynamics.annotate.namer import RunNamer
 
         namer = RunNamer(open_run(run))
@@ -95,7 +111,7 @@ def annotate(
     chosen = {"top_k": top_k, "spacing_frames": spacing}
     given = {key: value for key, value in chosen.items() if value is not None}
     keyframes = keyframes.model_copy(update=given)
-    with open_session(folder, source, out, who, keyframes, namer, repeat_every) as session:
+    with open_session(folder, source, out, who, keyframes, namer, repeat_every, asked) as session:
         url = f"http://127.0.0.1:{port}/"
         console.print(
             f"{len(session.clips):,} clips; {who} has answered {len(session.answers):,} times",
@@ -105,8 +121,22 @@ def annotate(
         if sys.stdout.isatty() if show is None else show:
             webbrowser.open(url)
         serve(session, port)
-    for line in _summary(session, folder, out):
+    found = _audited(asked.keep(session.everybody()), run) if asked else ()
+    for line in chain(found, _summary(session, folder, out)):
         console.print(line, markup=False)
+
+
+def _audited(found: "LabelAudit", run: Place) -> Iterator[str]:
+    if found.wrong is None:
+        yield "no label was judged yet; the same command goes on"
+        return
+    low, high = (f"{100 * bound:.1f}" for bound in (found.wrong.low, found.wrong.high))
+    yield (
+        f"of {found.num_accepted:,} labels that round {found.round_id} accepted "
+        f"{100 * found.wrong.value:.1f} % [{low}, {high}] are wrong, by {found.wrong.num_items:,} "
+        f"drawn at random; {found.num_unsure:,} more could not be judged"
+    )
+    yield f"sentence by sentence: dynamics report {run}"
 
 
 def _summary(session: "Session", folder: Place, out: Path) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What the IDM says instead: held-out pairs by their true sentence."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,11 @@ def confusion(results: pa.Table) -> list[SentenceView]:
     """
     columns = ["action", "action_kind", "idm_action", "idm_exact", "code_changed_accuracy"]
     rows = results.select(columns).to_pylist()
-    if any(row["action_kind"] for row in rows):
-        return []
+    return [] if any(row["action_kind"] for row in rows) else by_sentence(rows)
+
+
+def by_sentence(rows: Sequence[Mapping[str, Any]]) -> list[SentenceView]:
+    """The commonest of ``action``, at most `MOST_SENTENCES`, with the ``idm_action`` instead."""
     common = Counter(row["action"] for row in rows).most_common(MOST_SENTENCES)
     groups: dict[str, list[Mapping[str, Any]]] = {action: [] for action, _ in common}
     for row in rows:

@@ -1,9 +1,10 @@
-"""Bootstrap intervals: the spread of a mean over items under resampling of the items.
+"""Intervals: the spread of a mean over items under resampling (bootstrap), and Wilson's of a share.
 
-They cover the choice of held-out items only. The spread between training seeds is a separate,
-often larger, uncertainty that one run cannot show.
+They cover the choice of items only. The spread between training seeds is a separate, often larger,
+uncertainty that one run cannot show.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,6 +92,20 @@ def bootstrap_strata(
     low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (np.nan, np.nan)
     value = float(statistic(np.mean(means, axis=0)[None])[0])
     return Estimate(value=value, low=float(low), high=float(high), num_items=num_items)
+
+
+def wilson(count: int, num: int, population: int) -> Estimate:
+    """Share ``count`` / ``num`` with its 95 % interval (Wilson 1927), for items drawn at random.
+
+    The items are drawn without replacement from ``population``: the interval of all of them has
+    no width. Unlike the bootstrap's it has one where all outcomes are equal.
+    """
+    share = count / num
+    z2 = 1.96**2 * (population - num) / max(1, population - 1)
+    middle = share + z2 / (2 * num)
+    half = math.sqrt(z2 * (share * (1 - share) / num + z2 / (4 * num**2)))
+    low, high = ((middle + side * half) / (1 + z2 / num) for side in (-1, 1))
+    return Estimate(value=share, low=max(0.0, low), high=min(1.0, high), num_items=num)
 
 
 def known(values: Any) -> Floats:

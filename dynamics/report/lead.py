@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 
 from dynamics.core.records import Estimate, RoundReport
+from dynamics.evaluation.audit import LabelAudit
 from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_sizes
 from dynamics.inference.verifiers import label_of
 
 
-def lead(reports: Sequence[RoundReport]) -> list[str]:
+def lead(reports: Sequence[RoundReport], audit: LabelAudit | None = None) -> list[str]:
     """The sentences that the finished rounds have numbers for; plain text."""
     if not reports:
         return []
-    sentences = (_success(reports[0], reports[-1]), _labels(reports[-1]), _best_of(reports[-1]))
+    first, last = reports[0], reports[-1]
+    sentences = (_success(first, last), _labels(last, audit), _best_of(last))
     return [sentence for sentence in sentences if sentence]
 
 
@@ -46,7 +48,7 @@ def _without_oracle(last: RoundReport) -> str:
     )
 
 
-def _labels(last: RoundReport) -> str:
+def _labels(last: RoundReport, audit: LabelAudit | None) -> str:
     if not last.num_labelled:
         return ""
     written = (
@@ -54,6 +56,11 @@ def _labels(last: RoundReport) -> str:
         f"and the filter accepted {last.num_accepted:,}"
     )
     found, accepted = (last.metrics.get(f"label/accuracy{part}") for part in ("", "_accepted"))
+    if found is None and audit is not None and audit.wrong and audit.round_id == last.round_id:
+        return (
+            f"{written}; of the accepted ones {_rate(audit.wrong)} are wrong, by people who named "
+            f"{audit.wrong.num_items:,} of them without seeing the label."
+        )
     if found is None:
         return f"{written}; how many of these labels are correct is not known."
     of_accepted = "" if accepted is None else f", of the accepted ones {_rate(accepted)}"

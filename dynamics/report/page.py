@@ -29,6 +29,7 @@ from dynamics.core.records import (
     TRUTH_SCHEMA,
     RoundReport,
 )
+from dynamics.evaluation.audit import LabelAudit
 from dynamics.evaluation.comparison import ControlReport
 from dynamics.evaluation.confusion import SentenceView, confusion
 from dynamics.evaluation.guards.rules import figure
@@ -109,6 +110,8 @@ class RunView:
     scenes: Sequence[SceneView] = ()
     calibration: CalibrationView | None = None
     """Calibration of the last round's labels; None without ground truth."""
+    audit: LabelAudit | None = None
+    """What people say of accepted labels, of the last round that was audited."""
     study: Sequence[tuple[str, bytes]] = ()
     """Names and PNG files of the curves that `dynamics study --publish` left in the folder."""
     sentences: Sequence[SentenceView] = ()
@@ -158,6 +161,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
     # The newest round with controls: more rounds may have been asked for since.
     stored = [run.controls(one.round_id) / REPORT for one in reports]
     found = [path for path in stored if path.exists()]
+    audits = [path for one in reports if (path := run.audit(one.round_id)).exists()]
     shown = [one for one in reports if one.promoted] or reports
     results = run.results(shown[-1].round_id) if shown else None
     return RunView(
@@ -173,6 +177,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         command=_command(cfg),
         origin=read_json(run.origin) if run.origin.is_file() else {},
         calibration=calibration(decided[max(decided)], max(decided)) if decided else None,
+        audit=read_record(audits[-1], LabelAudit.from_json) if audits else None,
         study=[(path.stem, path.read_bytes()) for path in matching(run.root, "study/*.png")],
         sentences=confusion(read_table(results, results_schema(cfg.evaluate.best_of)))
         if results is not None and results.exists()
@@ -311,7 +316,7 @@ def render(view: RunView) -> str:
             view=view,
             first=view.rounds[0] if view.rounds else None,
             last=promoted[-1] if promoted else None,
-            lead=lead([one.report for one in promoted]),
+            lead=lead([one.report for one in promoted], view.audit),
             rounds_chart=rounds_chart(reports),
             labels_chart=labels_chart(reports),
             best_of_charts=_best_of_charts(reports),

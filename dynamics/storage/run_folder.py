@@ -182,6 +182,10 @@ class RunFolder:
         """Folder of the parts of an unfinished evaluation."""
         return self.round(round_id) / "results"
 
+    def audit(self, round_id: int) -> Place:
+        """What people say of the round's accepted labels, once they were asked."""
+        return self.round(round_id) / "audit.json"
+
     def grid(self, round_id: int) -> Place:
         """The picture of sample frames."""
         return self.round(round_id) / "grid.png"

@@ -16,10 +16,12 @@ from rich.console import Console
 
 from dynamics.core.config import GuardName
 from dynamics.core.console import json_line
+from dynamics.core.domain import OpenVideo
 from dynamics.core.errors import UserError
 from dynamics.core.images import data_uri, encode_png
 from dynamics.core.records import PICTURE_SCHEMA, TRUTH_SCHEMA, GuardResult, RoundReport
 from dynamics.data.video.sources import plain_text
+from dynamics.evaluation.audit import audit
 from dynamics.evaluation.comparison import compare
 from dynamics.evaluation.heldout import results_schema
 from dynamics.evaluation.metrics import summarise
@@ -111,6 +113,18 @@ class Outline(HTMLParser):
             self._table[-1][-1] += data
         if "h2" in self.open:
             self.headings[-1] += data
+
+
+def test_the_page_says_what_an_audit_found(run: RunFolder):
+    rows = {"label 1": "push it", "label 2": "push it", "label 3": NONSENSE}
+    said = {"label 1": "push it", "label 2": "", "label 3": None}
+    found = audit(1, rows, said, OpenVideo(CFG))
+    write_json(run.audit(1), found.to_json())
+    outline = Outline(page_of(run))
+    assert "Accepted labels, named again by people" in outline.headings
+    assert "accepted 50.0 % [" in outline.text
+    assert "could not judge 1 more" in outline.text
+    assert ["nothing changes", "1", "0", "push it (1)"] in outline.rows("")
 
 
 def test_page_shows_every_part_of_a_run(run: RunFolder):
