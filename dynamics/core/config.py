@@ -63,8 +63,11 @@ class Strict(BaseModel):
 
 
 class WorldConfig(Strict):
-    """The procedural tabletop (`dynamics.tabletop`)."""
+    """What is filmed: the procedural tabletop (`dynamics.tabletop`), or an environment."""
 
+    env: str | None = None
+    """Gymnasium id of the domain's environment, e.g. ``MiniGrid-DoorKey-6x6-v0``, where the domain
+    is not the tabletop. The tabletop's own are the keys from ``grid`` to ``distractors``."""
     grid: int = Field(default=4, ge=2, le=8)
     """Cells per side; a frame is ``grid * cell_px`` pixels square."""
     cell_px: int = Field(default=8, ge=4, le=32)

@@ -24,6 +24,7 @@ Split = Literal["labelled", "pool", "heldout"]
 
 DOMAINS: dict[str, str] = {
     "tabletop": "dynamics.tabletop.domain:Tabletop",
+    "minigrid": "dynamics.worlds.minigrid.domain:Minigrid",
     "open_video": "dynamics.core.domain:OpenVideo",
 }
 """Name to class, as import strings: this module imports nothing from above."""

@@ -1,0 +1,1 @@
+"""Worlds that others wrote: Gymnasium environments, filmed with a sentence for every action."""
