@@ -17,6 +17,8 @@ from dynamics.core.pointers import HEAD_BYTES
 from dynamics.core.text_files import check_pointer
 
 _MOST_ALIASES = 20
+_MOST_BYTES = 1_000_000
+"""Of a YAML text: hundreds of times a config, and read within seconds."""
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
@@ -60,7 +62,8 @@ def _read(named: Path | str, above: tuple[Path, ...]) -> dict[str, Any]:
     if path in above:
         raise UserError(f"{path} is its own base, by way of {above[-1]}")
     try:
-        payload = path.read_bytes()
+        with path.open("rb") as stream:
+            payload = stream.read(_MOST_BYTES + 1)
         check_pointer(path, payload[:HEAD_BYTES])
         tree = parse_yaml(payload) or {}
     except ValueError as error:
@@ -82,6 +85,8 @@ def parse_yaml(text: str | bytes) -> Any:
     Raises:
         ValueError: one line that says where it is no YAML, or which key stands twice.
     """
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"it is longer than {_MOST_BYTES // 1000} kB, so no config")
     try:
         return yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:

@@ -61,6 +61,7 @@ def verify(folder: RunFolder) -> tuple[int, list[str]]:
     for round_id in range(last + 1):
         problems += _absent(_needed_of_round(folder, round_id))
         problems += _said(folder.report_path(round_id), partial(_models, folder, cfg, round_id))
+        problems += _said(folder.fit_summary(round_id), partial(_curves, folder, round_id))
     return count, sorted({*problems})
 
 
@@ -176,6 +177,12 @@ def _models(folder: RunFolder, cfg: LoopConfig, round_id: int, path: Place) -> N
                     f"{fitted} is not what {path} names: it or {models.base} is missing, damaged "
                     "or replaced"
                 )
+
+
+def _curves(folder: RunFolder, round_id: int, _: Place) -> None:
+    """Compare the length of the loss curves with the steps of the fits."""
+    for task in ("idm", "fdp"):
+        folder.loss_curve(round_id, task)
 
 
 def _changed_videos(folder: RunFolder, split: str) -> Iterator[str]:

@@ -151,9 +151,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         RoundView(
             report=report,
             seconds=run.timings(report.round_id),
-            losses={
-                task: run.training_log(report.round_id, task).lines() for task in ("idm", "fdp")
-            },
+            losses={task: run.loss_curve(report.round_id, task) for task in ("idm", "fdp")},
             labels=drawn.labels.get(report.round_id),
         )
         for report in reports

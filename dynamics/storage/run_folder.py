@@ -248,6 +248,22 @@ class RunFolder:
         """The loss curve of the round's fit of ``task`` ("idm" or "fdp")."""
         return TrainingLog(self.round(round_id) / "train" / f"{task}.jsonl")
 
+    def loss_curve(self, round_id: int, task: str) -> list[dict[str, float]]:
+        """Lines of `training_log`; none where its file was deleted.
+
+        Raises:
+            UserError: a line is damaged, or the curve ends before the fit did.
+        """
+        log, summary = self.training_log(round_id, task), self.fit_summary(round_id)
+        lines = log.lines()
+        steps = read_json(summary).get(f"{task}_steps", 0) if summary.exists() else 0
+        if lines and lines[-1]["step"] < steps:
+            raise UserError(
+                f"{log.path} ends at step {lines[-1]['step']:.0f} of {steps:.0f}: it was cut short; "
+                "restore it, or delete it: it holds only the loss curve"
+            )
+        return lines
+
     def config(self) -> LoopConfig:
         """The config that the run was last continued with.
 

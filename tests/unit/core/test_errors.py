@@ -92,6 +92,7 @@ def test_a_run_in_a_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("seed: 1\n" * 200_000, "longer than 1000 kB"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [" + "*b, " * 30 + "*b]", "aliases"),
         ("name: \x00", "not valid YAML"),
         ("run_dir: !!python/object/apply:os.system [id]", "not valid YAML"),

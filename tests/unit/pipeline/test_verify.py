@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dynamics.core.errors import UserError
 from dynamics.pipeline.verify import verify
+from dynamics.report.page import collect
 from dynamics.storage.files import SUMS
 from dynamics.storage.run_folder import RunFolder
 from tests.runs import LocalRun
@@ -49,6 +51,15 @@ def test_every_damaged_file_is_named(run: RunFolder) -> None:
     _, problems = verify(run)
     said = "\n".join(problems)
     assert [path for path in damaged if str(path) not in said and path.suffix != ".mp4"] == []
+
+
+def test_a_loss_curve_that_was_cut_between_two_lines_is_named_and_not_drawn(run: RunFolder) -> None:
+    log = Path(str(run.training_log(1, "fdp").path))
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    _, problems = verify(run)
+    assert [problem for problem in problems if f"{log} ends at step" in problem] == problems != []
+    with pytest.raises(UserError, match="cut short; restore it, or delete it"):
+        collect(run)
 
 
 def test_every_changed_video_is_named(run: RunFolder) -> None:
