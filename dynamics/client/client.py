@@ -306,6 +306,30 @@ class Client:
         body = _without_none(before=encode_image(before), after=encode_image(after), round=round)
         return self._ask(api.LabelReply, "POST", "/v1/label", body)
 
+    def score(
+        self,
+        image: Picture,
+        action: str,
+        candidates: Sequence[Picture],
+        *,
+        verifier: VerifierName | None = None,
+        round: int | None = None,
+    ) -> api.ScoreReply:
+        """How good pictures of any origin are as the next frame: a reward for any generator.
+
+        Raises:
+            RefusedError: a picture or the action cannot be used, or the key is wrong.
+            UserError: no answer.
+        """
+        body = _without_none(
+            image=encode_image(image),
+            action=action,
+            candidates=[encode_image(one) for one in candidates],
+            verifier=verifier,
+            round=round,
+        )
+        return self._ask(api.ScoreReply, "POST", "/v1/score", body)
+
     def models(self) -> api.ModelsReply:
         """The rounds and verifiers that can be asked, and the limits."""
         return self._ask(api.ModelsReply, "GET", "/v1/models")

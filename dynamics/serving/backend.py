@@ -33,6 +33,9 @@ class Backend(Protocol):
     async def label(self, body: bytes, timeout_s: float) -> ServiceResponse:
         """`LabelRequest` to `LabelReply`."""
 
+    async def score(self, body: bytes, timeout_s: float) -> ServiceResponse:
+        """`ScoreRequest` to `ScoreReply`."""
+
     async def models(self) -> ServiceResponse:
         """`ModelsReply`."""
 

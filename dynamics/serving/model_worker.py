@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamics.core.config import ModelConfig, VerifierName
 from dynamics.core.errors import UserError
@@ -59,6 +60,15 @@ class InferenceRequest:
     verifier: VerifierName
     finish: Callable[[Prediction], Any]
     """Converts a prediction of K sources to the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreItem:
+    """Candidates of any origin for the next frame; frames are uint8 [H, W, 3]."""
+
+    source: np.ndarray
+    action: str
+    candidates: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +157,16 @@ class ModelWorker:
             source_BL, target_BL, max_action_tokens=self._max_action_tokens
         )
         return captions[: len(pairs)]
+
+    def score(self, item: ScoreItem) -> tuple[Evidence, NDArray[np.bool_]]:
+        """Evidence of the N candidates of one source, and which of them have its codes, [1, N]."""
+        count = len(item.candidates)
+        codes = _at_least(MIN_ROWS, np.concatenate([self.encode(one) for one in item.candidates]))
+        source = np.repeat(self.encode(item.source), len(codes), axis=0)
+        frame = self.forward.frame_logprobs(source, [item.action] * len(codes), codes)
+        drawn = Candidates(codes[None, :count], frame[None, :count], frame[None, :count])
+        evidence = gather_evidence(source[:1], [item.action], drawn, self.inverse)
+        return evidence, (codes == source).all(axis=1)[None, :count]
 
     def probe(self) -> None:
         """Draw and score one frame, to find a damaged or diverged adapter.

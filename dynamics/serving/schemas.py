@@ -84,6 +84,21 @@ class LabelRequest(Message):
     """Number of the training round whose IDM answers. Default: the promoted one."""
 
 
+class ScoreRequest(Message):
+    """Pictures that anybody's model made of an action, to be scored by the verifier."""
+
+    image: EncodedImage
+    """The picture before the action."""
+    action: ActionText
+    """The action as a sentence."""
+    candidates: list[EncodedImage] = Field(min_length=1, max_length=MAX_SAMPLES)
+    """The pictures that are to show what follows."""
+    verifier: VerifierName | None = None
+    """Name of the score. Default: ``verifier`` of ``/v1/models``."""
+    round: int | None = Field(default=None, ge=0)
+    """Number of the training round whose models answer. Default: the promoted one."""
+
+
 class Provenance(Message):
     """The models that gave a reply."""
 
@@ -115,6 +130,23 @@ class PredictReply(Choice, Provenance):
 
     source: str
     """The picture of the request as the model saw it: base64 of a PNG."""
+
+
+class ScoreReply(Provenance):
+    """How good each candidate is, as a reward or to choose by; all numbers in nats."""
+
+    scores: list[float]
+    """The verifier's score of each candidate, higher is better."""
+    chosen: int
+    """Index of the candidate with the highest score, from 0."""
+    action_logprobs: list[float]
+    """IDM: log-probability of the action between the picture and each candidate."""
+    action_logprob_of_copy: float
+    """The same with the picture itself as candidate: what a frame without any change gets."""
+    frame_logprobs: list[float]
+    """FDP: log-probability of each candidate's image codes after the action."""
+    is_copy: list[bool]
+    """Whether the candidate has the image codes of the picture: the model sees no change."""
 
 
 class RolloutStart(Provenance):

@@ -11,19 +11,22 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dynamics.core.config import LoopConfig, VerifierName
 from dynamics.core.domain import load_domain
 from dynamics.core.errors import UserError
 from dynamics.inference.idm import Caption
 from dynamics.inference.sampling import SamplingParams
-from dynamics.inference.verifiers import descriptions
+from dynamics.inference.verifiers import VERIFIERS, Evidence, choose, descriptions
 from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.batching import Batcher
 from dynamics.serving.examples import example_scenes
 from dynamics.serving.http.responses import Event, ServiceResponse, one_line, parse, to_response
 from dynamics.serving.images import to_base64, to_frame
 from dynamics.serving.model_registry import ModelRegistry
-from dynamics.serving.model_worker import InferenceRequest, ModelWorker, Pair
+from dynamics.serving.model_worker import InferenceRequest, ModelWorker, Pair, ScoreItem
 from dynamics.serving.schemas import (
     LabelReply,
     LabelRequest,
@@ -36,6 +39,8 @@ from dynamics.serving.schemas import (
     Sampling,
     Scene,
     ScenesReply,
+    ScoreReply,
+    ScoreRequest,
 )
 from dynamics.serving.sessions import PredictSession, RolloutSession
 
@@ -132,6 +137,25 @@ class RoundService:
         deadline = time.monotonic() + timeout_s
         return await _respond(reply)
 
+    async def score(self, body: bytes, timeout_s: float) -> ServiceResponse:
+        """`ScoreRequest` to `ScoreReply`."""
+
+        async def reply() -> Message:
+            request = parse(ScoreRequest, body)
+            worker = await self._worker(request.round)
+            worker.check_action(request.action)
+            frames = [
+                await to_frame(one, worker.images) for one in (request.image, *request.candidates)
+            ]
+            item = ScoreItem(source=frames[0], action=request.action, candidates=frames[1:])
+            evidence, is_copy = await self._batcher.submit(
+                ("score", worker), item, rows=len(frames), deadline=deadline
+            )
+            return score_reply(worker, evidence, is_copy, self._verifier(request))
+
+        deadline = time.monotonic() + timeout_s
+        return await _respond(reply)
+
     async def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event]:
         """`RolloutRequest` to its events; a fault is the last event, named ``error``."""
         deadline = time.monotonic() + timeout_s
@@ -218,7 +242,7 @@ class RoundService:
         async with self._loading:
             return await asyncio.to_thread(self._registry.get, round_id)
 
-    def _verifier(self, request: Sampling) -> VerifierName:
+    def _verifier(self, request: Sampling | ScoreRequest) -> VerifierName:
         return request.verifier or self._cfg.serve.verifier
 
     async def _predict(
@@ -246,6 +270,8 @@ class RoundService:
         if task == "label":
             captions: list[Any] = worker.label(items)
             return captions
+        if task == "score":
+            return [worker.score(item) for item in items]
         if task == "probe":
             worker.probe()
             return [None] * len(items)
@@ -261,6 +287,24 @@ def label_reply(worker: ModelWorker, caption: Caption) -> LabelReply:
         token_logprobs=list(caption.token_logprobs),
         round=worker.round_id,
         idm=worker.inverse.digest,
+    )
+
+
+def score_reply(
+    worker: ModelWorker, evidence: Evidence, is_copy: NDArray[np.bool_], verifier: VerifierName
+) -> ScoreReply:
+    """The likelihoods of one source's candidates as a reply."""
+    scores = VERIFIERS[verifier](evidence)
+    return ScoreReply(
+        scores=scores[0].tolist(),
+        chosen=int(choose(scores)[0]),
+        action_logprobs=evidence.action[0].tolist(),
+        action_logprob_of_copy=float(evidence.action_of_copy[0]),
+        frame_logprobs=evidence.frame[0].tolist(),
+        is_copy=is_copy[0].tolist(),
+        round=worker.round_id,
+        idm=worker.inverse.digest,
+        fdp=worker.forward.digest,
     )
 
 

@@ -110,6 +110,10 @@ class RemoteBackend:
         """As `Backend.label`."""
         return await self._ask(lambda: self._generator.label.remote(body, timeout_s))
 
+    async def score(self, body: bytes, timeout_s: float) -> ServiceResponse:
+        """As `Backend.score`."""
+        return await self._ask(lambda: self._generator.score.remote(body, timeout_s))
+
     async def models(self) -> ServiceResponse:
         """As `Backend.models`."""
         return await self._ask(lambda: self._generator.models.remote())

@@ -80,6 +80,10 @@ class Generator:
         """As `RoundService.label`."""
         return await self.service.label(body, timeout_s)
 
+    async def score(self, body: bytes, timeout_s: float) -> tuple[int, str]:
+        """As `RoundService.score`."""
+        return await self.service.score(body, timeout_s)
+
     async def rollout(
         self, body: bytes, timeout_s: float
     ) -> AsyncGenerator[tuple[str, str, int], None]:

@@ -290,11 +290,15 @@ def test_another_layout_gives_the_same_answers(
     expected = ask(url, seed=5).json(), roll_out(url)
     label = {"before": png(), "after": png(colour=200)}
     labelled = httpx.post(f"{url}/v1/label", json=label, timeout=60).json()
+    candidates = {"candidates": [png(), png(colour=200)]}
+    scored = ask(url, "/v1/score", **candidates).json()
     layout = {"ingress_replicas": 0, "verifier_replicas": 1, "num_replicas": 1}
     other = cfg.model_copy(update={"serve": cfg.serve.model_copy(update=layout)})
     serve.deploy(other, folder, 1)
     assert (ask(url, seed=5).json(), roll_out(url)) == expected
     assert httpx.post(f"{url}/v1/label", json=label, timeout=60).json() == labelled
+    assert ask(url, "/v1/score", **candidates).json() == scored
+    assert len(scored["scores"]) == 2
     os.kill(replicas("Verifier")[0], signal.SIGKILL)
     assert (ask(url, seed=5).json(), roll_out(url)) == expected
 

@@ -32,6 +32,8 @@ from dynamics.serving.schemas import (
     RolloutStart,
     RolloutStepMessage,
     ScenesReply,
+    ScoreReply,
+    ScoreRequest,
 )
 
 PAGE = Path(__file__).resolve().parents[1] / "page"
@@ -106,6 +108,12 @@ class _Posts:
             openapi_extra=_body(LabelRequest, ("before", "after")),
         )(self.label)
         app.post(
+            "/v1/score",
+            response_model=ScoreReply,
+            responses=_ERRORS,
+            openapi_extra=_body(ScoreRequest, ("image",)),
+        )(self.score)
+        app.post(
             "/v1/rollouts",
             response_class=Response,
             responses={
@@ -133,6 +141,12 @@ class _Posts:
         body = await read(request, LabelRequest)
         with self.admitted():
             return _respond(await self._in_time(self._backend.label(body, self._time)))
+
+    async def score(self, request: Request) -> Response:
+        """Score pictures of any origin: the verifier as a reward."""
+        body = await read(request, ScoreRequest)
+        with self.admitted():
+            return _respond(await self._in_time(self._backend.score(body, self._time)))
 
     async def rollouts(self, request: Request) -> Response:
         """Imagine several actions in a row; every step is sent as it is made."""

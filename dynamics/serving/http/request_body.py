@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import re
-from typing import Any
+from typing import Any, get_origin
 
 from fastapi import Request
 from pydantic import ValidationError
@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException
 
 from dynamics.serving.http.middleware import Refused, media_type
 from dynamics.serving.http.responses import explain
-from dynamics.serving.schemas import MAX_BODY_BYTES, MAX_STEPS, Message
+from dynamics.serving.schemas import MAX_BODY_BYTES, MAX_SAMPLES, MAX_STEPS, Message
 
 BODY_TIMEOUT_S = 10.0
 """Longest time that a client may take to send its request."""
@@ -37,7 +37,7 @@ async def read(request: Request, kind: type[Message]) -> bytes:
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             if media_type(request.scope) == "multipart/form-data":
-                content = await _form(request)
+                content = await _form(request, kind)
             else:
                 content = await request.body()
     except TimeoutError as error:
@@ -74,25 +74,28 @@ def _check_structure(body: bytes) -> None:
         raise Refused(422, f"the body has more than the {MAX_PARTS} fields and items of a request")
 
 
-async def _form(request: Request) -> dict[str, Any]:
-    """Fields of a form with files as pictures; ``actions`` may be given several times.
+async def _form(request: Request, kind: type[Message]) -> dict[str, Any]:
+    """Fields of a form with files as pictures; a field that is a list may be given several times.
 
     Raises:
         Refused: it is no form.
     """
     try:
         form = await request.form(
-            max_files=2, max_fields=MAX_STEPS + 16, max_part_size=MAX_BODY_BYTES
+            max_files=1 + MAX_SAMPLES, max_fields=MAX_STEPS + 16, max_part_size=MAX_BODY_BYTES
         )
     except (MultiPartException, HTTPException, ValueError) as error:
         raise Refused(422, "the body is not a form that can be read") from error
+    lists = [
+        name for name, one in kind.model_fields.items() if get_origin(one.annotation) is list
+    ]
     fields: dict[str, Any] = {}
     try:
         for name, value in form.multi_items():
             content: Any = value
             if isinstance(value, UploadFile):
                 content = base64.b64encode(await value.read()).decode()
-            if name == "actions":
+            if name in lists:
                 fields.setdefault(name, []).append(content)
             else:
                 fields[name] = content

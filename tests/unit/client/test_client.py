@@ -151,6 +151,14 @@ def test_the_label_names_the_action(client):
     assert reply.logprob == pytest.approx(sum(reply.token_logprobs))
 
 
+def test_pictures_of_any_origin_are_scored(client):
+    scene = client.scenes()[0]
+    after = client.predict(scene.image, scene.actions[0]).image
+    reply = client.score(scene.image, scene.actions[0], [scene.image, after], round=1)
+    assert (reply.chosen, reply.is_copy, reply.round) == (1, [True, False], 1)
+    assert reply.scores[1] > reply.scores[0]
+
+
 def test_a_busy_service_is_asked_again_and_not_forever(client, behaviour):
     behaviour.busy = 3
     assert client.models().num_samples == 8

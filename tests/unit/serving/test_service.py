@@ -97,6 +97,36 @@ def test_the_answer_is_the_engines_own(small: LoopConfig, local_run: LocalRun) -
     asyncio.run(main())
 
 
+def test_pictures_of_any_origin_are_scored_alike_alone_and_in_company(
+    small: LoopConfig, local_run: LocalRun
+) -> None:
+    service = local_service(small, local_run.folder)
+
+    async def score(candidates: list[str], **fields: Any) -> dict[str, Any]:
+        answer = await service.score(body(candidates=candidates, **fields), TIME_S)
+        return {"status": answer.status} | json.loads(answer.body)
+
+    async def main() -> None:
+        await service.promote(1)
+        made = await predict(service, n=4, candidates=True)
+        pictures = [*made["candidates"], made["source"]]
+        found = await score(pictures)
+        sums = np.add(found["action_logprobs"], found["frame_logprobs"])
+        assert found["scores"] == sums.tolist()
+        assert found["chosen"] == np.argmax(sums)
+        assert found["is_copy"][-1]
+        assert found["action_logprobs"][-1] == found["action_logprob_of_copy"]
+        assert (found["round"], found["fdp"]) == (1, made["fdp"])
+        named = await score(pictures, verifier="idm")
+        assert named["scores"] == found["action_logprobs"]
+        alone = await asyncio.gather(*[score([one]) for one in pictures])
+        assert [one["scores"][0] for one in alone] == found["scores"]
+        for wrong in ([], [png()] * 17, ["no picture"]):
+            assert (await score(wrong))["status"] == 422
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("kind", ["damaged", "not numbers", "gone"])
 def test_a_bad_round_is_refused_and_the_old_one_goes_on(
     small: LoopConfig, copy: RunFolder, kind: str

@@ -46,7 +46,7 @@ class FakeBackend:
             raise self.fault
         return ServiceResponse(200, '{"round": 3}')
 
-    label = predict
+    label = score = predict
 
     async def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event, None]:
         self.open += 1
@@ -184,7 +184,7 @@ def test_pages_of_other_origins_are_refused(key: str | None) -> None:
     "kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""]
 )
 def test_only_json_and_forms_with_files_are_read(kind: str) -> None:
-    for path in ("/v1/predict", "/v1/rollouts", "/v1/label"):
+    for path in ("/v1/predict", "/v1/rollouts", "/v1/label", "/v1/score"):
         reply = send(path, content=json.dumps(GOOD), headers={"content-type": kind})
         assert reply.status_code == 415
     headers = {"content-type": "Application/JSON; charset=utf-8"}
@@ -230,7 +230,7 @@ def test_too_large_a_body_is_refused_announced_or_not() -> None:
     "content", [b"", b"{", b"[]", b"null", b'{"image": 1}', b"\xff\xfe", b'{"n": NaN}']
 )
 def test_bodies_that_are_no_request_are_refused(content: bytes) -> None:
-    for path in ("/v1/predict", "/v1/rollouts", "/v1/label"):
+    for path in ("/v1/predict", "/v1/rollouts", "/v1/label", "/v1/score"):
         reply = send(path, content=content, headers={"content-type": "application/json"})
         assert reply.status_code == 422
         assert "\n" not in reply.json()["detail"]
@@ -303,6 +303,10 @@ def test_forms_carry_files_and_several_actions() -> None:
     }
     rollout = send("/v1/rollouts", data={"actions": ["a", "b"]}, files=files)
     assert [name for name, _ in events(rollout.text)] == ["start", "end"]
+    two = [("candidates", (f"{n}.png", bytes([n]), "image/png")) for n in (1, 2)]
+    scored = send("/v1/score", data={"action": "push it"}, files=files + two, backend=backend)
+    assert scored.status_code == 200
+    assert json.loads(backend.bodies[1])["candidates"] == ["AQ==", "Ag=="]
 
 
 def test_beyond_the_bound_requests_are_refused_at_once() -> None:
@@ -372,10 +376,10 @@ def test_every_reply_carries_the_security_headers() -> None:
 def test_the_description_names_every_route_and_every_error() -> None:
     described = send("/openapi.json", method="GET").json()
     assert set(described["paths"]) == {
-        *("/v1/predict", "/v1/label", "/v1/rollouts", "/v1/models", "/v1/scenes"),
+        *("/v1/predict", "/v1/label", "/v1/rollouts", "/v1/score", "/v1/models", "/v1/scenes"),
         *("/healthz", "/readyz", "/metrics"),
     }
-    for path in ("/v1/predict", "/v1/label", "/v1/rollouts"):
+    for path in ("/v1/predict", "/v1/label", "/v1/rollouts", "/v1/score"):
         route = described["paths"][path]["post"]
         assert {"200", "401", "413", "415", "422", "503"} <= set(route["responses"])
         assert set(route["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
