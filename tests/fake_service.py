@@ -132,6 +132,23 @@ def rollout(request: api.RolloutRequest, step_s: float) -> Iterator[bytes]:
     )
 
 
+def add_scores(app: FastAPI) -> None:
+    @app.post("/v1/score")
+    def score(request: api.ScoreRequest) -> api.ScoreReply:
+        source, drawn = see(request.image), [see(one) for one in request.candidates]
+        right = [one == apply(source, parse(request.action)) for one in drawn]
+        logprobs = [-0.5 if is_right else -6.0 for is_right in right]
+        return api.ScoreReply(
+            scores=[2 * one for one in logprobs],
+            chosen=int(np.argmax(logprobs)),
+            action_logprobs=logprobs,
+            action_logprob_of_copy=-6.0,
+            frame_logprobs=logprobs,
+            is_copy=[one == source for one in drawn],
+            **provenance(request.round),
+        )
+
+
 def add_refusals(app: FastAPI, behaviour: Behaviour) -> None:
     @app.exception_handler(RefusedError)
     def refuse(_: Request, error: RefusedError) -> JSONResponse:
@@ -220,20 +237,7 @@ def build(behaviour: Behaviour) -> FastAPI:
             idm=models["idm"],
         )
 
-    @app.post("/v1/score")
-    def score(request: api.ScoreRequest) -> api.ScoreReply:
-        source, drawn = see(request.image), [see(one) for one in request.candidates]
-        right = [one == apply(source, parse(request.action)) for one in drawn]
-        logprobs = [-0.5 if is_right else -6.0 for is_right in right]
-        return api.ScoreReply(
-            scores=[2 * one for one in logprobs],
-            chosen=int(np.argmax(logprobs)),
-            action_logprobs=logprobs,
-            action_logprob_of_copy=-6.0,
-            frame_logprobs=logprobs,
-            is_copy=[one == source for one in drawn],
-            **provenance(request.round),
-        )
+    add_scores(app)
 
     @app.get("/")
     def index() -> FileResponse:

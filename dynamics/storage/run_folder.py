@@ -259,8 +259,8 @@ class RunFolder:
         steps = read_json(summary).get(f"{task}_steps", 0) if summary.exists() else 0
         if lines and lines[-1]["step"] < steps:
             raise UserError(
-                f"{log.path} ends at step {lines[-1]['step']:.0f} of {steps:.0f}: it was cut short; "
-                "restore it, or delete it: it holds only the loss curve"
+                f"{log.path} ends at step {lines[-1]['step']:.0f} of {steps:.0f}: it was cut "
+                "short; restore it, or delete it: it holds only the loss curve"
             )
         return lines
 

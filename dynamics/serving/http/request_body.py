@@ -86,9 +86,7 @@ async def _form(request: Request, kind: type[Message]) -> dict[str, Any]:
         )
     except (MultiPartException, HTTPException, ValueError) as error:
         raise Refused(422, "the body is not a form that can be read") from error
-    lists = [
-        name for name, one in kind.model_fields.items() if get_origin(one.annotation) is list
-    ]
+    lists = [name for name, one in kind.model_fields.items() if get_origin(one.annotation) is list]
     fields: dict[str, Any] = {}
     try:
         for name, value in form.multi_items():
