@@ -11,7 +11,7 @@ from functools import cache
 
 from ray.util.metrics import Gauge
 
-from dynamics.core.progress import Losses, Pace
+from dynamics.core.progress import NO_DETAIL, Detail, Pace
 from dynamics.core.records import RoundReport
 from dynamics.storage.run_folder import RunFolder
 from ray_jobs import runtime
@@ -51,19 +51,10 @@ class RayGauges:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __call__(
-        self,
-        done: int,
-        total: int,
-        what: str,
-        *,
-        note: str = "",
-        queued: int = 0,
-        losses: Losses | None = None,
-    ) -> None:
+    def __call__(self, done: int, total: int, what: str, detail: Detail = NO_DETAIL) -> None:
         """Keep how far a stage is."""
         self._pace.advance(done, total, what)
-        self._queued = queued
+        self._queued = detail.queued
         if self._thread is None:
             self._thread = threading.Thread(target=self._set_again, daemon=True)
             self._thread.start()

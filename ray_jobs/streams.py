@@ -25,7 +25,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.map_operator import MapOperator
 
 from dynamics.core.errors import UserError
-from dynamics.core.progress import Progress
+from dynamics.core.progress import Detail, Progress
 from dynamics.storage.streams import Done, Stream, Work
 from ray_jobs import demand
 
@@ -146,7 +146,7 @@ class _Watch(ExecutionCallback):
         if line := demand.missing(self._need, 1):
             raise UserError(f"{self._stream.what} {line}")
         if line := demand.waiting(self._need, 1):
-            self._progress(self.done, self._stream.total, self._stream.what, note=line)
+            self._progress(self.done, self._stream.total, self._stream.what, Detail(note=line))
 
 
 _watches: dict[int, _Watch] = {}
@@ -186,7 +186,7 @@ def run_stream_on_ray(
                     continue
                 watch.begun.discard(item)
                 watch.done += count_
-                progress(watch.done, stream.total, stream.what, queued=watch.queued)
+                progress(watch.done, stream.total, stream.what, Detail(queued=watch.queued))
                 yield Done(count=count_, found=_unpacked(row[2]))
     finally:
         del _watches[number]

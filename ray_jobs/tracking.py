@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dynamics.core.config import INSTALLED, REPOSITORY_ROOT, LoopConfig
-from dynamics.core.progress import Losses, Pace
+from dynamics.core.progress import NO_DETAIL, Detail, Pace
 from dynamics.core.records import RoundReport
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs.mlflow_runs import MlflowRuns
@@ -83,20 +83,11 @@ class MlflowTracker:
             self._wake.set()
             self._thread.join(timeout=2)
 
-    def __call__(
-        self,
-        done: int,
-        total: int,
-        what: str,
-        *,
-        note: str = "",
-        queued: int = 0,
-        losses: Losses | None = None,
-    ) -> None:
+    def __call__(self, done: int, total: int, what: str, detail: Detail = NO_DETAIL) -> None:
         """Keep how far a stage is, for the next time that points are written."""
         if self._pace.advance(done, total, what):
             self._told = (done, what)
-        self._queued = queued
+        self._queued = detail.queued
         self._begin()
 
     def begin_round(self, round_id: int) -> None:

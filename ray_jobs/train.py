@@ -28,7 +28,7 @@ from torch.distributed import ProcessGroup
 from dynamics.core.config import TrainConfig
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, as_place, matching
-from dynamics.core.progress import Progress
+from dynamics.core.progress import Detail, Progress
 from dynamics.storage.files import local_state, write_bytes
 from dynamics.storage.run_folder import TrainingLog
 from dynamics.training.batches import FitJob
@@ -71,11 +71,11 @@ def fit_on_ray(
     while not done.done():
         last = {fit.job.task: lines[-1] for fit in fits if (lines := fit.log.lines())}
         steps = sum(int(line["step"]) for line in last.values())
-        losses: dict[str, float] = {task: line["loss"] for task, line in last.items()}
         need, fewest = _resources(train), _fewest(train, len(fits))
         what = f"train IDM and FDP, round {round_id}"
-        note = short(need, fewest) or ""
-        progress(min(steps, total), total, what, note=note, losses=losses)
+        losses: dict[str, float] = {task: line["loss"] for task, line in last.items()}
+        detail = Detail(note=short(need, fewest) or "", losses=losses)
+        progress(min(steps, total), total, what, detail)
         if (lack := missing(need, fewest)) is None:
             room_seen = time.monotonic()
         elif time.monotonic() - room_seen > PATIENCE_S:

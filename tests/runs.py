@@ -33,7 +33,7 @@ class StopAt:
         self.calls_left = call
         self.seen: list[str] = []
 
-    def __call__(self, done: int, total: int, what: str, **more: object) -> None:
+    def __call__(self, done: int, total: int, what: str, *_: object) -> None:
         self.seen.append(what)
         self.calls_left -= 1
         if self.calls_left == 0:

@@ -7,11 +7,11 @@ import webbrowser
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dynamics.cli.shared import console, local, named, open_run
+from dynamics.cli.shared import PlaceName, console, local, named, open_run
 from dynamics.core.config import KeyframeConfig
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place, as_place
@@ -25,7 +25,7 @@ _NAME = re.compile(r"[\w-]{1,40}")
 
 def annotate(
     folder: Annotated[
-        Any, typer.Argument(help="Folder of videos.", metavar="CLIPS", parser=as_place)
+        PlaceName, typer.Argument(help="Folder of videos.", metavar="CLIPS", parser=as_place)
     ],
     out: Annotated[
         Path,
@@ -35,7 +35,7 @@ def annotate(
         ),
     ] = Path("labels.parquet"),
     run: Annotated[
-        Any,
+        PlaceName | None,
         typer.Option(
             help="Run folder whose IDM offers sentences; what it is least sure of comes first.",
             metavar="RUN",

@@ -1,11 +1,11 @@
 """``dynamics ingest``: videos to frame pairs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dynamics.cli.shared import TABLETOP, console, local, named
+from dynamics.cli.shared import TABLETOP, PlaceName, console, local, named
 from dynamics.core.config import KeyframeConfig, ModelConfig, PoolConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
@@ -25,12 +25,14 @@ _SUFFIXES = ", ".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
 
 
 def ingest(
-    folder: Annotated[Any, typer.Argument(help=f"Folder of videos: {_SUFFIXES}.", parser=as_place)],
+    folder: Annotated[
+        PlaceName, typer.Argument(help=f"Folder of videos: {_SUFFIXES}.", parser=as_place)
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write: a table.", callback=local)] = Path(
         "pairs.parts"
     ),
     base: Annotated[
-        Any,
+        PlaceName | None,
         typer.Option(help="Checkpoint whose image tokenizer encodes the frames.", parser=as_place),
     ] = None,
     family: Annotated[str, named("dynamics.models:FAMILIES", "Family of the base")] = _FAMILY,

@@ -3,21 +3,21 @@
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dynamics.cli.shared import Run, console, open_run
+from dynamics.cli.shared import PlaceName, Run, console, open_run
 from dynamics.core.places import as_place
 
 
 def report(
     run: Run,
     other: Annotated[
-        Any,
+        PlaceName | None,
         typer.Argument(
             help="A second run: writes RUN/versus-NAME.html, both side by side.",
-            metavar="[OTHER]",
+            metavar="OTHER",
             parser=as_place,
         ),
     ] = None,

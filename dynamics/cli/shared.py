@@ -50,8 +50,13 @@ def named(registry: str, what: str, *flags: str) -> Any:
     return typer.Option(*flags, help=f"{what}: {', '.join(known)}.", callback=check)
 
 
+if TYPE_CHECKING:
+    PlaceName = Place
+else:
+    PlaceName = type("path", (), {})  # typer takes no union, and shows the name of the type
+
 Run = Annotated[
-    Any,  # a Place, which typer does not know
+    PlaceName,
     typer.Argument(
         help="Run folder, e.g. runs/tabletop or s3://bucket/runs/x", metavar="RUN", parser=as_place
     ),

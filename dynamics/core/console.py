@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dynamics.core.progress import Losses, Pace, duration
+from dynamics.core.progress import NO_DETAIL, Detail, Pace, duration
 
 _LINE_EVERY_S = 5.0
 _LINE_AFTER_S = 60.0
@@ -76,32 +77,23 @@ class ProgressView:
             text = json_line(level, text, **fields)
         self.console.print(text, markup=False, emoji=False)
 
-    def __call__(
-        self,
-        done: int,
-        total: int,
-        what: str,
-        *,
-        note: str = "",
-        queued: int = 0,
-        losses: Losses | None = None,
-    ) -> None:
+    def __call__(self, done: int, total: int, what: str, detail: Detail = NO_DETAIL) -> None:
         """Show a stage's progress, when it is time for that."""
         begins = self._pace.advance(done, total, what)
         if self._has_bar:
             if begins:
                 self._bars.reset(self._bar)
-            shown = f"{what} ({note})" if note else what
+            shown = f"{what} ({detail.note})" if detail.note else what
             self._bars.update(
                 self._bar,
                 description=shown,
                 completed=done,
                 total=total or None,
                 visible=True,
-                pace=", ".join(self._pace_parts(losses if self._has_room else None)),
+                pace=", ".join(self._pace_parts(detail if self._has_room else NO_DETAIL)),
             )
-        elif begins or self._is_due(note):
-            self._state_line(note, queued, losses)
+        elif begins or self._is_due(detail.note):
+            self._state_line(detail)
 
     def _is_due(self, note: str) -> bool:
         done, total = self._pace.done, self._pace.total
@@ -113,9 +105,9 @@ class ProgressView:
         step = abs(done - self._said[0]) >= _LINE_SHARE * total > 0
         return passed >= _LINE_AFTER_S or (step and passed >= _LINE_EVERY_S)
 
-    def _state_line(self, note: str, queued: int, losses: Losses | None) -> None:
+    def _state_line(self, detail: Detail) -> None:
         pace = self._pace
-        self._said, self._said_at = (pace.done, note), time.monotonic()
+        self._said, self._said_at = (pace.done, detail.note), time.monotonic()
         if self.as_json:
             self.line(
                 pace.what,
@@ -123,18 +115,16 @@ class ProgressView:
                 total=pace.total,
                 per_s=round(pace.per_s, 3),
                 eta_s=None if pace.eta_s is None else round(pace.eta_s),
-                note=note,
-                queued=queued,
-                losses=losses or {},
+                **asdict(detail),
             )
             return
         parts = [f"{datetime.now():%Y-%m-%d %H:%M:%S} {pace.what}"]
         if pace.total:
             parts.append(f"{pace.done:,} of {pace.total:,}")
-        parts += self._pace_parts(losses)
-        self.line("; ".join([", ".join(parts), *([note] if note else [])]))
+        parts += self._pace_parts(detail)
+        self.line("; ".join(filter(None, [", ".join(parts), detail.note])))
 
-    def _pace_parts(self, losses: Losses | None) -> Iterator[str]:
+    def _pace_parts(self, detail: Detail) -> Iterator[str]:
         """Speed, time left, or taken when all is done, and losses."""
         pace = self._pace
         if pace.done >= pace.total > 0:
@@ -142,8 +132,9 @@ class ProgressView:
         elif pace.eta_s is not None:
             yield f"{pace.per_s:.3g}/s"
             yield f"{duration(pace.eta_s)} left"
-        if losses:
-            yield "loss " + " ".join(f"{task.upper()} {losses[task]:.2g}" for task in losses)
+        if detail.losses:
+            losses = (f"{task.upper()} {loss:.2g}" for task, loss in detail.losses.items())
+            yield f"loss {' '.join(losses)}"
 
 
 def json_line(level: str, message: str, **fields: Any) -> str:

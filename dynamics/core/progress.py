@@ -2,46 +2,40 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
-Losses = Mapping[str, float]
-"""Loss of a fit at its last logged step, per task (``idm``, ``fdp``)."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detail:
+    """What else a stage tells of itself; to tell more, add a field."""
+
+    note: str = ""
+    """Why the stage does not advance; empty when it does."""
+    queued: int = 0
+    """Items that wait for a worker."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Per task (``idm``, ``fdp``) the loss of its fit at the last logged step."""
+
+
+NO_DETAIL = Detail()
 
 
 class Progress(Protocol):
     """Callback that shows, or writes down, how far a stage is."""
 
-    def __call__(
-        self,
-        done: int,
-        total: int,
-        what: str,
-        *,
-        note: str = "",
-        queued: int = 0,
-        losses: Losses | None = None,
-    ) -> None:
+    def __call__(self, done: int, total: int, what: str, detail: Detail = NO_DETAIL) -> None:
         """Take note that ``done`` of ``total`` of ``what`` are finished.
 
         Args:
             done: rows, steps or files; what an earlier command finished is counted in.
             total: how many there are, 0 when nobody knows.
             what: name of the stage, in a round with its number: ``label, round 1``.
-            note: why it does not advance; empty when it does.
-            queued: items that wait for a worker.
-            losses: of the fits that go on.
+            detail: what else there is to tell.
         """
 
 
-def silent(
-    done: int,
-    total: int,
-    what: str,
-    *,
-    note: str = "",
-    queued: int = 0,
-    losses: Losses | None = None,
-) -> None:
+def silent(done: int, total: int, what: str, detail: Detail = NO_DETAIL) -> None:
     """The progress callback that shows nothing."""
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.places import Place
-from dynamics.core.progress import Progress
+from dynamics.core.progress import Detail, Progress
 from dynamics.core.records import TRANSITION_SCHEMA, ModelRef
 from dynamics.inference.best_of_n import best_of_n
 from dynamics.inference.load import load_pair
@@ -121,8 +121,8 @@ class _Reporter:
 
     def __call__(self, step: int, metrics: dict[str, float], checkpoint: Place | None) -> None:
         self.log.append(step, metrics)
-        losses: dict[str, float] = {self.task: metrics["loss"]}
-        self.progress(step, int(metrics["steps"]), self.what, losses=losses)
+        detail = Detail(losses={self.task: metrics["loss"]})
+        self.progress(step, int(metrics["steps"]), self.what, detail)
 
 
 def first_example(folder: RunFolder, images: ImageTokenizer) -> tuple[np.ndarray, str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dynamics.core.progress import Losses, Progress
+from dynamics.core.progress import NO_DETAIL, Detail, Progress
 from dynamics.core.records import RoundReport
 
 
@@ -49,16 +49,7 @@ class ToldToAll:
 
     callbacks: Sequence[Progress]
 
-    def __call__(
-        self,
-        done: int,
-        total: int,
-        what: str,
-        *,
-        note: str = "",
-        queued: int = 0,
-        losses: Losses | None = None,
-    ) -> None:
+    def __call__(self, done: int, total: int, what: str, detail: Detail = NO_DETAIL) -> None:
         """Call each."""
         for callback in self.callbacks:
-            callback(done, total, what, note=note, queued=queued, losses=losses)
+            callback(done, total, what, detail)

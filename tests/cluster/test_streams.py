@@ -15,7 +15,7 @@ import pytest
 
 from dynamics.core.config import ClusterConfig, KeyframeConfig, PoolConfig
 from dynamics.core.errors import UserError
-from dynamics.core.progress import Losses, Progress, silent
+from dynamics.core.progress import NO_DETAIL, Detail, Progress, silent
 from dynamics.core.records import DatasetRef
 from dynamics.data.video.ingest import Folder, IngestReport, ingest_videos
 from dynamics.storage.streams import Done, RunStream, Stream, run_stream
@@ -219,17 +219,9 @@ def test_a_stream_that_finds_no_room_says_what_it_lacks(
     monkeypatch.setattr(demand, "PATIENCE_S", 2.0)
     said: list[str] = []
 
-    def progress(
-        done: int,
-        total: int,
-        what: str,
-        *,
-        note: str = "",
-        queued: int = 0,
-        losses: Losses | None = None,
-    ) -> None:
-        said.append(note)
-        if note and demand.PATIENCE_S == 2.0:
+    def progress(done: int, total: int, what: str, detail: Detail = NO_DETAIL) -> None:
+        said.append(detail.note)
+        if detail.note and demand.PATIENCE_S == 2.0:
             ray.util.remove_placement_group(everything)
             demand.PATIENCE_S = 60.0
 

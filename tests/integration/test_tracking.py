@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from dynamics.core.config import LoopConfig, TrackConfig
+from dynamics.core.progress import Detail
 from dynamics.core.records import Estimate, GuardResult, RoundReport
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.tables import write_table
@@ -231,7 +232,7 @@ def test_a_round_is_followed_while_it_goes_on_and_a_killed_driver_writes_nothing
     killed = watching()
     killed(25, 100, "train IDM and FDP, round 0")
     append(25, 50)
-    killed(50, 100, "train IDM and FDP, round 0", queued=3)
+    killed(50, 100, "train IDM and FDP, round 0", Detail(queued=3))
     killed.write()
     client = database(folder)
     (run,) = runs_of_kind(client, "round")

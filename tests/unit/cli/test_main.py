@@ -76,6 +76,17 @@ def test_help_lists_what_a_registry_holds(command, registry):
     assert ", ".join(names(registry)) in dynamics(*command, "--help").stdout
 
 
+def test_help_names_types_as_people_do():
+    def types(command, context):
+        for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
+            inner = command.get_command(context, name)
+            yield from types(inner, typer.Context(inner, parent=context))
+        yield from (one.display_type(context) for one in command.params)
+
+    command = typer.main.get_command(app)
+    assert not {"<Any>", "<object>"}.intersection(types(command, typer.Context(command)))
+
+
 def test_version_and_short_help_are_there():
     done = dynamics("--version")
     assert (done.returncode, done.stdout) == (0, f"dynamics {version('dynamics-bootstrap')}\n")

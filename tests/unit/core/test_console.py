@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dynamics.core import console, progress
 from dynamics.core.console import ProgressView, print_whole
-from dynamics.core.progress import duration
+from dynamics.core.progress import Detail, duration
 
 Wait = Callable[[float], None]
 
@@ -68,9 +68,9 @@ def test_a_fit_says_its_losses(wait: Wait) -> None:
     show, lines = view()
     show(0, 600, "train IDM and FDP, round 1")
     wait(60)
-    show(300, 600, "train IDM and FDP, round 1", losses={"idm": 0.12345, "fdp": 0.5})
+    show(300, 600, "train IDM and FDP, round 1", Detail(losses={"idm": 0.12345, "fdp": 0.5}))
     wait(60)
-    show(600, 600, "train IDM and FDP, round 1", losses={"idm": 0.1, "fdp": 0.4})
+    show(600, 600, "train IDM and FDP, round 1", Detail(losses={"idm": 0.1, "fdp": 0.4}))
     assert [line.partition("600, ")[2] for line in lines()[1:]] == [
         "5/s, 1 min left, loss IDM 0.12 FDP 0.5",
         "in 2 min, loss IDM 0.1 FDP 0.4",
@@ -90,7 +90,7 @@ def test_a_bar_of_a_fit_fits_a_narrow_terminal(wait: Wait, columns: int, said: s
     with ProgressView(terminal) as show:
         show(0, 1200, "train IDM and FDP, round 1")
         wait(60)
-        show(300, 1200, "train IDM and FDP, round 1", losses={"idm": 0.123, "fdp": 0.513})
+        show(300, 1200, "train IDM and FDP, round 1", Detail(losses={"idm": 0.123, "fdp": 0.513}))
     assert said in out.getvalue()
 
 
@@ -123,7 +123,7 @@ def test_what_a_stage_waits_for_is_said_once(wait: Wait) -> None:
     show(0, 9, "label")
     for _ in range(3):
         wait(1)
-        show(0, 9, "label", note="needs 1 x (1 GPU)")
+        show(0, 9, "label", Detail(note="needs 1 x (1 GPU)"))
     wait(1)
     show(0, 9, "label")
     assert [line.split(" ", 2)[2] for line in lines()] == [
@@ -137,7 +137,7 @@ def test_every_line_for_programs_is_a_json_object(wait: Wait) -> None:
     show, lines = view(as_json=True)
     show(0, 12, "label, round 1")
     wait(6)
-    show(6, 12, "label, round 1", queued=3, losses={"idm": 0.25})
+    show(6, 12, "label, round 1", Detail(queued=3, losses={"idm": 0.25}))
     show.line("warning: :s3: [b] is not there", level="warning")
     first, second, third = map(json.loads, lines())
     assert (first["per_s"], first["eta_s"]) == (0, None)

@@ -112,7 +112,7 @@ def test_a_run_that_is_stopped_again_and_again_resumes_to_equal_bytes(
     assert results(tmp_path) == results(local_run.folder)
 
 
-def stop_in_evaluation(done: int, total: int, what: str, **more: object) -> None:
+def stop_in_evaluation(done: int, total: int, what: str, *_: object) -> None:
     if done and what == "evaluate, round 0":
         raise Stop
 
