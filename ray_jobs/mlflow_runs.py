@@ -17,6 +17,7 @@ from dynamics.core.errors import UserError
 from dynamics.storage.files import local_copy
 from dynamics.storage.run_folder import RunFolder, flatten
 from dynamics.storage.tables import dataset_ref
+from ray_jobs.mlflow_models import MlflowModels
 from ray_jobs.outbox import Entry, Point
 
 _MAX_PARAMS_A_CALL = 100
@@ -29,6 +30,14 @@ _CLIENT = {
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
 }
 """A server that hangs holds a command up for so long; what the environment says comes first."""
+_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Columns of MLflow's database that name places of artifacts."""
 
 
 class MlflowRuns:
@@ -57,6 +66,7 @@ class MlflowRuns:
         self.uri = server or f"sqlite:///{folder.mlflow}"
         self._client = MlflowClient(tracking_uri=self.uri)
         self._experiment = self._found_experiment(experiment)
+        self._models = MlflowModels(self._client, self._experiment, folder, start)
         self._runs: dict[int | None, str] = {}
         self._complete: set[int | None] = set()
         self._running: set[int | None] = set()
@@ -155,6 +165,7 @@ class MlflowRuns:
                 client.log_artifact(run, str(local_copy(path)))
         self._pictures(parent, step)
         self._datasets(run, step)
+        self._models.log(run, entry)
         self._promotion(run, entry)
         self._page()
         client.set_terminated(run, end_time=entry["time"])
@@ -193,6 +204,7 @@ class MlflowRuns:
     def _promotion(self, run: str, entry: Entry) -> None:
         """Write the parts that a later command may change: the verdict and its report."""
         self._client.set_tag(run, "promotion", entry["verdict"])
+        self._models.mark(run, entry["verdict"])
         report = local_copy(self._folder.report_path(entry["round"]))
         self._client.log_artifact(run, str(report))
 
@@ -229,7 +241,7 @@ class MlflowRuns:
     def _follow_move(self, old: str, new: str) -> None:
         """Update the run folder's path in its database, which names artifacts absolutely."""
         with closing(sqlite3.connect(self._folder.mlflow)) as database, database:
-            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            for table, column in _PLACES:
                 database.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
                     f"WHERE substr({column}, 1, ?) = ?",

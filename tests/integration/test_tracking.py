@@ -20,6 +20,7 @@ from dynamics.core.progress import Detail
 from dynamics.core.records import Estimate, GuardResult, RoundReport
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.tables import write_table
+from ray_jobs.mlflow_models import ALIAS
 from ray_jobs.outbox import Outbox
 from ray_jobs.tracking import MlflowTracker, server_uri
 from tests.unit.report.stored import HELDOUT
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # slow to import
     from mlflow import MlflowClient
 
 CFG = LoopConfig(name="tracked")
+TASKS = ("idm", "fdp")
 
 
 def claimed(root: Path) -> RunFolder:
@@ -59,6 +61,8 @@ def finished_round(folder: RunFolder, round_id: int) -> RoundReport:
     folder.training_log(round_id, "idm").append(25, {"loss": 2.0})
     folder.training_log(round_id, "idm").append(50, {"loss": 1.0})
     write_json(folder.round(round_id) / "timings.json", {"train": 12.5})
+    for task in TASKS:
+        write_json(folder.adapter(round_id, task) / "adapter_config.json", {"r": 8})
     write_json(folder.round(round_id) / "report.json", done.to_json())
     return done
 
@@ -162,13 +166,19 @@ def test_a_round_is_tagged_blocked_until_its_guard_is_accepted(
         rounds = sorted(runs_of_kind(client, "round"), key=lambda run: int(run.data.tags["round"]))
         return [run.data.tags["promotion"] for run in rounds]
 
+    def aliased() -> set[str]:
+        found = (client.get_model_version_by_alias(f"tracked-{task}", ALIAS) for task in TASKS)
+        return {one.tags["round"] for one in found}
+
     assert tags() == ["promoted", "promoted", "blocked: copy_rate"]
+    assert aliased() == {"1"}
     accepted = report(2).accepting(["copy_rate", "leakage"])
     write_json(tracked.round(2) / "report.json", accepted.to_json())
     warnings: list[str] = []
     for _ in range(2):
         MlflowTracker(CFG, tracked, warnings.append).log_run([accepted])
     assert tags() == ["promoted", "promoted", "accepted: copy_rate"]
+    assert aliased() == {"2"}
     assert len(runs_of_kind(client, "round")) == 3
     assert warnings == []
 
@@ -204,6 +214,7 @@ def test_a_moved_run_goes_on_in_its_own_database(tmp_path: Path) -> None:
         "report.html",
     }
     assert len(runs_of_kind(client, "round")) == 2
+    assert all(one.source.startswith(moved.root.as_uri()) for one in client.search_model_versions())
 
 
 def statuses(client: MlflowClient) -> dict[str, str]:
@@ -321,7 +332,20 @@ def check_sent(folder: RunFolder, client: MlflowClient) -> None:
             history = client.get_metric_history(run.info.run_id, name)
             found[key, name] = sorted((p.step, p.timestamp, p.value) for p in history)
     assert found == {key: sorted(points) for key, points in wanted.items()}
-    assert len(runs) == len({key for key, _ in found} | {None})
+    rounds = {key for key, _ in found} - {None}
+    assert len(runs) == len(rounds) + 1
+    models = client.search_logged_models([experiment.experiment_id])
+    finished = sorted(
+        (int(one.tags["round"]), one.name) for one in models if one.status.name == "READY"
+    )
+    versions = sorted((int(one.tags["round"]), one.name) for one in client.search_model_versions())
+    on_disk = [
+        (one, f"tracked-{task}")
+        for one in sorted(rounds)
+        for task in sorted(TASKS)
+        if folder.adapter(one, task).exists()
+    ]
+    assert finished == versions == on_disk
 
 
 def database(folder: RunFolder) -> MlflowClient:
