@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+Losses = Mapping[str, float]
+"""Loss at the last logged step, per task (``idm``, ``fdp``)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detail:
@@ -14,8 +17,8 @@ class Detail:
     """Why the stage does not advance; empty when it does."""
     queued: int = 0
     """Items that wait for a worker."""
-    losses: Mapping[str, float] = field(default_factory=dict)
-    """Per task (``idm``, ``fdp``) the loss of its fit at the last logged step."""
+    losses: Losses = field(default_factory=dict)
+    """Of the fits that go on."""
 
 
 NO_DETAIL = Detail()

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dynamics.core.config import WorldConfig
-from dynamics.core.progress import Progress, silent
+from dynamics.core.progress import Detail, Progress, silent
 from dynamics.core.seeds import numpy_rng
 from dynamics.models.chameleon import chameleon_tokens
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
@@ -221,7 +221,7 @@ def pretrain_tiny(
 
     for step, losses in train_base(network, batches, recipe):
         if step % 25 == 0:
-            progress(step, recipe.steps, "base", losses=losses)
+            progress(step, recipe.steps, "base", Detail(losses=losses))
         if step % max(1, recipe.steps // 10) == 0:
             save_checkpoint(out, network, tokenizer, images, world, recipe)
     return out
