@@ -96,10 +96,10 @@ def annotate(
     if not _NAME.fullmatch(who):
         raise UserError(f"--name {who}: letters, digits, _ and -, at most 40")
     check_port(port)
-    if audit and run is None:
-        raise UserError("--audit needs --run RUN, whose labels it is about")
     namer, asked, keyframes = None, None, KeyframeConfig()
     if audit:
+        if run is None:
+            raise UserError("--audit needs --run RUN, whose labels it is about")
         from dynamics.annotate.audit import Audit
 
         asked = Audit(open_run(run))
@@ -121,7 +121,7 @@ def annotate(
         if sys.stdout.isatty() if show is None else show:
             webbrowser.open(url)
         serve(session, port)
-    found = _audited(asked.keep(session.everybody()), run) if asked else ()
+    found = _audited(asked.keep(session.everybody()), run) if asked and run else ()
     for line in chain(found, _summary(session, folder, out)):
         console.print(line, markup=False)
 
