@@ -26,8 +26,15 @@ def film(
     ] = 1000,
     length: Annotated[int, typer.Option(help="Of --env: pairs of a clip.", min=1)] = 6,
     repeat: Annotated[
-        int, typer.Option(help="Of --env: moments that an action is carried out for.", min=1)
-    ] = 1,
+        int | None,
+        typer.Option(help="Of --env: moments that an action is carried out for.", min=1),
+    ] = None,
+    lerobot: Annotated[
+        bool,
+        typer.Option(
+            "--lerobot", help="Of --env: a LeRobot v3 dataset with every moment, instead of clips."
+        ),
+    ] = False,
     actions: Annotated[
         str | None,
         typer.Option(help="Of --env: words for its actions, e.g. 0=left,1=right."),
@@ -43,6 +50,7 @@ def film(
         with ProgressView(console) as progress:
             film_split("pool", world, pairs, seed, out, progress)
     else:
+        from dynamics.worlds.lerobot import write_lerobot
         from dynamics.worlds.record import FilmPlan, film_env
 
         plan = FilmPlan(
@@ -57,7 +65,10 @@ def film(
             seed=seed,
         )
         with ProgressView(console) as progress:
-            film_env(plan, out, progress)
+            (write_lerobot if lerobot else film_env)(plan, out, progress)
+        if lerobot:
+            console.print(f"a LeRobot dataset in {out}", markup=False)
+            return
         _advise(out, length, world)
     console.print(f"{len(list((out / 'clips').glob('*.mp4'))):,} clips in {out / 'clips'}")
 

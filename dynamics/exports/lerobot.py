@@ -12,7 +12,6 @@ times in the clip are in ``t0_s`` and ``t1_s``.
 The format: huggingface.co/docs/lerobot, "LeRobotDataset v3.0" and "Language columns and recipes".
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,12 @@ import pyarrow.parquet as pq
 
 from dynamics.core.images import encode_png
 from dynamics.core.progress import Progress
+from dynamics.data.labelled.lerobot_layout import CAMERA, CHUNK_FILES, PATH, place, task_table
 from dynamics.exports.cards import dataset_card
 from dynamics.exports.labels import LINEAGE_SCHEMA, ExportRow, accepted_labels
 from dynamics.exports.parquet import IMAGE_TYPE, ParquetShards, image_cell
 from dynamics.storage.run_folder import RunFolder, json_bytes
 
-CAMERA = "observation.images.scene"
-CHUNK_FILES = 1000
-"""Files per chunk folder, LeRobot's own number."""
-_PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _COUNTERS = ("frame_index", "episode_index", "index", "task_index")
 _LANGUAGE_FIELDS = [
     pa.field("role", pa.string(), nullable=False),
@@ -106,7 +102,7 @@ class _Dataset:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._shards = ParquetShards(_SCHEMA, lambda number: folder / "data" / _place(number))
+        self._shards = ParquetShards(_SCHEMA, lambda number: folder / "data" / place(number))
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
         self._pixels = _PixelStats()
@@ -156,10 +152,10 @@ class _Dataset:
         """Write ``meta/`` when all episodes are added."""
         self._shards.close()
         meta = self._folder / "meta"
-        episodes = meta / "episodes" / _place(0)
+        episodes = meta / "episodes" / place(0)
         episodes.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(self._episodes), episodes, compression="zstd")
-        pq.write_table(_task_table(list(self._tasks)), meta / "tasks.parquet")
+        pq.write_table(task_table(list(self._tasks)), meta / "tasks.parquet")
         stats = {name: _number_stats(values) for name, values in self._numbers.items()}
         info = {
             "codebase_version": "v3.0",
@@ -170,16 +166,12 @@ class _Dataset:
             "chunks_size": CHUNK_FILES,
             "fps": 1,
             "splits": {"train": f"0:{len(self._episodes)}"},
-            "data_path": f"data/{_PATH}",
+            "data_path": f"data/{PATH}",
             "video_path": None,
             "features": _features(frame_px),
         }
         (meta / "stats.json").write_bytes(json_bytes({CAMERA: self._pixels.to_json(), **stats}))
         (meta / "info.json").write_bytes(json_bytes(info))
-
-
-def _place(number: int) -> str:
-    return _PATH.format(chunk_index=number // CHUNK_FILES, file_index=number % CHUNK_FILES)
 
 
 def _features(frame_px: int) -> dict[str, Any]:
@@ -207,19 +199,3 @@ def _number_stats(values: list[float]) -> dict[str, Any]:
     array = np.array(values)
     found = {"min": array.min(), "max": array.max(), "mean": array.mean(), "std": array.std()}
     return {**{name: [float(one)] for name, one in found.items()}, "count": [len(values)]}
-
-
-def _task_table(tasks: list[str]) -> pa.Table:
-    """``meta/tasks.parquet``, a pandas frame for LeRobot, indexed by the task's text."""
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": tasks})
-    columns = [
-        {"name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
-        {"name": "task", "pandas_type": "unicode", "numpy_type": "object"},
-    ]
-    described = {
-        "index_columns": ["task"],
-        "column_indexes": [],
-        "columns": [{**one, "field_name": one["name"], "metadata": None} for one in columns],
-        "pandas_version": "2.0.0",
-    }
-    return table.replace_schema_metadata({"pandas": json.dumps(described)})

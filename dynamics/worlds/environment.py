@@ -32,6 +32,9 @@ _STILL = 0.1
 class Actor(Protocol):
     """Chooses actions in an environment and says what they did. A look is all that it compares."""
 
+    repeat: int
+    """Moments that an action is carried out for, if nobody says otherwise."""
+
     def act(self, rng: np.random.Generator) -> Any:
         """The next action."""
 
@@ -112,6 +115,8 @@ class Wanderer:
     Raises:
         UserError: actions of another kind, or words that cannot be read.
     """
+
+    repeat = 1
 
     def __init__(self, env: "gymnasium.Env[Any, Any]", words: str | None = None) -> None:
         from gymnasium import spaces

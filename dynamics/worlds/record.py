@@ -20,7 +20,7 @@ from dynamics.core.progress import Progress, silent
 from dynamics.core.seeds import numpy_rng
 from dynamics.data.video.filmed import Filmed, write_clips
 from dynamics.storage.files import write_bytes
-from dynamics.worlds.environment import open_env
+from dynamics.worlds.environment import Actor, open_env
 
 _MOST_PX = 512
 """Longest side of a filmed picture."""
@@ -45,16 +45,22 @@ class Step:
     frame: NDArray[np.uint8]
     state: str
     sentence: str
+    action: Any = None
+    moments: tuple[NDArray[np.uint8], ...] = ()
+    """The pictures on the way to ``frame``, where they are wanted."""
 
 
-def steps(env: Any, actor: Any, rng: np.random.Generator, repeat: int = 1) -> Iterator[Step]:
-    """An episode from its beginning, without the moments at which the picture stays as it is.
+def steps(
+    env: Any, actor: Actor, rng: np.random.Generator, repeat: int = 1, *, moments: bool = False
+) -> Iterator[Step]:
+    """An episode from its beginning, without the actions that leave the picture as it is.
 
     Args:
         env: the environment; it is reset.
         actor: chooses the actions, and says what they did.
         rng: random numbers of the episode.
         repeat: moments that each action is carried out for.
+        moments: keep the pictures of all of them.
     """
     env.reset(seed=int(rng.integers(2**31)))
     look, frame = actor.look(), actor.frame()
@@ -62,16 +68,20 @@ def steps(env: Any, actor: Any, rng: np.random.Generator, repeat: int = 1) -> It
     unchanged, over = 0, False
     while not over and unchanged < 100 * _TRIES:
         action = actor.act(rng)
-        for _ in range(repeat):
+        between = []
+        for moment in range(repeat):
             _, _, terminated, truncated, _ = env.step(action)
             over = over or bool(terminated or truncated)
+            if moments and moment < repeat - 1:
+                between.append(actor.frame())
         before, look = look, actor.look()
         new = actor.frame()
         if np.array_equal(new, frame):
             unchanged += 1
             continue
         frame, unchanged = new, 0
-        yield Step(frame, actor.state(look), actor.say(action, before, look))
+        said = actor.say(action, before, look)
+        yield Step(frame, actor.state(look), said, action, tuple(between))
 
 
 def to_clip(taken: list[Step], hold_frames: int, scale: int | None = None) -> Filmed:
@@ -123,8 +133,8 @@ class FilmPlan:
     """Pairs that get a sentence in ``labels.parquet``: the first ones."""
     length: int
     """Pairs of a clip."""
-    repeat: int = 1
-    """Moments that an action is carried out for."""
+    repeat: int | None = None
+    """Moments that an action is carried out for; none = the actor's."""
     hold_frames: int
     fps: int
     seed: int
@@ -142,7 +152,7 @@ def film_env(plan: FilmPlan, out: Path, progress: Progress = silent) -> None:
     rows: list[dict[str, Any]] = []
 
     def film(index: int) -> Filmed:
-        taken = _episode(env, actor, plan, index)
+        taken = episode(env, actor, plan, index)
         for source, target in pairwise(taken):
             if target.sentence and len(rows) < plan.labels:
                 ends = [png(filmed_picture(one.frame)) for one in (source, target)]
@@ -156,12 +166,15 @@ def film_env(plan: FilmPlan, out: Path, progress: Progress = silent) -> None:
     write_clips(out, num_clips, film, plan.fps, progress, plan.env, threads=1)
 
 
-def _episode(env: Any, actor: Any, plan: FilmPlan, index: int) -> list[Step]:
+def episode(
+    env: Any, actor: Actor, plan: FilmPlan, index: int, *, moments: bool = False
+) -> list[Step]:
     """The longest of some episodes, at most ``length`` pairs; the first that is long enough."""
     rng = numpy_rng(plan.seed, "film", plan.env, index)
     longest: list[Step] = []
     for _ in range(_TRIES):
-        taken = list(islice(steps(env, actor, rng, plan.repeat), plan.length + 1))
+        walk = steps(env, actor, rng, plan.repeat or actor.repeat, moments=moments)
+        taken = list(islice(walk, plan.length + 1))
         longest = max(longest, taken, key=len)
         if len(longest) > plan.length:
             break

@@ -33,6 +33,7 @@ class Walker:
     """`dynamics.worlds.environment.Actor` for every level of minigrid and BabyAI."""
 
     options: ClassVar[dict[str, Any]] = {"highlight": False}
+    repeat = 1
 
     def __init__(self, env: Any, words: str | None = None) -> None:
         if words:

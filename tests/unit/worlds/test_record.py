@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,9 +9,13 @@ from gymnasium import spaces
 
 from dynamics.core.errors import UserError
 from dynamics.data.labelled import DATASETS
+from dynamics.data.labelled.lerobot import list_lerobot
+from dynamics.data.labelled.listing import Segment
+from dynamics.data.video.decode import read_ends
 from dynamics.data.video.filmed import CLIPS_SCHEMA
 from dynamics.storage.tables import read_table
 from dynamics.worlds.environment import Wanderer, open_env
+from dynamics.worlds.lerobot import write_lerobot
 from dynamics.worlds.record import FilmPlan, film_env, filmed_picture
 
 
@@ -54,6 +59,19 @@ def test_any_environment_is_filmed_with_the_words_that_are_given(tmp_path: Path)
     labels = DATASETS["parquet"](tmp_path / "labels.parquet")
     assert len(labels.pairs) == 5
     assert {pair.name for pair in labels.pairs} == {"000000.mp4", "000001.mp4"}
+
+
+def test_a_lerobot_dataset_has_a_segment_for_every_change_of_words(tmp_path: Path) -> None:
+    write_lerobot(plan(words="0=left,1=right", repeat=2, length=3), tmp_path)
+    info = json.loads((tmp_path / "meta" / "info.json").read_text())
+    assert (info["total_episodes"], info["features"]["action"]["shape"]) == (4, [1])
+    labels = list_lerobot(tmp_path)
+    assert {pair.action for pair in labels.pairs} == {"left", "right"}
+    for pair in labels.pairs:
+        assert isinstance(pair.frames, Segment)
+        ends = read_ends(pair.frames.path, pair.frames.span_s, 64).frames
+        red = [int(end[..., 0].astype(int).sum(0).argmax()) for end in ends]
+        assert (red[1] > red[0]) == (pair.action == "right")
 
 
 def test_equal_seeds_film_equal_bytes(tmp_path: Path) -> None:
