@@ -378,9 +378,9 @@ class TrainConfig(Strict):
     """Share of the FDP's rows that are trained without their action: what guidance, of evaluation
     and serving, goes away from."""
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the labelled clips that training leaves out, the same ones every round: a fit ends
-    where its loss on them has not fallen for long, and keeps the weights of the lowest one. 0 = all
-    steps on all labels."""
+    """Share of the labelled clips that training leaves out, the same ones every round, and accepted
+    labels of these clips with them: a fit ends where its loss on them has not fallen for long, and
+    keeps the weights of the lowest one. 0 = all steps on all labels."""
     checkpoint_every: Annotated[int, Mark.FREE] = Field(default=200, ge=1)
     """Steps between checkpoints that a killed training resumes from."""
     lora: LoraConfig = LoraConfig()

@@ -84,7 +84,7 @@ class Batches:
         self._is_labelled = np.empty(table.num_rows, bool)
         files: dict[str, int] = {}
         actions: list[pa.Array] = []
-        clips: list[str] = []
+        clips: list[tuple[str, str]] = []
         at = 0
         for rows in stored_rows(table, TRANSITION_SCHEMA, codes_folder(job.transitions)):
             here = slice(at, at := at + rows.num_rows)
@@ -96,14 +96,16 @@ class Batches:
             self._is_labelled[here] = pc.equal(rows["origin"], "labelled").to_numpy()
             actions += rows["action"].chunks
             if job.train.validation_fraction:
-                clips += rows["clip_path"].to_pylist()
+                names, digests = (rows[name].to_pylist() for name in ("clip_path", "clip_sha256"))
+                clips += zip(names, digests, strict=True)
         self._actions = pa.chunked_array(actions, pa.string())
         self._codes = CodesFolder(codes_folder(job.transitions), tuple(files))
         positions = np.arange(table.num_rows, dtype=np.int32)  # half of np.flatnonzero's memory
         labelled = positions[self._is_labelled]
         self._left_out = _of_clips(labelled, clips, job.train.validation_fraction)
         self._labelled_rows = labelled[~np.isin(labelled, self._left_out)]
-        self._accepted_rows = positions[~self._is_labelled]
+        accepted = positions[~self._is_labelled]
+        self._accepted_rows = _of_other_clips(accepted, clips, self._left_out)
 
     def rows_of(self, step: int) -> np.ndarray:
         """Indices of a step's batch: ``labelled_fraction`` of it from the labelled set."""
@@ -162,13 +164,30 @@ class Batches:
                 )
 
 
-def _of_clips(rows: NDArray[np.int32], clips: Sequence[str], fraction: float) -> NDArray[np.int32]:
+Clips = Sequence[tuple[str, str]]
+"""Of each transition the name of its clip, and the digest of the clip's file."""
+
+
+def _of_clips(rows: NDArray[np.int32], clips: Clips, fraction: float) -> NDArray[np.int32]:
     """The rows of a share of the clips, whose choice depends on their names alone."""
     if not fraction:
         return rows[:0]
-    names = {clips[row] for row in rows}
+    names = {clips[row][0] for row in rows}
     if len(names) < 2:
         raise UserError("train.validation_fraction needs labelled pairs of two clips or more")
     order = sorted(names, key=lambda name: stable_hash("validation", name))
     chosen = set(order[: min(len(order) - 1, max(1, round(fraction * len(order))))])
-    return rows[[clips[row] in chosen for row in rows]]
+    return rows[[clips[row][0] in chosen for row in rows]]
+
+
+def _of_other_clips(
+    rows: NDArray[np.int32], clips: Clips, left_out: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """The rows of clips that validate nothing: a label of one that does would teach its frames."""
+    known = {text for row in left_out for text in clips[row]}
+
+    def validates(name: str, digest: str) -> bool:
+        # A pool of several folders puts the folder before a clip's own name.
+        return not known.isdisjoint((name, name.partition("/")[2], digest))
+
+    return rows[[not validates(*clips[row]) for row in rows]] if known else rows

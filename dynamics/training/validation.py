@@ -1,6 +1,7 @@
 """Early stopping: the loss on labelled clips that training leaves out, and the best weights so far.
 
 The share is of the labelled set, never of the held-out one, and the same clips in every round.
+Labels that a round accepted for other pairs of these clips are left out, too.
 """
 
 from collections.abc import Callable

@@ -97,9 +97,10 @@ def few(job: FitJob, folder: Path) -> FitJob:
     """Pairs of six clips whose sentences say nothing: all that can be learnt is by heart."""
     rng = np.random.default_rng(1)
     table = read_table(job.transitions, TRANSITION_SCHEMA).slice(0, 12)
+    files = pa.array([f"{number // 2:064x}" for number in range(12)])
     clips = pa.array([f"{number // 2}.mp4" for number in range(12)])
     said = pa.array(rng.choice(["push the red ring left", "remove the blue square"], 12).tolist())
-    for name, values in (("clip_path", clips), ("action", said)):
+    for name, values in (("clip_sha256", files), ("clip_path", clips), ("action", said)):
         place = table.column_names.index(name)
         table = table.set_column(place, table.schema.field(name), values)
     train = TRAIN.model_copy(
@@ -136,12 +137,25 @@ def test_a_fit_on_few_labels_ends_where_left_out_clips_get_worse_and_resumes_to_
     assert checkpoint_digest(fit_adapter(killed).adapter) == checkpoint_digest(calm.adapter)
 
 
-def test_clips_that_validate_are_in_no_batch(job: FitJob, tmp_path: Path) -> None:
+def test_clips_that_validate_are_in_no_batch_nor_are_accepted_labels_of_them(
+    job: FitJob, tmp_path: Path
+) -> None:
     one = few(job, tmp_path)
-    batches = Batches(one, trainable_model(one), objective("nll"))
+    labelled = table = read_table(one.transitions, TRANSITION_SCHEMA)
+    # The clip by its name, by its name in a pool of several folders, by its digest alone.
+    for path, digest in (("{}", "other"), ("pool/{}", "other"), ("x{}", "{}")):
+        accepted = labelled
+        for name, text in (("origin", "label"), ("clip_path", path), ("clip_sha256", digest)):
+            place = table.column_names.index(name)
+            values = pa.array([text.format(value) for value in labelled[name].to_pylist()])
+            accepted = accepted.set_column(place, table.schema.field(name), values)
+        table = pa.concat_tables([table, accepted])
+    rows = write_pairs(tmp_path / "two.parts", table, TRANSITION_SCHEMA, tmp_path / "codes")
+    batches = Batches(replace(one, transitions=rows.path), trainable_model(one), objective("nll"))
     left = sum(len(rows.ids) for _, rows in batches.left_out())
-    used = {row for step in range(50) for row in batches.rows_of(step).tolist()}
-    assert (left, len(used)) == (4, 8)
+    used = {row for step in range(80) for row in batches.rows_of(step).tolist()}
+    assert (left, len(used)) == (4, 8 + 3 * 8)
+    assert len({row % 12 for row in used}) == 8  # the same clips of each
 
 
 def test_a_finished_fit_is_not_repeated(job: FitJob) -> None:
