@@ -1,10 +1,14 @@
 """Error rates of the guards: how often each blocks a healthy round and a faulty one.
 
     python benchmarks/guards.py runs/tabletop [RUN ...]
+    python benchmarks/guards.py --train 20
 
 Healthy: the rounds of finished runs, with held-out pairs, labels and labelled sentences drawn anew
 with replacement, one draw a seed. Faulty: the same draws with one thing broken on purpose. Nothing
 is trained: draws of one round differ less than rounds of other training seeds would.
+
+With ``--train`` FDPs are trained, each on videos of its own: as always, and with every sentence at
+another pair's frames, so that all they can learn is to ignore it.
 """
 
 import argparse
@@ -12,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,9 +29,17 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dynamics.core.config import GuardConfig, GuardName, LoopConfig
+from dynamics.core.config import CONFIGS, GuardConfig, GuardName, LoopConfig
+from dynamics.core.config_file import load
 from dynamics.core.domain import load_domain
-from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, GuardResult, stable_hash
+from dynamics.core.progress import silent
+from dynamics.core.records import (
+    PAIR_SCHEMA,
+    TRANSITION_SCHEMA,
+    DataRefs,
+    GuardResult,
+    stable_hash,
+)
 from dynamics.core.seeds import numpy_rng
 from dynamics.data.video import encode
 from dynamics.data.video.decode import read_clip
@@ -35,15 +48,31 @@ from dynamics.evaluation.guards.leakage import count_leakage, leaked_pairs
 from dynamics.evaluation.guards.rules import GUARDS, GuardEvidence, evaluate_guards
 from dynamics.evaluation.heldout import results_schema
 from dynamics.evaluation.probes import NUM_ASKED, Sentences, with_probes
-from dynamics.inference.load import load_pair
+from dynamics.inference.load import load_fdp, load_pair, model_ref
+from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.pipeline.fit_jobs import fit_jobs
+from dynamics.pipeline.prepare import prepare
 from dynamics.pipeline.stages import Stages
 from dynamics.storage.ledger import Ledger
+from dynamics.storage.pairs import write_pairs
 from dynamics.storage.run_folder import RunFolder
-from dynamics.storage.tables import read_table
+from dynamics.storage.streams import run_stream
+from dynamics.storage.tables import dataset_ref, read_table
 from dynamics.studies.guard_checks import with_copier
 from dynamics.tabletop.film import filmed_keyframes
+from dynamics.training.fit import fit_adapter
 
+TRAINED = (
+    "labelled.num_pairs=1024",
+    "labelled.num_heldout=100",
+    "pool.num_pairs=20",
+    "train.first_steps=200",
+)
+"""Settings of the FDPs that are trained: a quarter of a default run's labels, a third of its
+steps."""
+PROBED = ("action", "majority_exact", "code_ceiling", "action_margins")
+"""Columns of the held-out results that `with_probes` reads and fills in."""
 NUM_LEAKED = 30
 """Held-out clips that a draw puts into the pool."""
 NUM_ENCODED_ANEW = 150
@@ -297,21 +326,71 @@ def results(
                         yield case, result
 
 
+def trained_results(num_seeds: int, limits: GuardConfig) -> Iterator[tuple[str, GuardResult]]:
+    """What the guard on the sentence says of FDPs that were trained with and without its help."""
+    for seed in range(num_seeds):
+        cfg = load(CONFIGS / "tabletop.yaml", [f"seed={seed}", *TRAINED])
+        with TemporaryDirectory() as temporary:
+            folder = RunFolder(Path(temporary))
+            images = load_image_tokenizer(cfg.model.family, cfg.base_path())
+            data = prepare(cfg, folder, images, run_stream, silent)
+            labelled = read_table(data.labelled, TRANSITION_SCHEMA)
+            said = numpy_rng("shuffled", seed).permutation(labelled["action"].to_pylist()).tolist()
+            for case, table in (
+                ("the FDP is trained", labelled),
+                ("trained on shuffled sentences", _with(labelled, "action", said)),
+            ):
+                place = folder.root / f"{case}.parts"
+                write_pairs(place, table, TRANSITION_SCHEMA, folder.codes)
+                yield case, _judged(cfg, folder, place, data, limits)
+
+
+def _judged(
+    cfg: LoopConfig, folder: RunFolder, transitions: Path, data: DataRefs, limits: GuardConfig
+) -> GuardResult:
+    """The guard's result for an FDP that is trained on a table."""
+    job = fit_jobs(cfg, folder, dataset_ref(transitions), None, 0)["fdp"]
+    job = replace(job, out=transitions / "fdp", checkpoint_dir=transitions / "checkpoints")
+    fit_adapter(job)
+    fdp = load_fdp(model_ref(job.base, job.out, job.out), cfg.model)
+    heldout = read_table(data.heldout, TRANSITION_SCHEMA)
+    actions = read_table(data.labelled, TRANSITION_SCHEMA, ["action"])["action"].to_pylist()
+    domain = load_domain(cfg)
+    columns = [results_schema(()).field(name) for name in PROBED]
+    asked = pa.Table.from_pylist(heldout.select(["action"]).to_pylist(), pa.schema(columns))
+    evidence = GuardEvidence(
+        results=with_probes(
+            asked, heldout, fdp, Sentences(actions, domain), cfg, 0, heldout.num_rows
+        ),
+        heldout=heldout,
+        labelled_actions=actions,
+        leakage=count_leakage(*np.zeros((2, heldout.num_rows), bool)),
+        domain=domain,
+    )
+    result = GUARDS["action_sensitivity"](evidence, limits)
+    assert result is not None
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print how often each guard blocks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run folders")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="finished run folders")
+    parser.add_argument("--train", type=int, default=0, metavar="N", help="FDPs of each kind")
     parser.add_argument("--seeds", type=int, default=20, help="draws a round")
     parsed = parser.parse_args(arguments)
     found: dict[tuple[GuardName, str], list[GuardResult]] = {}
-    for case, result in results([read_run(p) for p in parsed.runs], parsed.seeds, GuardConfig()):
+    limits = GuardConfig()
+    for case, result in chain(
+        results([read_run(path) for path in parsed.runs], parsed.seeds, limits),
+        trained_results(parsed.train, limits),
+    ):
         found.setdefault((result.name, case), []).append(result)
     print("| guard | rounds | blocked | value | limit |")
     print("| --- | --- | --- | --- | --- |")
     for name in GUARDS:
-        for case in ("healthy", *FAULTS):
-            some = found.get((name, case), [])
-            if some:
+        for (guard, case), some in found.items():
+            if guard == name:
                 values = [result.value for result in some]
                 blocked = sum(not result.passed for result in some)
                 print(

@@ -4,6 +4,7 @@ The names are the same every round, in `RoundReport`, in MLflow and on the page.
 """
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from dynamics.core.config import VerifierName
 from dynamics.core.records import Estimate
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.calibration import heldout_calibration
-from dynamics.evaluation.intervals import bootstrap_mean, known
+from dynamics.evaluation.intervals import Floats, bootstrap_mean, known
 from dynamics.evaluation.probes import beaten
 from dynamics.inference.verifiers import VERIFIERS, label_of
 
@@ -56,10 +57,9 @@ def choosers() -> dict[str, str]:
 def summarise(items: pa.Table) -> dict[str, Estimate]:
     """Metrics of held-out results; one whose column holds nothing is left out.
 
-    Besides one metric per column: ``eval/best_of_greedy``, greedy success on the pairs of the
-    best-of curve (the number to beat), ``eval/fdp_success_<kind>`` per action type,
-    ``eval/idm_ece``, and of `evaluation.probes` ``eval/action_sensitivity`` (the share of other
-    sentences that the true one beats) and ``eval/action_first`` (it beats all of them).
+    Besides one metric per column and those of `MEASURES`: ``eval/best_of_greedy``, greedy success
+    on the pairs of the best-of curve (the number to beat), ``eval/fdp_success_<kind>`` per action
+    type, and ``eval/idm_ece``.
     """
     curves = [name for name in items.column_names if _CURVE_COLUMN.fullmatch(name)]
     columns = {metric: items[column] for column, metric in METRIC_OF_COLUMN.items()}
@@ -71,11 +71,27 @@ def summarise(items: pa.Table) -> dict[str, Estimate]:
         of_kind = items.filter(pc.equal(items["action_kind"], kind))
         columns[f"eval/fdp_success_{kind}"] = of_kind["fdp_greedy_success"]
     values = {name: known(column.to_pylist()) for name, column in columns.items()}
-    margins = [one for one in items["action_margins"].to_pylist() if one]
-    values["eval/action_sensitivity"] = np.array([beaten(one) for one in margins])
-    values["eval/action_first"] = np.array([min(one) > 0 for one in margins], np.float64)
+    values |= {name: measure(items) for name, measure in MEASURES.items()}
     found = {name: estimate_of(name, known_N) for name, known_N in values.items() if len(known_N)}
     return found | ({"eval/idm_ece": heldout_calibration(items)} if items.num_rows else {})
+
+
+def action_sensitivity(items: pa.Table) -> Floats:
+    """Share of the other sentences that the true one beats, per pair that was asked."""
+    return np.array([beaten(one) for one in items["action_margins"].to_pylist() if one])
+
+
+def action_first(items: pa.Table) -> Floats:
+    """1 where the true sentence beats all others that were asked."""
+    margins = items["action_margins"].to_pylist()
+    return np.array([min(one) > 0 for one in margins if one], np.float64)
+
+
+MEASURES: dict[str, Callable[[pa.Table], Floats]] = {
+    "eval/action_sensitivity": action_sensitivity,
+    "eval/action_first": action_first,
+}
+"""Metric to a function of the held-out results: a value for each pair that has one."""
 
 
 def best_of_sizes(metrics: dict[str, Estimate]) -> list[int]:

@@ -12,14 +12,16 @@ from typer.testing import CliRunner
 from dynamics.core.config import LoopConfig
 from dynamics.core.config_file import with_overrides
 from dynamics.core.errors import UserError
-from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, DataRefs
 from dynamics.evaluation.heldout import results_schema
 from dynamics.exports import export_run
+from dynamics.models import load_image_tokenizer
+from dynamics.plan.findings import evidence_of, findings
 from dynamics.report.page import write_page
 from dynamics.serving.schemas import PredictRequest
 from dynamics.storage.ledger import Ledger
 from dynamics.storage.run_folder import RunFolder
-from dynamics.storage.tables import read_table, score_names
+from dynamics.storage.tables import dataset_ref, read_table, score_names
 from tests.doors.conftest import FILMED
 from tests.doors.recipes import recipes
 from tests.runs import results, run_local
@@ -31,6 +33,8 @@ NAMES = {
     "A confidence score": "brevity",
     "A filter rule": "above_median",
     "A verifier": "half_idm",
+    "A metric": "eval/idm_words",
+    "A finding": "still_pool",
     "A guard": "silent_labels",
     "A domain": "kitchen",
     "An export": "sentences",
@@ -87,6 +91,19 @@ def test_a_new_verifier_is_measured_reported_and_offered(filmed_run: RunFolder) 
     assert "half_idm" in write_page(filmed_run).read_text()
     offered = PredictRequest.model_json_schema()
     assert "half_idm" in str(offered)
+
+
+def test_a_new_metric_is_reported_with_its_interval(filmed_run: RunFolder) -> None:
+    words = [report.metrics["eval/idm_words"] for report in filmed_run.reports(1)]
+    assert all(one.low <= one.value <= one.high for one in words)
+
+
+def test_a_new_finding_is_among_those_of_a_run(real_run: RunFolder) -> None:
+    cfg, tables = real_run.config(), ("labelled", "pool", "heldout")
+    refs = {name: dataset_ref(real_run.table(name)) for name in tables}
+    images = load_image_tokenizer(cfg.model.family, cfg.base_path(), cfg.model.device)
+    found = findings(evidence_of(cfg, real_run, DataRefs(truth=None, **refs), images))
+    assert "of the pool's pairs hardly anything moves" in found["still_pool"].found
 
 
 def test_a_new_guard_is_judged_and_can_be_accepted(

@@ -107,9 +107,10 @@ def build_labelled(
 def _check_usable(parts: dict[str, LabelledRows], counted: dict[str, dict[str, Any]]) -> None:
     for name, rows in parts.items():
         if not rows.table.num_rows:
+            rejects = ", ".join(f"{n:,} {why}" for why, n in counted[name]["rejects"].items())
             raise UserError(
-                f"no pair can be used for the {name} set: {counted[name]['listed']}; then rejected "
-                f"{counted[name]['rejects']}; see labelled.path and labelled.heldout_fraction"
+                f"no pair can be used for the {name} set: {counted[name]['listed']}; then left "
+                f"out: {rejects}; see labelled.path and labelled.heldout_fraction"
             )
 
 

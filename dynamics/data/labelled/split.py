@@ -23,8 +23,9 @@ def split(
     groups = grouped(pairs)
     if len(groups) < 2:
         raise UserError(
-            f"all {len(pairs):,} labelled pairs come from one source ({pairs[0].sources[0]}): none "
-            "can be held out; set labelled.heldout_path to another part of the data set"
+            f"all labelled pairs ({len(pairs):,}) come from one source ({pairs[0].sources[0]}): "
+            "none can be held out; name pairs of other clips, too, or set labelled.heldout_path to "
+            "another part of the data set"
         )
     order = sorted(groups, key=lambda group: stable_hash(seed, "heldout", group[0].sources[0]))
     room = round(fraction * len(pairs))

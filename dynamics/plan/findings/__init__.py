@@ -18,6 +18,7 @@ from dynamics.plan.findings.finding import Evidence, Finding, Frame
 from dynamics.plan.findings.labels import heldout_overlap, label_counts
 from dynamics.plan.findings.machine import machine
 from dynamics.plan.findings.pool import pool_pairs
+from dynamics.plan.findings.wordings import wordings
 from dynamics.plan.findings.words import long_sentences, unknown_words
 from dynamics.storage.run_folder import RunFolder, read_json
 from dynamics.storage.tables import iter_table, read_table
@@ -28,6 +29,7 @@ FINDINGS: dict[str, Callable[[Evidence], Finding]] = {
     "blind_tokenizer": blind_tokenizer,
     "unknown_words": unknown_words,
     "long_sentences": long_sentences,
+    "wordings": wordings,
     "pool_pairs": pool_pairs,
     "label_counts": label_counts,
     "learning_curve": learning_curve,

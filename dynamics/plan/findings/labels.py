@@ -45,12 +45,19 @@ def label_counts(evidence: Evidence) -> Finding:
         shown = ", ".join(repr(one) for one in new[:3]) + (", ..." if len(new) > 3 else "")
         line += f"; {len(new)} held-out sentences have no label at all ({shown})"
     line += evidence.counted("labelled")[1]
+    if len(counts) == 1:
+        return Finding(
+            level="refuse",
+            found=f"{line}; nothing can be told apart",
+            remedy="labels of other actions, too (dynamics annotate)",
+        )
     if median >= ENOUGH // 2 and not new and spread <= 15:
         return Finding(level="fine", found=line)
     return Finding(
         level="warn",
         found=line,
-        remedy=f"about {ENOUGH} labels a sentence and 100 held-out pairs (dynamics annotate)",
+        remedy=f"about {ENOUGH} labels a sentence and 100 held-out pairs (dynamics annotate)"
+        + (", and equal actions in equal words" if median == 1 else ""),
     )
 
 

@@ -1,8 +1,61 @@
-"""What findings read of a run's data."""
+"""What findings read of a run's data, and what those about sentences say of them."""
 
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dynamics.core.config import LoopConfig
 from dynamics.plan.findings.finding import Evidence
+from dynamics.plan.findings.labels import label_counts
+from dynamics.plan.findings.wordings import wordings
+from dynamics.tabletop.language import say
+from dynamics.tabletop.scene import all_actions, sample_scene
+
+
+def sentences(labelled: list[str], heldout: list[str], domain: str = "open_video"):
+    """Evidence of nothing but sentences."""
+    tables = {"labelled": labelled, "heldout": heldout}
+    return SimpleNamespace(
+        cfg=LoopConfig(domain=domain),
+        counted=lambda _: (0, ""),
+        **{name: pa.table({"action": said}) for name, said in tables.items()},
+    )
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ("push the block left.", "'push the block left' and 'push the block left.'"),
+        ("Push it", "'push' and 'Push'"),
+        ("lift the BLOCK", "'block' and 'BLOCK'"),
+        ("push the blcok left", "'blcok' (1) and 'block' (40)"),
+        ("schiebe den Klotz nach 左", ""),
+        ("Halt", ""),
+        ("...", ""),
+    ],
+)
+def test_another_spelling_of_a_sentence_or_a_word_is_named(odd: str, said: str) -> None:
+    usual = ["push the block left", "push the block right"] * 20
+    found = wordings(sentences([*usual, odd], ["lift it"]))
+    assert found.level == ("warn" if said else "fine")
+    assert said in found.found
+
+
+def test_the_tabletops_wordings_are_no_slips() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng, 4, 3, 4) for _ in range(30)]
+    said = [say(action, rng) for scene in scenes for action in all_actions(scene)]
+    assert len(said) > 1000
+    assert wordings(sentences(said, said[:50], "tabletop")).level == "fine"
+
+
+def test_labels_of_one_sentence_tell_nothing_apart() -> None:
+    assert label_counts(sentences(["push it"] * 40, ["Push it."] * 9)).level == "refuse"
+    assert label_counts(sentences(["push it", "lift it"] * 40, ["push it"] * 99)).level == "fine"
+    each = label_counts(sentences([f"push it {n} times" for n in range(40)], ["push it"] * 99))
+    assert "equal actions in equal words" in each.remedy
 
 
 def test_what_was_left_out_is_counted_over_all_folders_of_a_pool():
