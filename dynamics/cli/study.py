@@ -28,7 +28,7 @@ def study(
         Path | None,
         typer.Option(
             "--publish",
-            help="Also write RESULTS.md and its plots here, e.g. docs.",
+            help="Also write RESULTS.md, with one table for all other worlds, and plots here.",
             callback=local,
         ),
     ] = None,
@@ -37,18 +37,20 @@ def study(
 ) -> None:
     """Measure the paper's three claims against fair controls, with intervals over seeds.
 
-    The full study takes hours on two cores and continues where it was stopped.
+    On any world with truth, e.g. --config configs/minigrid.yaml. The full study takes hours on two
+    cores and continues where it was stopped.
     """
-    from dynamics.studies.experiments import QUICK, StudyPlan
+    from dynamics.studies.experiments import QUICK, StudyPlan, fitted_to
     from dynamics.studies.runner import RESULTS_FILE, publish, run_study
 
-    plan = QUICK if quick else StudyPlan()
+    cfg = load(config, overrides or [])
+    plan = fitted_to(QUICK if quick else StudyPlan(), cfg)
     if seeds is not None:
         plan = replace(plan, seeds=_seeds(seeds))
-    cfg = load(config, overrides or [])
     if quick:
         cfg = cfg.model_copy(update={"rounds": 1})
-    folder = (out or Path("runs") / ("study-quick" if quick else "study")).resolve()
+    world = "" if cfg.name == "tabletop" else f"-{cfg.name}"
+    folder = (out or Path("runs") / f"study{world}{'-quick' if quick else ''}").resolve()
     with ProgressView(console) as progress:
         results = run_study(
             cfg, plan, folder, num_workers=workers or os.cpu_count() or 1, progress=progress

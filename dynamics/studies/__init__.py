@@ -1,1 +1,1 @@
-"""The paper's claims, measured on the tabletop against fair controls: ``dynamics study``."""
+"""The paper's claims, measured on a world with truth against fair controls: ``dynamics study``."""

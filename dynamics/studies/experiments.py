@@ -6,7 +6,7 @@ is not among the seeds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
@@ -28,7 +28,7 @@ class StudyPlan:
 
     seeds: tuple[int, ...] = FRESH_SEEDS
     label_sizes: tuple[int, ...] = (256, 1024, 2048, 4096, 8192)
-    """Labelled pairs of claim (a)."""
+    """Labelled pairs of claim (a); those beyond the labelled set are the pool's, truly labelled."""
     best_of: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """N of claim (c)."""
     temperatures: tuple[float, ...] = (1.0, 0.7)
@@ -42,6 +42,16 @@ class StudyPlan:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError("a study needs one seed or more, each once")
+
+
+def fitted_to(plan: StudyPlan, cfg: LoopConfig) -> StudyPlan:
+    """The plan with label sizes in proportion to the config's labelled set.
+
+    As they stand they are those of the tabletop's 4,096 labels.
+    """
+    labels = cfg.labelled.num_pairs
+    sizes = {max(1, size * labels // 4096): None for size in plan.label_sizes}
+    return replace(plan, label_sizes=tuple(sizes))
 
 
 QUICK = StudyPlan(

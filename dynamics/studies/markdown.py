@@ -3,11 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynamics.studies.results import Number, Results, Table
+from dynamics.studies.results import Number, Results, Row, Table
 
 
-def to_markdown(results: Results, plots: Sequence[str]) -> str:
-    """Text of ``docs/RESULTS.md``; ``plots`` are picture files relative to it."""
+def to_markdown(results: Results, plots: Sequence[str], others: Sequence[Results] = ()) -> str:
+    """Text of ``docs/RESULTS.md``.
+
+    Args:
+        results: those of the first world.
+        plots: its picture files, relative to the page.
+        others: those of other worlds, a row each.
+    """
     seeds = ", ".join(map(str, results.seeds))
     parts = [
         "# Results",
@@ -23,7 +29,37 @@ def to_markdown(results: Results, plots: Sequence[str]) -> str:
     for name, table in sorted(results.tables.items(), key=lambda item: _place(item[1])):
         parts += [f"## {table.title}", table.note, drawn.get(name, "")]
         parts += [_markdown_table(table)] if table.printed else []
+    if others:
+        parts += ["## The claims on worlds that others wrote", *_worlds(others)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _worlds(others: Sequence[Results]) -> list[str]:
+    """What was measured when, and a row a world."""
+    rows, when = [], []
+    for results in others:
+        labels = f"{results.settings['config']['labelled']['num_pairs']:,} labels"
+        last = f"round {results.settings['config']['rounds']}"
+        ease, rounds = results.tables["ease"], results.tables["rounds"]
+        cells = {
+            f"(a) {name}": ease.cell(labels, name) for name in ("IDM", "FDP, greedy", "IDM - FDP")
+        }
+        cells["(b) labelled set only"] = rounds.cell(_LABELLED_ONLY, "FDP, greedy")
+        cells["(b) last round"] = rounds.cell(last, "FDP, greedy")
+        cells["(b) true labels"] = rounds.cell("true labels", "FDP, greedy")
+        cells["(b) share of the gap closed"] = rounds.cell(last, "share of the gap closed")
+        known = {name: number for name, number in cells.items() if number is not None}
+        rows.append(Row(name=f"{results.world}, {labels}", cells=known))
+        seeds = ", ".join(map(str, results.seeds))
+        when.append(f"{results.world}: {results.date}, seeds {seeds}")
+        columns = tuple(cells)
+    return [
+        "; ".join(when) + ".",
+        _markdown_table(Table(title="", note="", columns=columns, rows=tuple(rows))),
+    ]
+
+
+_LABELLED_ONLY = "labelled set only, as many steps"
 
 
 def _place(table: Table) -> tuple[bool, str]:

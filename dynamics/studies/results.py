@@ -77,6 +77,11 @@ class Results:
     tables: dict[str, Table]
     checks: tuple[Check, ...] = field(default=())
 
+    @property
+    def world(self) -> str:
+        """The name of the config that was studied."""
+        return str(self.settings["config"]["name"])
+
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON."""
         return asdict(self)

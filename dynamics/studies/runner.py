@@ -39,7 +39,9 @@ def run_study(
         UserError: the folder holds a study of another config or plan, or real video is configured.
     """
     if cfg.pool.parts:
-        raise UserError("a study needs the pool's true actions; leave pool.path out")
+        raise UserError(
+            "a study needs the pool's true actions, of a domain that films it: leave pool.path out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     _refuse_other_study(cfg, folder)
     studies = {seed: study_of(cfg, plan, folder, seed) for seed in plan.seeds}
@@ -51,16 +53,31 @@ def run_study(
 
 
 def publish(folder: Path, docs: Path) -> Path:
-    """Copy a study's results and plots into ``docs/study`` and write ``docs/RESULTS.md``."""
-    results = read_record(folder / RESULTS_FILE, Results.from_json)
-    out = docs / "study"
+    """Copy a study's results and plots into ``docs/study`` and write ``docs/RESULTS.md``.
+
+    The first world that is published stands in ``docs/study`` itself, any other in a folder of its
+    name.
+    """
+    first, results = docs / "study", read_record(folder / RESULTS_FILE, Results.from_json)
+    whole = first / RESULTS_FILE
+    own = not whole.exists() or read_record(whole, Results.from_json).world == results.world
+    out = first if own else first / results.world
     out.mkdir(parents=True, exist_ok=True)
-    plots = sorted(folder.glob("*.png"))
-    for path in (folder / RESULTS_FILE, *plots):
+    for path in (folder / RESULTS_FILE, *sorted(folder.glob("*.png"))):
         shutil.copyfile(path, out / path.name)
-    names = [f"study/{path.name}" for path in plots]
-    write_bytes(docs / "RESULTS.md", to_markdown(results, names).encode())
+    write_bytes(docs / "RESULTS.md", published(docs).encode())
     return docs / "RESULTS.md"
+
+
+def published(docs: Path) -> str:
+    """Text of ``docs/RESULTS.md``, from ``docs/study`` alone."""
+    study = docs / "study"
+    plots = [f"study/{path.name}" for path in sorted(study.glob("*.png"))]
+    results, *others = [
+        read_record(path, Results.from_json)
+        for path in (study / RESULTS_FILE, *sorted(study.glob(f"*/{RESULTS_FILE}")))
+    ]
+    return to_markdown(results, plots, others)
 
 
 def _refuse_other_study(cfg: LoopConfig, folder: Path) -> None:

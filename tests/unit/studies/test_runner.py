@@ -8,9 +8,17 @@ import pytest
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import silent
-from dynamics.storage.run_folder import read_json
+from dynamics.storage.run_folder import read_json, write_json
 from dynamics.studies import runner
-from dynamics.studies.experiments import LOOP, Experiment, StudyPlan, candidates, ready, schedule
+from dynamics.studies.experiments import (
+    LOOP,
+    Experiment,
+    StudyPlan,
+    candidates,
+    fitted_to,
+    ready,
+    schedule,
+)
 from dynamics.studies.markdown import to_markdown
 from dynamics.studies.results import Results
 from dynamics.studies.run_experiment import run_experiment
@@ -92,6 +100,28 @@ def test_analysing_again_gives_the_same_results(folder: Path, tiny: LoopConfig) 
     before = (folder / RESULTS_FILE).read_text()
     run_study(tiny, PLAN, folder, num_workers=1, progress=silent)
     assert (folder / RESULTS_FILE).read_text() == before
+
+
+def test_another_world_is_published_as_a_row_beside_the_tabletop(
+    folder: Path, tmp_path: Path
+) -> None:
+    publish(folder, tmp_path)
+    payload = read_json(folder / RESULTS_FILE)
+    payload["settings"]["config"]["name"] = "elsewhere"
+    (tmp_path / "other").mkdir()
+    write_json(tmp_path / "other" / RESULTS_FILE, payload)
+    text = publish(tmp_path / "other", tmp_path).read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| elsewhere")]
+    number = payload["tables"]["rounds"]["rows"][-1]["cells"]["FDP, greedy"]
+    assert f"{100 * number['value']:.1f} [" in row
+    assert publish(folder, tmp_path).read_text() == text
+
+
+def test_label_sizes_go_with_the_labelled_set(tiny: LoopConfig) -> None:
+    labelled = tiny.labelled.model_copy(update={"num_pairs": 1024})
+    small = tiny.model_copy(update={"labelled": labelled})
+    assert fitted_to(StudyPlan(), small).label_sizes == (64, 256, 512, 1024, 2048)
+    assert fitted_to(StudyPlan(), LoopConfig()) == StudyPlan()
 
 
 def test_published_results_match_their_json(folder: Path, tmp_path: Path) -> None:
