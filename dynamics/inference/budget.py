@@ -107,12 +107,21 @@ class Budget:
         return self._parts("texts", len(prompt_BT), TEXT_BATCH // num, row)
 
     def frames(self, prompt_BT: Tensor, sampling: SamplingParams) -> Iterator[slice]:
-        """Parts of the prompts to draw frames for; guidance has two rows for one."""
+        """Parts of the prompts to draw frames for."""
+        most, row = CODES_BATCH // sampling.num_samples, self._frame_bytes(prompt_BT, sampling)
+        return self._parts("frames", len(prompt_BT), most, row)
+
+    def most_frames(self, prompt_BT: Tensor, sampling: SamplingParams) -> int:
+        """Most prompts of this length to draw frames for at the same time."""
+        most, row = CODES_BATCH // sampling.num_samples, self._frame_bytes(prompt_BT, sampling)
+        return self._fit("frames", most, row)
+
+    def _frame_bytes(self, prompt_BT: Tensor, sampling: SamplingParams) -> int:
+        """Bytes of a prompt whose frames are drawn; guidance has two rows for one."""
         num, length = sampling.num_samples, self._model.tokens.num_image_tokens
         columns, noise = self._model.images.num_codes, sampling.temperature > 0
         row = drawn_bytes(self.shape, prompt_BT.shape[1], num, length, columns, noise=noise)
-        ways = 1 if sampling.guidance == 1 else 2
-        return self._parts("frames", len(prompt_BT), CODES_BATCH // num, ways * row)
+        return row * (1 if sampling.guidance == 1 else 2)
 
     def scored_texts(self, prompt_BT: Tensor) -> Iterator[slice]:
         """Parts of the prompts whose sentences are scored."""
@@ -132,14 +141,17 @@ class Budget:
         """Slices of ``total`` rows, one to ``most`` each, for the caller to work on in turn."""
         start = 0
         while start < total:
-            fit = free_bytes(self._model.device) * self._share(kind) / row_bytes
-            stop = min(total, start + max(1, min(most, int(fit))))
+            stop = min(total, start + self._fit(kind, most, row_bytes))
             before = self._watch(kind)
             yield slice(start, stop)
             if before is not None:
                 taken = torch.cuda.max_memory_allocated(self._model.device) - before
                 self._measured[kind] = taken / (row_bytes * (stop - start))
             start = stop
+
+    def _fit(self, kind: str, most: int, row_bytes: int) -> int:
+        fit = free_bytes(self._model.device) * self._share(kind) / row_bytes
+        return max(1, min(most, int(fit)))
 
     def _share(self, kind: str) -> float:
         return _USED / self._measured[kind] if kind in self._measured else _UNMEASURED

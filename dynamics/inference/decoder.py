@@ -3,9 +3,9 @@
 B prompts of T tokens, N samples a prompt, L codes a frame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DECODERS: dict[str, str] = {
     "dynamic_cache": "dynamics.inference.decode:DynamicCacheDecoder",
     "shared_prefix": "dynamics.inference.shared_prefix:SharedPrefixDecoder",
-    "steady": "dynamics.inference.shared_prefix:steady",
+    "steady": "dynamics.inference.steady:steady",
 }
 """Engine name to its class, as import strings so that configuration loads without torch. It is
 called with a `UnifiedVLM` and the name of the adapter to decode with."""
@@ -87,3 +87,26 @@ class Decoder(Protocol):
 
     def score_codes(self, prompt_BT: "Tensor", codes_BL: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum of log p over the codes of each prompt's frame, [B]."""
+
+
+class Prompted(NamedTuple):
+    """Prompts that come together, as `Decoder.sample_codes` takes them."""
+
+    prompts: "Tensor"
+    """[B, T]."""
+    seeds: Sequence[int]
+    plain: "Tensor | None"
+    """[B, T]."""
+
+
+@runtime_checkable
+class JoiningDecoder(Decoder, Protocol):
+    """Engine in which prompts join others between two steps, with the results they have alone."""
+
+    def sample_codes_of(
+        self, more: Callable[[], Prompted | None], sampling: SamplingParams
+    ) -> Iterator[Candidates]:
+        """N frames per prompt, for what ``more`` returns, in that order, until nothing is left.
+
+        ``more`` is asked between steps, not before each; None means that nothing waits.
+        """

@@ -3,13 +3,23 @@
 B sources, N samples each, L codes a frame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamics.inference.decoder import Candidates, Decoder
+from dynamics.inference.decoder import Candidates, Decoder, JoiningDecoder, Prompted
 from dynamics.inference.sampling import SamplingParams
+
+
+class Asked(NamedTuple):
+    """Sources that come together, with an action and a seed each."""
+
+    sources: NDArray[np.int64]
+    """[B, L]."""
+    actions: Sequence[str]
+    seeds: Sequence[int]
 
 
 class ForwardDynamics:
@@ -31,10 +41,27 @@ class ForwardDynamics:
         seeds: Sequence[int] = (),
     ) -> Candidates:
         """Sample next frames; one seed a source, none when greedy."""
-        prompt_BT, plain_BT = self.tokens.fdp_prompt(source_codes_BL, actions), None
+        prompted = self._prompted(Asked(source_codes_BL, actions, seeds), sampling)
+        return self._decoder.sample_codes(prompted.prompts, sampling, seeds, prompted.plain)
+
+    def generate_joining(
+        self, more: Callable[[], Asked | None], sampling: SamplingParams
+    ) -> Iterator[Candidates] | None:
+        """As `JoiningDecoder.sample_codes_of`; None where the engine's rows cannot join others."""
+        if not isinstance(self._decoder, JoiningDecoder):
+            return None
+
+        def prompted() -> Prompted | None:
+            asked = more()
+            return asked and self._prompted(asked, sampling)
+
+        return self._decoder.sample_codes_of(prompted, sampling)
+
+    def _prompted(self, asked: Asked, sampling: SamplingParams) -> Prompted:
+        prompts, plain = self.tokens.fdp_prompt(asked.sources, asked.actions), None
         if sampling.guidance != 1:
-            plain_BT = self.tokens.fdp_prompt(source_codes_BL, [None] * len(actions))
-        return self._decoder.sample_codes(prompt_BT, sampling, seeds, plain_BT)
+            plain = self.tokens.fdp_prompt(asked.sources, [None] * len(asked.actions))
+        return Prompted(prompts, asked.seeds, plain)
 
     def frame_logprobs(
         self,

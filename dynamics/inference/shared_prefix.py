@@ -10,7 +10,7 @@ H heads of d channels, V words or codes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -21,13 +21,12 @@ from torch import Tensor
 from dynamics.core.errors import UserError
 from dynamics.inference.budget import Budget
 from dynamics.inference.decode import (
-    DynamicCacheDecoder,
     candidates,
     drawn_logprobs,
     joined,
     scores_to_draw,
 )
-from dynamics.inference.decoder import Candidates, DecodedText, Decoder
+from dynamics.inference.decoder import Candidates, DecodedText
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models.stack import Past, Stack, has_stack
 from dynamics.models.tokens import IGNORE
@@ -38,7 +37,7 @@ _WORTH_SCORING = 0.15
 _WORTH_DRAWING = 0.45
 """The same of prompts, where every step has to look at the beginnings apart."""
 
-_Uniform = Callable[[Tensor, int], Tensor]
+Uniform = Callable[[Tensor, int], Tensor]
 """Rows and a step to uniform numbers [R, V]."""
 
 
@@ -55,6 +54,7 @@ class SharedPrefixDecoder:
     """
 
     _steady: ClassVar[bool] = False
+    """Results of a row depend on nothing beside it, see `dynamics.inference.steady`."""
 
     def __init__(self, model: UnifiedVLM, adapter: AdapterName) -> None:
         if not has_stack(model.decoder):
@@ -115,14 +115,15 @@ class SharedPrefixDecoder:
         code_of[self.tokens.image_ids] = torch.arange(self.images.num_codes)
         head, image_ids = self._image_head, self._model.image_ids
         for part in self._budget.frames(prompt_BT, sampling):
-            uniform = self._codes_uniform(seeds[part], sampling) if sampling.temperature else None
+            whole = self._codes_uniform(seeds[part], sampling)
+            uniform = partial(_at, whole) if sampling.temperature else None
             ways = [prompt_BT[part]] if plain_BT is None else [prompt_BT[part], plain_BT[part]]
             ids, logps = self._draw(ways, sampling, head, image_ids, length, uniform)
             sums = torch.stack([logp_RL.double().sum(1) for logp_RL in logps])
             found.append(candidates(code_of[ids], sums, sampling))
         return joined(found)
 
-    def _text_uniform(self, seeds: Sequence[int], num: int) -> _Uniform:
+    def _text_uniform(self, seeds: Sequence[int], num: int) -> Uniform:
         """A generator a sample, asked in every step of the sample."""
         makers = [torch.Generator().manual_seed(seed + i) for seed in seeds for i in range(num)]
         places = self._model.text_ids.cpu()
@@ -134,15 +135,14 @@ class SharedPrefixDecoder:
 
         return uniform
 
-    def _codes_uniform(self, seeds: Sequence[int], sampling: SamplingParams) -> _Uniform:
-        """A generator a prompt, asked for all of its drawn samples at once."""
+    def _codes_uniform(self, seeds: Sequence[int], sampling: SamplingParams) -> Tensor:
+        """Random numbers [R, L, V]: a generator a prompt, asked for all of its drawn samples."""
         greedy = int(sampling.greedy_first)
         shape = self.tokens.num_image_tokens, self.images.num_codes
         whole = torch.ones(len(seeds), sampling.num_samples, *shape)
         for samples, seed in zip(whole[:, greedy:], seeds, strict=True):
             samples.uniform_(generator=torch.Generator().manual_seed(seed))
-        whole = whole.flatten(0, 1)
-        return lambda rows, step: whole[rows, step]
+        return whole.flatten(0, 1)
 
     def _draw(
         self,
@@ -151,7 +151,7 @@ class SharedPrefixDecoder:
         head: Head,
         ids_V: Tensor,
         steps: int,
-        uniform: _Uniform | None,
+        uniform: Uniform | None,
     ) -> tuple[Tensor, Tensor]:
         """Ids [R, S] on the CPU, IGNORE after the end of a sentence, and log-probabilities.
 
@@ -167,35 +167,31 @@ class SharedPrefixDecoder:
             uniform: random numbers, in the order of ``gumbel_noise``; none = greedy.
         """
         self._model.use(self._adapter)
-        distinct, prompt_of = torch.unique(torch.cat(list(ways)), dim=0, return_inverse=True)
+        prompts = torch.cat(list(ways))
+        prompt_of = torch.arange(len(prompts))
+        if not (self._steady and sampling.temperature):  # there, equal ones share no places
+            prompts, prompt_of = torch.unique(prompts, dim=0, return_inverse=True)
         branch_of = prompt_of.view(len(ways), -1).repeat_interleave(sampling.num_samples, 1)
         ids = torch.full((branch_of.shape[1], steps), IGNORE)
         values = torch.zeros(2, *ids.shape)
         live = torch.arange(len(ids))
         least = max(MIN_ROWS, sampling.num_samples) if self._steady else 0
-        branches = _Branches(self._model, self._stack, distinct, steps, least)
+        branches = Branches(self._model, self._stack, prompts, steps, least)
         for step in range(steps):
-            logp_nV = head(branches.hidden).float().log_softmax(-1)
-            scores_mV, of_row = _to_draw(logp_nV, branch_of, sampling)
-            noisy = scores_mV[of_row]
+            noise = None
             if uniform is not None:
-                noise = uniform(live, step).clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
+                noise = gumbel(uniform(live, step))
                 if sampling.greedy_first:
                     noise[live % sampling.num_samples == 0] = 0
-                noisy = noisy + noise.to(noisy.device)
-            chosen = noisy.argmax(-1)
-            values[:, live, step] = logp_nV[branch_of[0].to(chosen.device), chosen].cpu()
-            if not sampling.is_plain:
-                values[1, live, step] = drawn_logprobs(scores_mV, of_row, chosen, sampling).cpu()
+            chosen, values[:, live, step] = pick(head(branches.hidden), branch_of, sampling, noise)
             drawn = ids_V[chosen].cpu()
             ids[live, step] = drawn
             goes_on = drawn != self.tokens.eos
             live = live[goes_on]
             if step == steps - 1 or not len(live):
                 break
-            keys = branch_of[:, goes_on] * len(self._text_place) + drawn[goes_on]
-            new, branch_of = torch.unique(keys, return_inverse=True)
-            branches.grow(new // len(self._text_place), new % len(self._text_place))
+            parents, tokens, branch_of = split(branch_of[:, goes_on], drawn[goes_on])
+            branches.grow(parents, tokens)
         return ids, values
 
     @torch.inference_mode()
@@ -239,7 +235,7 @@ class SharedPrefixDecoder:
         most = int(places_S.min()) if len(places_S) else 0
         if self._steady:  # the same for a row in any company: after the first frame
             start = min(most, int((ids_BT == self.tokens.eoi).int().argmax(1).min()) + 1)
-            wanted_S = _filled(wanted_S, MIN_ROWS)
+            wanted_S = filled(wanted_S, MIN_ROWS)
             places_S = wanted_S % length
         else:
             start = _shared_length(ids_BT, most, _WORTH_SCORING)
@@ -250,6 +246,35 @@ class SharedPrefixDecoder:
         return self._stack(embed(ids_BT[:, start:]), rest_S, past=past)
 
 
+def _at(whole_RLV: Tensor, rows: Tensor, step: int) -> Tensor:
+    return whole_RLV[rows, step]
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise from uniform numbers, in their place."""
+    return uniform.clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
+
+
+def pick(
+    logits_nV: Tensor, branch_WR: Tensor, sampling: SamplingParams, noise_RV: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What every row draws from its branch's logits, [R], and its log-probabilities.
+
+    These are [2, R] on the CPU: the model's own, then that of drawing it. ``branch_WR`` has the
+    rows' branches, and below them, where guidance acts, those without an action.
+    """
+    logp_nV = logits_nV.float().log_softmax(-1)
+    scores_mV, of_row = _to_draw(logp_nV, branch_WR, sampling)
+    noisy = scores_mV[of_row]
+    if noise_RV is not None:
+        noisy = noisy + noise_RV.to(noisy.device)
+    chosen = noisy.argmax(-1)
+    own = drawn = logp_nV[branch_WR[0].to(chosen.device), chosen].cpu()
+    if not sampling.is_plain:
+        drawn = drawn_logprobs(scores_mV, of_row, chosen, sampling).cpu()
+    return chosen, torch.stack([own, drawn])
+
+
 def _to_draw(logp_nV: Tensor, branch_WR: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
     """Scores [m, V] that rows draw from, once for those that draw from the same; each row's."""
     branch_WR = branch_WR.to(logp_nV.device)
@@ -257,6 +282,13 @@ def _to_draw(logp_nV: Tensor, branch_WR: Tensor, sampling: SamplingParams) -> tu
         return scores_to_draw(logp_nV, sampling), branch_WR[0]
     (own, plain), of_row = torch.unique(branch_WR, dim=1, return_inverse=True)
     return scores_to_draw(logp_nV[own], sampling, logp_nV[plain]), of_row
+
+
+def split(branch_WR: Tensor, drawn_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """New branches of rows that drew a token: their parents and tokens, [n]; each row's, [W, R]."""
+    most = int(drawn_R.max()) + 1
+    new, of_row = torch.unique(branch_WR * most + drawn_R, return_inverse=True)
+    return new // most, new % most, of_row
 
 
 def _shared_length(ids_BT: Tensor, most: int, worth: float) -> int:
@@ -274,35 +306,19 @@ def _shared_length(ids_BT: Tensor, most: int, worth: float) -> int:
     return best if tokens[best] <= (1 - worth) * rows * length else 0
 
 
-class SteadyPrefixDecoder(SharedPrefixDecoder):
-    """`SharedPrefixDecoder` whose results of a row do not depend on the rows beside it, to the bit.
-
-    What decides on the order of a row's sums is the same in any company: no matrix product has
-    fewer than `MIN_ROWS` rows, a prompt has as many places for branches as samples, prompts share
-    nothing in a draw, and scored rows begin with their first frame.
-    """
-
-    _steady = True
-
-
-def steady(model: UnifiedVLM, adapter: AdapterName) -> Decoder:
-    """The fastest engine whose results of a row depend on nothing else."""
-    return (SteadyPrefixDecoder if has_stack(model.decoder) else DynamicCacheDecoder)(
-        model, adapter
-    )
-
-
-def _filled(x: Tensor, least: int) -> Tensor:
+def filled(x: Tensor, least: int) -> Tensor:
     """The elements, the last one repeated until there are ``least``."""
-    return torch.cat([x, x[-1:].expand(least - len(x))]) if 0 < len(x) < least else x
+    if not 0 < len(x) < least:
+        return x
+    return torch.cat([x, x[-1:].expand(least - len(x), *x.shape[1:])])
 
 
-class _Branches:
+class Branches:
     """Keys and values of prompts and of what followed them, by branch.
 
     Beginnings that prompts have in common, a frame for instance, are kept once for all of them.
     With ``least`` above 0 they are not, every product has `MIN_ROWS` rows, and every prompt has
-    places for ``least`` branches, see `SteadyPrefixDecoder`.
+    places for ``least`` branches, see `dynamics.inference.steady`.
     """
 
     def __init__(
@@ -322,7 +338,7 @@ class _Branches:
         last = own * (width - start) + ends_B.to(model.device) - start - 1
         late: list[tuple[Tensor, Tensor]] = []
         past = stack.past(model.embed, prompt_BP[:, :start]) if start else None
-        last = _filled(last, MIN_ROWS if least else 0)
+        last = filled(last, MIN_ROWS if least else 0)
         self.hidden = stack(model.embed(prompt_BP[:, start:]), last, late, past=past)
         """Last hidden states of every branch, [n, D]; fillers may follow."""
         self._shared = [
@@ -331,60 +347,65 @@ class _Branches:
             if part is not None
         ]
         self._suffix = [
-            tuple(x[:, :1].new_empty(rows, steps, *x.shape[2:]) for x in p) for p in late
+            tuple(x[:, :1].new_zeros(rows, steps, *x.shape[2:]) for x in p) for p in late
         ]
         self._prompt_of = own
         self._fillers = None
         """Tokens of a prompt, without what it shares, that nobody sees, bool [B, P]."""
         if lead is not None:
             self._fillers = (place_P[start:] >= ends_B[:, None]).to(model.device)
+        self._ends = ends_B.to(model.device)
+        """Tokens of every prompt, [B]."""
         self._step = 0
-        self._later = (ends_B - ends_B.min()).to(model.device)
-        """By how many positions a prompt is longer than the shortest one, [B]."""
-        self._turns = stack.turns(int(ends_B.min()), width + steps)
+        self._turns = stack.turns(0, width + steps)
 
     def grow(self, parent_n: Tensor, ids_n: Tensor) -> None:
         """New branches, ordered by parent: an old one and the token that follows it."""
         if self._least:
-            parent_n, ids_n = _filled(parent_n, MIN_ROWS), _filled(ids_n, MIN_ROWS)
-        step, device = self._step, self._model.device
-        parent_n = parent_n.to(device)
+            parent_n, ids_n = filled(parent_n, MIN_ROWS), filled(ids_n, MIN_ROWS)
+        parent_n = parent_n.to(self._model.device)
         same = len(parent_n) == len(self._prompt_of)
-        if not (same and bool((parent_n == torch.arange(len(parent_n), device=device)).all())):
+        if not (
+            same and bool((parent_n == torch.arange(len(parent_n), device=parent_n.device)).all())
+        ):
             self._suffix = [tuple(x[parent_n] for x in pair) for pair in self._suffix]
             self._prompt_of = self._prompt_of[parent_n]
+        look, turns = self._looking(), self._turns_now()
+        x_nD = self._model.embed(ids_n[:, None])[:, 0]
+        for number, layer in enumerate(self._stack.layers):
+            query, key, value = (x[:, 0] for x in layer.heads(x_nD[:, None], turns))
+            x_nD = layer.rest(x_nD, look(number, query, key, value))
+        self.hidden = self._stack.norm(x_nD)
+        self._step += 1
+
+    def _looking(self) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+        """Attention of the step: a layer's number, queries, new keys and values to mixed values."""
+        step, hidden = self._step, None
         last, _ = self._shared[-1]
         places = [
-            _Place.of(of_B[self._prompt_of], len(kept[0][0]), self._least, ordered=kept is last)
+            Place.of(of_B[self._prompt_of], len(kept[0][0]), self._least, ordered=kept is last)
             for kept, of_B in self._shared
         ]
-        turns, hidden = self._turns_at(step), None
         if self._fillers is not None:
             hidden = self._fillers[self._prompt_of]
-        x_nD = self._model.embed(ids_n[:, None])[:, 0]
-        for number, (layer, suffix) in enumerate(
-            zip(self._stack.layers, self._suffix, strict=True)
-        ):
-            query, key, value = layer.heads(x_nD[:, None], turns)
-            suffix[0][:, step], suffix[1][:, step] = key[:, 0], value[:, 0]
-            own = suffix[0][:, : step + 1], suffix[1][:, : step + 1]
-            kept = [layers[number] for layers, _ in self._shared]
-            x_nD = layer.rest(x_nD, _mix(query[:, 0], kept, places, own, hidden))
-        self.hidden = self._stack.norm(x_nD)
-        self._step = step + 1
 
-    def _turns_at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Rotation [1 or n, 1, 1, d] of the token that every branch takes in a step."""
-        if self._fillers is None:
-            cos, sin = (turn[step : step + 1, None] for turn in self._turns)
-        else:
-            places_n = self._later[self._prompt_of] + step
-            cos, sin = (turn[places_n, None] for turn in self._turns)
+        def look(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            suffix = self._suffix[number]
+            suffix[0][:, step], suffix[1][:, step] = key, value
+            own = suffix[0][:, : step + 1], suffix[1][:, : step + 1]
+            return mix(query, [kept[number] for kept, _ in self._shared], places, own, hidden)
+
+        return look
+
+    def _turns_now(self) -> tuple[Tensor, Tensor]:
+        """Rotation [n, 1, 1, d] of the token that every branch takes."""
+        places_n = self._ends[self._prompt_of] + self._step
+        cos, sin = (turn[places_n, None] for turn in self._turns)
         return cos, sin
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Places of n branches in a table of groups that read the same keys: each is read once."""
 
     slot_n: Tensor
@@ -392,7 +413,7 @@ class _Place:
     most: int
 
     @classmethod
-    def of(cls, group_n: Tensor, groups: int, least: int, *, ordered: bool) -> "_Place":
+    def of(cls, group_n: Tensor, groups: int, least: int, *, ordered: bool) -> "Place":
         """Places in a table as wide as the largest group, and as ``least``."""
         counts = torch.bincount(group_n, minlength=groups)
         first, place_n = (
@@ -420,17 +441,19 @@ class _Place:
         return whole.index_select(0, self.slot_n)
 
 
-def _mix(
+def mix(
     query_nHd: Tensor,
     shared: Sequence[tuple[Tensor, ...]],
-    places: Sequence[_Place],
+    places: Sequence[Place],
     own: tuple[Tensor, ...],
     hidden_nP: Tensor | None,
+    later_nS: Tensor | None = None,
 ) -> Tensor:
     """Attention of every branch over what it shares and over its own tokens [n, S, K, d].
 
     Shared keys and values are [groups, K, P, d]. ``hidden_nP`` is True for tokens of the last
-    shared ones that a branch may not see; None = it may see all. Returns [n, H * d].
+    shared ones that a branch may not see, ``later_nS`` for those of its own; None = it may see
+    all. Returns [n, H * d].
     """
     kv_heads, dim = own[0].shape[2:]
     query = query_nHd.reshape(len(query_nHd), kv_heads, -1, dim) * dim**-0.5
@@ -441,6 +464,8 @@ def _mix(
     if hidden_nP is not None:
         scores[-1] = scores[-1].masked_fill(hidden_nP[:, None, None], -torch.inf)
     scores.append(query @ own[0].permute(0, 2, 3, 1))
+    if later_nS is not None:
+        scores[-1] = scores[-1].masked_fill(later_nS[:, None, None], -torch.inf)
     weights = torch.cat(scores, -1).softmax(-1, dtype=torch.float32).to(query.dtype)
     *far, near = torch.split(weights, [part.shape[-1] for part in scores], -1)
     mixed: Tensor = near @ own[1].transpose(1, 2)

@@ -3,7 +3,8 @@
 K prefixes a request, N candidates a prefix, L codes a frame.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from dynamics.core.config import ModelConfig, VerifierName
 from dynamics.core.errors import UserError
 from dynamics.inference.best_of_n import ActionScorer, Prediction, choose_best, gather_evidence
 from dynamics.inference.decoder import Candidates
-from dynamics.inference.fdp import ForwardDynamics
+from dynamics.inference.fdp import Asked, ForwardDynamics
 from dynamics.inference.idm import Caption
 from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.verifiers import Codes, Evidence
@@ -124,28 +125,50 @@ class ModelWorker:
         self, requests: Sequence[InferenceRequest], sampling: SamplingParams
     ) -> list[Any | Exception]:
         """Best of N for requests that share their sampling; one result or exception each."""
-        sources = [request.source() for request in requests]
-        source_BL = np.concatenate(sources)
-        actions = [
-            request.action
-            for request, rows in zip(requests, sources, strict=True)
-            for _ in range(len(rows))
-        ]
-        seeds = [seed for request in requests for seed in request.seeds()]
-        candidates = self._generate(source_BL, actions, sampling, seeds)
-        evidence = gather_evidence(source_BL, actions, candidates, self.inverse)
-        results: list[Any | Exception] = []
-        start = 0
-        for request, rows in zip(requests, sources, strict=True):
-            part = slice(start, start + len(rows))
-            start += len(rows)
-            try:
-                results.append(
-                    request.finish(_best_of(part, request.verifier, candidates, evidence))
-                )
-            except Exception as error:  # one request's failure must not fail the others
-                results.append(error)
-        return results
+        return list(self.predict_joining(requests, sampling, list))
+
+    def predict_joining(
+        self,
+        requests: Sequence[InferenceRequest],
+        sampling: SamplingParams,
+        more: Callable[[], Sequence[InferenceRequest]],
+    ) -> Iterator[Any | Exception]:
+        """As `predict`, a result as soon as it is there; ``more`` are asked for between steps.
+
+        Results come in the order of the requests, the further ones after the first.
+        """
+        arrived, drawing = [requests], deque[tuple[Sequence[InferenceRequest], list[int], Asked]]()
+
+        def ask() -> Asked | None:
+            new = arrived.pop() if arrived else more()
+            if not new:
+                return None
+            sources = [request.source() for request in new]
+            actions = [r.action for r, rows in zip(new, sources, strict=True) for _ in rows]
+            seeds = [seed for request in new for seed in request.seeds()]
+            asked = Asked(np.concatenate(sources), actions, seeds)
+            drawing.append((new, [len(rows) for rows in sources], asked))
+            return asked
+
+        for candidates in self._drawn(ask, sampling):
+            new, sizes, (source_BL, actions, _) = drawing.popleft()
+            evidence = gather_evidence(source_BL, actions, candidates, self.inverse)
+            start = 0
+            for request, size in zip(new, sizes, strict=True):
+                part = slice(start, start + size)
+                start += size
+                try:
+                    yield request.finish(_best_of(part, request.verifier, candidates, evidence))
+                except Exception as error:  # one request's failure must not fail the others
+                    yield error
+
+    def _drawn(
+        self, ask: Callable[[], Asked | None], sampling: SamplingParams
+    ) -> Iterator[Candidates]:
+        found = self.forward.generate_joining(ask, sampling)
+        if found is None:
+            return (self._generate(asked, sampling) for asked in iter(ask, None))
+        return found
 
     def label(self, pairs: Sequence[Pair]) -> list[Caption]:
         """Greedy action sentences of the pairs."""
@@ -176,30 +199,24 @@ class ModelWorker:
         """
         side = self.images.frame_px
         grey = self.encode(np.full((side, side, 3), 128, dtype=np.uint8))
-        candidates = self._generate(grey, [_PROBE_ACTION], _PROBE, [0])
+        candidates = self._generate(Asked(grey, [_PROBE_ACTION], [0]), _PROBE)
         evidence = gather_evidence(grey, [_PROBE_ACTION], candidates, self.inverse)
         numbers = np.concatenate([evidence.frame.ravel(), evidence.action.ravel()])
         if not (np.isfinite(numbers).all() and (numbers <= 0).all()):
             raise UserError("its models give log-probabilities that are none (NaN or above 0)")
         self.decode(candidates.codes[0, 0])
 
-    def _generate(
-        self,
-        source_BL: Codes,
-        actions: Sequence[str],
-        sampling: SamplingParams,
-        seeds: Sequence[int],
-    ) -> Candidates:
+    def _generate(self, asked: Asked, sampling: SamplingParams) -> Candidates:
         """As `ForwardDynamics.generate`, with at least `MIN_ROWS` rows a forward."""
-        num_sources = -(-MIN_ROWS // sampling.num_samples)
+        source_BL, actions, seeds = asked
+        missing = max(0, -(-MIN_ROWS // sampling.num_samples) - len(source_BL))
         drawn = self.forward.generate(
-            _at_least(num_sources, source_BL),
-            [*actions, *[actions[-1]] * (num_sources - len(actions))],
+            _at_least(missing + len(source_BL), source_BL),
+            [*actions, *[actions[-1]] * missing],
             sampling,
-            seeds=[*seeds, *[seeds[-1]] * (num_sources - len(seeds))],
+            seeds=[*seeds, *[seeds[-1]] * missing],
         )
-        count = len(source_BL)
-        return drawn[:count]
+        return drawn[: len(source_BL)]
 
 
 def _at_least(count: int, rows_BL: Codes) -> Codes:

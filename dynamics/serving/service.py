@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -264,7 +264,7 @@ class RoundService:
         )
 
     @staticmethod
-    def _run(key: tuple[Any, ...], items: Any) -> list[Any]:
+    def _run(key: tuple[Any, ...], items: Any, more: Callable[[], list[Any]]) -> Iterable[Any]:
         """A batch, in the batcher's thread."""
         task, worker, *sampling = key
         if task == "label":
@@ -275,7 +275,7 @@ class RoundService:
         if task == "probe":
             worker.probe()
             return [None] * len(items)
-        results: list[Any] = worker.predict(items, *sampling)
+        results: Iterable[Any] = worker.predict_joining(items, *sampling, more)
         return results
 
 

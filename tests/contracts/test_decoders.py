@@ -16,11 +16,18 @@ from dynamics.core.config import LoraConfig, ModelConfig
 from dynamics.core.errors import UserError
 from dynamics.core.registry import imported
 from dynamics.inference.decode import DynamicCacheDecoder
-from dynamics.inference.decoder import DECODERS, Candidates, Decoder
+from dynamics.inference.decoder import (
+    DECODERS,
+    Candidates,
+    Decoder,
+    JoiningDecoder,
+    Prompted,
+)
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.load import load_bare
 from dynamics.inference.sampling import GREEDY, SamplingParams
-from dynamics.inference.shared_prefix import SharedPrefixDecoder, _Branches, steady
+from dynamics.inference.shared_prefix import Branches, SharedPrefixDecoder
+from dynamics.inference.steady import steady
 from dynamics.models import load_model
 from dynamics.models.tokens import Prompts, Tokens
 from dynamics.models.vlm import UnifiedVLM
@@ -91,6 +98,43 @@ def test_a_row_of_the_steady_engine_is_the_same_to_the_bit_in_any_company(
         return [written[-1], *(part[-1].tolist() for part in (*frames, scores, likely))]
 
     assert last_row(slice(0, 4)) == last_row(slice(3, 4)) == last_row(slice(2, 4))
+
+
+@pytest.mark.parametrize("block", [4, 64])
+@pytest.mark.parametrize(("layout", "guidance"), [("model", 1.0), ("frame_first", 2.0)])
+def test_a_row_that_joins_between_steps_is_the_same_to_the_bit(
+    block: int,
+    layout: str,
+    guidance: float,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynamics.inference.steady._BLOCK", block)
+    monkeypatch.setattr("dynamics.inference.steady._APART", 1)
+    decoder = steady(request.getfixturevalue(layout), "fdp")
+    assert isinstance(decoder, JoiningDecoder)
+    source = np.random.default_rng(0).integers(0, 500, size=(9, 9))
+    source[1:4] = source[0]
+    prompts = decoder.tokens.fdp_prompt(source, [ACTIONS[row // 2 % 3] for row in range(9)])
+    plain = decoder.tokens.fdp_prompt(source, [None] * 9) if guidance != 1 else None
+    sampling = SamplingParams(num_samples=3, temperature=1.0, guidance=guidance)
+
+    def asked(rows: slice) -> Prompted:
+        return Prompted(prompts[rows], range(9)[rows], None if plain is None else plain[rows])
+
+    # Company that comes before, with, and after the others, and more than one step later.
+    parts = [slice(0, 1), slice(1, 4), None, slice(4, 5), None, None, None, None, slice(5, 9)]
+    waiting = iter([None if part is None else asked(part) for part in parts])
+    joined = list(decoder.sample_codes_of(lambda: next(waiting, None), sampling))
+    alone = [
+        decoder.sample_codes(one.prompts, sampling, one.seeds, one.plain)
+        for one in (asked(slice(row, row + 1)) for row in range(9))
+    ]
+    for name in ("codes", "logprobs", "drawn_logprobs"):
+        together, single = (
+            np.concatenate([getattr(part, name) for part in found]) for found in (joined, alone)
+        )
+        assert (together == single).all()
 
 
 def test_text_samples_of_one_prompt_are_those_of_its_seed(decoder: Decoder) -> None:
@@ -247,7 +291,7 @@ def test_guided_rows_share_their_frame(frame_first: UnifiedVLM) -> None:
     decoder = SharedPrefixDecoder(frame_first, "fdp")
     source = np.random.default_rng(0).integers(0, 500, size=(1, 9))
     prompts = [decoder.tokens.fdp_prompt(source, [action]) for action in [*ACTIONS, None] * 8]
-    branches = _Branches(frame_first, decoder._stack, torch.cat(prompts), 9)
+    branches = Branches(frame_first, decoder._stack, torch.cat(prompts), 9)
     (beginning, of_row), (rest, _) = branches._shared
     assert [len(beginning[0][0]), len(rest[0][0])] == [1, 32]
     assert beginning[0][0].shape[2] >= 12  # bos, boi, nine codes, eoi

@@ -1,6 +1,6 @@
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ class Slow:
         self.batches: list[tuple[Any, list[Any]]] = []
         self.seconds = seconds
 
-    def __call__(self, key: Any, items: Sequence[Any]) -> list[Any]:
+    def __call__(self, key: Any, items: Sequence[Any], more: Any) -> list[Any]:
         time.sleep(self.seconds)
         self.batches.append((key, list(items)))
         return [ValueError(item) if item < 0 else 2 * item for item in items]
@@ -63,7 +63,7 @@ def test_one_bad_item_fails_alone() -> None:
 
 
 def test_a_fault_of_the_model_is_told_to_all_and_the_next_batch_runs() -> None:
-    def fail_once(key: str, items: Sequence[int]) -> list[int]:
+    def fail_once(key: str, items: Sequence[int], more: Any) -> list[int]:
         if 1 in items:
             raise RuntimeError("out of memory")
         return list(items)
@@ -127,3 +127,66 @@ def test_two_threads_run_two_batches_at_a_time() -> None:
         return time.monotonic() - start
 
     assert asyncio.run(main()) < 0.7
+
+
+class Joining:
+    """Gives results once so many have joined, or nothing does for a while."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.joined: list[list[Any]] = []
+
+    def __call__(
+        self, key: Any, items: Sequence[Any], more: Callable[[], list[Any]]
+    ) -> Iterator[Any]:
+        running, end = list(items), time.monotonic() + 0.2
+        while len(running) < self.wanted and time.monotonic() < end:
+            if new := more():
+                self.joined.append(new)
+                running += new
+            time.sleep(0.001)
+        yield from running
+
+
+def join(*later: tuple[int, str, int], max_rows: int = 8, wanted: int) -> tuple[list[Any], Joining]:
+    """An item that runs, and others that come while it does."""
+    work = Joining(wanted)
+
+    async def main() -> list[Any]:
+        batcher = Batcher(work, max_rows=max_rows)
+        first = asyncio.create_task(submit(batcher, 0, "a", 2))
+        await asyncio.sleep(0.02)
+        assert batcher.depth == 0
+        others = [submit(batcher, item, key, rows) for item, key, rows in later]
+        return await asyncio.gather(first, *others)
+
+    return asyncio.run(main()), work
+
+
+def test_what_comes_while_a_batch_runs_joins_it() -> None:
+    results, work = join((1, "a", 2), (2, "a", 2), wanted=3)
+    assert results == [0, 1, 2]
+    assert [item for new in work.joined for item in new] == [1, 2]
+
+
+def test_nothing_that_waits_is_overtaken_by_what_joins() -> None:
+    results, work = join((1, "a", 1), (2, "b", 1), (3, "a", 1), wanted=4)
+    assert results == [0, 1, 2, 3]
+    assert work.joined == [[1]]
+    results, work = join((1, "a", 7), (2, "a", 1), wanted=3)
+    assert results == [0, 1, 2]
+    assert work.joined == []
+
+
+def test_an_empty_batch_that_asks_on_gets_nothing_of_another_key() -> None:
+    def work(key: Any, items: Sequence[Any], more: Callable[[], list[Any]]) -> Iterator[Any]:
+        yield from [(key, item) for item in items]
+        time.sleep(0.02)
+        while new := more():
+            yield from [(key, item) for item in new]
+
+    async def main() -> list[Any]:
+        batcher = Batcher(work, max_rows=8)
+        return await asyncio.gather(*[submit(batcher, n, "ab"[n % 2]) for n in range(6)])
+
+    assert asyncio.run(main()) == [("ab"[n % 2], n) for n in range(6)]
