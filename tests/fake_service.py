@@ -20,6 +20,7 @@ from dynamics.core.images import PictureError, read_picture
 from dynamics.core.seeds import numpy_rng
 from dynamics.inference.verifiers import descriptions
 from dynamics.serving import schemas as api
+from dynamics.serving.http.films import FILMS, film
 from dynamics.serving.images import from_base64, to_base64
 from dynamics.tabletop.language import parse, say
 from dynamics.tabletop.oracle import read_scenes
@@ -29,6 +30,8 @@ from dynamics.tabletop.scene import Scene, all_actions, apply, sample_action, sa
 WORLD = WorldConfig()
 PAGE = REPOSITORY_ROOT / "dynamics" / "serving" / "page"
 NUM_ROUNDS = 3
+LIMIT = 20.0
+"""Largest error of a picture that is like the tabletop's."""
 
 
 @dataclass
@@ -94,6 +97,23 @@ def provenance(round_id: int | None) -> dict:
     if number >= NUM_ROUNDS:
         raise RefusedError(404, f"round {number} is not served; served are 0, 1, 2")
     return {"round": number, "idm": f"{number:064d}", "fdp": f"{number + 7:064d}"}
+
+
+def contrast() -> api.Contrast:
+    """A pair whose first round does nothing."""
+    rng = numpy_rng("fake contrast")
+    scene = sample_scene(rng, WORLD.grid, 3, 4)
+    action = sample_action(rng, scene)
+    target = png(apply(scene, action) or scene)
+    return api.Contrast(
+        action=say(action, rng),
+        source=png(scene),
+        target=target,
+        drawn={0: png(scene), NUM_ROUNDS - 1: target},
+        num_pairs=1000,
+        num_gained=312,
+        num_lost=41,
+    )
 
 
 def event(name: str, message: BaseModel) -> bytes:
@@ -175,9 +195,26 @@ def add_refusals(app: FastAPI, behaviour: Behaviour) -> None:
         return await call_next(request)
 
 
+def add_pictures(app: FastAPI) -> None:
+    @app.post("/v1/look")
+    def look(request: api.LookRequest) -> api.LookReply:
+        picture = read_picture(from_base64(request.image))
+        square = np.array(picture.resize((WORLD.frame_px, WORLD.frame_px), Image.Resampling.BOX))
+        seen = snapshot([see(request.image)], WORLD, numpy_rng("fake look"))[0]
+        error = float(np.abs(seen.astype(float) - square).mean())
+        return api.LookReply(
+            source=to_base64(square), seen=to_base64(seen), error=error, limit=LIMIT
+        )
+
+    @app.post("/v1/animations")
+    def animations(request: api.AnimationRequest) -> Response:
+        return Response(film(request), media_type=FILMS[request.kind])
+
+
 def build(behaviour: Behaviour) -> FastAPI:
     app = FastAPI(title="fake", docs_url=None)
     add_refusals(app, behaviour)
+    add_pictures(app)
 
     @app.get("/readyz")
     def readyz() -> dict[str, str]:
@@ -207,7 +244,7 @@ def build(behaviour: Behaviour) -> FastAPI:
             scene = sample_scene(rng, WORLD.grid, 3, 4)
             actions = [say(sample_action(rng, scene), rng) for _ in range(6)]
             made.append(api.Scene(name=f"table {number + 1}", image=png(scene), actions=actions))
-        return api.ScenesReply(scenes=made)
+        return api.ScenesReply(scenes=made, contrast=contrast())
 
     @app.post("/v1/predict")
     def predict(request: api.PredictRequest) -> api.PredictReply:

@@ -36,6 +36,9 @@ class Backend(Protocol):
     async def score(self, body: bytes, timeout_s: float) -> ServiceResponse:
         """`ScoreRequest` to `ScoreReply`."""
 
+    async def look(self, body: bytes, timeout_s: float) -> ServiceResponse:
+        """`LookRequest` to `LookReply`."""
+
     async def models(self) -> ServiceResponse:
         """`ModelsReply`."""
 

@@ -191,6 +191,10 @@ class ModelWorker:
         evidence = gather_evidence(source[:1], [item.action], drawn, self.inverse)
         return evidence, (codes == source).all(axis=1)[None, :count]
 
+    def look(self, frame_HW3: np.ndarray) -> np.ndarray:
+        """What the image codes keep of a frame, uint8 [H, W, 3]."""
+        return self.decode(self.encode(frame_HW3)[0])
+
     def probe(self) -> None:
         """Draw and score one frame, to find a damaged or diverged adapter.
 

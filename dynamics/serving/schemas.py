@@ -5,7 +5,7 @@ Pictures travel as base64; log-probabilities and scores are natural logs, in nat
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -17,6 +17,7 @@ MAX_SAMPLES = 16
 MAX_STEPS = 16
 MAX_BEAM = 8
 MAX_ACTION_CHARS = 512
+MAX_FILM_PX = 1024
 MAX_SEED = 2**53 - 1
 """The largest whole number that every JSON reader keeps exact."""
 
@@ -97,6 +98,26 @@ class ScoreRequest(Message):
     """Name of the score. Default: ``verifier`` of ``/v1/models``."""
     round: int | None = Field(default=None, ge=0)
     """Number of the training round whose models answer. Default: the promoted one."""
+
+
+class LookRequest(Message):
+    """A picture, of which the reply shows what the model sees."""
+
+    image: EncodedImage
+    """The picture."""
+    round: int | None = Field(default=None, ge=0)
+    """Number of the training round whose model looks. Default: the promoted one."""
+
+
+class AnimationRequest(Message):
+    """Frames that become a film."""
+
+    frames: list[EncodedImage] = Field(min_length=1, max_length=MAX_STEPS + 1)
+    """Pictures of one size, at most 1,024 pixels a side, in order."""
+    kind: Literal["gif", "mp4"] = "gif"
+    """Format of the film; a GIF begins anew at its end."""
+    seconds: float = Field(default=1.0, ge=0.1, le=5)
+    """Time that each frame stays."""
 
 
 class Provenance(Message):
@@ -210,6 +231,21 @@ class LabelReply(Message):
     """sha256 over the base checkpoint and the IDM adapter."""
 
 
+class LookReply(Message):
+    """A picture as the model sees it."""
+
+    source: str
+    """The picture as a square of the model's size: base64 of a PNG. Sent in place of the picture
+    it gives the same answers."""
+    seen: str
+    """What the model's image codes keep of it: base64 of a PNG."""
+    error: float
+    """Mean absolute difference of the two, 0 to 255."""
+    limit: float | None
+    """Largest error among held-out frames of the run; a picture above it is unlike what the model
+    was trained on. Null: no such frame is at hand."""
+
+
 class RoundInfo(Message):
     """A training round whose models can be asked."""
 
@@ -261,8 +297,32 @@ class Scene(Message):
     """Actions that can be carried out one after the other."""
 
 
+class Contrast(Message):
+    """A held-out pair that the first round draws wrong and the promoted one right.
+
+    It is chosen for that; the counts say of how many pairs that holds, and of how many the reverse.
+    """
+
+    action: str
+    """The action."""
+    source: str
+    """The frame before it: base64 of a PNG, as all pictures here."""
+    target: str
+    """The true frame after it."""
+    drawn: dict[int, str]
+    """By round the greedy frame: first round, then promoted round."""
+    num_pairs: int
+    """Held-out pairs that both rounds were judged on."""
+    num_gained: int
+    """Pairs that the first round draws wrong and the promoted one right."""
+    num_lost: int
+    """Pairs that the first round draws right and the promoted one wrong."""
+
+
 class ScenesReply(Message):
     """Examples to begin with."""
 
     scenes: list[Scene]
     """The domain's own; on real video frames of held-out pairs; empty where there are none."""
+    contrast: Contrast | None = None
+    """What the rounds have changed. Null: one round, or no pair whose truth is known."""

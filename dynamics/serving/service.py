@@ -22,14 +22,17 @@ from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.verifiers import VERIFIERS, Evidence, choose, descriptions
 from dynamics.serving.backend import ServiceStatus
 from dynamics.serving.batching import Batcher
-from dynamics.serving.examples import example_scenes
+from dynamics.serving.examples import contrast, example_scenes, heldout_frames
 from dynamics.serving.http.responses import Event, ServiceResponse, one_line, parse, to_response
 from dynamics.serving.images import to_base64, to_frame
 from dynamics.serving.model_registry import ModelRegistry
 from dynamics.serving.model_worker import InferenceRequest, ModelWorker, Pair, ScoreItem
 from dynamics.serving.schemas import (
+    Contrast,
     LabelReply,
     LabelRequest,
+    LookReply,
+    LookRequest,
     Message,
     ModelsReply,
     PredictReply,
@@ -65,7 +68,8 @@ class RoundService:
         self._loading = asyncio.Lock()
         self._refused: str | None = None
         self._domain = load_domain(cfg)
-        self._scenes: ServiceResponse | None = None
+        self._scenes: dict[int | None, ServiceResponse] = {}
+        self._limit: asyncio.Task[float | None] | None = None
 
     async def promote(self, round_id: int) -> bool:
         """Load a round, try it, and promote it; requests are answered meanwhile.
@@ -156,6 +160,42 @@ class RoundService:
         deadline = time.monotonic() + timeout_s
         return await _respond(reply)
 
+    async def look(self, body: bytes, timeout_s: float) -> ServiceResponse:
+        """`LookRequest` to `LookReply`."""
+
+        async def reply() -> Message:
+            request = parse(LookRequest, body)
+            worker = await self._worker(request.round)
+            frame = await to_frame(request.image, worker.images)
+            if self._limit is None:
+                self._limit = asyncio.create_task(self._largest_error(worker))
+            limit = await asyncio.shield(self._limit)
+            seen, error = await self._seen(worker, frame, deadline)
+            return LookReply(
+                source=to_base64(frame), seen=to_base64(seen), error=error, limit=limit
+            )
+
+        deadline = time.monotonic() + timeout_s
+        return await _respond(reply)
+
+    async def _largest_error(self, worker: ModelWorker) -> float | None:
+        """Largest error of `_seen` among held-out frames; None where none is at hand."""
+        folder = self._registry.folder
+        frames = await asyncio.to_thread(
+            heldout_frames, self._cfg, self._domain, folder, worker.images
+        )
+        seen = await asyncio.gather(*[self._seen(worker, frame, math.inf) for frame in frames])
+        return max((error for _, error in seen), default=None)
+
+    async def _seen(
+        self, worker: ModelWorker, frame: np.ndarray, deadline: float
+    ) -> tuple[np.ndarray, float]:
+        """What the image codes keep of a frame, and its mean absolute difference from it."""
+        seen: np.ndarray = await self._batcher.submit(
+            ("look", worker), frame, rows=1, deadline=deadline
+        )
+        return seen, float(np.abs(seen.astype(float) - frame).mean())
+
     async def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event]:
         """`RolloutRequest` to its events; a fault is the last event, named ``error``."""
         deadline = time.monotonic() + timeout_s
@@ -207,23 +247,49 @@ class RoundService:
         return await _respond(reply)
 
     async def scenes(self) -> ServiceResponse:
-        """`ScenesReply`, made once."""
+        """`ScenesReply`, made once for every round that is promoted."""
 
         async def reply() -> Message:
-            await self._worker(None)
+            worker = await self._worker(promoted)
             found = await asyncio.to_thread(example_scenes, self._domain, self._registry.folder)
+            contrast = await self._contrast(worker)
             scenes = [
                 Scene(name=one.name, image=to_base64(one.frame), actions=one.actions)
                 for one in found
             ]
-            return ScenesReply(scenes=scenes)
+            return ScenesReply(scenes=scenes, contrast=contrast)
 
-        if self._scenes is None:
+        promoted = self._registry.promoted
+        if promoted not in self._scenes:
             made = await _respond(reply)
             if made.status != 200:
                 return made
-            self._scenes = made
-        return self._scenes
+            self._scenes = {promoted: made}
+        return self._scenes[promoted]
+
+    async def _contrast(self, worker: ModelWorker) -> Contrast | None:
+        """The reply's contrast of the first round and the worker's."""
+        folder, last = self._registry.folder, worker.round_id
+        first = min(await asyncio.to_thread(self._registry.known))
+        found = await asyncio.to_thread(contrast, self._cfg, folder, first, last)
+        if found is None:
+            return None
+        shown = await asyncio.gather(
+            *[
+                self._batcher.submit(("show", worker), codes_L, rows=1, deadline=math.inf)
+                for codes_L in found.codes
+            ]
+        )
+        source, target, *drawn = map(to_base64, shown)
+        return Contrast(
+            action=found.action,
+            source=source,
+            target=target,
+            drawn=dict(zip((first, last), drawn, strict=True)),
+            num_pairs=found.num_pairs,
+            num_gained=found.num_gained,
+            num_lost=found.num_lost,
+        )
 
     async def status(self) -> ServiceStatus:
         """State, for readiness and metrics."""
@@ -267,6 +333,10 @@ class RoundService:
     def _run(key: tuple[Any, ...], items: Any, more: Callable[[], list[Any]]) -> Iterable[Any]:
         """A batch, in the batcher's thread."""
         task, worker, *sampling = key
+        if task == "look":
+            return [worker.look(frame) for frame in items]
+        if task == "show":
+            return [worker.decode(codes_L) for codes_L in items]
         if task == "label":
             captions: list[Any] = worker.label(items)
             return captions

@@ -114,6 +114,10 @@ class RemoteBackend:
         """As `Backend.score`."""
         return await self._ask(lambda: self._generator.score.remote(body, timeout_s))
 
+    async def look(self, body: bytes, timeout_s: float) -> ServiceResponse:
+        """As `Backend.look`."""
+        return await self._ask(lambda: self._generator.look.remote(body, timeout_s))
+
     async def models(self) -> ServiceResponse:
         """As `Backend.models`."""
         return await self._ask(lambda: self._generator.models.remote())

@@ -84,6 +84,10 @@ class Generator:
         """As `RoundService.score`."""
         return await self.service.score(body, timeout_s)
 
+    async def look(self, body: bytes, timeout_s: float) -> tuple[int, str]:
+        """As `RoundService.look`."""
+        return await self.service.look(body, timeout_s)
+
     async def rollout(
         self, body: bytes, timeout_s: float
     ) -> AsyncGenerator[tuple[str, str, int], None]:

@@ -8,11 +8,11 @@ import subprocess
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from dynamics.core.animation import animation
 from dynamics.core.config import ServeConfig
 from dynamics.core.seeds import numpy_rng
 from dynamics.serving import schemas as api
@@ -436,11 +436,11 @@ def test_every_text_stands_out_from_what_is_behind_it(browser, url, scheme):
 
 
 def test_nothing_moves_for_who_does_not_want_it(browser, url):
-    for wish, animation in (("reduce", "none"), ("no-preference", "appear")):
+    for wish, name in (("reduce", "none"), ("no-preference", "appear")):
         with opened(browser, url, reduced_motion=wish) as page:
             run(page, num_steps=3)
             style = "one => getComputedStyle(one).animationName"
-            assert page.locator(".step").last.evaluate(style) == animation
+            assert page.locator(".step").last.evaluate(style) == name
 
 
 def test_the_stream_is_read_as_the_standard_says(browser, url):
@@ -549,19 +549,56 @@ def test_a_finished_rollout_is_played_back_kept_and_gone_on_from(browser, url):
         slider.focus()
         page.keyboard.press("ArrowLeft")
         expect(caption).to_have_text(re.compile("^2 of 3: "))
-        with page.expect_download() as kept:
-            page.get_by_role("button", name="GIF").click()
-        with Image.open(kept.value.path()) as gif:
-            assert (gif.n_frames, gif.size) == (4, (256, 256))
-            gif.seek(3)
-            drawn = np.asarray(gif.convert("RGB"), int)[::8, ::8]
-        last = page.locator(".strip img").last.get_attribute("src").partition(",")[2]
-        truth = np.asarray(Image.open(io.BytesIO(base64.b64decode(last))).convert("RGB"), int)
-        assert np.abs(drawn - truth).max() < 64  # 128 colours
-        with page.expect_download() as kept:
-            page.get_by_role("button", name="JSON").click()
-        record = json.loads(kept.value.path().read_text())
+
+        def kept(kind: str) -> bytes:
+            with page.expect_download() as found:
+                page.get_by_role("button", name=kind).click()
+            return found.value.path().read_bytes()
+
+        shown = [one.get_attribute("src") for one in page.locator(".run .strip img").all()]
+        frames = [Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))) for one in shown]
+        assert kept("GIF") == animation(frames, "gif", seconds=0.9)
+        assert kept("MP4") == animation(frames, "mp4", seconds=0.9)
+        record = json.loads(kept("JSON"))
         assert [m.get("index") for m in record["messages"]] == [None, 0, 1, 2, None]
         page.locator(".step").nth(1).locator(".branch").first.click()
         expect(page.locator("#actions textarea")).to_have_count(1)
         finished(page, num_steps=1)
+
+
+def test_the_first_visit_shows_what_the_rounds_have_changed(browser, url):
+    with opened(browser, url, reduced_motion="reduce") as page:
+        assert "312 of 1,000 held-out pairs; with 41 it is the other way" in page.inner_text(
+            "#contrast"
+        )
+        assert page.locator("#contrast .mark").all_inner_texts() == ["✗ wrong", "✓ right"]
+        page.click("text=Ask both rounds")
+        finished(page, num_steps=1, num_columns=2)
+        assert page.locator(".run h3").all_inner_texts()[1] == "Round 0 labelled set only"
+        assert page.locator("#contrast").is_hidden()
+
+
+def test_a_persons_own_picture_is_shown_as_the_model_sees_it_and_travels_in_the_link(browser, url):
+    def brought(page: Page, name: str, content: bytes) -> None:
+        page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": content})
+        page.wait_for_selector("#look:not([hidden])")
+
+    def frames(page: Page) -> list[str | None]:
+        run(page, num_steps=1)
+        return [one.get_attribute("src") for one in page.locator(".run .strip img").all()]
+
+    with opened(browser, url, "#action=remove the red ring") as page:
+        brought(page, "table.png", base64.b64decode(png(sample_scene(numpy_rng("own"), 3, 3, 3))))
+        assert "held-out frames of this run lose at most 20.0" in page.inner_text("#look-text")
+        assert page.locator("#unlike").is_hidden()
+        drawn = frames(page)
+        page.click("#copy-link")
+        link = page.evaluate("location.href")
+        brought(page, "noise.png", photo(200, 200))
+        assert "unlike what the model was trained on" in page.inner_text("#unlike")
+    with opened(browser, url, link.removeprefix(f"{url}/")) as page:
+        page.wait_for_selector("#look:not([hidden])")
+        assert frames(page) == drawn
+        page.check("input[value='table 2']")
+        assert page.locator("#look").is_hidden()
+        assert page.locator("#unlike").is_hidden()

@@ -15,6 +15,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dynamics.core.config import KeyframeConfig, PoolConfig
@@ -133,6 +134,11 @@ class ClipReader:
         """Digest and key frames of a clip; what is wrong with it is a reject."""
         with decoder(self.memory_mb, self.timeout_s, self.cpu_per_s) as worker:
             return self._read(clip, worker)
+
+    def frames(self, clip: Clip) -> Iterator[np.ndarray]:
+        """The key frames that a clip's accepted pairs use, uint8 [H, W, 3]; none of a reject."""
+        result = self.read(clip).result
+        return iter(() if isinstance(result, Rejected) else result.frames)
 
     def _read(self, clip: Clip, worker: DecodeWorker) -> ReadClip:
         try:

@@ -14,15 +14,20 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from dynamics.core.config import ServeConfig
+from dynamics.core.errors import UserError
 from dynamics.serving.backend import Backend
+from dynamics.serving.http.films import FILMS, film
 from dynamics.serving.http.metrics import CONTENT_TYPE, HttpMetrics
 from dynamics.serving.http.middleware import Refused, ServiceMiddleware, sse
 from dynamics.serving.http.request_body import read
-from dynamics.serving.http.responses import Event, ServiceResponse, error_response
+from dynamics.serving.http.responses import Event, ServiceResponse, error_response, to_response
 from dynamics.serving.schemas import (
+    AnimationRequest,
     ErrorReply,
     LabelReply,
     LabelRequest,
+    LookReply,
+    LookRequest,
     Message,
     ModelsReply,
     PredictReply,
@@ -51,6 +56,7 @@ _EVENTS = {
     "end": RolloutEnd.model_json_schema(),
     "error": ErrorReply.model_json_schema(),
 }
+_BINARY = {"type": "string", "format": "binary"}
 _PAGE_KINDS = (".html", ".css", ".js")
 _PAGE_PATHS = {"index.html": "/", "docs.html": "/docs"}
 
@@ -114,6 +120,24 @@ class _Posts:
             openapi_extra=_body(ScoreRequest, ("image",)),
         )(self.score)
         app.post(
+            "/v1/look",
+            response_model=LookReply,
+            responses=_ERRORS,
+            openapi_extra=_body(LookRequest, ("image",)),
+        )(self.look)
+        app.post(
+            "/v1/animations",
+            response_class=Response,
+            responses={
+                **_ERRORS,
+                200: {
+                    "description": "The film.",
+                    "content": {kind: {"schema": _BINARY} for kind in FILMS.values()},
+                },
+            },
+            openapi_extra=_body(AnimationRequest),
+        )(self.animations)
+        app.post(
             "/v1/rollouts",
             response_class=Response,
             responses={
@@ -147,6 +171,22 @@ class _Posts:
         body = await read(request, ScoreRequest)
         with self.admitted():
             return _respond(await self._in_time(self._backend.score(body, self._time)))
+
+    async def look(self, request: Request) -> Response:
+        """What the model sees of a picture, and whether that is unlike its training."""
+        body = await read(request, LookRequest)
+        with self.admitted():
+            return _respond(await self._in_time(self._backend.look(body, self._time)))
+
+    async def animations(self, request: Request) -> Response:
+        """Frames as a film."""
+        asked = AnimationRequest.model_validate_json(await read(request, AnimationRequest))
+        with self.admitted():
+            try:
+                content = await asyncio.to_thread(film, asked)
+            except UserError as error:
+                return _respond(to_response(error))
+            return Response(content, media_type=FILMS[asked.kind])
 
     async def rollouts(self, request: Request) -> Response:
         """Imagine several actions in a row; every step is sent as it is made."""
@@ -293,11 +333,12 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return Response(body, error.status_code, error.headers, media_type=_JSON)
 
 
-def _body(kind: type[Message], files: tuple[str, ...]) -> dict[str, Any]:
-    """OpenAPI's description of a request that is JSON or a form with files."""
+def _body(kind: type[Message], files: tuple[str, ...] = ()) -> dict[str, Any]:
+    """OpenAPI's description of a request that is JSON or, where it has files, a form with them."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    form = json.loads(json.dumps(schema))
-    for name in files:
-        form["properties"][name] = {"type": "string", "format": "binary"}
-    content = {_JSON: {"schema": schema}, "multipart/form-data": {"schema": form}}
+    content = {_JSON: {"schema": schema}}
+    if files:
+        form = json.loads(json.dumps(schema))
+        form["properties"] |= dict.fromkeys(files, _BINARY)
+        content["multipart/form-data"] = {"schema": form}
     return {"requestBody": {"required": True, "content": content}}

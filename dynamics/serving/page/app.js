@@ -2,25 +2,33 @@
 
 import { ActionList } from "./actions.js";
 import { Between } from "./between.js";
+import { showContrast } from "./contrast.js";
 import { $, el, say } from "./dom.js";
-import { Gallery } from "./gallery.js";
-import { pictureIn, toBase64 } from "./pictures.js";
+import { Gallery, OWN } from "./gallery.js";
+import { Look } from "./look.js";
+import { forLink, fromLink, pictureIn, toBase64 } from "./pictures.js";
 import { RunView } from "./runview.js";
 import * as service from "./service.js";
 import * as settings from "./settings.js";
 
 const PREFILLED = 3;
+const CONTRAST = "held out";
 const ADDRESS_PAUSE_MS = 400; // browsers refuse an address that changes with every key
 const LARGEST_PIXELATED_PX = 128;
 
 let addressLater = 0; // the timer of the next change of the address
 let running = null; // the AbortController of the run in progress
 let asking = null; // the promise of a key that is being asked for
+let ownLink = ""; // the person's own picture, as the model gets it, for the address
 
 const gallery = new Gallery($("scenes"), chosePicture);
 const actions = new ActionList($("actions"), changed);
 const between = new Between((pictures) =>
   withKey(() => service.label({ ...pictures, round: settings.rounds()[0] })),
+);
+
+const look = new Look((image) =>
+  withKey(() => service.look({ image, round: settings.rounds()[0] })),
 );
 
 /** Ask; where the service wants a key, ask the person for it and then the service again. */
@@ -63,7 +71,9 @@ async function boot() {
     actions.maxChars = models.max_action_chars;
     $("about").textContent = about(models);
     document.title = `${models.name}: what does an action do to a picture?`;
-    gallery.show(await withKey(service.scenes));
+    const { scenes, contrast } = await withKey(service.scenes);
+    gallery.show(scenes);
+    if (contrast) offerContrast(contrast);
   } catch (error) {
     $("about").textContent = "Not connected.";
     say($("error"), `${error.message} Reload the page to try again.`);
@@ -80,12 +90,26 @@ function about({ name, family, frame_px: side, rounds }) {
   return `Run ${name} · ${family} · sees ${side} × ${side} pixels · ${round}`;
 }
 
+/** Show what the rounds changed; its scene is the last one of the gallery. */
+function offerContrast(contrast) {
+  const { source: image, action } = contrast;
+  gallery.put({ name: CONTRAST, image, actions: [action] });
+  showContrast(contrast, ([first, last]) => {
+    actions.edited = false;
+    gallery.choose(CONTRAST);
+    [$("round").value, $("versus").value] = [last, first];
+    changed();
+    run();
+  });
+}
+
 function applyHash() {
   const wanted = settings.fromHash(location.hash);
   actions.edited = wanted.actions.length > 0;
   actions.value = wanted.actions.length ? wanted.actions.slice(0, actions.maxRows) : [""];
   const first = gallery.pictures.keys().next().value;
-  if (!(wanted.scene && gallery.choose(wanted.scene)) && first) gallery.choose(first);
+  if (wanted.picture) gallery.own(fromLink(wanted.picture));
+  else if (!(wanted.scene && gallery.choose(wanted.scene)) && first) gallery.choose(first);
   changed();
 }
 
@@ -98,6 +122,15 @@ function chosePicture(picture) {
       el("button", { type: "button", className: "chip", onclick: () => addAction(text) }, text),
     ),
   );
+  showLook(picture.name === OWN ? picture.image : null);
+  changed();
+}
+
+async function showLook(image) {
+  ownLink = "";
+  const square = await look.show(image);
+  if (!square) return;
+  ownLink = forLink(square);
   changed();
 }
 
@@ -113,9 +146,12 @@ function changed() {
 
 function updateAddress() {
   clearTimeout(addressLater);
-  const scene = gallery.chosen?.actions.length ? gallery.chosen.name : "";
-  history.replaceState(null, "", `#${settings.toHash(scene, actions.edited ? actions.value : [])}`);
+  const scene = gallery.chosen && !isOwn() ? { scene: gallery.chosen.name } : {};
+  const place = ownLink ? { picture: ownLink } : scene;
+  history.replaceState(null, "", `#${settings.toHash(place, actions.edited ? actions.value : [])}`);
 }
+
+const isOwn = () => gallery.chosen?.name === OWN;
 
 /** What stands in the way of a run, in one line; empty when nothing does. */
 function problem() {
@@ -286,7 +322,9 @@ function wireForm() {
   });
   $("copy-link").addEventListener("click", () => {
     updateAddress();
-    copy(location.href, "The link to these settings");
+    const lacks = "without your picture, which is too large for a link: take the JSON of a run,";
+    const what = "The link to these settings";
+    copy(location.href, isOwn() && !ownLink ? `${what}, ${lacks}` : what);
   });
   $("theme").addEventListener("click", nextTheme);
   $("file").addEventListener("change", (event) => bring(event.target.files[0]));

@@ -3,7 +3,7 @@
 import { el } from "./dom.js";
 import { address } from "./pictures.js";
 
-const OWN = "your own";
+export const OWN = "your own";
 
 export class Gallery {
   /** `changed` is called with the chosen `{name, image, actions}`. */

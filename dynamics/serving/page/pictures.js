@@ -5,6 +5,7 @@ import { Failure } from "./service.js";
 const TAKEN = ["image/png", "image/jpeg", "image/webp"];
 const MAX_BYTES = 4 * 2 ** 20;
 const MAX_SIDE = 5000; // 25 million pixels
+const MOST_LINK_CHARS = 12_000; // longer addresses do not survive mail and chat
 const SHRUNK_SIDE = 1024; // the model sees far fewer pixels
 
 /** Base64 of a picture file; one that is too large, or of another kind, is drawn anew as PNG. */
@@ -22,6 +23,15 @@ export async function toBase64(file) {
 
 /** A `data:` address for what `toBase64` gave; browsers look at the bytes, not at the type. */
 export const address = (base64) => `data:image/png;base64,${base64}`;
+
+/** A picture as part of an address; "" where it is too large for one. */
+export const forLink = (base64) =>
+  base64.length > MOST_LINK_CHARS
+    ? ""
+    : base64.replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+
+/** What `forLink` gave as base64. */
+export const fromLink = (text) => text.replaceAll("-", "+").replaceAll("_", "/");
 
 /** The first picture of a drop or a paste. */
 export function pictureIn(transfer) {

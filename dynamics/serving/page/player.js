@@ -1,7 +1,7 @@
 // Plays a finished roll-out: one large frame, a slider that the arrow keys move, files to keep.
 
 import { el } from "./dom.js";
-import { gif } from "./gif.js";
+import { film } from "./service.js";
 
 const FRAME_MS = 900;
 
@@ -28,11 +28,17 @@ export class Player {
           "p",
           { className: "go" },
           this.button,
-          el("button", { type: "button", className: "plain", onclick: () => this.keepGif() }, "GIF"),
-          el("button", { type: "button", className: "plain", onclick: () => this.keepJson() }, "JSON"),
+          this.keeper("GIF", () => this.keepFilm("gif")),
+          this.keeper("MP4", () => this.keepFilm("mp4")),
+          this.keeper("JSON", () => this.keepJson()),
         ),
       ),
     );
+  }
+
+  keeper(name, onclick) {
+    const title = `Download as ${name}`;
+    return el("button", { type: "button", className: "plain", title, onclick }, name);
   }
 
   /** Offer frames with captions; `record` is what the JSON file holds. */
@@ -70,17 +76,23 @@ export class Player {
     this.button.textContent = "Play";
   }
 
-  async keepGif() {
-    keep(`${this.name}.gif`, "image/gif", await gif(this.frames, FRAME_MS / 1000));
+  async keepFilm(kind) {
+    try {
+      const content = await film({ frames: this.frames, kind, seconds: FRAME_MS / 1000 });
+      keep(`${this.name}.${kind}`, content);
+    } catch (error) {
+      this.caption.textContent = error.message;
+    }
   }
 
   keepJson() {
-    keep(`${this.name}.json`, "application/json", JSON.stringify(this.record, null, 1));
+    const record = JSON.stringify(this.record, null, 1);
+    keep(`${this.name}.json`, new Blob([record], { type: "application/json" }));
   }
 }
 
-function keep(name, type, content) {
-  const href = URL.createObjectURL(new Blob([content], { type }));
+function keep(name, content) {
+  const href = URL.createObjectURL(content);
   el("a", { href, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(href), 1000);
 }

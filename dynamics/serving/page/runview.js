@@ -8,7 +8,7 @@ const NARROWEST_NATS = 5; // bars of a step span at least this, so that small di
 const RULES = "the domain's rules, followed from the first picture, lead to";
 
 /** ✓ or ✗ with words, or nothing where nobody knows; `before` is the verdict on the step before. */
-function mark(matches, before = true) {
+export function mark(matches, before = true) {
   if (matches === null || matches === undefined) return null;
   if (matches) return el("span", { className: "mark right", title: `${RULES} this` }, "✓ right");
   const text = before === false ? "✗ still wrong" : "✗ wrong";

@@ -53,8 +53,14 @@ async function send(path, body, signal) {
 /** What the service can do: ModelsReply. */
 export const models = async () => (await send("v1/models")).json();
 
-/** The scenes at hand. */
-export const scenes = async () => (await (await send("v1/scenes")).json()).scenes;
+/** The scenes at hand, and what the rounds changed: ScenesReply. */
+export const scenes = async () => (await send("v1/scenes")).json();
+
+/** A picture as the model sees it: LookReply. */
+export const look = async (body) => (await send("v1/look", body)).json();
+
+/** A film of frames, as Blob; the body is an AnimationRequest. */
+export const film = async (body) => (await send("v1/animations", body)).blob();
 
 /** The action between two pictures: LabelReply. */
 export const label = async (body) => (await send("v1/label", body)).json();

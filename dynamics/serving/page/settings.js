@@ -70,9 +70,8 @@ export function describe() {
 }
 
 /** Settings as the part of an address behind `#`; only what is not the default. */
-export function toHash(picture, actions) {
-  const query = new URLSearchParams();
-  if (picture) query.set("scene", picture);
+export function toHash(place, actions) {
+  const query = new URLSearchParams(place);
   for (const action of actions) query.append("action", action);
   for (const name of NUMBERS) {
     if ($(name).value !== $(name).defaultValue) query.set(name, $(name).value);
@@ -84,7 +83,7 @@ export function toHash(picture, actions) {
   return query.toString();
 }
 
-/** Put an address's settings into the form; its scene and actions come back. */
+/** Put an address's settings into the form; its scene, picture and actions come back. */
 export function fromHash(hash) {
   const query = new URLSearchParams(hash.replace(/^#/, ""));
   for (const name of NUMBERS) {
@@ -97,5 +96,6 @@ export function fromHash(hash) {
     const wanted = options.find((option) => option.value === query.get(name));
     (wanted ?? options.find((option) => option.defaultSelected) ?? options[0]).selected = true;
   }
-  return { scene: query.get("scene"), actions: query.getAll("action") };
+  const [scene, picture] = ["scene", "picture"].map((name) => query.get(name));
+  return { scene, picture, actions: query.getAll("action") };
 }

@@ -50,6 +50,8 @@ def ask(case: schemathesis.Case, mode: GenerationMode) -> int:
 
     if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
         # Random text is no picture: give it one, or no model is ever reached.
+        for name in {"frames", "candidates"} & set(case.body):
+            case.body[name] = [png() if case.media_type == "application/json" else PNG]
         for name in {"image", "before", "after"} & set(case.body):
             case.body[name] = png() if case.media_type == "application/json" else PNG
     reply = case.call()

@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.domain import load_domain
+from dynamics.evaluation.heldout import results_schema
 from dynamics.inference.best_of_n import best_of_n
 from dynamics.inference.sampling import SamplingParams
-from dynamics.serving.schemas import PredictReply
+from dynamics.serving.examples import contrast, heldout_frames
+from dynamics.serving.images import to_base64
+from dynamics.serving.schemas import LookReply, PredictReply
 from dynamics.serving.service import RoundService
 from dynamics.storage.files import adapter_digest
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
+from dynamics.storage.tables import read_table, write_table
 from tests.runs import LocalRun
 from tests.serving import copy_of, damage, local_service, png
 
@@ -259,3 +265,46 @@ def test_bad_pictures_and_sentences_are_one_line(small: LoopConfig, local_run: L
         assert (event.name, event.status) == ("error", 422)
 
     asyncio.run(main())
+
+
+def test_a_picture_is_judged_by_what_held_out_frames_lose(
+    small: LoopConfig, local_run: LocalRun
+) -> None:
+    service, run = local_service(small, local_run.folder), RunFolder(local_run.folder)
+
+    async def look(image: str) -> LookReply:
+        answer = await service.look(json.dumps({"image": image}).encode(), TIME_S)
+        return LookReply.model_validate_json(answer.body)
+
+    async def main() -> None:
+        await service.promote(1)
+        worker = service._registry.get(None)
+        frames = heldout_frames(small, load_domain(small), run, worker.images)
+        errors = [float(np.abs(worker.look(one).astype(float) - one).mean()) for one in frames]
+        reply = await look(to_base64(frames[0]))
+        assert (reply.error, reply.limit) == (errors[0], max(errors))
+        assert reply.source == to_base64(frames[0])
+        assert reply.seen == to_base64(worker.look(frames[0]))
+        assert (await look(png(colour=99))).limit == reply.limit
+
+    asyncio.run(main())
+
+
+def test_the_contrast_is_the_first_pair_that_a_later_round_gained(
+    small: LoopConfig, copy: RunFolder
+) -> None:
+    schema = results_schema(small.evaluate.best_of)
+    success = {0: [True, False, False, None], 1: [False, False, True, True]}
+    for number, values in success.items():
+        table = read_table(copy.results(number), schema)
+        values = [*values, *[None] * (len(table) - 4)]
+        column = pa.array(values, pa.bool_())
+        at = table.schema.get_field_index("fdp_greedy_success")
+        write_table(copy.results(number), table.set_column(at, schema.field(at), column), schema)
+    found = contrast(small, copy, 0, 1)
+    assert found is not None
+    assert (found.num_pairs, found.num_gained, found.num_lost) == (3, 1, 1)
+    third = read_table(copy.results(0), schema).slice(2, 1).to_pylist()[0]
+    assert found.action == third["action"]
+    assert found.codes[2].tolist() == third["greedy_codes"]
+    assert contrast(small, copy, 1, 1) is None

@@ -46,7 +46,7 @@ class FakeBackend:
             raise self.fault
         return ServiceResponse(200, '{"round": 3}')
 
-    label = score = predict
+    label = score = look = predict
 
     async def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event, None]:
         self.open += 1
@@ -377,9 +377,9 @@ def test_the_description_names_every_route_and_every_error() -> None:
     described = send("/openapi.json", method="GET").json()
     assert set(described["paths"]) == {
         *("/v1/predict", "/v1/label", "/v1/rollouts", "/v1/score", "/v1/models", "/v1/scenes"),
-        *("/healthz", "/readyz", "/metrics"),
+        *("/v1/look", "/v1/animations", "/healthz", "/readyz", "/metrics"),
     }
-    for path in ("/v1/predict", "/v1/label", "/v1/rollouts", "/v1/score"):
+    for path in ("/v1/predict", "/v1/label", "/v1/rollouts", "/v1/score", "/v1/look"):
         route = described["paths"][path]["post"]
         assert {"200", "401", "413", "415", "422", "503"} <= set(route["responses"])
         assert set(route["requestBody"]["content"]) == {"application/json", "multipart/form-data"}

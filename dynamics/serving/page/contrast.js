@@ -1,0 +1,47 @@
+// What the rounds have changed: a held-out pair that the first draws wrong and the last right.
+
+import { $, el, frame } from "./dom.js";
+import { mark } from "./runview.js";
+
+const FLIP_MS = 1200;
+
+/** Show a Contrast; `run` asks both rounds, which are its argument. */
+export function showContrast(contrast, run) {
+  const rounds = Object.keys(contrast.drawn).sort((one, other) => one - other);
+  const [first, last] = rounds;
+  const count = (value) => value.toLocaleString("en");
+  const drawn = [
+    [contrast.drawn[first], `round ${first}`, mark(false)],
+    [contrast.drawn[last], `round ${last}`, mark(true)],
+    [contrast.target, "truth", null],
+  ].map(([image, caption, known]) => ({ image, caption, known, shown: frame(image, caption) }));
+  $("contrast").replaceChildren(
+    el("h3", {}, `“${contrast.action}”`),
+    el(
+      "ol",
+      { className: "drawn" },
+      el("li", {}, frame(contrast.source, "before"), "before"),
+      ...drawn.map(({ shown, caption, known }) => el("li", {}, shown, `${caption} `, known)),
+    ),
+    el(
+      "p",
+      { className: "hint" },
+      `A held-out scene, chosen because round ${first} draws it wrong and round ${last} right. So it is with ${count(contrast.num_gained)} of ${count(contrast.num_pairs)} held-out pairs; with ${count(contrast.num_lost)} it is the other way round.`,
+    ),
+    el("button", { type: "button", onclick: () => run(rounds) }, "Ask both rounds"),
+  );
+  $("contrast").hidden = false;
+  play(drawn, contrast.source);
+}
+
+/** Let what was drawn begin as the source, again and again, until it is hidden. */
+function play(drawn, source) {
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  let after = true;
+  const timer = setInterval(() => {
+    if (!$("contrast").checkVisibility()) clearInterval(timer);
+    after = !after;
+    for (const { shown, image } of drawn)
+      shown.src = `data:image/png;base64,${after ? image : source}`;
+  }, FLIP_MS);
+}
