@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from posixpath import dirname, join, normpath, relpath
 from typing import Any
 
 import typer
@@ -22,17 +23,16 @@ MOVED = {
     "SECURITY.md": "security.md",
 }
 """Pages of the site by their file in the checkout."""
+PYTHON = "# Python\n\n::: dynamics\n\n::: dynamics.client.client\n"
+REFERENCE = ("config", "commands", "python", "http")
+"""Pages below reference/, all made here."""
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages."""
     pages = {new: (ROOT / old).read_text() for old, new in MOVED.items()}
-    pages |= {
-        "reference/config.md": configuration(),
-        "reference/commands.md": commands(),
-        "reference/python.md": "# Python\n\n::: dynamics\n\n::: dynamics.client.client\n",
-        "reference/http.md": http(),
-    }
+    made = (configuration(), commands(), PYTHON, http())
+    pages |= {f"reference/{name}.md": text for name, text in zip(REFERENCE, made, strict=True)}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -40,17 +40,24 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let links to files of the checkout lead to the site's pages, the others be plain words."""
+    here = page.file.src_uri
+    at = {new: old for old, new in MOVED.items()}.get(here, f"docs/{here}")
 
     def moved(found: re.Match[str]) -> str:
         label, target = found.groups()
-        name = target.removeprefix("../").removeprefix("docs/")
-        name = MOVED.get(name, name)
-        inside = name in MOVED.values() or (ROOT / "docs" / name).exists()
-        return f"[{label}]({name})" if inside else label
+        path = normpath(join(dirname(at), target))
+        name = MOVED.get(path, path.removeprefix("docs/"))
+        inside = name in MOVED.values() or (ROOT / "docs" / name).exists() or is_made(name)
+        return f"[{label}]({relpath(name, dirname(here) or '.')})" if inside else label
 
-    if page.file.src_uri.startswith("reference/"):
+    if here.startswith("reference/"):
         return markdown
     return re.sub(r"\[([^\[\]]*)\]\((?!\w+:|#)([^)#]+)\)", moved, markdown)
+
+
+def is_made(name: str) -> bool:
+    """Whether a page, by its path on the site, is made here."""
+    return name in {f"reference/{one}.md" for one in REFERENCE}
 
 
 def configuration() -> str:
