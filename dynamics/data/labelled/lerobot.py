@@ -38,7 +38,8 @@ from dynamics.data.labelled.table import PictureTable, TablePicture, open_parque
 
 ORIGIN = "datasets of this format: https://huggingface.co/datasets?other=LeRobot"
 _OLD = (
-    "convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id NAME --root FOLDER"
+    "convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id NAME --root FOLDER "
+    "--push-to-hub=false"  # without it the data set is changed on the hub, too
 )
 _FRAME_COLUMNS = ("episode_index", "timestamp", "task_index", "subtask_index")
 _LANGUAGE = "language_persistent"

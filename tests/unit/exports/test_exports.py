@@ -351,6 +351,7 @@ def test_a_dataset_card_has_a_header_and_the_numbers(
     assert f"{len(truth)} pairs of video frames" in text
     assert run.config().digest() in text
     assert "label/accuracy_accepted" in text
+    assert ("lerobot.utils.collate import lerobot_collate_fn" in text) == (name == "lerobot")
 
 
 def test_a_folder_with_content_is_left_alone(run: RunFolder, tmp_path: Path) -> None:

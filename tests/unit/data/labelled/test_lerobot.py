@@ -100,7 +100,7 @@ def test_every_camera_can_be_chosen(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"codebase_version": "v2.1"}, "version v2.1, not v3; convert it"),
+        ({"codebase_version": "v2.1"}, "version v2.1, not v3; convert it: .*push-to-hub=false"),
         ({"features": {"action": {"dtype": "float32"}}}, "no camera"),
         ({"features": {"depth": {"dtype": "video", "info": {"is_depth_map": True}}}}, "no camera"),
         ({"features": None}, "no camera"),
