@@ -110,6 +110,8 @@ class RunView:
     scenes: Sequence[SceneView] = ()
     calibration: CalibrationView | None = None
     """Calibration of the last round's labels; None without ground truth."""
+    anyway: Sequence[str] = ()
+    """What `dynamics check` refuses the run's data for, and it was started all the same."""
     audit: LabelAudit | None = None
     """What people say of accepted labels, of the last round that was audited."""
     study: Sequence[tuple[str, bytes]] = ()
@@ -175,6 +177,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         command=_command(cfg),
         origin=read_json(run.origin) if run.origin.is_file() else {},
         calibration=calibration(decided[max(decided)], max(decided)) if decided else None,
+        anyway=read_json(run.record).get("anyway", ()),
         audit=read_record(audits[-1], LabelAudit.from_json) if audits else None,
         study=[(path.stem, path.read_bytes()) for path in matching(run.root, "study/*.png")],
         sentences=confusion(read_table(results, results_schema(cfg.evaluate.best_of)))

@@ -251,8 +251,12 @@ def test_a_run_without_an_oracle_is_shown_by_its_sentences_beside_real_frames(tm
     pair = HELDOUT["pair_id"][0].as_py()
     pictures = pa.table({"pair_id": [pair], "source": [png], "target": [png]}, PICTURE_SCHEMA)
     write_table(run.pictures, pictures, PICTURE_SCHEMA)
+    write_json(run.record, {**read_json(run.record), "anyway": ["blind_tokenizer"]})
     outline = Outline(page_of(run))
-    assert "label acc." not in outline.text
+    assert "refuses this run's data (blind tokenizer); it was started all the same" in outline.text
+    assert "label acc" not in outline.text
+    assert "accuracy, kept" not in outline.text
+    assert "read by the world's oracle" not in outline.text
     assert outline.text.count("camera, before") == 1
     assert page_of(run).count('alt="camera"') == 2
     said = HELDOUT["action"][0].as_py()
