@@ -22,7 +22,7 @@ SCORE_BATCH = 64
 """Most rows per forward that pay when they are only scored: what fits a core's own cache is up to
 twice as fast as 512 rows, and a large model keeps its GPU busy with as many."""
 _F32 = 4
-_USED = 0.9
+USED = 0.9
 """Share of a device's free memory that batches may take."""
 _UNMEASURED = 0.5
 """The same on a CPU, and for the first batch of a kind on a GPU, which is measured."""
@@ -154,7 +154,7 @@ class Budget:
         return max(1, min(most, int(fit)))
 
     def _share(self, kind: str) -> float:
-        return _USED / self._measured[kind] if kind in self._measured else _UNMEASURED
+        return USED / self._measured[kind] if kind in self._measured else _UNMEASURED
 
     def _watch(self, kind: str) -> int | None:
         """Bytes in use before a batch that is to be measured."""

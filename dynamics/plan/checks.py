@@ -64,14 +64,7 @@ def _gpus(cfg: LoopConfig, sizes: Sizes, cluster: Cluster) -> Iterator[Check]:
         return
     card = cluster.card
     name = "no GPU" if card is None else card.name
-    keys: dict[Stage, str | None] = {
-        "ingest": None,
-        "label": "label.batch_size",
-        "train": None,
-        "evaluate": "evaluate.batch_size",
-        "serve": "serve.batch_rows",
-    }
-    for stage, key in keys.items():
+    for stage in get_args(Stage):
         if stage == "serve" and not cfg.serve.enabled:
             continue
         _, gpus = workers_of(cfg, stage, cluster)
@@ -79,7 +72,7 @@ def _gpus(cfg: LoopConfig, sizes: Sizes, cluster: Cluster) -> Iterator[Check]:
         need, overrides = (
             _training(cfg, sizes, cluster, room)
             if stage == "train"
-            else _inference(cfg, sizes, stage, key, room)
+            else (inference_memory(cfg, sizes, stage, room), ())
         )
         if not gpus and card is not None:
             overrides = (f"{_GPU_KEYS[stage]}=1",)
@@ -103,22 +96,6 @@ _ADVICE: dict[Stage, str] = {
     "evaluate": "fewer samples in evaluate.best_of, or a larger card",
     "serve": "fewer serve.num_samples, or serve.enabled=false",
 }
-
-
-def _inference(
-    cfg: LoopConfig, sizes: Sizes, stage: Stage, key: str | None, room: int
-) -> tuple[int, tuple[str, ...]]:
-    need = inference_memory(cfg, sizes, stage)
-    if key is None:
-        return need, ()
-    section, name = key.split(".")
-    most = max(256, getattr(getattr(cfg, section), name))
-
-    def fits(value: int) -> bool:
-        return inference_memory(with_value(cfg, key, value), sizes, stage) <= room
-
-    found = _largest(most, fits)
-    return need, () if found is None else (f"{key}={found}",)
 
 
 def _training(

@@ -14,7 +14,7 @@ from dynamics.core.domain import Split, load_simulator
 from dynamics.inference.budget import cache_bytes
 from dynamics.plan.cluster import Card, Cluster
 from dynamics.plan.flops import TaskPlan, forward_flops, label_flops, pool_frames, sampled_sentences
-from dynamics.plan.memory import Stage
+from dynamics.plan.memory import Stage, batches
 from dynamics.plan.sizes import Sizes
 from dynamics.training.loss import Task
 from dynamics.training.schedule import Schedule, schedule_of
@@ -132,7 +132,7 @@ def hours(
     cfg: LoopConfig, sizes: Sizes, tasks: dict[Task, TaskPlan], cluster: Cluster, speed: Speed
 ) -> dict[str, StageHours]:
     """Hours by stage; training by the run's own schedule."""
-    work = _Work(cfg, sizes, speed)
+    work = _Work(cfg, sizes, speed, cluster)
     # By stage: seconds that its workers share, seconds that nobody shares, starts of its workers.
     parts: dict[str, tuple[Stage, float, float, int]] = {
         "ingest": ("ingest", work.encoding, work.filming, 1),
@@ -201,8 +201,8 @@ def training_hours(
 class _Work:
     """Seconds of one worker for a whole run, by what it does."""
 
-    def __init__(self, cfg: LoopConfig, sizes: Sizes, speed: Speed) -> None:
-        self._cfg, self._sizes, self._speed = cfg, sizes, speed
+    def __init__(self, cfg: LoopConfig, sizes: Sizes, speed: Speed, cluster: Cluster) -> None:
+        self._cfg, self._sizes, self._speed, self._cluster = cfg, sizes, speed, cluster
         labelled, heldout = 2 * cfg.labelled.num_pairs, 2 * cfg.labelled.num_heldout
         self._frame_s = self._tokenizer_seconds()
         self.encoding = (pool_frames(cfg) + labelled + heldout) * self._frame_s
@@ -211,7 +211,7 @@ class _Work:
         filmed, pixels = _pixels(cfg)
         self.filming = filmed * _FILM_S_PER_PIXEL * speed.stretch
         self.reading = pixels * _READ_S_PER_PIXEL * speed.stretch
-        self.label = cfg.rounds * self._labelling(cfg.pool.most_pairs, cfg.label.batch_size)
+        self.label = cfg.rounds * self._labelling(cfg.pool.most_pairs)
         self.evaluate = (cfg.rounds + 1) * self._evaluation()
 
     def _tokenizer_seconds(self) -> float:
@@ -230,8 +230,16 @@ class _Work:
         layer = _LAYER_STEP_S["merged" if self._cfg.model.merge_adapters else "gpu"]
         return max(sizes.num_layers * layer, moved / bandwidth)
 
-    def _labelling(self, pairs: int, batch: int) -> float:
-        cfg, sizes = self._cfg, self._sizes
+    def _rows(self, stage: Stage, kind: str) -> int:
+        """Rows of a batch, as the engines' budgets cut it on the cluster's card."""
+        _, gpus = workers_of(self._cfg, stage, self._cluster)
+        card, room = self._cluster.card, None
+        if card is not None and gpus:
+            room = round(card.memory * min(1.0, gpus))
+        return batches(self._cfg, self._sizes, stage, room)[kind][0]
+
+    def _labelling(self, pairs: int) -> float:
+        cfg, sizes, batch = self._cfg, self._sizes, self._rows("label", "sentences")
         rows = min(batch, pairs) * sampled_sentences(cfg)
         steps = min(cfg.label.max_action_tokens, sizes.action_tokens + 1)
         waiting = math.ceil(pairs / batch) * steps * self._wait(rows, sizes.idm_tokens)
@@ -240,7 +248,7 @@ class _Work:
     def _evaluation(self) -> float:
         """A greedy sentence and frame of every pair, and N samples, scored, of the first ones."""
         cfg, sizes = self._cfg, self._sizes
-        pairs, batch = cfg.labelled.num_heldout, cfg.evaluate.batch_size
+        pairs = cfg.labelled.num_heldout
         samples, drawn = max(cfg.evaluate.best_of), min(pairs, cfg.evaluate.num_best_of_items)
         frames = 2 * pairs + drawn * (samples - 1)
         scored = pairs + drawn * (samples + 1)
@@ -248,12 +256,15 @@ class _Work:
         flops += 2 * pairs * forward_flops(sizes, sizes.fdp_tokens - sizes.image_tokens)
         flops += frames * 2 * sizes.layers * sizes.image_tokens
         steps = min(cfg.label.max_action_tokens, sizes.action_tokens + 1)
+        texts, sources = (self._rows("evaluate", kind) for kind in ("sentences", "frames"))
         waiting = 0.0
         for count, each in ((drawn, samples), (pairs - drawn, 1)):
-            one = self._wait(min(batch, count), sizes.fdp_tokens)
-            many = self._wait(min(batch, count) * each, sizes.fdp_tokens)
-            batches = math.ceil(count / batch)
-            waiting += batches * ((steps + sizes.image_tokens) * one + sizes.image_tokens * many)
+            rows = min(texts, count)
+            waiting += math.ceil(count / texts) * steps * self._wait(rows, sizes.fdp_tokens)
+            greedy, many = (
+                self._wait(min(sources, count) * ways, sizes.fdp_tokens) for ways in (1, each)
+            )
+            waiting += math.ceil(count / sources) * sizes.image_tokens * (greedy + many)
         return flops / self._speed.reached + waiting
 
 

@@ -12,6 +12,7 @@ from dynamics.inference.budget import (
     CODES_BATCH,
     SCORE_BATCH,
     TEXT_BATCH,
+    USED,
     drawn_bytes,
     scored_bytes,
 )
@@ -111,7 +112,7 @@ def _activations(cfg: LoopConfig, sizes: Sizes, plan: TaskPlan, p: int) -> int:
     return saved + plan.micro_batch_rows * positions * columns * (p + 2 * _F32)
 
 
-def inference_memory(cfg: LoopConfig, sizes: Sizes, stage: Stage) -> int:
+def inference_memory(cfg: LoopConfig, sizes: Sizes, stage: Stage, room: int | None = None) -> int:
     """Bytes on one GPU, or of one CPU worker, in a stage that trains nothing.
 
     Ingest: an image tokenizer in float32 and its batch of frames. The others: the base in the
@@ -121,55 +122,69 @@ def inference_memory(cfg: LoopConfig, sizes: Sizes, stage: Stage) -> int:
     - a prefill: the prompts' keys and values, and what a layer needs for all their tokens at once;
     - decoding: keys and values of every row, the noise of every sampled code;
     - scoring rows that are given: a layer's needs for all their tokens, or the logits three times.
+
+    With ``room``, the bytes of a GPU, its batches are those that the engines' budgets cut.
     """
     if stage == "ingest":
         if not sizes.tokenizer_flops:
             return _overhead(cfg)
         return round(_FRAMES * _FRAME_BYTES * 512**2) + _overhead(cfg)
-    needs = SCORES[cfg.filter.score].needs
-    both = stage != "label" or needs == "fdp_loglik"
+    held = _held(cfg, sizes, stage)
+    found = batches(cfg, sizes, stage, room)
+    return held + max(rows * row_bytes for rows, row_bytes in found.values())
+
+
+def _held(cfg: LoopConfig, sizes: Sizes, stage: Stage) -> int:
+    """Bytes of the models of a stage, and what a GPU needs beside them."""
+    both = stage != "label" or SCORES[cfg.filter.score].needs == "fdp_loglik"
     copies = 2 if both and cfg.model.merge_adapters else 1
     adapters = 0 if cfg.model.merge_adapters else _F32 * sizes.trainable * (1 + both)
-    weights = copies * sizes.weight_bytes * sizes.total + adapters
-    return weights + max(_batches(cfg, sizes, stage)) + _overhead(cfg)
+    return copies * sizes.weight_bytes * sizes.total + adapters + _overhead(cfg)
 
 
-def _batches(cfg: LoopConfig, sizes: Sizes, stage: Stage) -> list[int]:
-    """Bytes of a stage's largest batches, one for each kind of work."""
+def batches(
+    cfg: LoopConfig, sizes: Sizes, stage: Stage, room: int | None
+) -> dict[str, tuple[int, int]]:
+    """Rows and bytes a row of a stage's largest batch of each kind, cut to the ``room`` of a GPU.
+
+    A row is a pair whose sentences, or a source whose frames are drawn, or what is scored.
+    """
+    free = None if room is None else USED * (room - _held(cfg, sizes, stage))
+
+    def cut(rows: int, most: int, row_bytes: int) -> tuple[int, int]:
+        fit = rows if free is None else int(free / row_bytes)
+        return max(1, min(rows, most, fit)), row_bytes
+
+    def sentences(rows: int, samples: int) -> tuple[int, int]:
+        prompt, steps = sizes.idm_tokens - sizes.action_tokens, sizes.action_tokens
+        row = drawn_bytes(sizes, prompt, samples, steps, sizes.vocabulary, noise=samples > 1)
+        return cut(rows, TEXT_BATCH // samples, row)
+
+    def frames(rows: int, samples: int) -> tuple[int, int]:
+        prompt = sizes.fdp_tokens - sizes.image_tokens
+        row = drawn_bytes(sizes, prompt, samples, sizes.image_tokens, sizes.num_codes)
+        return cut(rows, CODES_BATCH // samples, row)
+
+    def scores(rows: int) -> tuple[int, int]:
+        row = scored_bytes(sizes, sizes.fdp_tokens, sizes.image_tokens, sizes.num_codes)
+        return cut(rows, SCORE_BATCH, row)
+
     if stage == "label":
         rows, drawn = cfg.label.batch_size, sampled_sentences(cfg)
-        found = [_sentences(sizes, rows, drawn)]
+        found = {"sentences": sentences(rows, drawn)}
         if SCORES[cfg.filter.score].needs == "fdp_loglik":
-            found.append(_scoring(sizes, rows * drawn))
+            found["scores"] = scores(rows * drawn)
         return found
     if stage == "evaluate":
         rows, samples = cfg.evaluate.batch_size, max(cfg.evaluate.best_of)
-        return [
-            _sentences(sizes, rows, 1),
-            _frames(sizes, rows, samples),
-            _scoring(sizes, rows * (samples + 1)),
-        ]
+        return {
+            "sentences": sentences(rows, 1),
+            "frames": frames(rows, samples),
+            "scores": scores(rows * (samples + 1)),
+        }
     samples = cfg.serve.num_samples
     sources = max(cfg.serve.batch_rows // samples, math.ceil(_MIN_SERVED_ROWS / samples))
-    return [_frames(sizes, sources, samples), _scoring(sizes, sources * (samples + 1))]
-
-
-def _sentences(sizes: Sizes, pairs: int, samples: int) -> int:
-    pairs = min(pairs, max(1, TEXT_BATCH // samples))
-    prompt, steps = sizes.idm_tokens - sizes.action_tokens, sizes.action_tokens
-    row = drawn_bytes(sizes, prompt, samples, steps, sizes.vocabulary, noise=samples > 1)
-    return pairs * row
-
-
-def _frames(sizes: Sizes, sources: int, samples: int) -> int:
-    sources = min(sources, max(1, CODES_BATCH // samples))
-    prompt = sizes.fdp_tokens - sizes.image_tokens
-    return sources * drawn_bytes(sizes, prompt, samples, sizes.image_tokens, sizes.num_codes)
-
-
-def _scoring(sizes: Sizes, rows: int) -> int:
-    rows = min(rows, SCORE_BATCH)
-    return rows * scored_bytes(sizes, sizes.fdp_tokens, sizes.image_tokens, sizes.num_codes)
+    return {"frames": frames(sources, samples), "scores": scores(sources * (samples + 1))}
 
 
 def _overhead(cfg: LoopConfig) -> int:
