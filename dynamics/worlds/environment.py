@@ -1,8 +1,10 @@
 """Gymnasium environments by their id, and who acts in them."""
 
 import importlib.util
+import io
 import os
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -84,6 +86,21 @@ def open_env(env_id: str, words: str | None = None) -> "tuple[gymnasium.Env[Any,
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{env_id} cannot be made: {reason}") from error
     return env, make(env, words)
+
+
+def reset(env: "gymnasium.Env[Any, Any]", seed: int) -> None:
+    """Begin an episode; what the environment prints meanwhile is dropped.
+
+    Raises:
+        UserError: the environment lacks a package.
+    """
+    from gymnasium.error import DependencyNotInstalled
+
+    try:
+        with redirect_stdout(io.StringIO()):
+            env.reset(seed=seed)
+    except DependencyNotInstalled as error:
+        raise UserError(f"{env.spec and env.spec.id}: {error}") from error
 
 
 def _namespace(name: str) -> str:

@@ -20,7 +20,7 @@ from dynamics.core.progress import Progress, silent
 from dynamics.core.seeds import numpy_rng
 from dynamics.data.video.filmed import Filmed, write_clips
 from dynamics.storage.files import write_bytes
-from dynamics.worlds.environment import Actor, open_env
+from dynamics.worlds.environment import Actor, open_env, reset
 
 _MOST_PX = 512
 """Longest side of a filmed picture."""
@@ -62,7 +62,7 @@ def steps(
         repeat: moments that each action is carried out for.
         moments: keep the pictures of all of them.
     """
-    env.reset(seed=int(rng.integers(2**31)))
+    reset(env, int(rng.integers(2**31)))
     look, frame = actor.look(), actor.frame()
     yield Step(frame, actor.state(look), "")
     unchanged, over = 0, False

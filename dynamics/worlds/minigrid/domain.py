@@ -31,6 +31,8 @@ _MOST_UNSEEN = 40
 """Most actions before a clip begins: doors are then open in some, and keys carried."""
 _LONGEST = 400
 """Pictures after which another episode is tried."""
+_EPISODES = 1000
+"""Episodes that are tried for a clip; most need one or two."""
 _MAX_DIFFERENCE = 20.0
 """Mean absolute difference, of 255, between a frame and the drawing of the state read from it:
 0.5 and less on filmed frames, 60 and more on noise."""
@@ -92,9 +94,13 @@ class Minigrid:
 
         def film(index: int) -> Filmed:
             rng = numpy_rng(self._cfg.seed, "film", split, index)
-            while (taken := self._window(steps(env, actor, rng), split, length, rng)) is None:
-                pass
-            return to_clip(taken, self._world.hold_frames, self._world.film_scale)
+            for _ in range(_EPISODES):
+                if taken := self._window(steps(env, actor, rng), split, length, rng):
+                    return to_clip(taken, self._world.hold_frames, self._world.film_scale)
+            raise UserError(
+                f"{self._level}: in {_EPISODES} episodes no {length} sentences in a row led to "
+                "what followed: others move there, too; film it with dynamics film --env instead"
+            )
 
         num_clips = math.ceil(num_pairs / length)
         write_clips(out, num_clips, film, self._world.fps, progress, split, threads=1)

@@ -16,7 +16,7 @@ from minigrid.core.world_object import Key, WorldObj
 from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
-from dynamics.worlds.environment import open_env
+from dynamics.worlds.environment import open_env, reset
 
 TILE_PX = 8
 
@@ -55,7 +55,7 @@ class Rules:
 
     def __init__(self, level: str) -> None:
         env, _ = open_env(level)
-        env.reset(seed=0)
+        reset(env, 0)
         self._lock = threading.Lock()
         level_env: Any = env.unwrapped
         self.width, self.height = int(level_env.width), int(level_env.height)
