@@ -32,9 +32,9 @@ def write_bench(
         draw(root / f"{name}-a.png", size, 2, number)
         draw(root / f"{name}-b.png", size, 16, number)
         row = {"input": f"{name}-a.png", "output": f"{name}-b.png", "task": task}
-        rows.append({**row, "instruction": f"move the red cube {number}"})
+        rows.append({**row, "instruction": f"push the red ring {number}"})
     for number in range(1, copies):
-        rows += [{**row, "instruction": f"shift it {number}"} for row in rows[: len(sizes)]]
+        rows += [{**row, "instruction": f"take it away {number}"} for row in rows[: len(sizes)]]
     change(rows)
     (root / "test.json").write_text(json.dumps(rows))
     return root

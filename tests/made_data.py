@@ -15,7 +15,7 @@ from PIL import Image
 
 from dynamics.data.video.encode import write_mp4
 
-ACTIONS = ("open the door", "close the drawer", "take the cup", "put the plate down")
+ACTIONS = ("slide the ring", "remove the cross", "take the square", "put the ring down")
 
 
 def shaded(shade: int, size: int = 48) -> np.ndarray:

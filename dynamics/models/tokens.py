@@ -15,6 +15,7 @@ No token sees their fillers: engines mask what stands before bos (`lead`), and r
 scored whole begin with bos and have the fillers at their end, where causal attention never looks.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from tokenizers.models import WordLevel
 from torch import Tensor
 
 from dynamics.core.errors import UserError
@@ -169,10 +171,19 @@ class Tokens:
         ) - {self._unknown}
         """Ids that no text may become, besides the image ids."""
         self._forbidden = self.special_ids | frozenset(image_ids.tolist())
+        self._words = self._known_words()
         # Sentences come again and again, and a call of the tokenizer costs as much as a short row.
         self._known_ids = lru_cache(maxsize=_KNOWN_TEXTS)(self._ids)
         self._fdp = [self._pieces(parts, ids) for parts in fdp]
         self._idm = [self._pieces(parts, ids) for parts in idm]
+
+    def _known_words(self) -> tuple[str, ...]:
+        """Words of a tokenizer that knows no others, without tasks and spare slots (``[...]``)."""
+        if not isinstance(self._tokenizer.backend_tokenizer.model, WordLevel):
+            return ()
+        known = self._tokenizer.get_vocab().items()
+        unspoken = self._forbidden | {self._unknown}
+        return tuple(word for word, token in known if token not in unspoken and word[0] != "[")
 
     def _control_id(self, name: str) -> int:
         found = self._tokenizer.get_vocab().get(name)
@@ -207,12 +218,28 @@ class Tokens:
             self._unknown if token in self._forbidden else int(token) for token in ids["input_ids"]
         )
 
+    def unknown_words(self, text: str) -> dict[str, str]:
+        """Words of a text that the checkpoint does not know, each with the nearest known one.
+
+        A tokenizer that writes words in pieces knows all.
+        """
+        return {
+            word: difflib.get_close_matches(word, self._words, n=1, cutoff=0.0)[0]
+            for word in text.split()
+            if self._words and word not in self._words
+        }
+
     def action_ids(self, action: str) -> list[int]:
         """Ids of an action sentence.
 
         Raises:
-            UserError: it is empty or longer than A tokens.
+            UserError: it has a word that the checkpoint does not know, none, or more than A tokens.
         """
+        for word, nearest in self.unknown_words(action).items():
+            raise UserError(
+                f"the model does not know the word {word[:60]!r} of {action[:60]!r}; the nearest "
+                f"word that it knows is {nearest!r}"
+            )
         ids = self.text_ids(action)
         limit = self.prompts.action_tokens
         if not 1 <= len(ids) <= limit:

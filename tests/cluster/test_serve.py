@@ -30,7 +30,7 @@ from tests.serving import copy_of, damage, events, figures, free_port, picture, 
 
 pytestmark = pytest.mark.cluster
 
-ACTION = "push the red ball left"
+ACTION = "push the red ring left"
 KEY = "0123456789abcdef0123456789abcdef"
 
 

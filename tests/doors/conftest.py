@@ -53,7 +53,7 @@ def real_run(
     root = tmp_path_factory.mktemp("real")
     for number in range(4):
         write_clip(
-            root / "clips" / f"{('pour', 'cut')[number % 2]}-{number}.mp4",
+            root / "clips" / f"{('push', 'swap')[number % 2]}-{number}.mp4",
             range(9 * number, 9 * number + 6),
         )
     lines = []
@@ -61,7 +61,7 @@ def real_run(
         names = [f"{number}-{end}.png" for end in ("source", "target")]
         for step, name in enumerate(names):
             (root / name).write_bytes(picture(7 * number + 3 * step))
-        lines.append("\t".join([*names, f"{('pour', 'cut')[number % 2]} it"]))
+        lines.append("\t".join([*names, f"{('push', 'swap')[number % 2]} ring"]))
     (root / "pairs.tsv").write_text("\n".join(lines))
     overrides = (
         "model.family=mirrored",

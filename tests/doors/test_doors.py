@@ -125,9 +125,9 @@ def test_a_new_export_is_offered_and_written(filmed_run: RunFolder, tmp_path: Pa
 
 def test_a_new_source_and_a_new_set_feed_a_run(real_run: RunFolder) -> None:
     pool = read_table(real_run.pool, PAIR_SCHEMA)
-    assert set(pool["clip_class"].to_pylist()) == {"pour", "cut"}
+    assert set(pool["clip_class"].to_pylist()) == {"push", "swap"}
     labelled = read_table(real_run.labelled, TRANSITION_SCHEMA)
-    assert set(labelled["action"].to_pylist()) == {"pour it", "cut it"}
+    assert set(labelled["action"].to_pylist()) == {"push ring", "swap ring"}
     assert "prefixed" in help_of("ingest")
 
 
@@ -137,7 +137,7 @@ def test_a_new_family_and_tokenizer_run_every_stage(real_run: RunFolder) -> None
 
 def test_a_new_domain_is_measured(real_run: RunFolder) -> None:
     measured = read_table(real_run.results(1), results_schema((1, 2)))
-    assert set(measured["action_kind"].to_pylist()) <= {"pour", "cut"}
+    assert set(measured["action_kind"].to_pylist()) <= {"push", "swap"}
 
 
 def test_an_older_run_goes_on_beside_new_names(

@@ -49,7 +49,7 @@ def test_five_keys_of_the_environment_are_in_nothing_that_a_run_leaves(
     ]
     driver = Driver("", run_dir, overrides, "--serve")
     driver.wait_until(lambda: "serving until Ctrl-C" in driver.said)
-    request = {"image": png(), "action": "push the red ball left"}
+    request = {"image": png(), "action": "push the red ring left"}
     said = []
     for key in (KEYS["SERVICE_KEY"], KEYS["SERVICE_KEY"] + "x", KEYS["HF_TOKEN"]):
         for path in ("/v1/predict", "/metrics", "/v1/models"):

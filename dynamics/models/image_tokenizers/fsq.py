@@ -6,6 +6,7 @@ covers one ``patch_px`` square, so an unchanged cell of the table keeps its code
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,8 +85,8 @@ class FsqAutoencoder(nn.Module):
         )
 
     def reconstruct(self, latent_BLD: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in about -1..1 from (rounded) latents."""
-        side = self.config.frame_px // self.config.patch_px
+        """Pixels [B, 3, H, W] in about -1..1 from the (rounded) latents of a square."""
+        side = math.isqrt(latent_BLD.shape[1])
         centred = latent_BLD / (self.levels - 1) * 2 - 1
         grid = centred.transpose(1, 2).reshape(len(centred), -1, side, side)
         decoded: Tensor = self.decoder(grid)

@@ -1,41 +1,33 @@
 """Sentences that the base cannot read or the IDM cannot write."""
 
-from collections import Counter
-
-from dynamics.models.tokens import Tokens
 from dynamics.plan.findings.finding import Evidence, Finding, percent
 
-REFUSED = 0.1
-"""Share of the sentences with unknown words from which on they are not what is trained on."""
 _SHOWN = 6
 
 
 def unknown_words(evidence: Evidence) -> Finding:
-    """Does the base's tokenizer know every word?"""
-    tokens = evidence.tokens
-    said = [*evidence.labelled["action"].to_pylist(), *evidence.heldout["action"].to_pylist()]
-    bad = Counter(action for action in said if _has_unknown(tokens, action))
+    """Does the base know every word? Training and evaluation read no sentence with another."""
+    unknown: dict[str, str] = {}
+    bad = 0
+    example = ""
+    for table in (evidence.labelled, evidence.heldout):
+        places = zip(table["action"].to_pylist(), table["clip_path"].to_pylist(), strict=True)
+        for action, clip in places:
+            if found := evidence.tokens.unknown_words(action):
+                bad, unknown = bad + 1, unknown | found
+                example = example or f"{action!r} of {clip}"
     if not bad:
         return Finding(level="fine", found="the base knows every word of the sentences")
-    share = sum(bad.values()) / len(said)
-    words = dict.fromkeys(
-        word for action in bad for word in action.split() if _has_unknown(tokens, word)
-    )
-    example = bad.most_common(1)[0][0]
-    read = " ".join(tokens.text([one]) or "<unk>" for one in tokens.text_ids(example))
-    listed = ", ".join(list(words)[:_SHOWN]) + (", ..." if len(words) > _SHOWN else "")
+    share = bad / (evidence.labelled.num_rows + evidence.heldout.num_rows)
+    named = [f"{word} (nearest: {near})" for word, near in list(unknown.items())[:_SHOWN]]
     return Finding(
-        level="refuse" if share >= REFUSED else "warn",
+        level="refuse",
         found=f"{percent(share)} of the sentences have words that {evidence.cfg.model.base} does "
-        f"not know ({len(words)}: {listed}): of {example!r} it reads {read!r}",
+        f"not know ({len(unknown)}: {', '.join(named)}{', ...' * (len(unknown) > _SHOWN)}), e.g. "
+        f"{example}",
         remedy="set model.base to a checkpoint that knows them, or write the sentences in its "
         "words",
     )
-
-
-def _has_unknown(tokens: Tokens, text: str) -> bool:
-    """True when a part of the text is no word of the base's: it has no text of its own."""
-    return any(not tokens.text([token]) for token in tokens.text_ids(text))
 
 
 def long_sentences(evidence: Evidence) -> Finding:

@@ -56,7 +56,7 @@ def test_check_names_the_blind_tokenizer_the_unknown_words_and_the_few_labels(ro
     refused = [line.split()[1:3] for line in result.output.splitlines() if "REFUSE" in line]
     assert refused == [["blind", "tokenizer:"], ["unknown", "words:"], ["learning", "curve:"]]
     assert "does not know (6: " in said
-    assert "<unk> <unk>" in said
+    assert "(nearest: " in said
     assert "30 labels: a linear stand-in for the IDM" in said
     assert "about 200 labels would do" in said
     assert "a run refuses to start" in said

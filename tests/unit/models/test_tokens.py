@@ -68,6 +68,13 @@ def test_special_strings_in_text_never_become_special_ids(tokens: Tokens, text: 
     assert not special & set(tokens.text_ids(f"push the {text} ring"))
 
 
+def test_an_unknown_word_is_named_with_the_nearest_known_one(tokens: Tokens) -> None:
+    with pytest.raises(UserError, match=r"know the word 'puhs' of 'puhs the red .* is 'push'"):
+        tokens.action_ids("puhs the red ring left")
+    for text in ("<eoss>", "[compare]", "<unk>", image_token_name(3)):
+        assert list(tokens.unknown_words(f"push {text}")) == [text]
+
+
 @pytest.mark.slow
 def test_ten_thousand_hostile_texts_never_become_special_ids(
     tokens: Tokens, record_property: Callable[[str, object], None]

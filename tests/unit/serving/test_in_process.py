@@ -33,7 +33,7 @@ def test_one_process_without_ray_answers_until_interrupted(local_run: LocalRun) 
         line = process.stdout.readline()
         assert line == f"round 1 answers at http://127.0.0.1:{port}/\n"
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as asker:
-            request = {"image": png(), "action": "push the red ball left", "n": 2}
+            request = {"image": png(), "action": "push the red ring left", "n": 2}
             for _ in range(100):
                 try:
                     assert asker.get("/readyz").json()["round"] == 1

@@ -45,15 +45,22 @@ def url(small: LoopConfig, local_run: LocalRun) -> Iterator[str]:
     thread.join()
 
 
+ACTION = "push the red ring left"
+
+
 def ask(case: schemathesis.Case, mode: GenerationMode) -> int:
     from schemathesis import GenerationMode
 
     if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
-        # Random text is no picture: give it one, or no model is ever reached.
+        # Random text is neither a picture nor words of the model, which would never be reached.
         for name in {"frames", "candidates"} & set(case.body):
             case.body[name] = [png() if case.media_type == "application/json" else PNG]
         for name in {"image", "before", "after"} & set(case.body):
             case.body[name] = png() if case.media_type == "application/json" else PNG
+        if "action" in case.body:
+            case.body["action"] = ACTION
+        if "actions" in case.body:
+            case.body["actions"] = [ACTION] * len(case.body["actions"])
     reply = case.call()
     assert reply.status_code < 500, (case.as_curl_command(), reply.text)
     if reply.status_code >= 400:

@@ -242,7 +242,9 @@ def test_a_longer_roll_out_begins_with_the_same_steps(
     service = local_service(small, local_run.folder)
 
     async def told(num_steps: int) -> list[str]:
-        actions = ["push the red ring left", "remove the blue cross", "swap it"][:num_steps]
+        actions = ["push the red ring left", "remove the blue cross", "swap the red ring"][
+            :num_steps
+        ]
         request = rollout_body(actions=actions, beam=3, n=4)
         return [event.body async for event in service.rollout(request, TIME_S)]
 
@@ -261,6 +263,10 @@ def test_bad_pictures_and_sentences_are_one_line(small: LoopConfig, local_run: L
         text = base64.b64encode(b"no picture").decode()
         assert (await predict(service, image=text))["detail"].startswith("the picture is no PNG")
         assert "tokens" in (await predict(service, action="push " * 50))["detail"]
+        unknown = await predict(service, action="push the red rign left")
+        assert unknown["status"] == 422
+        assert "know the word 'rign'" in unknown["detail"]
+        assert unknown["detail"].endswith("knows is 'ring'")
         (event,) = [e async for e in service.rollout(rollout_body(actions=["a " * 200]), TIME_S)]
         assert (event.name, event.status) == ("error", 422)
 

@@ -24,7 +24,7 @@ def test_a_checkout_gives_all_tasks_that_are_there_and_names_the_others(tmp_path
 
 def test_a_list_of_wordings_gives_its_first(tmp_path):
     listed = list_aurora(write_aurora(tmp_path))
-    assert [pair.action for pair in listed.pairs[:2]] == ["open the door", "close the drawer"]
+    assert [pair.action for pair in listed.pairs[:2]] == ["slide the ring", "remove the cross"]
 
 
 def test_paths_of_a_task_s_manifest_count_from_the_checkout(tmp_path):

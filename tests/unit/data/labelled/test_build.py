@@ -181,7 +181,7 @@ def test_sentences_that_the_model_cannot_take_are_counted(images, tmp_path):
         fits=lambda action: "cup" not in action,
     )
     said = tables["labelled"]["action"].to_pylist() + tables["heldout"]["action"].to_pylist()
-    assert "take the cup" not in said
+    assert "take the square" not in said
     assert sum(each["rejects"].get("action_tokens", 0) for each in counted.values()) == 2
 
 

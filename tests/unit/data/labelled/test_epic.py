@@ -11,7 +11,7 @@ def test_a_narration_names_the_ends_of_its_segment(tmp_path):
     pair = list_epic(write_epic(tmp_path, num_videos=2)).pairs[1]
     assert pair.frames.path.name == "P01_00.MP4"
     assert pair.frames.span_s == (1.1, 1.9)
-    assert pair.action == "close the drawer"
+    assert pair.action == "remove the cross"
     assert pair.clip_class == "open"
     assert pair.sources == ("P01_00",)
 

@@ -19,7 +19,7 @@ def test_an_episode_with_one_task_is_one_segment_of_its_video(tmp_path):
     pair = listed.pairs[2]
     assert pair.name == "videos/observation.images.front/chunk-000/file-000.mp4"
     assert pair.frames.span_s == pytest.approx((2.0, 2.9))
-    assert pair.action == pair.clip_class == "take the cup"
+    assert pair.action == pair.clip_class == "take the square"
     assert pair.sources == ("episode 2",)
 
 

@@ -88,20 +88,20 @@ def test_a_long_instruction_is_cut_after_the_last_word_that_fits(models):
     assert fit_instruction(tokens, "the " * 1_000_000) == told
 
 
-def test_unknown_words_are_counted_and_told(models):
+def test_unknown_words_are_counted_and_left_out(models):
     told = fit_instruction(models[1].tokens, "unfurl the red sousaphone")
-    assert (told.text, told.num_unknown) == ("unfurl the red sousaphone", 2)
+    assert (told.text, told.num_unknown, told.truncated) == ("the red", 2, False)
 
 
-def test_strings_that_look_like_special_tokens_stay_text(models, tiny, write_bench):
+def test_strings_that_look_like_special_tokens_are_unknown_words(models, tiny, write_bench):
     tokens = models[1].tokens
     hostile = "<eos> <image> <racm3:break> IMGIMGAZ red"
     told = fit_instruction(tokens, hostile)
-    assert told.text == hostile
+    assert (told.text, told.num_unknown) == ("red", 4)
     assert not {tokens.eos, tokens.boi, *tokens.image_ids.tolist()} & {*tokens.text_ids(told.text)}
     data = read_benchmark(write_bench(lambda rows: rows[0].update(instruction=hostile)))
     row = Answerer(tiny, Decode(), data).answer(0, 1).to_pylist()[0]
-    assert row["told"] == hostile
+    assert row["told"] == "red"
     assert row["prediction"] is not None
 
 
@@ -145,7 +145,7 @@ def test_a_model_that_cannot_see_prefers_neither(models):
     """Equal frames and actions have equal log-likelihoods: a tie is half a preference."""
     idm, fdp = models
     codes = np.arange(16)[None].repeat(3, axis=0)
-    actions = ["the red cube"] * 3
+    actions = ["the red ring"] * 3
     same = ProbeItems(
         source=codes, target=codes, actions=actions, other_target=codes, other_actions=actions
     )
@@ -158,7 +158,7 @@ def test_the_probe_compares_what_it_says(models):
     idm, fdp = models
     rng = np.random.default_rng(0)
     source, target, other = rng.integers(0, fdp.images.num_codes, (3, 5, 16))
-    actions, others = ["the red cube"] * 5, ["the blue ball and cube"] * 5
+    actions, others = ["the red ring"] * 5, ["the blue cross and ring"] * 5
     items = ProbeItems(
         source=source,
         target=target,
