@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+CELLS = ("a1", "a2", "a3", "b1", "b2", "b3")
+"""Words that the base of the tests knows."""
+
 
 def draw(path: Path, size: tuple[int, int], at: int, noise: int) -> None:
     """A textured ground with a white square at ``at``."""
@@ -32,9 +35,10 @@ def write_bench(
         draw(root / f"{name}-a.png", size, 2, number)
         draw(root / f"{name}-b.png", size, 16, number)
         row = {"input": f"{name}-a.png", "output": f"{name}-b.png", "task": task}
-        rows.append({**row, "instruction": f"push the red ring {number}"})
+        rows.append({**row, "instruction": f"push the red ring {CELLS[number]}"})
     for number in range(1, copies):
-        rows += [{**row, "instruction": f"take it away {number}"} for row in rows[: len(sizes)]]
+        said = f"take the ring away {CELLS[-number]}"
+        rows += [{**row, "instruction": said} for row in rows[: len(sizes)]]
     change(rows)
     (root / "test.json").write_text(json.dumps(rows))
     return root

@@ -240,6 +240,35 @@ class ModelConfig(Strict):
     fastest, where it can compute the network's layers, else dynamic_cache."""
 
 
+class PretrainConfig(Strict):
+    """The base that ``dynamics pretrain`` makes from the run's own clips, at ``model.base``."""
+
+    num_frames: int = Field(default=20_000, ge=2)
+    """Most frames that are read, key frames of clips and labelled frames."""
+    codes_a_side: tuple[Annotated[int, Field(ge=2, le=16)], ...] = (4, 5, 6, 7, 8)
+    """Squares of a frame's side, each with a code, that are tried: the first that shows clearly
+    what happens is taken."""
+    levels: tuple[Annotated[int, Field(ge=2, le=16)], ...] = (5, 5, 5, 4)
+    """Levels of each channel of a code (FSQ); their product is the number of codes."""
+    trial_steps: int = Field(default=400, ge=1)
+    """Steps of the image tokenizer on each size that is tried."""
+    tokenizer_steps: int = Field(default=4000, ge=1)
+    width: int = Field(default=96, ge=8)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=3, ge=1)
+    feed_forward: int = Field(default=256, ge=8)
+    steps: int = Field(default=7000, ge=1)
+    """Steps of the network."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "PretrainConfig":
+        if self.width % (2 * self.heads):
+            raise ValueError("width must be a multiple of twice the heads")
+        if not self.codes_a_side or not self.levels:
+            raise ValueError("codes_a_side and levels need at least one number")
+        return self
+
+
 class IngestConfig(Strict):
     """Videos and labelled pairs to codes; on a joined cluster a pool of actors does it."""
 
@@ -534,6 +563,7 @@ class LoopConfig(Strict):
     pool: PoolConfig = PoolConfig()
     labelled: LabelledConfig = LabelledConfig()
     model: ModelConfig = ModelConfig()
+    pretrain: Annotated[PretrainConfig, Mark.FREE] = PretrainConfig()
     ingest: IngestConfig = IngestConfig()
     label: LabelConfig = LabelConfig()
     filter: FilterConfig = Field(default_factory=FilterConfig)

@@ -96,10 +96,12 @@ def _centred_change(source: Frames, target: Frames) -> NDArray[np.float64]:
 def square_change(first: Frames, second: Frames, patch_px: int) -> NDArray[np.float32]:
     """Mean absolute difference, of 255, in every square of pairs, [N, L]."""
     side = first.shape[1] // patch_px
-    differ = np.abs(first.astype(np.int16) - second).astype(np.float32)
-    squares = differ.reshape(len(first), side, patch_px, side, patch_px, 3)
-    change: NDArray[np.float32] = squares.mean(axis=(2, 4, 5)).reshape(len(first), -1)
-    return change
+    change = np.zeros((len(first), side, side), np.float32)
+    for pair, frames in enumerate(zip(first, second, strict=True)):
+        near, far = (frame.astype(np.int16) for frame in frames)
+        squares = np.abs(near - far).reshape(side, patch_px, side, patch_px * 3)
+        change[pair] = squares.mean(axis=(1, 3))
+    return change.reshape(len(first), -1)
 
 
 def fit_image_tokenizer(
@@ -154,7 +156,7 @@ class _Windows:
         self._cells = first.shape[1] // patch_px
         self._side = min(_WINDOW, self._cells)
         self._change = square_change(first, second, patch_px)
-        self._median = np.median(first, axis=(1, 2))
+        self._median = np.stack([np.median(frame, axis=(0, 1)) for frame in first])
 
     def draw(self) -> _Batch:
         """The windows of a step."""

@@ -75,7 +75,7 @@ def run(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
         str(CONFIG),
         "--run-dir",
         str(root / "run"),
-        # The model is untrained: it knows none of the words, and labels nothing.
+        # The model is untrained, and labels nothing.
         "--anyway",
         "--accept-guard",
         "accepted_labels",

@@ -54,11 +54,8 @@ def build_labelled(
     Raises:
         UserError: no usable pair for one of the two, or a full disk.
     """
-    found, held = _listings(cfg, progress)
-    if held is None:
-        labelled_pairs, heldout_pairs = split(found.pairs, cfg.labelled.heldout_fraction, cfg.seed)
-    else:
-        labelled_pairs, heldout_pairs = (drawn(one.pairs, cfg.seed) for one in (found, held))
+    found, held = listings(cfg, progress)
+    labelled_pairs, heldout_pairs = divided(cfg, found, held)
     wanted = cfg.labelled
     labelled_pairs = capped(labelled_pairs, wanted.max_pairs)
     reader = PairReader(
@@ -131,7 +128,16 @@ def built(folder: RunFolder) -> dict[str, DatasetRef] | None:
     return {name: dataset_ref(path) for name, path in paths.items()}
 
 
-def _listings(cfg: LoopConfig, progress: Progress) -> tuple[Labelled, Labelled | None]:
+def divided(
+    cfg: LoopConfig, found: Labelled, held: Labelled | None
+) -> tuple[list[LabelledPair], list[LabelledPair]]:
+    """Labelled and held-out pairs of `listings`, each in a drawn order."""
+    if held is None:
+        return split(found.pairs, cfg.labelled.heldout_fraction, cfg.seed)
+    return drawn(found.pairs, cfg.seed), drawn(held.pairs, cfg.seed)
+
+
+def listings(cfg: LoopConfig, progress: Progress) -> tuple[Labelled, Labelled | None]:
     """The data set, and its held-out part where that has a path of its own."""
     labelled = cfg.labelled
     assert labelled.dataset is not None

@@ -19,7 +19,11 @@ def test_the_shared_pairs_are_all_usable(real_bench):
 
 def test_a_row_becomes_an_item(bench):
     item = read_benchmark(bench).items[0]
-    assert (item.item_id, item.subset, item.instruction) == ("ag-0000", "ag", "push the red ring 0")
+    assert (item.item_id, item.subset, item.instruction) == (
+        "ag-0000",
+        "ag",
+        "push the red ring a1",
+    )
     assert item.target == bench / "data/ag/0-b.png"
 
 
@@ -145,7 +149,7 @@ def test_disc_edit_prompts_come_from_rows_and_from_auroras_own_folder(write_benc
     (folder / "whatsup" / "itm_test.json").write_text(json.dumps([row]))
     data = read_benchmark(root)
     assert [(d.subset, d.fulfilled, d.wanted) for d in data.disc_items] == [
-        ("ag", "leave the cube", "push the red ring 0"),
+        ("ag", "leave the cube", "push the red ring a1"),
         ("ag", "leave it", "push it"),
         ("clevr", "keep it", "move it"),
         ("whatsup", "cup left", "cup right"),

@@ -1,0 +1,192 @@
+"""Frames of a user's own clips and of labelled pairs, without those that are held out.
+
+N frames, P pairs, H = W frame pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamics.core.config import LoopConfig
+from dynamics.core.errors import UserError
+from dynamics.core.progress import Progress
+from dynamics.core.records import stable_hash
+from dynamics.data.labelled.build import divided, listings
+from dynamics.data.labelled.listing import LabelledPair
+from dynamics.data.labelled.paths import Refused
+from dynamics.data.labelled.read import PairReader, file_digests
+from dynamics.data.units import Unit
+from dynamics.data.video.decode import ClipFrames, DecodeSpec
+from dynamics.data.video.ingest import ClipReader
+from dynamics.data.video.sandbox import close_decoders
+from dynamics.data.video.sources import Clip, clips_by_path
+from dynamics.storage.streams import read_ahead
+
+Frames = NDArray[np.uint8]
+_PAIRS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Footage:
+    """Frames in the order of their clips and, within one, of their times."""
+
+    frames: Frames
+    """[N, H, W, 3]."""
+    clip: NDArray[np.int64]
+    """Number of the clip that each frame is from, [N]."""
+    time_s: NDArray[np.float64]
+    """Seconds from the clip's beginning, growing within it, [N]."""
+
+    @property
+    def pairs(self) -> NDArray[np.int64]:
+        """Rows of every two frames that follow each other in a clip, [P, 2]."""
+        first = np.flatnonzero(self.clip[1:] == self.clip[:-1])
+        return np.stack([first, first + 1], axis=1)
+
+    def save(self, folder: Path) -> None:
+        """Write arrays into a new folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("clip", "time_s", "frames"):
+            np.save(folder / f"{name}.npy", getattr(self, name))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Footage":
+        """Read what `save` wrote."""
+        return cls(*(np.load(folder / f"{name}.npy") for name in ("frames", "clip", "time_s")))
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What may be read of a run's clips and labels."""
+
+    clips: list[Clip]
+    """In a drawn order."""
+    labelled: list[LabelledPair]
+    heldout: list[LabelledPair]
+    heldout_digests: frozenset[str]
+    """sha256 of the files behind held-out pairs: their clips have other names, maybe."""
+
+
+def list_frames(cfg: LoopConfig, progress: Progress) -> Listed:
+    """The clips of the pool, and the pairs of the labelled set.
+
+    Raises:
+        UserError: there is no pool or no labelled set, or nothing in it can be used.
+    """
+    if cfg.labelled.dataset is None:
+        raise UserError("pretraining needs labelled.dataset: its words, and clips to hold out")
+    labelled, heldout = divided(cfg, *listings(cfg, progress))
+    held = {name for pair in heldout for name in (pair.name, *pair.sources)}
+    digests: set[str] = set()
+    for pair in heldout:
+        try:
+            digests |= file_digests(pair.frames)[1]
+        except (OSError, Refused):  # it is not there, so it is nowhere else either
+            continue
+    clips = {
+        path: clip
+        for path, clip in clips_by_path(cfg.pool.parts).items()
+        if held.isdisjoint((path, clip.name))
+    }
+    drawn = sorted(clips, key=lambda path: stable_hash(cfg.seed, "pretrain", path))
+    return Listed([clips[path] for path in drawn], labelled, heldout, frozenset(digests))
+
+
+def read_footage(
+    cfg: LoopConfig, listed: Listed, frame_px: int, most: int, progress: Progress
+) -> Footage:
+    """Key frames of the clips, and the labelled pairs, about ``most`` frames together.
+
+    Raises:
+        UserError: no clip has two frames that differ.
+    """
+    parts = [
+        *islice(_labelled(cfg, listed.labelled, frame_px, progress, "labelled"), most // 4),
+    ]
+    count = sum(len(frames) for frames, _ in parts)
+    for frames, times in _clips(cfg, listed, frame_px, progress):
+        if count >= most:
+            break
+        parts.append((frames, times))
+        count += len(frames)
+    if not parts:
+        raise UserError(
+            f"no frames in {cfg.pool.path}: of its clips none has two key frames that differ; "
+            "dynamics ingest says why"
+        )
+    return _footage(parts)
+
+
+def read_heldout(cfg: LoopConfig, listed: Listed, frame_px: int, progress: Progress) -> Footage:
+    """The frames of held-out pairs, which train nothing.
+
+    Raises:
+        UserError: none can be read.
+    """
+    wanted = listed.heldout[: cfg.labelled.num_heldout]
+    parts = list(_labelled(cfg, wanted, frame_px, progress, "held-out"))
+    if not parts:
+        raise UserError("no held-out pair can be read; dynamics check says why")
+    return _footage(parts)
+
+
+_Part = tuple[Frames, Sequence[float]]
+"""Frames of a clip or pair with their times."""
+
+
+def _footage(parts: Sequence[_Part]) -> Footage:
+    return Footage(
+        np.concatenate([frames for frames, _ in parts]),
+        np.repeat(np.arange(len(parts)), [len(frames) for frames, _ in parts]),
+        np.concatenate([np.asarray(times, np.float64) for _, times in parts]),
+    )
+
+
+def _labelled(
+    cfg: LoopConfig, pairs: Sequence[LabelledPair], frame_px: int, progress: Progress, what: str
+) -> Iterator[_Part]:
+    pool = cfg.pool
+    read = PairReader(
+        frame_px=frame_px,
+        bars=None,
+        memory_mb=pool.decode_memory_mb,
+        timeout_s=pool.decode_timeout_s,
+        cpu_per_s=pool.decode_cpu_per_s,
+    )
+    starts = range(0, len(pairs), _PAIRS_AT_ONCE)
+    units = (Unit(key="", entries=tuple(pairs[at : at + _PAIRS_AT_ONCE])) for at in starts)
+    with closing(read_ahead(read, units, close_decoders)) as tables:
+        for number, (_, table) in enumerate(tables, start=1):
+            for row in table.to_pylist():
+                for pair in row["pairs"]:
+                    frames = np.frombuffer(row["frames"], np.uint8)
+                    times = (pair["t0_s"], max(pair["t1_s"], pair["t0_s"] + 1e-3))
+                    yield frames.reshape(2, frame_px, frame_px, 3), times
+            done = min(number * _PAIRS_AT_ONCE, len(pairs))
+            progress(done, len(pairs), f"read {what} pairs")
+
+
+def _clips(cfg: LoopConfig, listed: Listed, frame_px: int, progress: Progress) -> Iterator[_Part]:
+    spec = DecodeSpec(frame_px=frame_px, **cfg.pool.keyframes.model_dump())
+    pool = cfg.pool
+    reader = ClipReader(
+        spec=spec,
+        memory_mb=pool.decode_memory_mb,
+        timeout_s=pool.decode_timeout_s,
+        cpu_per_s=pool.decode_cpu_per_s,
+    )
+    seen = set(listed.heldout_digests)
+    with closing(read_ahead(reader.read, listed.clips, close_decoders)) as contents:
+        for number, (_, content) in enumerate(contents, start=1):
+            progress(number, len(listed.clips), "read clips")
+            found = content.result
+            if content.sha256 in seen or not isinstance(found, ClipFrames):
+                continue
+            seen.add(content.sha256)
+            if len(found.frames):
+                yield found.frames, found.times_s
