@@ -62,22 +62,13 @@ def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real checkpoint of the smallest size for the 3x3 world, at random initialisation."""
     import torch
 
-    from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
-    from dynamics.pretraining.base import build_network
-    from dynamics.tabletop.pretraining.pretrain_tiny import (
-        TinyRecipe,
-        build_tokenizer,
-        save_checkpoint,
-    )
+    from dynamics.pretraining.base import BaseRecipe
+    from tests.bases import write_base
 
-    world = WorldConfig(grid=3, min_objects=2, max_objects=3)
     base = tmp_path_factory.mktemp("base")
-    recipe = TinyRecipe(width=32, layers=1, heads=2, feed_forward=64)
     torch.manual_seed(0)
-    images = FsqTokenizer(FsqAutoencoder(FsqConfig(frame_px=world.frame_px, width=8)))
-    tokenizer = build_tokenizer(world.grid)
-    network = build_network(recipe, tokenizer, images.num_codes)
-    save_checkpoint(base, network, tokenizer, images, world, recipe)
+    sizes = BaseRecipe(width=32, layers=1, heads=2, feed_forward=64)
+    write_base(base, WorldConfig(grid=3, min_objects=2, max_objects=3), sizes)
     return base
 
 

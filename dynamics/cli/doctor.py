@@ -101,7 +101,7 @@ def _unmet(cfg: LoopConfig) -> Iterator[str]:
             yield str(error)
     base = cfg.base_path()
     if base.is_dir() and not ((base / "config.json").is_file() and [*base.glob("*.safetensors")]):
-        yield f"no checkpoint in {base}: set model.base, or dynamics pretrain-tiny"
+        yield f"no checkpoint in {base}: set model.base, or remove it and run dynamics pretrain"
 
 
 def _unlisted(cfg: LoopConfig) -> Iterator[str]:

@@ -23,7 +23,7 @@ from dynamics.cli.film import film
 from dynamics.cli.ingest import ingest
 from dynamics.cli.new import new
 from dynamics.cli.plan import plan
-from dynamics.cli.pretrain_tiny import pretrain_tiny_command
+from dynamics.cli.pretrain import pretrain
 from dynamics.cli.report import report
 from dynamics.cli.serve import serve
 from dynamics.cli.study import study
@@ -65,7 +65,7 @@ def _options(version: _Version = False) -> None:
 
 data, runs, rest = "Your data", "Runs", "Bases, worlds and machines"
 command: Callable[..., None]
-for command in (ingest, annotate, new, check):
+for command in (ingest, annotate, new, pretrain, check):
     app.command(rich_help_panel=data)(command)
 app.command(context_settings=PASS_THROUGH, add_help_option=False, rich_help_panel=runs)(bootstrap)
 app.add_typer(evaluate, name="evaluate", rich_help_panel=runs)
@@ -74,7 +74,6 @@ for command in (report, verify, export, study):
 app.command(context_settings=PASS_THROUGH, rich_help_panel=runs)(serve)
 for command in (doctor, plan, film):
     app.command(rich_help_panel=rest)(command)
-app.command("pretrain-tiny", rich_help_panel=rest)(pretrain_tiny_command)
 app.command("convert-vqgan", rich_help_panel=rest)(convert_vqgan_command)
 
 

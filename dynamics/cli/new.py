@@ -11,11 +11,15 @@ from dynamics.core.config_file import load
 from dynamics.core.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynamics.data.labelled.listing import LabelledPair
     from dynamics.models.image_tokenizer import ImageTokenizer
+    from dynamics.models.tokens import Tokens
 
 _TEMPLATE = """\
 # {name}: your own videos and labels. Every key and its default: dynamics/core/config.py.
-# Next: dynamics check {file}
+# Next: {next}
 name: {name}
 seed: 0 # another seed holds out other clips
 rounds: 3
@@ -37,7 +41,7 @@ label:
   max_action_tokens: {tokens} # the longest of your sentences, its end, and one to spare
 
 model:
-  base: {base!r} # dynamics check says whether its tokenizers know your pictures and words
+  base: {base!r} # {base_why}
   device: cpu
 
 train:
@@ -79,9 +83,12 @@ def new(
     fraction = 0.1 if len(pairs) >= 1000 else 0.3
     sentences = {pair.action for pair in pairs}
     spacing, why = _spacing(videos, images)
+    base, base_why = _base(name, shipped, pairs, images, tokens)
+    makes = "check" if base == str(shipped.model.base) else "pretrain"
+    following = f"dynamics {makes} {file if out else name}"
     text = _TEMPLATE.format(
         name=name,
-        file=file,
+        next=following,
         videos=str(videos.absolute()),
         labels=str(labels.absolute()),
         top_k=KeyframeConfig().top_k,
@@ -92,12 +99,13 @@ def new(
         fraction=fraction,
         num_heldout=len(split(pairs, fraction, shipped.seed)[1]),
         tokens=max(len(tokens.text_ids(one)) for one in sentences) + 2,
-        base=str(shipped.model.base),
+        base=base,
+        base_why=base_why,
         validation=0.2 if len(pairs) < 1000 else 0.0,
     )
     write_bytes(file, text.encode())
     _read_back(file)
-    console.print(f"wrote {file}; next: dynamics check {file}", markup=False)
+    console.print(f"wrote {file}; next: {following}", markup=False)
 
 
 def _read_back(file: Path) -> LoopConfig:
@@ -105,7 +113,30 @@ def _read_back(file: Path) -> LoopConfig:
     return load(file)
 
 
-_LOOKED_AT = 8
+def _base(
+    name: str,
+    shipped: LoopConfig,
+    pairs: "Sequence[LabelledPair]",
+    images: "ImageTokenizer",
+    tokens: "Tokens",
+) -> tuple[str, str]:
+    """The shipped base where it knows the words and sees the changes, else a new one; and why."""
+    from dynamics.core.progress import silent
+    from dynamics.pretraining.frames import read_pairs
+    from dynamics.pretraining.image_tokenizer import sight
+
+    words = " ".join(sorted({word for pair in pairs for word in pair.action.split()}))
+    own = f"runs/{name}-base"
+    if unknown := list(tokens.unknown_words(words)):
+        reason = f"the shipped base does not know the words {', '.join(unknown[:3])}"
+        return own, f"dynamics pretrain makes it: {reason}"
+    seen = read_pairs(shipped, pairs[:_PAIRS_LOOKED_AT], images.frame_px, silent, "labelled")
+    if not sight(images, *seen.ends).is_clear:
+        return own, "dynamics pretrain makes it: the shipped one does not see your changes clearly"
+    return str(shipped.model.base), "it knows your words, and sees what changes in your pairs"
+
+
+_LOOKED_AT, _PAIRS_LOOKED_AT = 8, 64
 _SPACINGS = (20, 10, 5, 2, 1)
 
 

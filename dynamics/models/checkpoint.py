@@ -28,7 +28,10 @@ def check_model_type(base: Path, expected: str) -> None:
         UserError: with the model that is there.
     """
     if not (base / CONFIG_FILE).is_file():
-        raise UserError(f"{base} is not a checkpoint folder ({CONFIG_FILE} is missing)")
+        raise UserError(
+            f"{base} is not a checkpoint folder ({CONFIG_FILE} is missing); dynamics pretrain "
+            "CONFIG makes one from your own clips"
+        )
     found = read_json_object(base / CONFIG_FILE).get("model_type")
     if found != expected:
         raise UserError(

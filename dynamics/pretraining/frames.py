@@ -48,6 +48,11 @@ class Footage:
         first = np.flatnonzero(self.clip[1:] == self.clip[:-1])
         return np.stack([first, first + 1], axis=1)
 
+    @property
+    def ends(self) -> tuple[Frames, Frames]:
+        """The first and the second frames of `pairs`, [P, H, W, 3] each."""
+        return self.frames[self.pairs[:, 0]], self.frames[self.pairs[:, 1]]
+
     def save(self, folder: Path) -> None:
         """Write arrays into a new folder."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,15 +128,22 @@ def read_footage(
 
 
 def read_heldout(cfg: LoopConfig, listed: Listed, frame_px: int, progress: Progress) -> Footage:
-    """The frames of held-out pairs, which train nothing.
+    """The frames of held-out pairs, which train nothing; raises as `read_pairs`."""
+    wanted = listed.heldout[: cfg.labelled.num_heldout]
+    return read_pairs(cfg, wanted, frame_px, progress, "held-out")
+
+
+def read_pairs(
+    cfg: LoopConfig, pairs: Sequence[LabelledPair], frame_px: int, progress: Progress, what: str
+) -> Footage:
+    """The frames of labelled pairs, two a clip.
 
     Raises:
         UserError: none can be read.
     """
-    wanted = listed.heldout[: cfg.labelled.num_heldout]
-    parts = list(_labelled(cfg, wanted, frame_px, progress, "held-out"))
+    parts = list(_labelled(cfg, pairs, frame_px, progress, what))
     if not parts:
-        raise UserError("no held-out pair can be read; dynamics check says why")
+        raise UserError(f"no {what} pair can be read, or none shows a change")
     return _footage(parts)
 
 

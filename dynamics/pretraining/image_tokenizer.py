@@ -31,7 +31,8 @@ STILL, CHANGED = 3.0, 8.0
 which on something in it has changed."""
 BLIND, LOST, DIM = 0.05, 0.5, 0.8
 """Share of the pairs with equal codes from which on a tokenizer overlooks much; likeness of the
-decoded change to the real one, -1 to 1, below which it is lost, or dim (`change_likeness`)."""
+decoded change to the real one, -1 to 1, below which it is lost, or dim (`change_likeness`); the
+shipped tokenizer has 0.82 to 0.99 on the tabletop."""
 
 _WINDOW = 4
 """Squares a side of what a step sees of a frame."""

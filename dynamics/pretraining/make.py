@@ -39,10 +39,6 @@ class Corpus(Protocol):
     """What a base is made from."""
 
     @property
-    def tasks(self) -> Sequence[str]:
-        """Names of the tasks, each a word of the vocabulary."""
-
-    @property
     def words(self) -> Sequence[str]:
         """Words of the vocabulary."""
 
@@ -53,6 +49,9 @@ class Corpus(Protocol):
     @property
     def about(self) -> Mapping[str, Any]:
         """What decides the checkpoint besides ``pretrain`` and ``seed``, for ``recipe.json``."""
+
+    def tasks(self, num_tokens: int) -> Sequence[str]:
+        """Words of the tasks that a frame of so many codes needs."""
 
     def image_tokenizer(
         self, work: Path, progress: Progress
@@ -72,18 +71,16 @@ def make_base(cfg: LoopConfig, corpus: Corpus, out: Path, progress: Progress) ->
     """Make the checkpoint folder ``out``, or go on with it.
 
     Returns:
-        What ``recipe.json`` holds: how it was made, and what was measured on held-out frames.
+        What was measured on held-out frames; ``recipe.json`` has it, and how the base was made.
 
     Raises:
-        UserError: ``out`` is there, or was begun with another recipe.
+        UserError: it was begun with another recipe.
     """
-    if out.exists():
-        raise UserError(f"{out} exists; remove it to make it anew, or set model.base to another")
     work = out.with_name(f".{out.name}.making")
     recipe = {"pretrain": cfg.pretrain.model_dump(mode="json"), "seed": cfg.seed, **corpus.about}
     _begin(work, recipe)
     images, seen = _image_tokenizer(corpus, work, progress)
-    tokenizer = build_tokenizer(corpus.tasks, corpus.words)
+    tokenizer = build_tokenizer(corpus.tasks(images.num_tokens), corpus.words)
     sizes = base_recipe(cfg.pretrain, cfg.seed)
     network: Any = build_network(sizes, tokenizer, images.num_codes)
     tokens = chameleon_tokens(
@@ -94,20 +91,26 @@ def make_base(cfg: LoopConfig, corpus: Corpus, out: Path, progress: Progress) ->
         if step % _PROGRESS_EVERY == 0 or step == sizes.steps:
             progress(step, sizes.steps, "base", losses=losses)
     network.eval()
-    made = {
-        **recipe,
+    measured = {
         "image_tokenizer": seen,
         "heldout_losses": heldout_losses(network, lessons.heldout),
     }
     with new_folder(out, last=CONFIG_FILE) as folder:
-        network.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        images.save(folder)
-        corpus.prompts.save(folder)
+        write_checkpoint(folder, network, tokenizer, images, corpus.prompts)
         corpus.save(folder)
-        (folder / RECIPE_FILE).write_text(json.dumps(made, indent=2) + "\n")
+        (folder / RECIPE_FILE).write_text(json.dumps(recipe | measured, indent=2) + "\n")
     remove_tree(work)
-    return made
+    return measured
+
+
+def write_checkpoint(
+    folder: Path, network: Any, tokenizer: Any, images: FsqTokenizer, prompts: Prompts
+) -> None:
+    """Write everything that `dynamics.models.load_model` needs."""
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    images.save(folder)
+    prompts.save(folder)
 
 
 def base_recipe(chosen: PretrainConfig, seed: int) -> BaseRecipe:

@@ -26,15 +26,10 @@ from transformers import (
 
 from dynamics.models.chameleon import image_token_name
 from dynamics.models.convert_vqgan import convert_vqgan
-from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
 from dynamics.models.image_tokenizers.vqgan import Vqgan
 from dynamics.models.vlm import UnifiedVLM
-from dynamics.pretraining.base import build_network
-from dynamics.tabletop.pretraining.pretrain_tiny import (
-    TinyRecipe,
-    build_tokenizer,
-    save_checkpoint,
-)
+from dynamics.pretraining.base import BaseRecipe
+from tests.bases import write_base
 from tests.fakes import WORLD
 
 NUM_CODES = 64
@@ -94,11 +89,7 @@ def save_ckpt(model: Vqgan, path: Path) -> None:
 
 
 def build_tiny(folder: Path) -> None:
-    images = FsqTokenizer(FsqAutoencoder(FsqConfig(frame_px=WORLD.frame_px, width=8)))
-    tokenizer = build_tokenizer(WORLD.grid)
-    recipe = TinyRecipe(width=32, layers=2, heads=2, feed_forward=64)
-    network = build_network(recipe, tokenizer, images.num_codes)
-    save_checkpoint(folder, network, tokenizer, images, WORLD, recipe)
+    write_base(folder, WORLD, BaseRecipe(width=32, layers=2, heads=2, feed_forward=64))
 
 
 def _chameleon(folder: Path, vqgan: Vqgan) -> ChameleonForConditionalGeneration:

@@ -18,12 +18,10 @@ from transformers import ChameleonForConditionalGeneration
 from dynamics.core.config import REPOSITORY_ROOT, WorldConfig
 from dynamics.core.config_file import load
 from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
-from dynamics.pretraining.base import build_network
-from dynamics.tabletop.pretraining.pretrain_tiny import (
-    TinyRecipe,
-    build_tokenizer,
-    save_checkpoint,
-)
+from dynamics.pretraining.base import BaseRecipe, build_network
+from dynamics.pretraining.make import write_checkpoint
+from dynamics.pretraining.vocabulary import prompts
+from tests.bases import text_tokenizer
 from tests.runs import run_local
 
 SMALL = [
@@ -43,15 +41,15 @@ SMALL = [
 def make_base(out: Path) -> None:
     torch.manual_seed(0)
     world = WorldConfig(grid=3, min_objects=2, max_objects=3)
-    recipe = TinyRecipe(width=8, layers=1, heads=1, feed_forward=16)
+    recipe = BaseRecipe(width=8, layers=1, heads=1, feed_forward=16)
     sizes = FsqConfig(frame_px=world.frame_px, width=4, levels=(2, 2, 2))
     images = FsqTokenizer(FsqAutoencoder(sizes))
-    tokenizer = build_tokenizer(world.grid)
+    tokenizer = text_tokenizer(world)
     config = build_network(recipe, tokenizer, images.num_codes).config
     # Chameleon's own VQGAN is never run and would be most of the bytes: none of its channels.
     config.vq_config.base_channels = 0
     network = ChameleonForConditionalGeneration(config)
-    save_checkpoint(out, network, tokenizer, images, world, recipe)
+    write_checkpoint(out, network, tokenizer, images, prompts(()))
 
 
 def make_run(out: Path) -> None:

@@ -3,14 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamics.plan.findings.finding import Evidence, Finding, Frame, codes_of, unchanged
+from dynamics.plan.findings.finding import Evidence, Finding, codes_of, pretrained, unchanged
+from dynamics.pretraining.image_tokenizer import BLIND, DIM, LOST, change_likeness
 
 REFUSED = 0.25
 """Share of the pairs with equal codes from which on a model cannot learn the actions."""
-WARNED = 0.05
-LOST, DIM = 0.5, 0.8
-"""Likeness of the decoded change to the real one, -1 to 1, below which it is lost, or dim; the
-tabletop has 0.82 to 0.99 (median 0.98)."""
 
 
 def blind_tokenizer(evidence: Evidence) -> Finding:
@@ -32,14 +29,13 @@ def blind_tokenizer(evidence: Evidence) -> Finding:
             f"; decoded again, the change looks like the real one in {(likeness >= LOST).sum()} of "
             f"{len(likeness)} held-out pairs (median likeness {typical:.2f} of 1)"
         )
-    if worst <= WARNED and typical >= DIM:
+    if worst <= BLIND and typical >= DIM:
         return Finding(level="fine", found=found)
     return Finding(
         level="refuse" if worst > REFUSED or typical < LOST else "warn",
         found=f"the image tokenizer of {evidence.cfg.model.base} is blind to what happens here: "
         f"{found}",
-        remedy="set model.base to a checkpoint whose image tokenizer knows such pictures; labels "
-        "and training cannot mend it",
+        remedy=f"{pretrained(evidence)}; labels and training cannot mend it",
     )
 
 
@@ -51,23 +47,5 @@ def _likeness(evidence: Evidence) -> NDArray[np.float64]:
         return np.zeros(0)
     ends = codes_of(evidence.heldout.take(rows))
     source, target = (evidence.images.decode(codes_BL) for codes_BL in ends)
-    real = [evidence.pictures[pair_ids[row]] for row in rows]
-    return np.array(
-        [
-            _correlation(_change(*one), _change(s, t))
-            for one, s, t in zip(real, source, target, strict=True)
-        ]
-    )
-
-
-def _change(source: Frame, target: Frame) -> NDArray[np.float64]:
-    """Where two frames differ, float64 [H * W]."""
-    differ: NDArray[np.float64] = np.abs(target.astype(np.float64) - source).mean(axis=2).ravel()
-    return differ
-
-
-def _correlation(real: NDArray[np.float64], decoded: NDArray[np.float64]) -> float:
-    """Pearson's, 0 where one of the two is flat."""
-    a, b = real - real.mean(), decoded - decoded.mean()
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm else 0.0
+    real = np.stack([np.stack(evidence.pictures[pair_ids[row]]) for row in rows])
+    return change_likeness((real[:, 0], real[:, 1]), (source, target))

@@ -79,3 +79,12 @@ def unchanged(pairs: pa.Table) -> NDArray[np.bool_]:
 def percent(share: float) -> str:
     """A share for a sentence."""
     return f"{100 * share:.0f} %"
+
+
+def pretrained(evidence: Evidence) -> str:
+    """What to do about a base that knows neither the pictures nor the words."""
+    name = evidence.cfg.name
+    return (
+        f"set model.base to a new folder (runs/{name}-base) and make a base there from your own "
+        "clips: dynamics pretrain"
+    )

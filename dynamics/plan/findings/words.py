@@ -1,6 +1,6 @@
 """Sentences that the base cannot read or the IDM cannot write."""
 
-from dynamics.plan.findings.finding import Evidence, Finding, percent
+from dynamics.plan.findings.finding import Evidence, Finding, percent, pretrained
 
 _SHOWN = 6
 
@@ -25,8 +25,7 @@ def unknown_words(evidence: Evidence) -> Finding:
         found=f"{percent(share)} of the sentences have words that {evidence.cfg.model.base} does "
         f"not know ({len(unknown)}: {', '.join(named)}{', ...' * (len(unknown) > _SHOWN)}), e.g. "
         f"{example}",
-        remedy="set model.base to a checkpoint that knows them, or write the sentences in its "
-        "words",
+        remedy=f"{pretrained(evidence)}, or write the sentences in the words that it knows",
     )
 
 

@@ -60,7 +60,7 @@ def run(tmp_path) -> Path:
 def test_help_names_every_verb():
     done = dynamics("--help")
     assert done.returncode == 0
-    for verb in ("bootstrap", "ingest", "film", "pretrain-tiny", "evaluate", "report", "doctor"):
+    for verb in ("bootstrap", "ingest", "film", "pretrain", "evaluate", "report", "doctor"):
         assert verb in done.stdout
 
 

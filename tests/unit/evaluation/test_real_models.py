@@ -12,16 +12,11 @@ from dynamics.evaluation.controls import run_controls
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.evaluation.metrics import summarise
 from dynamics.inference.load import load_pair, model_ref
-from dynamics.models.image_tokenizers.fsq import FsqAutoencoder, FsqConfig, FsqTokenizer
-from dynamics.pretraining.base import build_network
+from dynamics.pretraining.base import BaseRecipe
 from dynamics.report.grid import draw_grid, grid_rows, shown_scenes
 from dynamics.report.pictures import Frames
 from dynamics.storage.tables import write_table
-from dynamics.tabletop.pretraining.pretrain_tiny import (
-    TinyRecipe,
-    build_tokenizer,
-    save_checkpoint,
-)
+from tests.bases import write_base
 from tests.fakes import WORLD, filmed
 
 HELDOUT, HELDOUT_TRUTH = filmed(12)
@@ -30,11 +25,7 @@ HELDOUT, HELDOUT_TRUTH = filmed(12)
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory: pytest.TempPathFactory) -> LoopConfig:
     base = tmp_path_factory.mktemp("base")
-    recipe = TinyRecipe(width=32, layers=1, heads=2, feed_forward=64)
-    images = FsqTokenizer(FsqAutoencoder(FsqConfig(frame_px=WORLD.frame_px, width=8)))
-    tokenizer = build_tokenizer(WORLD.grid)
-    network = build_network(recipe, tokenizer, images.num_codes)
-    save_checkpoint(base, network, tokenizer, images, WORLD, recipe)
+    write_base(base, WORLD, BaseRecipe(width=32, layers=1, heads=2, feed_forward=64))
     return LoopConfig(
         world=WORLD,
         model=ModelConfig(base=base),

@@ -3,7 +3,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from dynamics.core.config import REPOSITORY_ROOT, WorldConfig
 from dynamics.data.video.filmed import CLIPS_SCHEMA
@@ -20,7 +19,6 @@ from dynamics.tabletop.pretraining.base_corpus import (
     sample_episodes,
     video_keys,
 )
-from dynamics.tabletop.pretraining.pretrain_tiny import build_tokenizer
 from dynamics.tabletop.scene import Kind, Scene
 from dynamics.tabletop.seen import seen_transitions
 
@@ -99,9 +97,3 @@ def test_the_shipped_checkpoint_names_the_transitions_it_saw() -> None:
     seen = seen_transitions(base)
     assert len(seen) > 0.95 * recipe["num_episodes"] * recipe["episode_length"]
     assert set(video_keys(few).tolist()) <= seen
-
-
-@pytest.mark.parametrize("grid", [3, 4])
-def test_the_tokenizer_knows_every_word_of_its_world(grid: int) -> None:
-    vocabulary = build_tokenizer(grid).get_vocab()
-    assert set(base_words(grid)) | set(action_only_words()) <= set(vocabulary)

@@ -1,13 +1,11 @@
-"""Make the tiny base checkpoint: a small Chameleon that knows pictures and words, not actions.
+"""The tabletop's corpus of a base: a network that knows pictures and words, not actions.
 
-``dynamics pretrain-tiny OUT`` runs this. The result has the Hugging Face layout, and every user
-starts from the one that the repository ships, as with the 7B weights.
+Every user starts from the base that the repository ships, as with the 7B weights.
 
 B rows, T positions, L codes a frame.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,19 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
-from dynamics.core.config import WorldConfig
-from dynamics.core.progress import Detail, Progress, silent
+from dynamics.core.config import LoopConfig, WorldConfig
+from dynamics.core.progress import Progress
 from dynamics.core.seeds import numpy_rng
-from dynamics.models.chameleon import chameleon_tokens
-from dynamics.models.image_tokenizers.fsq import FsqTokenizer
-from dynamics.models.tokens import IGNORE, Prompts, Rows, Tokens
-from dynamics.pretraining.base import BaseRecipe, build_network, train_base
+from dynamics.models.image_tokenizers.fsq import FsqConfig, FsqTokenizer
+from dynamics.models.tokens import IGNORE, Rows, Tokens
+from dynamics.pretraining.image_tokenizer import fit_image_tokenizer
+from dynamics.pretraining.make import Lessons
+from dynamics.pretraining.vocabulary import prompts
 from dynamics.tabletop.language import action_words
 from dynamics.tabletop.pretraining.base_corpus import (
     Corpus,
@@ -37,21 +32,19 @@ from dynamics.tabletop.pretraining.base_corpus import (
     build_corpus,
     caption,
 )
-from dynamics.tabletop.pretraining.fit_image_tokenizer import fit_image_tokenizer, read_back
+from dynamics.tabletop.pretraining.photographs import crowded_tables, read_back
 from dynamics.tabletop.seen import SEEN_FILE
 
-SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>", "<racm3:break>", "<eoss>", "<image>")
-TASK_WORDS = ("[caption]", "[question]", "[compare]", "[draw]", "[video]", "[predict]", "[explain]")
-PROMPTS = Prompts(version="tiny-1", fdp="[predict]", idm="[explain]", action_tokens=10)
+TASK_WORDS = ("[caption]", "[question]", "[compare]", "[draw]", "[video]")
 TEXT_TOKENS = 40
 """Room for several questions with their answers after the pictures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TinyRecipe(BaseRecipe):
-    """Sizes and lengths; saved with the checkpoint as ``recipe.json``."""
+class CorpusSizes:
+    """Pictures of the corpus, and how often they are asked about."""
 
-    tokenizer_steps: int = 4000
+    num_tables: int = 3000
     tokenizer_film_scale: int = 3
     """Photographs are taken this many times larger than the model's frames, and scaled down."""
     corpus_film_scale: int = 2
@@ -62,20 +55,9 @@ class TinyRecipe(BaseRecipe):
     """caption, question, compare, draw, video."""
 
 
-def build_tokenizer(grid: int) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over captions, questions and action sentences."""
-    words = sorted({*base_words(grid), *action_words()})
-    vocabulary = {token: index for index, token in enumerate((*SPECIALS, *TASK_WORDS, *words))}
-    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        additional_special_tokens=["<racm3:break>", "<eoss>", "<image>"],
-    )
+def tabletop_words(grid: int) -> list[str]:
+    """Words of captions, questions and action sentences."""
+    return sorted({*base_words(grid), *action_words()})
 
 
 class BaseTasks:
@@ -158,7 +140,7 @@ class BaseTasks:
         """Frame to next frame, without any text: the FDP layout with an empty action."""
         tokens, corpus = self.tokens, self.corpus
         prefix = torch.tensor(
-            [tokens.bos, *self._text("[video]")] + [tokens.pad] * PROMPTS.action_tokens
+            [tokens.bos, *self._text("[video]")] + [tokens.pad] * tokens.prompts.action_tokens
         )
         blocks = [
             tokens.image_block(c[rows])
@@ -172,11 +154,11 @@ class BaseTasks:
         labels[:, -self.tokens.num_image_tokens :] = full[:, -self.tokens.num_image_tokens :]
         return Rows(full[:, :-1], labels[:, 1:])
 
-    def batches(self, recipe: TinyRecipe) -> Iterator[dict[str, Rows]]:
+    def batches(self, rows_per_task: Sequence[int], seed: int) -> Iterator[dict[str, Rows]]:
         """Endless steps, one batch a task each."""
-        rng = numpy_rng(recipe.seed, "base-batches")
+        rng = numpy_rng(seed, "base-batches")
         singles, videos = len(self.corpus.first), len(self.corpus.video_source_codes)
-        c, q, m, d, v = recipe.rows_per_task
+        c, q, m, d, v = rows_per_task
         while True:
             yield {
                 "caption": self.captions(rng.integers(singles, size=c)),
@@ -187,62 +169,69 @@ class BaseTasks:
             }
 
 
-def pretrain_tiny(
-    world: WorldConfig, recipe: TinyRecipe, out: Path, *, progress: Progress = silent
-) -> Path:
-    """Train tokenizer and base, save the checkpoint into ``out``; returns ``out``.
+class TabletopCorpus:
+    """`dynamics.pretraining.make.Corpus` of pictures that are drawn: no action, no transition."""
 
-    A snapshot is saved every tenth of the way, so that a stopped run leaves something usable.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    images = fit_image_tokenizer(
-        world.model_copy(update={"film_scale": recipe.tokenizer_film_scale}),
-        steps=recipe.tokenizer_steps,
-        seed=recipe.seed,
-        progress=progress,
-    )
-    corpus = build_corpus(
-        world.model_copy(update={"film_scale": recipe.corpus_film_scale}),
-        images,
-        num_doubles=recipe.num_doubles,
-        num_episodes=recipe.num_episodes,
-        episode_length=recipe.episode_length,
-        seed=recipe.seed,
-        progress=progress,
-    )
-    np.save(out / SEEN_FILE, corpus.seen)
-    tokenizer = build_tokenizer(world.grid)
-    network: Any = build_network(recipe, tokenizer, images.num_codes)
-    tokens = chameleon_tokens(tokenizer, network.config.vocabulary_map, PROMPTS, images.num_tokens)
-    tasks = BaseTasks(corpus, tokens)
+    prompts = prompts(())
 
-    def batches(start: int) -> Iterator[dict[str, Rows]]:
-        return islice(tasks.batches(recipe), start, None)
+    def __init__(
+        self, cfg: LoopConfig, progress: Progress, sizes: CorpusSizes | None = None
+    ) -> None:
+        self._cfg = cfg
+        self._world = cfg.world
+        self._sizes = sizes or CorpusSizes()
+        self._corpus: Corpus | None = None
+        self.words = tabletop_words(cfg.world.grid)
 
-    for step, losses in train_base(network, batches, recipe):
-        if step % 25 == 0:
-            progress(step, recipe.steps, "base", Detail(losses=losses))
-        if step % max(1, recipe.steps // 10) == 0:
-            save_checkpoint(out, network, tokenizer, images, world, recipe)
-    return out
+    @property
+    def about(self) -> dict[str, Any]:
+        """The world, and the numbers of pictures."""
+        return {"world": self._world.model_dump(), "corpus": asdict(self._sizes)}
 
+    def tasks(self, num_tokens: int) -> Sequence[str]:
+        """The words that begin a task's rows."""
+        return TASK_WORDS
 
-def save_checkpoint(
-    out: Path,
-    network: Any,
-    tokenizer: Any,
-    images: FsqTokenizer,
-    world: WorldConfig,
-    recipe: TinyRecipe,
-) -> None:
-    """Everything that `dynamics.models.load_model` needs, plus how it was made."""
-    network.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    images.save(out)
-    PROMPTS.save(out)
-    made = {
-        "world": world.model_dump(),
-        "recipe": asdict(recipe),
-        "image_tokenizer": read_back(images, world, num=1000, seed=recipe.seed + 1),
-    }
-    (out / "recipe.json").write_text(json.dumps(made, indent=2) + "\n")
+    def image_tokenizer(
+        self, work: Path, progress: Progress
+    ) -> tuple[FsqTokenizer, dict[str, Any]]:
+        """One code a cell, fitted to photographs; measured by what the oracle reads."""
+        cfg, world = self._cfg, self._filmed(self._sizes.tokenizer_film_scale)
+        rng = numpy_rng(cfg.seed, "image-tokenizer-data")
+        images = fit_image_tokenizer(
+            *crowded_tables(self._sizes.num_tables, world, rng),
+            FsqConfig(frame_px=world.frame_px, patch_px=world.cell_px, levels=cfg.pretrain.levels),
+            steps=cfg.pretrain.tokenizer_steps,
+            seed=cfg.seed,
+            progress=progress,
+        )
+        return images, read_back(images, self._world, num=1000, seed=cfg.seed + 1)
+
+    def _filmed(self, scale: int) -> WorldConfig:
+        return self._world.model_copy(update={"film_scale": scale})
+
+    def lessons(
+        self, images: FsqTokenizer, tokens: Tokens, work: Path, progress: Progress
+    ) -> Lessons:
+        """Captions, questions, drawings and videos, drawn anew for every step."""
+        sizes, seed = self._sizes, self._cfg.seed
+        self._corpus = build_corpus(
+            self._filmed(sizes.corpus_film_scale),
+            images,
+            num_doubles=sizes.num_doubles,
+            num_episodes=sizes.num_episodes,
+            episode_length=sizes.episode_length,
+            seed=seed,
+            progress=progress,
+        )
+        tasks = BaseTasks(self._corpus, tokens)
+
+        def batches(start: int) -> Iterator[dict[str, Rows]]:
+            return islice(tasks.batches(sizes.rows_per_task, seed), start, None)
+
+        return Lessons(batches, heldout=())
+
+    def save(self, folder: Path) -> None:
+        """Write the transitions that the videos showed: no split may show them again."""
+        assert self._corpus is not None
+        np.save(folder / SEEN_FILE, self._corpus.seen)
