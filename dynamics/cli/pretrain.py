@@ -31,7 +31,7 @@ def pretrain(
     the same command goes on. When the clips, the camera or the words change, remove the folder and
     make it anew.
     """
-    from dynamics.pretraining.make import RECIPE_FILE, make_base
+    from dynamics.pretraining.make import RECIPE_FILE, make_base, work_folder
 
     path = config_path(config)
     cfg = load(path, overrides or [])
@@ -43,22 +43,22 @@ def pretrain(
     if out.exists():
         raise UserError(f"{out} exists; remove it to make it anew, or set model.base to another")
     with ProgressView(console) as progress:
-        measured = make_base(cfg, _corpus(cfg, progress), out, progress)
+        measured = make_base(cfg, _corpus(cfg, work_folder(out), progress), out, progress)
     for line in _lines(measured):
         console.print(line, markup=False)
     same = " ".join([config, *(f"--set {one}" for one in overrides or [])])
     console.print(f"made {out} ({RECIPE_FILE} says how); next: dynamics check {same}", markup=False)
 
 
-def _corpus(cfg: LoopConfig, progress: Progress) -> "Corpus":
+def _corpus(cfg: LoopConfig, work: Path, progress: Progress) -> "Corpus":
     """What the config's base is made from."""
     from dynamics.pretraining import CORPORA
     from dynamics.pretraining.own_clips import OwnClips
 
     name = cfg.domain or ("tabletop" if cfg.labelled.dataset is None else "")
-    make: Callable[[LoopConfig, Progress], Corpus]
+    make: Callable[[LoopConfig, Path, Progress], Corpus]
     make = imported(CORPORA[name]) if name in CORPORA else OwnClips
-    return make(cfg, progress)
+    return make(cfg, work, progress)
 
 
 def _lines(measured: dict[str, Any]) -> list[str]:

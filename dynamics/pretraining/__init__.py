@@ -1,7 +1,7 @@
 """Bases that are trained here: a small Chameleon network that learns to look at frames.
 
 A base is made from a corpus (`dynamics.pretraining.make.Corpus`). To add one for a domain: a class
-made from the config and a progress callback, and one line in CORPORA.
+made from the config, the work folder and a progress callback, and one line in CORPORA.
 """
 
 CORPORA: dict[str, str] = {"tabletop": "dynamics.tabletop.pretraining.corpus:TabletopCorpus"}

@@ -3,7 +3,7 @@
 N frames, P pairs, H = W frame pixels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamics.core.config import LoopConfig
+from dynamics.core.config import KeyframeConfig, LoopConfig, PoolPart
+from dynamics.core.domain import Split, load_simulator
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
 from dynamics.core.records import stable_hash
@@ -22,10 +23,12 @@ from dynamics.data.labelled.paths import Refused
 from dynamics.data.labelled.read import PairReader, file_digests
 from dynamics.data.units import Unit
 from dynamics.data.video.decode import ClipFrames, DecodeSpec
+from dynamics.data.video.filmed import CLIPS_SCHEMA
 from dynamics.data.video.ingest import ClipReader
-from dynamics.data.video.sandbox import close_decoders
+from dynamics.data.video.sandbox import ReadClip, close_decoders
 from dynamics.data.video.sources import Clip, clips_by_path
 from dynamics.storage.streams import read_ahead
+from dynamics.storage.tables import read_table
 
 Frames = NDArray[np.uint8]
 _PAIRS_AT_ONCE = 32
@@ -66,25 +69,41 @@ class Footage:
 
 
 @dataclass(frozen=True, slots=True)
+class ClipOf:
+    """A clip, and how its key frames are chosen."""
+
+    clip: Clip
+    keyframes: KeyframeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
     """What may be read of a run's clips and labels."""
 
-    clips: list[Clip]
+    clips: list[ClipOf]
     """In a drawn order."""
     labelled: list[LabelledPair]
-    heldout: list[LabelledPair]
+    heldout: list[LabelledPair] | list[ClipOf]
     heldout_digests: frozenset[str]
     """sha256 of the files behind held-out pairs: their clips have other names, maybe."""
+    sentences: list[str]
+    """Of all labels; held-out ones give words, and teach nothing."""
 
 
-def list_frames(cfg: LoopConfig, progress: Progress) -> Listed:
-    """The clips of the pool, and the pairs of the labelled set.
+def list_frames(cfg: LoopConfig, filmed: Path, progress: Progress) -> Listed:
+    """The clips of the pool, and the labelled set; a world without them films into ``filmed``.
 
     Raises:
-        UserError: there is no pool or no labelled set, or nothing in it can be used.
+        UserError: nothing in a folder can be used, or there is neither a folder nor a world.
     """
-    if cfg.labelled.dataset is None:
-        raise UserError("pretraining needs labelled.dataset: its words, and clips to hold out")
+    return (
+        _list_filmed(cfg, filmed, progress)
+        if cfg.labelled.dataset is None
+        else _list(cfg, progress)
+    )
+
+
+def _list(cfg: LoopConfig, progress: Progress) -> Listed:
     labelled, heldout = divided(cfg, *listings(cfg, progress))
     held = {name for pair in heldout for name in (pair.name, *pair.sources)}
     digests: set[str] = set()
@@ -94,12 +113,49 @@ def list_frames(cfg: LoopConfig, progress: Progress) -> Listed:
         except (OSError, Refused):  # it is not there, so it is nowhere else either
             continue
     clips = {
-        path: clip
+        path: ClipOf(clip, cfg.pool.keyframes)
         for path, clip in clips_by_path(cfg.pool.parts).items()
         if held.isdisjoint((path, clip.name))
     }
-    drawn = sorted(clips, key=lambda path: stable_hash(cfg.seed, "pretrain", path))
-    return Listed([clips[path] for path in drawn], labelled, heldout, frozenset(digests))
+    return Listed(
+        clips=_drawn(cfg, clips),
+        labelled=labelled,
+        heldout=heldout,
+        heldout_digests=frozenset(digests),
+        sentences=[pair.action for pair in (*labelled, *heldout)],
+    )
+
+
+def _list_filmed(cfg: LoopConfig, filmed: Path, progress: Progress) -> Listed:
+    simulator = load_simulator(cfg)
+    numbers: dict[Split, int] = {
+        "labelled": cfg.labelled.num_pairs,
+        "pool": cfg.pool.num_pairs,
+        "heldout": cfg.labelled.num_heldout,
+    }
+    clips: dict[Split, dict[str, ClipOf]] = {}
+    sentences: list[str] = []
+    for split, number in numbers.items():
+        folder = filmed / split
+        simulator.film(split, number, folder, progress)
+        keyframes = simulator.keyframes(split)
+        found = clips_by_path([PoolPart(path=folder / "clips")])
+        clips[split] = {f"{split}/{path}": ClipOf(clip, keyframes) for path, clip in found.items()}
+        if split != "pool":
+            said = read_table(folder / "clips.parquet", CLIPS_SCHEMA, ["actions"])["actions"]
+            sentences += [sentence for actions in said.to_pylist() for sentence in actions]
+    return Listed(
+        clips=_drawn(cfg, clips["labelled"] | clips["pool"]),
+        labelled=[],
+        heldout=list(clips["heldout"].values()),
+        heldout_digests=frozenset(),
+        sentences=sentences,
+    )
+
+
+def _drawn(cfg: LoopConfig, clips: Mapping[str, ClipOf]) -> list[ClipOf]:
+    order = sorted(clips, key=lambda path: stable_hash(cfg.seed, "pretrain", path))
+    return [clips[path] for path in order]
 
 
 def read_footage(
@@ -114,14 +170,15 @@ def read_footage(
         *islice(_labelled(cfg, listed.labelled, frame_px, progress, "labelled"), most // 4),
     ]
     count = sum(len(frames) for frames, _ in parts)
-    for frames, times in _clips(cfg, listed, frame_px, progress):
+    clips = _clips(cfg, listed.clips, listed.heldout_digests, frame_px, progress)
+    for frames, times in clips:
         if count >= most:
             break
         parts.append((frames, times))
         count += len(frames)
     if not parts:
         raise UserError(
-            f"no frames in {cfg.pool.path}: of its clips none has two key frames that differ; "
+            f"no frames of {cfg.pool.path or 'the films'}: no clip has two key frames that differ; "
             "dynamics ingest says why"
         )
     return _footage(parts)
@@ -129,8 +186,11 @@ def read_footage(
 
 def read_heldout(cfg: LoopConfig, listed: Listed, frame_px: int, progress: Progress) -> Footage:
     """The frames of held-out pairs, which train nothing; raises as `read_pairs`."""
-    wanted = listed.heldout[: cfg.labelled.num_heldout]
-    return read_pairs(cfg, wanted, frame_px, progress, "held-out")
+    clips = [one for one in listed.heldout if isinstance(one, ClipOf)]
+    if clips:
+        return _footage(list(_clips(cfg, clips, frozenset(), frame_px, progress)))
+    pairs = [one for one in listed.heldout if isinstance(one, LabelledPair)]
+    return read_pairs(cfg, pairs[: cfg.labelled.num_heldout], frame_px, progress, "held-out")
 
 
 def read_pairs(
@@ -183,22 +243,30 @@ def _labelled(
             progress(done, len(pairs), f"read {what} pairs")
 
 
-def _clips(cfg: LoopConfig, listed: Listed, frame_px: int, progress: Progress) -> Iterator[_Part]:
-    spec = DecodeSpec(frame_px=frame_px, **cfg.pool.keyframes.model_dump())
-    pool = cfg.pool
-    reader = ClipReader(
-        spec=spec,
-        memory_mb=pool.decode_memory_mb,
-        timeout_s=pool.decode_timeout_s,
-        cpu_per_s=pool.decode_cpu_per_s,
-    )
-    seen = set(listed.heldout_digests)
-    with closing(read_ahead(reader.read, listed.clips, close_decoders)) as contents:
+def _clips(
+    cfg: LoopConfig,
+    clips: Sequence[ClipOf],
+    without: frozenset[str],
+    frame_px: int,
+    progress: Progress,
+) -> Iterator[_Part]:
+    """The key frames of clips, without those of some digests."""
+    pool, seen = cfg.pool, set(without)
+
+    def read(one: ClipOf) -> ReadClip:
+        spec = DecodeSpec(frame_px=frame_px, **one.keyframes.model_dump())
+        reader = ClipReader(
+            spec=spec,
+            memory_mb=pool.decode_memory_mb,
+            timeout_s=pool.decode_timeout_s,
+            cpu_per_s=pool.decode_cpu_per_s,
+        )
+        return reader.read(one.clip)
+
+    with closing(read_ahead(read, clips, close_decoders)) as contents:
         for number, (_, content) in enumerate(contents, start=1):
-            progress(number, len(listed.clips), "read clips")
+            progress(number, len(clips), "read clips")
             found = content.result
-            if content.sha256 in seen or not isinstance(found, ClipFrames):
-                continue
-            seen.add(content.sha256)
-            if len(found.frames):
+            if content.sha256 not in seen and isinstance(found, ClipFrames) and len(found.frames):
+                seen.add(content.sha256)
                 yield found.frames, found.times_s

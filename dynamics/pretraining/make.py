@@ -53,14 +53,10 @@ class Corpus(Protocol):
     def tasks(self, num_tokens: int) -> Sequence[str]:
         """Words of the tasks that a frame of so many codes needs."""
 
-    def image_tokenizer(
-        self, work: Path, progress: Progress
-    ) -> tuple[FsqTokenizer, Mapping[str, Any]]:
-        """The fitted tokenizer, and what it sees; ``work`` may keep what is needed again."""
+    def image_tokenizer(self, progress: Progress) -> tuple[FsqTokenizer, Mapping[str, Any]]:
+        """The fitted tokenizer, and what it sees."""
 
-    def lessons(
-        self, images: FsqTokenizer, tokens: Tokens, work: Path, progress: Progress
-    ) -> Lessons:
+    def lessons(self, images: FsqTokenizer, tokens: Tokens, progress: Progress) -> Lessons:
         """What the network learns."""
 
     def save(self, folder: Path) -> None:
@@ -76,7 +72,7 @@ def make_base(cfg: LoopConfig, corpus: Corpus, out: Path, progress: Progress) ->
     Raises:
         UserError: it was begun with another recipe.
     """
-    work = out.with_name(f".{out.name}.making")
+    work = work_folder(out)
     recipe = {"pretrain": cfg.pretrain.model_dump(mode="json"), "seed": cfg.seed, **corpus.about}
     _begin(work, recipe)
     images, seen = _image_tokenizer(corpus, work, progress)
@@ -86,7 +82,7 @@ def make_base(cfg: LoopConfig, corpus: Corpus, out: Path, progress: Progress) ->
     tokens = chameleon_tokens(
         tokenizer, network.config.vocabulary_map, corpus.prompts, images.num_tokens
     )
-    lessons = corpus.lessons(images, tokens, work, progress)
+    lessons = corpus.lessons(images, tokens, progress)
     for step, losses in train_base(network, lessons.batches, sizes, work / "base"):
         if step % _PROGRESS_EVERY == 0 or step == sizes.steps:
             progress(step, sizes.steps, "base", losses=losses)
@@ -101,6 +97,11 @@ def make_base(cfg: LoopConfig, corpus: Corpus, out: Path, progress: Progress) ->
         (folder / RECIPE_FILE).write_text(json.dumps(recipe | measured, indent=2) + "\n")
     remove_tree(work)
     return measured
+
+
+def work_folder(out: Path) -> Path:
+    """The folder beside a checkpoint that keeps what is done of it until it is whole."""
+    return out.with_name(f".{out.name}.making")
 
 
 def write_checkpoint(
@@ -139,7 +140,7 @@ def _image_tokenizer(
     """The corpus' image tokenizer, fitted once."""
     folder, seen = work / "image_tokenizer", "seen.json"
     if not folder.exists():
-        images, found = corpus.image_tokenizer(work, progress)
+        images, found = corpus.image_tokenizer(progress)
         with new_folder(folder, last=seen) as fresh:
             images.save(fresh)
             (fresh / seen).write_text(json.dumps(dict(found)))

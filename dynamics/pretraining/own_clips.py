@@ -3,9 +3,9 @@
 N frames, L codes a frame.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import count
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from dynamics.core.progress import Progress
 from dynamics.core.records import stable_hash
 from dynamics.core.seeds import numpy_rng
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
-from dynamics.models.tokens import Rows, Tokens
+from dynamics.models.tokens import Tokens
 from dynamics.pretraining.frames import Footage, list_frames, read_footage, read_heldout
 from dynamics.pretraining.image_tokenizer import (
     Frames,
@@ -27,6 +27,8 @@ from dynamics.pretraining.image_tokenizer import (
     sight,
 )
 from dynamics.pretraining.make import Lessons
+from dynamics.pretraining.tasks import Frames as CodedFrames
+from dynamics.pretraining.tasks import FrameTasks, task_words
 from dynamics.pretraining.vocabulary import SPARE_WORDS, prompts, words_of
 from dynamics.storage.files import new_folder
 
@@ -38,6 +40,7 @@ RECONSTRUCTION = "reconstruction.png"
 _SHOWN, _SHOWN_PX = 8, 96
 _ENCODED = 512
 """Frames that are encoded between two calls of progress."""
+_HELDOUT_BATCHES = 8
 Codes = NDArray[np.int64]
 
 
@@ -66,12 +69,12 @@ def _encoded(images: FsqTokenizer, frames: Frames, progress: Progress) -> Codes:
 
 
 class OwnClips:
-    """`dynamics.pretraining.make.Corpus` of a run's pool and labelled set."""
+    """`dynamics.pretraining.make.Corpus` of a run's clips and labels, or of a world's films."""
 
-    def __init__(self, cfg: LoopConfig, progress: Progress) -> None:
-        self._cfg = cfg
-        self._listed = list_frames(cfg, progress)
-        said = [pair.action for pair in (*self._listed.labelled, *self._listed.heldout)]
+    def __init__(self, cfg: LoopConfig, work: Path, progress: Progress) -> None:
+        self._cfg, self._work = cfg, work
+        self._listed = list_frames(cfg, work / "filmed", progress)
+        said = self._listed.sentences
         mirrored = (cfg.labelled.mirror or {}).values()
         self.words = list(dict.fromkeys([*words_of([*said, *mirrored]), *SPARE_WORDS.split()]))
         self.prompts = prompts(said)
@@ -81,41 +84,34 @@ class OwnClips:
     def about(self) -> Mapping[str, Any]:
         """The clips, labels and key frames that it is made from."""
         listed = self._listed
-        clips = stable_hash(*(f"{clip.name} {clip.version}" for clip in listed.clips))
-        held = stable_hash(*sorted({pair.name for pair in listed.heldout}))
         return {
-            "clips": clips,
-            "heldout": held,
+            "clips": stable_hash(*(f"{one.clip.name} {one.keyframes}" for one in listed.clips)),
+            "labels": stable_hash(*(f"{pair.name} {pair.action}" for pair in listed.labelled)),
+            "heldout": stable_hash(*sorted(listed.heldout_digests)),
             "words": stable_hash(*self.words),
-            "keyframes": self._cfg.pool.keyframes.model_dump(mode="json"),
         }
 
     def tasks(self, num_tokens: int) -> Sequence[str]:
-        """No word: a frame is followed by another."""
-        return ()
+        """Words that name a frame's places, and what can be asked about two frames."""
+        return task_words(num_tokens)
 
-    def image_tokenizer(
-        self, work: Path, progress: Progress
-    ) -> tuple[FsqTokenizer, Mapping[str, Any]]:
+    def image_tokenizer(self, progress: Progress) -> tuple[FsqTokenizer, Mapping[str, Any]]:
         """Choose its size on some clips, fit it to all, and measure it on held-out pairs."""
         cfg, chosen = self._cfg, self._cfg.pretrain
         trial = read_footage(cfg, self._listed, TRIAL_PX, _TRIAL_FRAMES, progress)
         order = numpy_rng(cfg.seed, "trial").permutation(len(trial.pairs))
         config, tried = choose_image_tokenizer(
-            *(frames[order] for frames in trial.ends),
+            trial.ends[0][order],
+            trial.ends[1][order],
             chosen.codes_a_side,
             chosen.levels,
             steps=chosen.trial_steps,
             seed=cfg.seed,
             progress=progress,
         )
-        footage = self._footage(work, config.frame_px, progress)
+        footage = self._footage(config.frame_px, progress)
         images = fit_image_tokenizer(
-            *footage.ends,
-            config,
-            steps=chosen.tokenizer_steps,
-            seed=cfg.seed,
-            progress=progress,
+            *footage.ends, config, steps=chosen.tokenizer_steps, seed=cfg.seed, progress=progress
         )
         held = read_heldout(cfg, self._listed, config.frame_px, progress)
         return images, {
@@ -125,39 +121,30 @@ class OwnClips:
             "tried": {f"{side} x {side}": asdict(found) for side, found in tried.items()},
         }
 
-    def _footage(self, work: Path, px: int, progress: Progress) -> Footage:
+    def _footage(self, px: int, progress: Progress) -> Footage:
         """All frames that it learns from, read once."""
-        folder = work / "frames"
+        folder = self._work / "frames"
         if not folder.exists():
-            found = read_footage(
-                self._cfg, self._listed, px, self._cfg.pretrain.num_frames, progress
-            )
+            most = self._cfg.pretrain.num_frames
+            found = read_footage(self._cfg, self._listed, px, most, progress)
             with new_folder(folder, last="frames.npy") as fresh:
                 found.save(fresh)
         return Footage.load(folder)
 
-    def lessons(
-        self, images: FsqTokenizer, tokens: Tokens, work: Path, progress: Progress
-    ) -> Lessons:
-        """Every frame to the one after it."""
-        footage = self._footage(work, images.frame_px, progress)
+    def lessons(self, images: FsqTokenizer, tokens: Tokens, progress: Progress) -> Lessons:
+        """What frames ask by themselves, of those that it learns from and of held-out ones."""
+        footage = self._footage(images.frame_px, progress)
         held = read_heldout(self._cfg, self._listed, images.frame_px, progress)
         self._shown = reconstruction(images, *held.ends)
-        seed = self._cfg.seed
-
-        def batches(start: int) -> Iterator[dict[str, Rows]]:
-            for step in count(start):
-                chosen = numpy_rng(seed, "base", step).choice(footage.pairs, 32)
-                yield {"next": self._next(codes, chosen, tokens)}
-
-        codes, held_codes = (
-            _encoded(images, frames.frames, progress) for frames in (footage, held)
+        learnt, kept = (
+            FrameTasks(
+                CodedFrames(_encoded(images, one.frames, progress), one.clip),
+                tokens,
+                self._cfg.seed,
+            )
+            for one in (footage, held)
         )
-        return Lessons(batches, [{"next": self._next(held_codes, held.pairs[:256], tokens)}])
-
-    def _next(self, codes_NL: Codes, pairs: NDArray[np.int64], tokens: Tokens) -> Rows:
-        prompt = tokens.fdp_prompt(codes_NL[pairs[:, 0]], [None] * len(pairs))
-        return tokens.code_rows(prompt, codes_NL[pairs[:, 1]])
+        return Lessons(learnt.batches, list(islice(kept.batches(0), _HELDOUT_BATCHES)))
 
     def save(self, folder: Path) -> None:
         """Add held-out frames beside what is left of them."""

@@ -175,7 +175,7 @@ class TabletopCorpus:
     prompts = prompts(())
 
     def __init__(
-        self, cfg: LoopConfig, progress: Progress, sizes: CorpusSizes | None = None
+        self, cfg: LoopConfig, work: Path, progress: Progress, sizes: CorpusSizes | None = None
     ) -> None:
         self._cfg = cfg
         self._world = cfg.world
@@ -192,9 +192,7 @@ class TabletopCorpus:
         """The words that begin a task's rows."""
         return TASK_WORDS
 
-    def image_tokenizer(
-        self, work: Path, progress: Progress
-    ) -> tuple[FsqTokenizer, dict[str, Any]]:
+    def image_tokenizer(self, progress: Progress) -> tuple[FsqTokenizer, dict[str, Any]]:
         """One code a cell, fitted to photographs; measured by what the oracle reads."""
         cfg, world = self._cfg, self._filmed(self._sizes.tokenizer_film_scale)
         rng = numpy_rng(cfg.seed, "image-tokenizer-data")
@@ -210,9 +208,7 @@ class TabletopCorpus:
     def _filmed(self, scale: int) -> WorldConfig:
         return self._world.model_copy(update={"film_scale": scale})
 
-    def lessons(
-        self, images: FsqTokenizer, tokens: Tokens, work: Path, progress: Progress
-    ) -> Lessons:
+    def lessons(self, images: FsqTokenizer, tokens: Tokens, progress: Progress) -> Lessons:
         """Captions, questions, drawings and videos, drawn anew for every step."""
         sizes, seed = self._sizes, self._cfg.seed
         self._corpus = build_corpus(

@@ -25,9 +25,13 @@ def robot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = folder / "my-robot.yaml"
     result = run("new", "my-robot", *arguments, "--out", config)
     assert result.exit_code == 0, result.output
-    assert f"dynamics check {config}" in result.output
+    assert f"dynamics pretrain {config}" in result.output
+    assert (
+        "runs/my-robot-base' # dynamics pretrain makes it: the shipped base" in config.read_text()
+    )
     # 30 labels teach, 64 are held out.
     text = config.read_text().replace("heldout_fraction: 0.3", "heldout_fraction: 0.68")
+    text = text.replace("runs/my-robot-base", "dynamics/assets/tiny-4x4")
     config.write_text(text.replace("run_dir: runs/my-robot", f"run_dir: {folder}/run"))
     return folder
 

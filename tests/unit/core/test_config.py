@@ -137,7 +137,7 @@ def test_values_are_frozen():
 
 
 FREE = {
-    *("name", "rounds", "run_dir", "serve", "track", "cluster", "guards.accept"),
+    *("name", "rounds", "run_dir", "serve", "track", "cluster", "guards.accept", "pretrain"),
     *("pool.decode_timeout_s", "pool.decode_cpu_per_s", "pool.decode_memory_mb"),
     "pool.max_bad_fraction",
     *("model.device", "model.merge_adapters", "model.decoder"),

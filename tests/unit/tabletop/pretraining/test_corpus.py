@@ -5,17 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from dynamics.core.config import REPOSITORY_ROOT, WorldConfig
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, PretrainConfig, WorldConfig
+from dynamics.core.progress import silent
 from dynamics.models import load_model
+from dynamics.pretraining.make import make_base
+from dynamics.storage.files import damaged_files
 from dynamics.tabletop.language import action_only_words
-from dynamics.tabletop.pretraining.pretrain_tiny import TinyRecipe, pretrain_tiny
+from dynamics.tabletop.pretraining.corpus import CorpusSizes, TabletopCorpus
 from dynamics.tabletop.seen import seen_transitions
 
-WORLD = WorldConfig(grid=3, min_objects=2, max_objects=3)
-RECIPE = TinyRecipe(
-    width=32, layers=1, heads=2, feed_forward=64, tokenizer_steps=5, num_doubles=30,
-    num_episodes=5, episode_length=3, steps=10, rows_per_task=(2, 2, 2, 2, 2),
-)  # fmt: skip
+SIZES = CorpusSizes(
+    num_tables=30, num_doubles=30, num_episodes=5, episode_length=3, rows_per_task=(2, 2, 2, 2, 2)
+)
 
 
 @pytest.mark.slow
@@ -23,15 +24,22 @@ def test_a_small_recipe_gives_a_checkpoint_that_loads_and_says_how_it_was_made(
     tmp_path: Path,
 ) -> None:
     seen: list[str] = []
-    base = pretrain_tiny(
-        WORLD, RECIPE, tmp_path / "base", progress=lambda done, total, what: seen.append(what)
+    cfg = LoopConfig(
+        world=WorldConfig(grid=3, min_objects=2, max_objects=3),
+        pretrain=PretrainConfig(
+            width=32, layers=1, heads=2, feed_forward=64, tokenizer_steps=5, steps=10
+        ),
     )
+    base = tmp_path / "base"
+    corpus = TabletopCorpus(cfg, tmp_path, silent, SIZES)
+    make_base(cfg, corpus, base, lambda done, total, what, **_: seen.append(what))
     model = load_model("chameleon", base)
     assert model.tokens.num_image_tokens == model.images.num_tokens == 9
-    assert {"pictures", "videos"} <= set(seen)
+    assert {"image tokenizer", "pictures", "videos", "base"} <= set(seen)
     assert len(seen_transitions(base)) == 15
-    assert json.loads((base / "recipe.json").read_text())["recipe"]["steps"] == 10
-    assert {path.suffix for path in base.iterdir()} == {".json", ".safetensors", ".npy"}
+    assert json.loads((base / "recipe.json").read_text())["pretrain"]["steps"] == 10
+    assert not damaged_files(base)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_rows_of_words_that_the_base_never_meets_stay_at_their_initialisation() -> None:
