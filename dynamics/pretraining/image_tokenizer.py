@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from dynamics.core.progress import Progress, silent
+from dynamics.core.progress import Detail, Progress, silent
 from dynamics.core.seeds import derive_seed, numpy_rng
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.models.image_tokenizers.frames import AREA, centre_crop
@@ -128,7 +128,7 @@ def fit_image_tokenizer(
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps:
-            progress(step, steps, what, losses={"pixels": loss.item()})
+            progress(step, steps, what, Detail(losses={"pixels": loss.item()}))
     return FsqTokenizer(model)
 
 

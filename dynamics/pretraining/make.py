@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from dynamics.core.config import LoopConfig, PretrainConfig
 from dynamics.core.errors import UserError
-from dynamics.core.progress import Progress
+from dynamics.core.progress import Detail, Progress
 from dynamics.models.chameleon import chameleon_tokens
 from dynamics.models.checkpoint import CONFIG_FILE
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
@@ -85,7 +85,7 @@ def make_base(cfg: LoopConfig, corpus: Corpus, out: Path, progress: Progress) ->
     lessons = corpus.lessons(images, tokens, progress)
     for step, losses in train_base(network, lessons.batches, sizes, work / "base"):
         if step % _PROGRESS_EVERY == 0 or step == sizes.steps:
-            progress(step, sizes.steps, "base", losses=losses)
+            progress(step, sizes.steps, "base", Detail(losses=losses))
     network.eval()
     measured = {
         "image_tokenizer": seen,

@@ -54,7 +54,7 @@ def test_the_first_size_that_sees_clearly_is_taken_and_each_trial_is_told() -> N
     said: list[str] = []
     config, tried = choose_image_tokenizer(
         *pairs(40, 32, 0), (2, 3), LEVELS, steps=15, seed=0,
-        progress=lambda done, total, what, **_: said.append(what),
+        progress=lambda done, total, what, *_: said.append(what),
     )  # fmt: skip
     clear = [side for side, found in tried.items() if found.is_clear]
     assert config.frame_px == 8 * (clear or [max(tried, key=lambda s: tried[s].likeness)])[0]

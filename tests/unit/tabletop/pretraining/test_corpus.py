@@ -32,7 +32,7 @@ def test_a_small_recipe_gives_a_checkpoint_that_loads_and_says_how_it_was_made(
     )
     base = tmp_path / "base"
     corpus = TabletopCorpus(cfg, tmp_path, silent, SIZES)
-    make_base(cfg, corpus, base, lambda done, total, what, **_: seen.append(what))
+    make_base(cfg, corpus, base, lambda done, total, what, *_: seen.append(what))
     model = load_model("chameleon", base)
     assert model.tokens.num_image_tokens == model.images.num_tokens == 9
     assert {"image tokenizer", "pictures", "videos", "base"} <= set(seen)
