@@ -257,8 +257,8 @@ class PretrainConfig(Strict):
     layers: int = Field(default=4, ge=1)
     heads: int = Field(default=3, ge=1)
     feed_forward: int = Field(default=256, ge=8)
-    steps: int = Field(default=7000, ge=1)
-    """Steps of the network."""
+    steps: int = Field(default=5000, ge=1)
+    """Steps of the network, at most about a third of a second each on two cores."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "PretrainConfig":

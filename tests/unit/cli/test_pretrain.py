@@ -14,9 +14,13 @@ from dynamics.storage.files import damaged_files
 from tests.blocks import film, write_labels
 
 SMALL = [
-    "pretrain={num_frames: 200, codes_a_side: [3, 4], trial_steps: 3, tokenizer_steps: 5}",
-    "pretrain={width: 16, layers: 1, heads: 2, feed_forward: 32, steps: 6}",
-]
+    word
+    for key in (
+        "num_frames=200", "codes_a_side=[3, 4]", "trial_steps=3", "tokenizer_steps=5", "width=16",
+        "layers=1", "heads=2", "feed_forward=32", "steps=6",
+    )
+    for word in ("--set", f"pretrain.{key}")
+]  # fmt: skip
 
 
 def run(*arguments: object):
@@ -37,8 +41,7 @@ def test_clips_and_labels_become_a_base_that_check_knows(tmp_path: Path) -> None
     assert isinstance(missing, UserError)
     assert "dynamics pretrain CONFIG makes one" in str(missing)
 
-    small = [word for one in SMALL for word in ("--set", one)]
-    made = run("pretrain", config, *small)
+    made = run("pretrain", config, *SMALL)
     assert made.exit_code == 0, made.output
     assert f"made {tmp_path}/base" in made.output
     assert f"next: dynamics check {config}" in " ".join(made.output.split())
@@ -68,8 +71,7 @@ def test_what_was_begun_goes_on_and_another_recipe_is_refused(
     config = tmp_path / "blocks.yaml"
     places = ["--videos", tmp_path / "clips", "--labels", tmp_path / "labels.parquet"]
     assert run("new", "blocks", *places, "--out", config).exit_code == 0
-    small = [word for one in SMALL for word in ("--set", one)]
-    command = ["pretrain", config, *small, "--set"]
+    command = ["pretrain", config, *SMALL, "--set"]
 
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
