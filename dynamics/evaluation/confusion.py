@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from dynamics.core.domain import Domain
+
 MOST_SENTENCES = 20
 
 
@@ -23,6 +25,41 @@ class SentenceView:
     num_instead: int
     changed: float | None
     """Mean share of the changed codes that the FDP draws right; None where no code changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindView:
+    """The held-out pairs of one true type of action."""
+
+    kind: str
+    num_pairs: int
+    num_right: int
+    """Pairs for which the IDM writes an action of the same effect, or, where that is unknown, this
+    very one."""
+    said: Mapping[str, int]
+    """Pairs by the type of the action that the IDM writes; "" is a sentence without one."""
+
+
+def by_kind(results: pa.Table, domain: Domain) -> list[KindView]:
+    """The types of actions of held-out results, by name; empty where the domain knows none."""
+    columns = ["action_kind", "idm_action", "idm_exact", "idm_correct"]
+    rows = results.select(columns).to_pylist()
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["action_kind"]:
+            groups.setdefault(row["action_kind"], []).append(row)
+    return [
+        KindView(
+            kind=kind,
+            num_pairs=len(group),
+            num_right=sum(
+                row["idm_exact"] if row["idm_correct"] is None else row["idm_correct"]
+                for row in group
+            ),
+            said=Counter(domain.kind(row["idm_action"]) for row in group),
+        )
+        for kind, group in sorted(groups.items())
+    ]
 
 
 def confusion(results: pa.Table) -> list[SentenceView]:

@@ -1,14 +1,17 @@
 """One self-contained HTML page per run: results with intervals, scenes, labels, time, lineage.
 
-No script and no request: pictures are inline, and the page's content policy forbids the rest.
+No request: pictures are inline. Nothing needs the one script, which sorts tables; the page's
+content policy names its digest and forbids the rest.
 Action sentences and file names come from outside, so everything is escaped.
 """
 
 import json
 import shlex
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from itertools import chain
 from typing import Any
 
@@ -31,7 +34,7 @@ from dynamics.core.records import (
 )
 from dynamics.evaluation.audit import LabelAudit
 from dynamics.evaluation.comparison import ControlReport
-from dynamics.evaluation.confusion import SentenceView, confusion
+from dynamics.evaluation.confusion import KindView, SentenceView, by_kind, confusion
 from dynamics.evaluation.guards.rules import figure
 from dynamics.evaluation.heldout import results_schema
 from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_sizes
@@ -118,6 +121,8 @@ class RunView:
     """Names and PNG files of the curves that `dynamics study --publish` left in the folder."""
     sentences: Sequence[SentenceView] = ()
     """The last promoted round's held-out pairs by true sentence; only without types of actions."""
+    kinds: Sequence[KindView] = ()
+    """The same by true type of action; only with types."""
     failures: Sequence[FailureView] = ()
     """Wrong frames of the last round."""
     command: str
@@ -147,7 +152,8 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
     cfg = run.config()
     reports = run.reports(cfg.rounds)
     images = images or _load_images(cfg)
-    decided = _decided(run, load_domain(cfg), reports)
+    domain = load_domain(cfg)
+    decided = _decided(run, domain, reports)
     drawn = _drawn(run, cfg, reports, decided, images) if images else _Drawn()
     rounds = [
         RoundView(
@@ -164,6 +170,11 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
     audits = [path for one in reports if (path := run.audit(one.round_id)).exists()]
     shown = [one for one in reports if one.promoted] or reports
     results = run.results(shown[-1].round_id) if shown else None
+    items = (
+        read_table(results, results_schema(cfg.evaluate.best_of))
+        if results is not None and results.exists()
+        else None
+    )
     return RunView(
         name=run.root.name,
         digest=run.digest,
@@ -180,9 +191,8 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
         anyway=read_json(run.record).get("anyway", ()),
         audit=read_record(audits[-1], LabelAudit.from_json) if audits else None,
         study=[(path.stem, path.read_bytes()) for path in matching(run.root, "study/*.png")],
-        sentences=confusion(read_table(results, results_schema(cfg.evaluate.best_of)))
-        if results is not None and results.exists()
-        else (),
+        sentences=() if items is None else confusion(items),
+        kinds=() if items is None else by_kind(items, domain),
         has_frames=images is not None,
     )
 
@@ -297,6 +307,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
+        "content_digest": lambda text: b64encode(sha256(text.encode()).digest()).decode(),
         "data_uri": data_uri,
         "figure": figure,
         "pretty_json": lambda tree: json.dumps(tree, indent=2, sort_keys=True),

@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dynamics.core.config import GuardName
+from dynamics.core.config import REPOSITORY_ROOT, GuardName
 from dynamics.core.console import json_line
 from dynamics.core.domain import OpenVideo
 from dynamics.core.errors import UserError
@@ -23,6 +24,7 @@ from dynamics.core.records import PICTURE_SCHEMA, TRUTH_SCHEMA, GuardResult, Rou
 from dynamics.data.video.sources import plain_text
 from dynamics.evaluation.audit import audit
 from dynamics.evaluation.comparison import compare
+from dynamics.evaluation.confusion import by_kind
 from dynamics.evaluation.heldout import results_schema
 from dynamics.evaluation.metrics import summarise
 from dynamics.report.charts import (
@@ -43,10 +45,12 @@ from dynamics.report.table import round_table
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.tables import read_table, write_table
+from tests.browser import chromium, needs_chromium, new_context
 from tests.fakes import CellTokenizer
 from tests.hostile import hostile_texts
 from tests.unit.report.stored import (
     CFG,
+    DOMAIN,
     HELDOUT,
     NONSENSE,
     POOL,
@@ -141,6 +145,7 @@ def test_page_shows_every_part_of_a_run(run: RunFolder):
         "Where it still fails",
         "Best of N against greedy decoding",
         "FDP success by action",
+        "What the IDM says, by type of action",
         "Labels that the filter accepted and rejected",
         "What the labels' confidence is worth",
         "Where the time went",
@@ -151,9 +156,17 @@ def test_page_shows_every_part_of_a_run(run: RunFolder):
     assert "labelled set only, same steps" in outline.text
 
 
-def test_page_asks_nothing_of_the_network_and_runs_nothing(run: RunFolder):
+def only_sorts(page: str) -> bool:
+    """Whether the page may run nothing but the script that sorts its tables."""
+    sort = (REPOSITORY_ROOT / "dynamics/report/templates/sort.js").read_text().rstrip("\n")
+    digest = base64.b64encode(hashlib.sha256(sort.encode()).digest()).decode()
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    return scripts == [sort] and f"script-src 'sha256-{digest}'\"" in page
+
+
+def test_page_asks_nothing_of_the_network_and_only_sorts(run: RunFolder):
     page = page_of(run)
-    assert "script" not in Outline(page).tags
+    assert only_sorts(page)
     assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,|#)", page)
     assert "url(" not in page
     assert "http" not in page.replace("http-equiv", "")
@@ -561,3 +574,27 @@ def test_small_frames_keep_every_pixel_and_large_ones_are_shrunk():
         if side == stored:
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), frame)
         assert len(png) < 8_000
+
+
+def test_the_idms_confusion_adds_up(run: RunFolder):
+    rows = by_kind(items(0.8), DOMAIN)
+    assert sum(row.num_pairs for row in rows) == HELDOUT.num_rows
+    assert all(sum(row.said.values()) == row.num_pairs for row in rows)
+    accuracy = summarise(items(0.8))["eval/idm_accuracy"]
+    assert sum(row.num_right for row in rows) == round(accuracy.value * HELDOUT.num_rows)
+    assert by_kind(items(0.8), OpenVideo(CFG))[0].said.keys() == {""}
+
+
+@needs_chromium
+def test_a_click_on_a_heading_sorts_the_table(run: RunFolder):
+    page_of(run)
+    with chromium() as browser, new_context(browser) as context:
+        page = context.new_page()
+        page.goto(run.page.as_uri())
+        table = page.locator("#confusion table")
+        pairs = "rows => rows.map((row) => Number(row.cells[1].textContent))"
+        for up in (True, False):
+            table.get_by_role("button", name="pairs").click()
+            found = table.locator("tbody tr").evaluate_all(pairs)
+            assert found == sorted(found, reverse=not up)
+            assert table.locator("[aria-sort]").inner_text().startswith("pairs")
