@@ -43,7 +43,7 @@ def label_counts(evidence: Evidence) -> Finding:
     )
     if new:
         shown = ", ".join(repr(one) for one in new[:3]) + (", ..." if len(new) > 3 else "")
-        line += f"; {len(new)} held-out sentences have no label at all ({shown})"
+        line += f"; held-out sentences without any label: {len(new)} ({shown})"
     line += evidence.counted("labelled")[1]
     if len(counts) == 1:
         return Finding(
