@@ -30,6 +30,7 @@ pool: # unlabelled video
   keyframes:
     top_k: {top_k} # most frames of a clip that become pairs
     spacing_frames: {spacing} # {why}
+    min_change: {least:.2g} # pairs that change less are left out; labelled ones seldom do
 
 labelled: # {num_labels} labels of {num_sentences} sentences
   dataset: parquet
@@ -82,7 +83,8 @@ def new(
     pairs = DATASETS["parquet"](labels).pairs
     fraction = 0.1 if len(pairs) >= 1000 else 0.3
     sentences = {pair.action for pair in pairs}
-    spacing, why = _spacing(videos, images)
+    least = _min_change(shipped, pairs)
+    spacing, why = _spacing(videos, images, least)
     base, base_why = _base(name, shipped, pairs, images, tokens)
     makes = "check" if base == str(shipped.model.base) else "pretrain"
     following = f"dynamics {makes} {file if out else name}"
@@ -94,6 +96,7 @@ def new(
         top_k=KeyframeConfig().top_k,
         spacing=spacing,
         why=why,
+        least=least,
         num_labels=len(pairs),
         num_sentences=len(sentences),
         fraction=fraction,
@@ -140,7 +143,24 @@ _LOOKED_AT, _PAIRS_LOOKED_AT = 8, 64
 _SPACINGS = (20, 10, 5, 2, 1)
 
 
-def _spacing(videos: Path, images: "ImageTokenizer") -> tuple[int, str]:
+def _min_change(shipped: LoopConfig, pairs: "Sequence[LabelledPair]") -> float:
+    """Half of what the least changing twentieth of some labelled pairs changes, or the default.
+
+    The default is a camera's; in a drawn world a turn on the spot can be less.
+    """
+    import numpy as np
+
+    from dynamics.core.progress import silent
+    from dynamics.data.video.decode import THUMB_PX
+    from dynamics.data.video.keyframes import change
+    from dynamics.pretraining.frames import read_pairs
+
+    seen = read_pairs(shipped, pairs[:_PAIRS_LOOKED_AT], THUMB_PX, silent, "labelled")
+    least = float(np.quantile(change(*seen.ends), 0.05))
+    return min(KeyframeConfig().min_change, least / 2)
+
+
+def _spacing(videos: Path, images: "ImageTokenizer", least: float) -> tuple[int, str]:
     """The largest distance of key frames that gives two pairs a clip, and why."""
     from itertools import islice
 
@@ -153,7 +173,8 @@ def _spacing(videos: Path, images: "ImageTokenizer") -> tuple[int, str]:
     clips = list(islice(list_clips(PoolPart(path=videos)), _LOOKED_AT))
     pairs = 0.0
     for spacing in _SPACINGS:
-        read = clip_reader(KeyframeConfig(spacing_frames=spacing), PoolConfig(), images)
+        keyframes = KeyframeConfig(spacing_frames=spacing, min_change=least)
+        read = clip_reader(keyframes, PoolConfig(), images)
         found = [read.read(clip).result for clip in clips]
         counts = [
             sum(pair.verdict == "accepted" for pair in one.pairs)

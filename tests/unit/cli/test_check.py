@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dynamics.cli.main import app
+from dynamics.core.config import KeyframeConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
 from dynamics.core.errors import UserError
@@ -45,7 +46,8 @@ def test_new_writes_a_config_that_a_run_reads_with_a_reason_for_every_number(rob
     cfg = load(robot / "my-robot.yaml")
     assert (cfg.name, cfg.labelled.dataset) == ("my-robot", "parquet")
     assert cfg.pool.keyframes.spacing_frames == 2
-    assert "spacing_frames: 2 # gives 2." in (robot / "my-robot.yaml").read_text()
+    assert cfg.pool.keyframes.min_change < KeyframeConfig().min_change
+    assert "spacing_frames: 2 # gives 4." in (robot / "my-robot.yaml").read_text()
     again = run(
         "new", "my-robot", "--videos", robot, "--labels", robot, "--out", robot / "my-robot.yaml"
     )
