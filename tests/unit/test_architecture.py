@@ -59,7 +59,10 @@ RUN_CONFIGS = [path for path in (ROOT / "configs").glob("*.yaml") if path.stem !
 def test_every_shipped_config_is_valid(path):
     cfg = load(path)
     assert cfg.name == path.stem
-    # What is not shipped has published sizes, so that the run can be planned before the download.
+    # What is not shipped has published sizes, so that the run can be planned before the download,
+    # or is made by `dynamics pretrain`.
+    if str(cfg.model.base) == f"runs/{cfg.name}-base":
+        return
     published = ROOT / "dynamics" / "assets" / "published" / f"{cfg.base_path().name}.json"
     assert cfg.base_path().is_dir() or published.is_file()
 
