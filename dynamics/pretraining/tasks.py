@@ -51,16 +51,7 @@ class Frames:
     codes: Codes
     """[N, L]."""
     clips: Codes
-    """[N]: the number of every frame's clip, never smaller than that of the frame before."""
-
-    def split(self, share: float, seed: int) -> tuple["Frames", "Frames"]:
-        """Frames to train on, and those of about this share of the clips, at least one."""
-        names = numpy_rng(seed, "heldout-clips").permutation(np.unique(self.clips))
-        held = np.isin(self.clips, names[: max(1, round(share * len(names)))])
-        return (
-            Frames(self.codes[~held], self.clips[~held]),
-            Frames(self.codes[held], self.clips[held]),
-        )
+    """[N]: the number of every frame's clip."""
 
 
 class FrameTasks:
@@ -88,8 +79,10 @@ class FrameTasks:
         self._side = round(tokens.num_image_tokens**0.5)
         clips = frames.clips
         self._before = np.flatnonzero(clips[1:] == clips[:-1])
-        self._start = np.searchsorted(clips, clips, "left")
-        self._stop = np.searchsorted(clips, clips, "right")
+        bounds = np.array([0, *np.flatnonzero(clips[1:] != clips[:-1]) + 1, len(clips)])
+        self._start, self._stop = (
+            np.repeat(ends, np.diff(bounds)) for ends in (bounds[:-1], bounds[1:])
+        )
 
     def batches(self, start: int) -> Iterator[dict[str, Rows]]:
         """The rows of every step from ``start`` on, by task."""

@@ -122,10 +122,3 @@ def test_questions_about_two_frames_are_answered_from_their_codes(tasks: FrameTa
     assert near["[moved] [c1]"] == "[c2] [right]"
     assert far["[moved] [c3]"] == "[c0] [up]"
     assert near["[moved] [c5]"] == "[none]"
-
-
-def test_heldout_clips_are_whole() -> None:
-    train, heldout = moving_codes().split(0.3, seed=0)
-    assert len(train.codes) == 8
-    assert len(set(heldout.clips)) == 1
-    assert not set(train.clips) & set(heldout.clips)
