@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import numpy as np
 import uvicorn
@@ -22,7 +23,7 @@ from dynamics.inference.verifiers import descriptions
 from dynamics.serving import schemas as api
 from dynamics.serving.http.films import FILMS, film
 from dynamics.serving.images import from_base64, to_base64
-from dynamics.tabletop.language import parse, say
+from dynamics.tabletop.language import action_words, parse, say
 from dynamics.tabletop.oracle import read_scenes
 from dynamics.tabletop.render import snapshot
 from dynamics.tabletop.scene import Scene, all_actions, apply, sample_action, sample_scene
@@ -32,6 +33,9 @@ PAGE = REPOSITORY_ROOT / "dynamics" / "serving" / "page"
 NUM_ROUNDS = 3
 LIMIT = 20.0
 """Largest error of a picture that is like the tabletop's."""
+
+
+WORDS = action_words()
 
 
 @dataclass
@@ -204,6 +208,13 @@ def add_pictures(app: FastAPI) -> None:
         error = float(np.abs(seen.astype(float) - square).mean())
         return api.LookReply(
             source=to_base64(square), seen=to_base64(seen), error=error, limit=LIMIT
+        )
+
+    @app.post("/v1/words")
+    def words(request: api.WordsRequest) -> api.WordsReply:
+        unknown = [word for word in request.action.split() if word not in WORDS]
+        return api.WordsReply(
+            unknown={word: get_close_matches(word, WORDS, n=1, cutoff=0)[0] for word in unknown}
         )
 
     @app.post("/v1/animations")

@@ -39,6 +39,9 @@ class Backend(Protocol):
     async def look(self, body: bytes, timeout_s: float) -> ServiceResponse:
         """`LookRequest` to `LookReply`."""
 
+    async def words(self, body: bytes, timeout_s: float) -> ServiceResponse:
+        """`WordsRequest` to `WordsReply`."""
+
     async def models(self) -> ServiceResponse:
         """`ModelsReply`."""
 

@@ -109,6 +109,15 @@ class LookRequest(Message):
     """Number of the training round whose model looks. Default: the promoted one."""
 
 
+class WordsRequest(Message):
+    """An action, of whose words the reply names those that the model does not know."""
+
+    action: ActionText
+    """The action as a sentence."""
+    round: int | None = Field(default=None, ge=0)
+    """Number of the training round whose model reads. Default: the promoted one."""
+
+
 class AnimationRequest(Message):
     """Frames that become a film."""
 
@@ -244,6 +253,14 @@ class LookReply(Message):
     limit: float | None
     """Largest error among held-out frames of the run; a picture above it is unlike what the model
     was trained on. Null: no such frame is at hand."""
+
+
+class WordsReply(Message):
+    """Words of an action that the model does not know."""
+
+    unknown: dict[str, str]
+    """Word to the nearest word that the model knows; empty when it knows all. A model that writes
+    words in pieces knows all."""
 
 
 class RoundInfo(Message):

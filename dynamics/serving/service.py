@@ -44,6 +44,8 @@ from dynamics.serving.schemas import (
     ScenesReply,
     ScoreReply,
     ScoreRequest,
+    WordsReply,
+    WordsRequest,
 )
 from dynamics.serving.sessions import PredictSession, RolloutSession
 
@@ -176,6 +178,16 @@ class RoundService:
             )
 
         deadline = time.monotonic() + timeout_s
+        return await _respond(reply)
+
+    async def words(self, body: bytes, timeout_s: float) -> ServiceResponse:
+        """`WordsRequest` to `WordsReply`; takes no time of the models."""
+
+        async def reply() -> Message:
+            request = parse(WordsRequest, body)
+            tokens = (await self._worker(request.round)).forward.tokens
+            return WordsReply(unknown=await asyncio.to_thread(tokens.unknown_words, request.action))
+
         return await _respond(reply)
 
     async def _largest_error(self, worker: ModelWorker) -> float | None:

@@ -118,6 +118,10 @@ class RemoteBackend:
         """As `Backend.look`."""
         return await self._ask(lambda: self._generator.look.remote(body, timeout_s))
 
+    async def words(self, body: bytes, timeout_s: float) -> ServiceResponse:
+        """As `Backend.words`."""
+        return await self._ask(lambda: self._generator.words.remote(body, timeout_s))
+
     async def models(self) -> ServiceResponse:
         """As `Backend.models`."""
         return await self._ask(lambda: self._generator.models.remote())

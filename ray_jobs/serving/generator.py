@@ -88,6 +88,10 @@ class Generator:
         """As `RoundService.look`."""
         return await self.service.look(body, timeout_s)
 
+    async def words(self, body: bytes, timeout_s: float) -> tuple[int, str]:
+        """As `RoundService.words`."""
+        return await self.service.words(body, timeout_s)
+
     async def rollout(
         self, body: bytes, timeout_s: float
     ) -> AsyncGenerator[tuple[str, str, int], None]:

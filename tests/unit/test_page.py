@@ -602,3 +602,20 @@ def test_a_persons_own_picture_is_shown_as_the_model_sees_it_and_travels_in_the_
         page.check("input[value='table 2']")
         assert page.locator("#look").is_hidden()
         assert page.locator("#unlike").is_hidden()
+
+
+def test_unknown_words_are_underlined_with_the_nearest_known_one(browser, url):
+    with opened(browser, url, "#action=remove the blu ring") as page:
+        row = page.locator("#actions li").first
+        expect(row.locator(".unknown")).to_have_text("blu")
+        row.get_by_role("button", name="blue", exact=True).click()
+        expect(row.locator(".nearest")).to_have_count(0)
+        text = row.locator("textarea")
+        assert text.input_value() == "remove the blue ring"
+        text.press("End")
+        text.type(" upp")
+        expect(row.locator(".unknown")).to_have_text("upp")
+        expect(row.locator(".nearest")).to_have_text("The model does not know “upp”. up? ")
+        assert text.get_attribute("aria-invalid") == "true"
+        text.fill("push the red ring left")
+        expect(row.locator(".unknown")).to_have_count(0)

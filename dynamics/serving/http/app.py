@@ -39,6 +39,8 @@ from dynamics.serving.schemas import (
     ScenesReply,
     ScoreReply,
     ScoreRequest,
+    WordsReply,
+    WordsRequest,
 )
 
 PAGE = Path(__file__).resolve().parents[1] / "page"
@@ -126,6 +128,12 @@ class _Posts:
             openapi_extra=_body(LookRequest, ("image",)),
         )(self.look)
         app.post(
+            "/v1/words",
+            response_model=WordsReply,
+            responses=_ERRORS,
+            openapi_extra=_body(WordsRequest),
+        )(self.words)
+        app.post(
             "/v1/animations",
             response_class=Response,
             responses={
@@ -177,6 +185,12 @@ class _Posts:
         body = await read(request, LookRequest)
         with self.admitted():
             return _respond(await self._in_time(self._backend.look(body, self._time)))
+
+    async def words(self, request: Request) -> Response:
+        """Which words of an action the model does not know, and the nearest that it knows."""
+        body = await read(request, WordsRequest)
+        with self.admitted():
+            return _respond(await self._in_time(self._backend.words(body, self._time)))
 
     async def animations(self, request: Request) -> Response:
         """Frames as a film."""

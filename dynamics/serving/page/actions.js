@@ -3,11 +3,18 @@
 
 import { el } from "./dom.js";
 
+const READ_PAUSE_MS = 350;
+
 export class ActionList {
-  /** `list` is an `ol`; `changed` is called after every change. */
-  constructor(list, changed) {
+  /**
+   * `list` is an `ol`; `changed` is called after every change; `unknown` gives the words of a
+   * sentence that the model does not know, each with the nearest known one.
+   */
+  constructor(list, changed, unknown) {
     this.list = list;
     this.changed = changed;
+    this.unknown = unknown;
+    this.later = 0;
     this.maxRows = 16;
     this.maxChars = 512;
     this.edited = false;
@@ -62,15 +69,66 @@ export class ActionList {
     const row = el(
       "li",
       {},
-      input,
+      el("div", { className: "typed" }, input, el("div", { className: "ink", "aria-hidden": "true" })),
       button("↑", "Move up", () => this.move(row, -1)),
       button("↓", "Move down", () => this.move(row, 1)),
       button("×", "Remove", () => this.remove(row)),
     );
-    input.addEventListener("input", () => this.touch());
+    input.addEventListener("input", () => {
+      this.touch();
+      this.read(row);
+    });
     input.addEventListener("keydown", (event) => this.enter(event, row));
     input.addEventListener("paste", (event) => this.paste(event, row));
+    if (text && this.edited) this.check(row);
     return row;
+  }
+
+  /** Check a row's words once its person has stopped typing. */
+  read(row) {
+    this.underline(row, {});
+    clearTimeout(this.later);
+    this.later = setTimeout(() => this.check(row), READ_PAUSE_MS);
+  }
+
+  async check(row) {
+    const { value } = row.querySelector("textarea");
+    if (!value.trim()) return;
+    const unknown = await this.unknown(value);
+    if (row.querySelector("textarea").value === value) this.underline(row, unknown);
+  }
+
+  /** Underline unknown words, and offer the nearest known ones below the row. */
+  underline(row, unknown) {
+    const input = row.querySelector("textarea");
+    const words = Object.entries(unknown);
+    input.ariaInvalid = words.length ? "true" : null;
+    row.querySelector(".ink").replaceChildren(
+      ...(words.length ? input.value.split(/(\s+)/) : []).map((part) =>
+        el("span", { className: Object.hasOwn(unknown, part) ? "unknown" : "" }, part),
+      ),
+    );
+    row.querySelector(".nearest")?.remove();
+    if (!words.length) return;
+    const offer = ([word, nearest]) =>
+      el(
+        "button",
+        { type: "button", className: "plain", onclick: () => this.replace(row, word, nearest) },
+        nearest,
+      );
+    const hint = el("p", { className: "hint nearest", role: "status" });
+    for (const one of words) hint.append(`The model does not know “${one[0]}”. `, offer(one), "? ");
+    row.append(hint);
+  }
+
+  replace(row, word, nearest) {
+    const input = row.querySelector("textarea");
+    const parts = input.value.split(/(\s+)/);
+    input.value = parts.map((part) => (part === word ? nearest : part)).join("");
+    input.focus();
+    this.touch();
+    this.underline(row, {});
+    this.check(row);
   }
 
   enter(event, row) {

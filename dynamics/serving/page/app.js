@@ -22,7 +22,9 @@ let asking = null; // the promise of a key that is being asked for
 let ownLink = ""; // the person's own picture, as the model gets it, for the address
 
 const gallery = new Gallery($("scenes"), chosePicture);
-const actions = new ActionList($("actions"), changed);
+const actions = new ActionList($("actions"), changed, (action) =>
+  service.unknownWords({ action, round: settings.rounds()[0] }).catch(() => ({})),
+);
 const between = new Between((pictures) =>
   withKey(() => service.label({ ...pictures, round: settings.rounds()[0] })),
 );

@@ -59,6 +59,9 @@ export const scenes = async () => (await send("v1/scenes")).json();
 /** A picture as the model sees it: LookReply. */
 export const look = async (body) => (await send("v1/look", body)).json();
 
+/** Words of an action that the model does not know, each with the nearest known one. */
+export const unknownWords = async (body) => (await (await send("v1/words", body)).json()).unknown;
+
 /** A film of frames, as Blob; the body is an AnimationRequest. */
 export const film = async (body) => (await send("v1/animations", body)).blob();
 

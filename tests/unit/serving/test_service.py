@@ -314,3 +314,16 @@ def test_the_contrast_is_the_first_pair_that_a_later_round_gained(
     assert found.action == third["action"]
     assert found.codes[2].tolist() == third["greedy_codes"]
     assert contrast(small, copy, 1, 1) is None
+
+
+def test_unknown_words_come_with_the_nearest_known_one(
+    small: LoopConfig, local_run: LocalRun
+) -> None:
+    service = local_service(small, local_run.folder)
+
+    async def main() -> None:
+        await service.promote(1)
+        answer = await service.words(b'{"action": "push the red rinng left"}', TIME_S)
+        assert json.loads(answer.body) == {"unknown": {"rinng": "ring"}}
+
+    asyncio.run(main())

@@ -46,7 +46,7 @@ class FakeBackend:
             raise self.fault
         return ServiceResponse(200, '{"round": 3}')
 
-    label = score = look = predict
+    label = score = look = words = predict
 
     async def rollout(self, body: bytes, timeout_s: float) -> AsyncGenerator[Event, None]:
         self.open += 1
@@ -377,7 +377,7 @@ def test_the_description_names_every_route_and_every_error() -> None:
     described = send("/openapi.json", method="GET").json()
     assert set(described["paths"]) == {
         *("/v1/predict", "/v1/label", "/v1/rollouts", "/v1/score", "/v1/models", "/v1/scenes"),
-        *("/v1/look", "/v1/animations", "/healthz", "/readyz", "/metrics"),
+        *("/v1/look", "/v1/words", "/v1/animations", "/healthz", "/readyz", "/metrics"),
     }
     for path in ("/v1/predict", "/v1/label", "/v1/rollouts", "/v1/score", "/v1/look"):
         route = described["paths"][path]["post"]
