@@ -36,6 +36,8 @@ class Actor(Protocol):
 
     repeat: int
     """Moments that an action is carried out for, if nobody says otherwise."""
+    goes_on: bool
+    """True where the world goes on after its task is done: what is done last would else be rare."""
 
     def act(self, rng: np.random.Generator) -> Any:
         """The next action."""
@@ -134,6 +136,7 @@ class Wanderer:
     """
 
     repeat = 1
+    goes_on = False
 
     def __init__(self, env: "gymnasium.Env[Any, Any]", words: str | None = None) -> None:
         from gymnasium import spaces

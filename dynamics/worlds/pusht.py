@@ -31,6 +31,7 @@ class Pusher:
 
     options: ClassVar[dict[str, Any]] = {"observation_width": 128, "observation_height": 128}
     repeat = 8
+    goes_on = True
 
     def __init__(self, env: Any, words: str | None = None) -> None:
         if words:

@@ -71,7 +71,7 @@ def steps(
         between = []
         for moment in range(repeat):
             _, _, terminated, truncated, _ = env.step(action)
-            over = over or bool(terminated or truncated)
+            over = over or (not actor.goes_on and bool(terminated or truncated))
             if moments and moment < repeat - 1:
                 between.append(actor.frame())
         before, look = look, actor.look()

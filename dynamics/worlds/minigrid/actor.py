@@ -34,6 +34,7 @@ class Walker:
 
     options: ClassVar[dict[str, Any]] = {"highlight": False}
     repeat = 1
+    goes_on = True
 
     def __init__(self, env: Any, words: str | None = None) -> None:
         if words:
@@ -76,7 +77,7 @@ class Walker:
                 return ways[pose]
             onto = env.grid.get(*front)
             moves = {name: (x, y, (direction + by) % 4) for name, by in turns}
-            if onto is None or (onto.can_overlap() and onto.type not in ("lava", "goal")):
+            if onto is None or (onto.can_overlap() and onto.type != "lava"):
                 moves["forward"] = (*front, direction)
             for name, new in moves.items():
                 if new not in ways:

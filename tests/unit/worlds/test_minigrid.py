@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dynamics.core.config import LoopConfig, WorldConfig
 from dynamics.core.domain import load_domain
@@ -56,9 +57,20 @@ def test_states_are_read_back_from_filmed_pictures(level: str) -> None:
     taken, rules = walked(level, 10), Rules(level)
     for step in taken:
         frame = filmed_picture(step.frame, 4)
-        assert read_state(frame, rules.width, rules.height) == (step.state, 0.0)
+        state, differs = read_state(frame, rules.width, rules.height)
+        assert state == step.state
+        assert differs < 0.01
         drawn = rules.draw(step.state)
         np.testing.assert_array_equal(drawn, step.frame)
+
+
+@pytest.mark.parametrize("px", [32, 40, 56])
+def test_states_are_read_where_cells_end_within_pixels(px: int) -> None:
+    world = domain(LEVELS[0])
+    for step in walked(LEVELS[0], 6):
+        large = Image.fromarray(filmed_picture(step.frame, 4))
+        small = large.resize((px, px), Image.Resampling.BOX)
+        assert world.recognised(np.asarray(small)) == step.state
 
 
 def test_noise_and_plain_colours_are_not_recognised() -> None:
