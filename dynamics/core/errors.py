@@ -26,6 +26,10 @@ _WAYS_OUT = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "raise the system's limit on open files",
 }
+_OF_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENOTCONN),
+)
 # So safetensors and tokenizers, which are written in Rust, pass on what the system says.
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 
@@ -35,6 +39,16 @@ class UserError(Exception):
 
     Commands print it without a traceback and exit with status 2.
     """
+
+
+def check_machine(error: Exception) -> None:
+    """Raise what a machine or a file server could not do just now: it is no fault of the file.
+
+    Readers call this before they reject a file for good. What is raised ends the command, which
+    goes on with the same file once the fault is mended.
+    """
+    if isinstance(error, OSError) and error.errno in _OF_MACHINE:
+        raise error
 
 
 def as_user_error(error: BaseException) -> UserError | None:

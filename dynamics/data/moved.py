@@ -6,7 +6,7 @@ from functools import cache
 import pyarrow as pa
 
 from dynamics.core.config import LabelledConfig, LoopConfig, PoolPart
-from dynamics.core.errors import UserError
+from dynamics.core.errors import UserError, check_machine
 from dynamics.core.places import Place
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA
 from dynamics.data.labelled import listed
@@ -83,7 +83,8 @@ def _readable_sha256(frames: Stills | Segment) -> str:
     """The digest of a pair's files, empty when one cannot be read."""
     try:
         return file_digests(frames)[0]
-    except (OSError, Refused):
+    except (OSError, Refused) as error:
+        check_machine(error)
         return ""
 
 

@@ -222,7 +222,8 @@ class Stages:
         self.executor.serve(models, round_id, self.progress)
 
     def finish(self, reports: list[RoundReport]) -> None:
-        """Write the comparison of all rounds."""
+        """Write the comparison of all rounds; nothing that a stopped command left stays."""
+        self.folder.clear(report.round_id for report in reports)
         self.trackers.log_run(reports)
 
     def _correct(self, data: DataRefs, round_id: int) -> list[bool | None] | None:

@@ -129,6 +129,19 @@ def remove_tree(folder: Place) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete the hidden files and folders that killed writers left below a folder.
+
+    Only while nobody writes there.
+    """
+    for path in list(folder.rglob(".*.tmp")):
+        if path.is_dir():
+            remove_tree(path)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
 def local_copy(place: Place) -> Path:
     """A file or folder of a store on this machine; a path is returned as it is.
 

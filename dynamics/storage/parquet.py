@@ -54,14 +54,22 @@ def check_seal(payload: bytes) -> bytes:
     """The payload of a sealed file, or of one that never was.
 
     Raises:
-        pa.ArrowInvalid: its bytes are not those that were sealed.
+        pa.ArrowInvalid: its bytes are not those that were sealed, or its end is missing.
     """
     if start := _seal_start(payload):
         stop = start + len(_BLANK)
         found = hashlib.sha256(payload[:start] + _BLANK.encode() + payload[stop:]).hexdigest()
         if found.encode() != payload[start:stop]:
             raise pa.ArrowInvalid("the content does not match its digest")
+    elif any(map(_is_damaged_seal, pq.read_metadata(pa.BufferReader(payload)).metadata or ())):
+        raise pa.ArrowInvalid("the name of its digest is damaged")
     return payload
+
+
+def _is_damaged_seal(key: bytes) -> bool:
+    """True for the seal's name with one wrong byte."""
+    right = _SEAL.encode()
+    return len(key) == len(right) and sum(a != b for a, b in zip(key, right, strict=True)) == 1
 
 
 def _seal_start(payload: bytes) -> int:

@@ -9,7 +9,7 @@ report.html
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from dynamics.storage.files import (
     checkpoint_digest,
     local_state,
     make_folder,
+    remove_tree,
+    remove_unfinished,
     write_bytes,
 )
 from dynamics.storage.pairs import PARTS
@@ -177,6 +179,15 @@ class RunFolder:
     def results(self, round_id: int) -> Place:
         """The held-out results, a row per pair (`evaluation.heldout.results_schema`)."""
         return self.round(round_id) / RESULTS
+
+    def clear(self, rounds: Iterable[int]) -> None:
+        """Delete what stopped commands, or a disk that refused it then, left of finished rounds."""
+        for round_id in rounds:
+            remove_tree(self.result_parts(round_id))
+            remove_tree(self.checkpoints(round_id))
+        if isinstance(self.root, Path):  # a store has no hidden files
+            for made in (self.data, self.ledger, self.root / "rounds"):
+                remove_unfinished(Path(made))
 
     def result_parts(self, round_id: int) -> Place:
         """Folder of the parts of an unfinished evaluation."""

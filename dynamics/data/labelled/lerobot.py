@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynamics.core.errors import UserError
+from dynamics.core.errors import UserError, check_machine
 from dynamics.core.places import Place, matching
 from dynamics.core.pointers import HEAD_BYTES, pointer_kind
 from dynamics.core.text_files import read_json_object
@@ -255,6 +255,7 @@ def _by_episode(file: Place) -> dict[int, _Episode]:
         wanted = (*_FRAME_COLUMNS, _LANGUAGE)
         rows = table.read(columns=[name for name in table.schema_arrow.names if name in wanted])
     except (pa.ArrowInvalid, OSError) as error:
+        check_machine(error)
         raise Refused("damaged_data") from error
     said = rows[_LANGUAGE] if _LANGUAGE in rows.column_names else None
     small = rows.select([name for name in rows.column_names if name != _LANGUAGE])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from dynamics.core.errors import UserError
+from dynamics.core.errors import UserError, check_machine
 from dynamics.core.places import Place, StorePath
 from dynamics.core.pointers import HEAD_BYTES, pointer_kind
 from dynamics.data.links import Links
@@ -74,6 +74,7 @@ class Root:
                     raise Refused("symlink")
                 status = os.lstat(path)
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            check_machine(error)
             raise Refused(missing) from error
         if not stat.S_ISREG(status.st_mode):
             raise Refused("not_a_file")
@@ -92,7 +93,8 @@ class Root:
         if folder not in self._listed:
             try:
                 names = os.listdir(folder) if self._folder_allowed(folder) else []
-            except OSError:
+            except OSError as error:
+                check_machine(error)
                 names = []
             self._listed[folder] = by_alike(names)
         return self._listed[folder]
@@ -168,6 +170,7 @@ class ImageFile:
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError as error:
+            check_machine(error)
             raise Refused("missing_file") from error
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dynamics.core.errors import check_machine
 from dynamics.core.images import encode_png
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
@@ -71,7 +72,8 @@ class PairReader:
     def _row(self, pair: LabelledPair, worker: DecodeWorker) -> dict[str, Any]:
         try:
             digest, digests = file_digests(pair.frames)
-        except OSError:
+        except OSError as error:
+            check_machine(error)
             return _rejected("missing_video")
         except Refused as error:
             return _rejected(str(error))

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynamics.core.errors import UserError
+from dynamics.core.errors import UserError, check_machine
 from dynamics.core.places import Place, matching
 from dynamics.core.pointers import HEAD_BYTES
 from dynamics.core.text_files import check_pointer
@@ -95,6 +95,7 @@ def open_parquet(path: Place, otherwise: str = "is damaged; get it again") -> pq
         check_pointer(path, stream.read(HEAD_BYTES))
         return pq.ParquetFile(stream)
     except (pa.ArrowInvalid, OSError) as error:
+        check_machine(error)
         raise UserError(f"{path} {otherwise}") from error
 
 
@@ -151,6 +152,7 @@ class PictureTable:
                     yield start + offset, row
                 start += batch.num_rows
         except (pa.ArrowInvalid, OSError) as error:
+            check_machine(error)
             raise UserError(f"{self.path} is damaged; get it again") from error
 
     def image(self, row: int, column: str) -> bytes:
@@ -201,6 +203,7 @@ class TablePicture:
         try:
             return self._table.image(self._row, self._column)
         except (pa.ArrowInvalid, OSError) as error:
+            check_machine(error)
             raise Refused("unreadable") from error
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from dynamics.core.config import KeyframeConfig, PoolConfig
-from dynamics.core.errors import UserError
+from dynamics.core.errors import UserError, check_machine
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef, pair_id, stable_hash
@@ -147,6 +147,7 @@ class ClipReader:
         except InterruptedError:
             raise
         except OSError as error:
+            check_machine(error)
             return unreadable(error)
 
     def _row(self, clip: Clip, read: ReadClip) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dynamics.core.config import REPOSITORY_ROOT
+from dynamics.core.errors import check_machine
 from dynamics.data.video.decode import (
     MAX_CLIP_BYTES,
     MIN_BYTES_PER_S,
@@ -169,6 +170,7 @@ class DecodeWorker:
             try:
                 descriptors = [os.open(video, os.O_RDONLY)]
             except OSError as error:
+                check_machine(error)
                 raise _NotOpened(error.strerror) from error
         assert self._requests is not None
         try:
@@ -382,6 +384,7 @@ def read_clip_file(
     try:
         sha256 = sha256_file(path)
     except OSError as error:
+        check_machine(error)
         return unreadable(error)
     return ReadClip(sha256=sha256, result=worker.decode(path, spec, shown_px))
 

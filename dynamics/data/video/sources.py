@@ -20,7 +20,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, cast
 
 from dynamics.core.config import PoolPart
-from dynamics.core.errors import UserError
+from dynamics.core.errors import UserError, check_machine
 from dynamics.core.places import Place
 from dynamics.data.links import Links
 from dynamics.data.refusals import SKIPPED, way_out
@@ -248,7 +248,8 @@ class _Walk:
 def _in_folder(folder: Path, walk: _Walk) -> Iterator[Found]:
     try:
         entries = _entries(folder)
-    except OSError:
+    except OSError as error:
+        check_machine(error)
         yield Skipped(name=walk.name(folder), reason="unreadable")
         return
     for entry in entries:
@@ -303,7 +304,8 @@ def _status(path: Path, walk: _Walk) -> os.stat_result | str:
         return "file_name"
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # a loop of links leads to nothing, too
+    except (OSError, RuntimeError) as error:  # a loop of links leads to nothing, too
+        check_machine(error)
         return "dangling_link"
     if not walk.links.allow(str(target)):
         return "symlink"
@@ -371,7 +373,8 @@ def _in_tar(shard: Clip) -> list[Found]:
                     classes[key] = label
                 elif suffix not in _LABELS:
                     refused.append(_other(name))
-    except (tarfile.TarError, OSError, ValueError, EOFError, zlib.error):
+    except (tarfile.TarError, OSError, ValueError, EOFError, zlib.error) as error:
+        check_machine(error)
         refused.append(Skipped(name=shard.name, reason="tar_unreadable"))
     return refused + [
         replace(clip, clip_class=classes.get(key, PurePosixPath(key).parent.name))

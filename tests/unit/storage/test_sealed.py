@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from dynamics.core.errors import UserError
+from dynamics.storage.parquet import check_seal, sealed_parquet
 from dynamics.storage.run_folder import TrainingLog, read_json, write_json
 from dynamics.storage.sealed import seal, unsealed
 from dynamics.storage.tables import dataset_ref, read_table, write_table
@@ -61,3 +62,16 @@ def test_any_flipped_byte_of_a_single_table_is_named_or_without_effect(tmp_path:
         path.write_bytes(payload[:size])
         with pytest.raises(UserError, match=r"results\.parquet"):
             dataset_ref(path)
+
+
+def test_every_flipped_bit_and_every_cut_of_a_sealed_table_is_found():
+    whole = sealed_parquet(pa.table({"row": [1, 2, 3], "action": ["push", "", "turn"]}))
+    assert check_seal(whole) == whole
+    flipped = (
+        whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :]
+        for at in range(len(whole))
+        for bit in range(8)
+    )
+    for damaged in (*flipped, *(whole[:size] for size in range(len(whole)))):
+        with pytest.raises((pa.ArrowInvalid, OSError)):
+            check_seal(damaged)

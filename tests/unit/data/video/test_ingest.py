@@ -1,6 +1,8 @@
+import errno
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from dynamics.core.config import KeyframeConfig, PoolConfig
-from dynamics.core.errors import UserError
+from dynamics.core.errors import UserError, as_user_error
 from dynamics.core.progress import silent
 from dynamics.core.records import PAIR_SCHEMA, DatasetRef, pair_id
 from dynamics.data.video import ingest
@@ -157,6 +159,25 @@ def test_bad_clips_are_counted_and_change_no_row(folder, images, tmp_path):
     ids = [table(one)["pair_id"].to_pylist() for one in (clean, Result(dataset, report))]
     assert sorted(ids[0]) == sorted(ids[1])
     json.dumps(report.to_json())
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ESTALE])
+def test_a_machine_that_fails_rejects_no_clip(folder, images, tmp_path, monkeypatch, number):
+    clip, real = folder / "class1" / "3.mp4", os.open
+
+    def fails(path, *arguments, **named):
+        if Path(path) == clip:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **named)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "open", fails)
+        with pytest.raises(OSError, match="class1/3") as raised:
+            run(folder, images, tmp_path / "a.parts")
+    assert str(as_user_error(raised.value)).startswith(str(clip))
+    again = run(folder, images, tmp_path / "a.parts")
+    assert again.report.rejects == {}
+    assert table(again).equals(table(run(folder, images, tmp_path / "b.parts")))
 
 
 def test_mostly_unreadable_pool_stops_the_run(folder, images, tmp_path):
