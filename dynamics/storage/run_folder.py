@@ -185,9 +185,9 @@ class RunFolder:
         for round_id in rounds:
             remove_tree(self.result_parts(round_id))
             remove_tree(self.checkpoints(round_id))
-        if isinstance(self.root, Path):  # a store has no hidden files
-            for made in (self.data, self.ledger, self.root / "rounds"):
-                remove_unfinished(Path(made))
+        for made in (self.data, self.ledger, self.root / "rounds"):
+            if isinstance(made, Path):  # a store has no hidden files
+                remove_unfinished(made)
 
     def result_parts(self, round_id: int) -> Place:
         """Folder of the parts of an unfinished evaluation."""
