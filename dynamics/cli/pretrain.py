@@ -64,7 +64,10 @@ def _corpus(cfg: LoopConfig, work: Path, progress: Progress) -> "Corpus":
 def _lines(measured: dict[str, Any]) -> list[str]:
     """What was measured, for people."""
     seen, losses = measured["image_tokenizer"], measured["heldout_losses"]
-    lines = [f"image tokenizer: {_said(seen.get('heldout', seen))}"]
+    lines = [f"tried {size} codes: {_said(found)}" for size, found in seen.get("tried", {}).items()]
+    if "codes_a_frame" in seen:
+        lines.append(f"taken: {seen['codes_a_frame']} codes a frame of {seen['frame_px']} px")
+    lines.append(f"image tokenizer: {_said(seen.get('heldout', seen))}")
     if losses:
         lines.append(f"base: held-out losses {_said(losses)}")
     return lines

@@ -91,7 +91,7 @@ class Listed:
 
 
 def list_frames(cfg: LoopConfig, filmed: Path, progress: Progress) -> Listed:
-    """The clips of the pool, and the labelled set; a world without them films into ``filmed``.
+    """The clips of the pool, and the labelled set; what is missing a world films into ``filmed``.
 
     Raises:
         UserError: nothing in a folder can be used, or there is neither a folder nor a world.
@@ -136,10 +136,11 @@ def _list_filmed(cfg: LoopConfig, filmed: Path, progress: Progress) -> Listed:
     clips: dict[Split, dict[str, ClipOf]] = {}
     sentences: list[str] = []
     for split, number in numbers.items():
-        folder = filmed / split
-        simulator.film(split, number, folder, progress)
-        keyframes = simulator.keyframes(split)
-        found = clips_by_path([PoolPart(path=folder / "clips")])
+        folder, parts, keyframes = filmed / split, cfg.pool.parts, cfg.pool.keyframes
+        if split != "pool" or not parts:
+            simulator.film(split, number, folder, progress)
+            parts, keyframes = (PoolPart(path=folder / "clips"),), simulator.keyframes(split)
+        found = clips_by_path(parts)
         clips[split] = {f"{split}/{path}": ClipOf(clip, keyframes) for path, clip in found.items()}
         if split != "pool":
             said = read_table(folder / "clips.parquet", CLIPS_SCHEMA, ["actions"])["actions"]

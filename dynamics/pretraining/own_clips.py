@@ -83,12 +83,16 @@ class OwnClips:
     @property
     def about(self) -> Mapping[str, Any]:
         """The clips, labels and key frames that it is made from."""
-        listed = self._listed
+        cfg, listed = self._cfg, self._listed
+        clips = (f"{one.clip.name} {one.clip.version} {one.keyframes}" for one in listed.clips)
+        numbers = (cfg.pool.num_pairs, cfg.labelled.num_pairs, cfg.labelled.num_heldout)
+        filmed = cfg.labelled.dataset is None
         return {
-            "clips": stable_hash(*(f"{one.clip.name} {one.keyframes}" for one in listed.clips)),
+            "clips": stable_hash(*clips),
             "labels": stable_hash(*(f"{pair.name} {pair.action}" for pair in listed.labelled)),
             "heldout": stable_hash(*sorted(listed.heldout_digests)),
             "words": stable_hash(*self.words),
+            "films": stable_hash(cfg.world.model_dump_json(), *numbers) if filmed else "",
         }
 
     def tasks(self, num_tokens: int) -> Sequence[str]:
