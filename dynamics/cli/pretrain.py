@@ -46,7 +46,8 @@ def pretrain(
         measured = make_base(cfg, _corpus(cfg, work_folder(out), progress), out, progress)
     for line in _lines(measured):
         console.print(line, markup=False)
-    same = " ".join([config, *(f"--set {one}" for one in overrides or [])])
+    others = [one for one in overrides or [] if not one.startswith("pretrain.")]
+    same = " ".join([config, *(f"--set {one}" for one in others)])
     console.print(f"made {out} ({RECIPE_FILE} says how); next: dynamics check {same}", markup=False)
 
 

@@ -37,7 +37,7 @@ TRIAL_PX = 192
 _TRIAL_FRAMES = 1500
 RECONSTRUCTION = "reconstruction.png"
 """In the checkpoint: held-out frames beside what is left of them."""
-_SHOWN, _SHOWN_PX = 8, 96
+_SHOWN, _SHOWN_PX = 8, 128
 _ENCODED = 512
 """Frames that are encoded between two calls of progress."""
 _HELDOUT_BATCHES = 8
