@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DECODERS: dict[str, str] = {
     "dynamic_cache": "dynamics.inference.decode:DynamicCacheDecoder",
     "shared_prefix": "dynamics.inference.shared_prefix:SharedPrefixDecoder",
+    "captured": "dynamics.inference.captured:CapturedDecoder",
     "steady": "dynamics.inference.steady:steady",
 }
 """Engine name to its class, as import strings so that configuration loads without torch. It is

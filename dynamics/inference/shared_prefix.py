@@ -71,6 +71,11 @@ class SharedPrefixDecoder:
         self._text_place = torch.full((size,), IGNORE, device=model.device)
         self._text_place[model.text_ids] = torch.arange(len(model.text_ids), device=model.device)
 
+    @property
+    def _code_branches(self) -> "type[Branches]":
+        """What frames are drawn on."""
+        return Branches
+
     @cached_property
     def _text_head(self) -> Head:
         self._model.use(self._adapter)
@@ -92,7 +97,8 @@ class SharedPrefixDecoder:
         for part in self._budget.texts(prompt_BT, sampling):
             uniform = self._text_uniform(seeds[part], num) if sampling.temperature else None
             head, text_ids = self._text_head, self._model.text_ids
-            ids, (logp, _) = self._draw([prompt_BT[part]], sampling, head, text_ids, steps, uniform)
+            ways = [prompt_BT[part]]
+            ids, (logp, _) = self._draw(ways, sampling, head, text_ids, steps, uniform, Branches)
             lengths = (ids >= 0).sum(1).tolist()
             texts = [
                 DecodedText(row[:length], values[:length])
@@ -118,7 +124,8 @@ class SharedPrefixDecoder:
             whole = self._codes_uniform(seeds[part], sampling)
             uniform = partial(_at, whole) if sampling.temperature else None
             ways = [prompt_BT[part]] if plain_BT is None else [prompt_BT[part], plain_BT[part]]
-            ids, logps = self._draw(ways, sampling, head, image_ids, length, uniform)
+            kind = self._code_branches
+            ids, logps = self._draw(ways, sampling, head, image_ids, length, uniform, kind)
             sums = torch.stack([logp_RL.double().sum(1) for logp_RL in logps])
             found.append(candidates(code_of[ids], sums, sampling))
         return joined(found)
@@ -152,6 +159,7 @@ class SharedPrefixDecoder:
         ids_V: Tensor,
         steps: int,
         uniform: Uniform | None,
+        kind: "type[Branches]",
     ) -> tuple[Tensor, Tensor]:
         """Ids [R, S] on the CPU, IGNORE after the end of a sentence, and log-probabilities.
 
@@ -165,6 +173,7 @@ class SharedPrefixDecoder:
             ids_V: vocabulary ids of the logits.
             steps: most tokens of a sample.
             uniform: random numbers, in the order of ``gumbel_noise``; none = greedy.
+            kind: of branches.
         """
         self._model.use(self._adapter)
         prompts = torch.cat(list(ways))
@@ -176,7 +185,7 @@ class SharedPrefixDecoder:
         values = torch.zeros(2, *ids.shape)
         live = torch.arange(len(ids))
         least = max(MIN_ROWS, sampling.num_samples) if self._steady else 0
-        branches = Branches(self._model, self._stack, prompts, steps, least)
+        branches = kind(self._model, self._stack, prompts, steps, least)
         for step in range(steps):
             noise = None
             if uniform is not None:
@@ -190,7 +199,7 @@ class SharedPrefixDecoder:
             live = live[goes_on]
             if step == steps - 1 or not len(live):
                 break
-            parents, tokens, branch_of = split(branch_of[:, goes_on], drawn[goes_on])
+            parents, tokens, branch_of = branches.split(branch_of[:, goes_on], drawn[goes_on])
             branches.grow(parents, tokens)
         return ids, values
 
@@ -284,13 +293,6 @@ def _to_draw(logp_nV: Tensor, branch_WR: Tensor, sampling: SamplingParams) -> tu
     return scores_to_draw(logp_nV[own], sampling, logp_nV[plain]), of_row
 
 
-def split(branch_WR: Tensor, drawn_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """New branches of rows that drew a token: their parents and tokens, [n]; each row's, [W, R]."""
-    most = int(drawn_R.max()) + 1
-    new, of_row = torch.unique(branch_WR * most + drawn_R, return_inverse=True)
-    return new // most, new % most, of_row
-
-
 def _shared_length(ids_BT: Tensor, most: int, worth: float) -> int:
     """Length, at most ``most``, of the beginnings to compute once each.
 
@@ -359,6 +361,12 @@ class Branches:
         self._step = 0
         self._turns = stack.turns(0, width + steps)
 
+    def split(self, branch_WR: Tensor, drawn_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """New branches of rows that drew a token: parents and tokens, [n]; each row's, [W, R]."""
+        most = int(drawn_R.max()) + 1
+        new, of_row = torch.unique(branch_WR * most + drawn_R, return_inverse=True)
+        return new // most, new % most, of_row
+
     def grow(self, parent_n: Tensor, ids_n: Tensor) -> None:
         """New branches, ordered by parent: an old one and the token that follows it."""
         if self._least:
@@ -370,13 +378,17 @@ class Branches:
         ):
             self._suffix = [tuple(x[parent_n] for x in pair) for pair in self._suffix]
             self._prompt_of = self._prompt_of[parent_n]
+        self._advance(ids_n)
+        self._step += 1
+
+    def _advance(self, ids_n: Tensor) -> None:
+        """The last hidden states after a further token of every branch."""
         look, turns = self._looking(), self._turns_now()
         x_nD = self._model.embed(ids_n[:, None])[:, 0]
         for number, layer in enumerate(self._stack.layers):
             query, key, value = (x[:, 0] for x in layer.heads(x_nD[:, None], turns))
             x_nD = layer.rest(x_nD, look(number, query, key, value))
         self.hidden = self._stack.norm(x_nD)
-        self._step += 1
 
     def _looking(self) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         """Attention of the step: a layer's number, queries, new keys and values to mixed values."""

@@ -27,7 +27,6 @@ from dynamics.inference.shared_prefix import (
     gumbel,
     mix,
     pick,
-    split,
 )
 from dynamics.models.stack import Stack, has_stack
 from dynamics.models.vlm import AdapterName, Head, UnifiedVLM
@@ -198,7 +197,7 @@ class _Company:
             chosen, self._branch_WR = chosen[sizes[0] :], self._branch_WR[:, sizes[0] :]
         if self.groups:
             drawn = self._model.tokens.image_ids[chosen]
-            parents, tokens, self._branch_WR = split(self._branch_WR, drawn)
+            parents, tokens, self._branch_WR = self._branches.split(self._branch_WR, drawn)
             self._branches.grow(parents, tokens)
         return done
 
