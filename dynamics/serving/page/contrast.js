@@ -14,13 +14,16 @@ export function showContrast(contrast, run) {
     [contrast.drawn[first], `round ${first}`, mark(false)],
     [contrast.drawn[last], `round ${last}`, mark(true)],
     [contrast.target, "truth", null],
-  ].map(([image, caption, known]) => ({ image, caption, known, shown: frame(image, caption) }));
+  ].map(([image, caption, known]) => {
+    const shown = frame(image, `held-out frame: ${caption}`);
+    return { image, caption, known, shown };
+  });
   $("contrast").replaceChildren(
     el("h3", {}, `“${contrast.action}”`),
     el(
       "ol",
       { className: "drawn" },
-      el("li", {}, frame(contrast.source, "before"), "before"),
+      el("li", {}, frame(contrast.source, "held-out frame: before"), "before"),
       ...drawn.map(({ shown, caption, known }) => el("li", {}, shown, `${caption} `, known)),
     ),
     el(
