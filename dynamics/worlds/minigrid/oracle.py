@@ -71,7 +71,12 @@ def read_state(frame_HW3: NDArray[np.uint8], width: int, height: int) -> tuple[s
     Returns:
         The state, and the mean absolute difference, of 255, of its drawing from the picture.
     """
-    px, cells = frame_HW3.shape[0], max(width, height)
+    cells = max(width, height)
+    if frame_HW3.shape[0] >= 2 * cells * TILE_PX:  # no more to see, and the views would be large
+        side = (cells * TILE_PX, cells * TILE_PX)
+        small = Image.fromarray(frame_HW3).resize(side, Image.Resampling.BOX)
+        frame_HW3 = np.asarray(small)
+    px = frame_HW3.shape[0]
     kinds, (where, stands) = _guess(frame_HW3, width, height)
     left = frame_HW3.astype(np.float32)  # of the frame, when all cells' parts are taken off
     for cell in range(width * height):
