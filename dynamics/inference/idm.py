@@ -73,7 +73,10 @@ class InverseDynamics:
         return 1 <= len(self._tokens.text_ids(action)) <= self._tokens.prompts.action_tokens
 
     def _caption(self, decoded: DecodedText) -> Caption:
-        # A sentence cut at the limit becomes empty, so that every filter rejects it.
+        # A sentence cut at the limit becomes empty, so that every filter rejects it; so does one
+        # with a word of the tasks that the base was pretrained on.
         ended = bool(decoded.ids) and decoded.ids[-1] == self._tokens.eos
         action = self._tokens.text(decoded.ids[:-1]) if ended else ""
+        if self._tokens.unknown_words(action):
+            action = ""
         return Caption(action, tuple(decoded.logprobs))
