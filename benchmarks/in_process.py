@@ -84,6 +84,7 @@ class Bench:
 
     async def service(self, seconds: float, warm: float = 1.0) -> float:
         """Images a second of all clients, after ``warm`` seconds."""
+        self._client.close()  # the service closes connections that were idle meanwhile
         start, done = time.perf_counter(), 0
 
         async def ask_on(number: int) -> None:
@@ -95,7 +96,6 @@ class Bench:
                 done += now >= warm
 
         await asyncio.gather(*[ask_on(number) for number in range(CLIENTS)])
-        self._client.close()
         return done / (time.perf_counter() - start - warm)
 
     async def one(self, number: int) -> tuple[float, float]:
@@ -110,6 +110,10 @@ class Bench:
         assert status == 200
         assert np.array_equal(shown, frame), "another image than the engine's"
         return middle - start, end - middle
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._client.close()
 
     async def up(self) -> None:
         """Wait for the service."""
@@ -135,6 +139,7 @@ async def measure(bench: Bench, pid: int, options: argparse.Namespace) -> list[M
         served = await bench.service(options.seconds)
         costs.append(own * served * (options.seconds + 1) / (cpu_s(pid) - before))
         shares.append(served / statistics.mean([alone, bench.engine(options.seconds)]))
+    bench.close()
     pairs = [await bench.one(number % len(bench.bodies)) for number in range(40 * options.repeats)]
     engine = statistics.median(alone for alone, _ in pairs)
     adds = statistics.median(over - alone for alone, over in pairs)
