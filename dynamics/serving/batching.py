@@ -99,10 +99,12 @@ class Batcher:
     async def _work(self) -> None:
         """Run group after group until nothing waits."""
         loop = asyncio.get_running_loop()
-        while batch := self._take():
-            await loop.run_in_executor(self._threads, self._compute, batch[0].key, deque(batch))
-        # Not in a callback of the task: a client may submit again before that runs.
-        self._num_running -= 1
+        try:
+            while batch := self._take():
+                await loop.run_in_executor(self._threads, self._compute, batch[0].key, deque(batch))
+        finally:  # its loop may end with the last reply, which comes before this thread is done
+            # Not in a callback of the task: a client may submit again before that runs.
+            self._num_running -= 1
 
     def _compute(self, key: Hashable, running: deque[_Waiting]) -> None:
         """Run a group and those that join it; its thread."""

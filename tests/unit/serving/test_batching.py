@@ -87,6 +87,16 @@ def test_whoever_was_just_answered_may_ask_again() -> None:
     asyncio.run(main())
 
 
+def test_a_loop_that_ends_with_its_last_answer_leaves_the_batcher_free_for_the_next() -> None:
+    def lingers(key: Any, items: Sequence[Any], more: Any) -> Iterator[int]:
+        yield from items
+        time.sleep(0.1)
+
+    batcher = Batcher(lingers, max_rows=8)
+    for number in range(2):
+        asyncio.run(asyncio.wait_for(submit(batcher, number), 5))
+
+
 def test_an_expired_item_is_never_computed() -> None:
     work = Slow()
 
