@@ -53,6 +53,14 @@ def test_every_damaged_file_is_named(run: RunFolder) -> None:
     assert [path for path in damaged if str(path) not in said and path.suffix != ".mp4"] == []
 
 
+def test_a_flipped_bit_of_a_loss_curve_is_named_wherever_it_is(run: RunFolder) -> None:
+    log = Path(str(run.training_log(1, "idm").path))
+    whole = log.read_bytes()
+    for at in range(0, len(whole), 9):
+        log.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert any(str(log) in problem for problem in verify(run)[1]), whole[: at + 1]
+
+
 def test_a_loss_curve_that_was_cut_between_two_lines_is_named_and_not_drawn(run: RunFolder) -> None:
     log = Path(str(run.training_log(1, "fdp").path))
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
