@@ -133,7 +133,8 @@ class ProgressView:
             yield f"{pace.per_s:.3g}/s"
             yield f"{duration(pace.eta_s)} left"
         if detail.losses:
-            losses = (f"{task.upper()} {loss:.2g}" for task, loss in detail.losses.items())
+            names = {"idm": "IDM", "fdp": "FDP"}
+            losses = (f"{names.get(of, of)} {loss:.2g}" for of, loss in detail.losses.items())
             yield f"loss {' '.join(losses)}"
 
 
