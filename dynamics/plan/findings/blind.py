@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 from dynamics.plan.findings.finding import Evidence, Finding, codes_of, pretrained, unchanged
 from dynamics.pretraining.image_tokenizer import BLIND, DIM, LOST, change_likeness
+from dynamics.pretraining.make import RECIPE_FILE
+from dynamics.storage.run_folder import read_json
 
 REFUSED = 0.25
 """Share of the pairs with equal codes from which on a model cannot learn the actions."""
@@ -35,7 +37,21 @@ def blind_tokenizer(evidence: Evidence) -> Finding:
         level="refuse" if worst > REFUSED or typical < LOST else "warn",
         found=f"the image tokenizer of {evidence.cfg.model.base} is blind to what happens here: "
         f"{found}",
-        remedy=f"{pretrained(evidence)}; labels and training cannot mend it",
+        remedy=f"{_remedy(evidence)}; labels and training cannot mend it",
+    )
+
+
+def _remedy(evidence: Evidence) -> str:
+    """A base that was made from clips is made anew, to see more; any other one is replaced."""
+    path = evidence.cfg.base_path() / RECIPE_FILE
+    recipe = read_json(path) if path.is_file() else {}
+    if "clips" not in recipe:  # the tabletop's corpus has none, and published bases no recipe
+        return pretrained(evidence)
+    steps = recipe["pretrain"]["tokenizer_steps"]
+    side = round(recipe["image_tokenizer"]["codes_a_frame"] ** 0.5)
+    return (
+        "make it anew in another folder: dynamics pretrain, with more pretrain.tokenizer_steps "
+        f"(it took {steps:,}) or a larger frame, by more than {side} in pretrain.codes_a_side"
     )
 
 

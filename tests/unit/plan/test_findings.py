@@ -1,5 +1,7 @@
 """What findings read of a run's data, and what those about sentences say of them."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from dynamics.core.config import LoopConfig
+from dynamics.plan.findings.blind import blind_tokenizer
 from dynamics.plan.findings.finding import Evidence
 from dynamics.plan.findings.labels import label_counts
 from dynamics.plan.findings.wordings import wordings
@@ -68,3 +71,25 @@ def test_what_was_left_out_is_counted_over_all_folders_of_a_pool():
     assert Evidence.counted(data, "labelled") == (0, "; left out: 3 in_heldout")
     assert Evidence.counted(data, "pool") == (7, "; left out: 2 clip/too_short, 6 near_copy")
     assert Evidence.counted(data, "heldout") == (0, "")
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_blind_base_of_ones_own_is_made_anew_with_more_steps_or_codes(
+    tmp_path: Path, is_own: bool
+) -> None:
+    recipe = {"pretrain": {"tokenizer_steps": 4000}, "image_tokenizer": {"codes_a_frame": 36}}
+    if is_own:
+        recipe["clips"] = "the clips that it is made from"
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    same = pa.table({name: [[1, 2]] * 4 for name in ("source_codes", "target_codes")})
+    evidence = SimpleNamespace(
+        cfg=LoopConfig(model={"base": tmp_path}),
+        sets={"labelled": same, "held-out": same},
+        heldout=pa.table({"pair_id": ["a", "b"]}),
+        pictures={},
+    )
+    found = blind_tokenizer(evidence)
+    assert found.level == "refuse"
+    assert ("pretrain.tokenizer_steps (it took 4,000)" in found.remedy) == is_own
+    assert ("by more than 6 in pretrain.codes_a_side" in found.remedy) == is_own
+    assert ("make a base there from your own clips" in found.remedy) != is_own
