@@ -39,7 +39,7 @@ from dynamics.inference.load import load_pair
 from dynamics.inference.sampling import SamplingParams
 from dynamics.serving.images import to_base64
 from dynamics.serving.model_registry import promoted_rounds
-from dynamics.serving.model_worker import InferenceRequest, ModelWorker
+from dynamics.serving.model_worker import InferenceRequest, ModelWorker, for_clients
 from dynamics.serving.schemas import PredictReply, PredictRequest
 from dynamics.storage.run_folder import RunFolder
 from ray_jobs import runtime
@@ -64,7 +64,8 @@ class Bench:
         self.round_id, report = list(promoted_rounds(self.folder).items())[-1]
         models = self.folder.models(report, self.base.base_path())
         tokens = self.base.label.max_action_tokens
-        self.worker = ModelWorker(self.round_id, *load_pair(models, self.base.model), tokens)
+        pair = load_pair(models, for_clients(self.base.model))
+        self.worker = ModelWorker(self.round_id, *pair, tokens)
         scenes = load_domain(self.base).examples(self.folder.data)
         self.requests = [
             PredictRequest(image=to_base64(scene.frame), action=scene.actions[0], n=N, seed=seed)
