@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 CHROMIUM = next(
@@ -80,3 +81,16 @@ def finished(page: Page, num_steps: int, num_columns: int = 1) -> None:
     assert page.locator(".run").count() == num_columns
     assert page.locator(".step").count() == num_steps * num_columns
     assert page.locator(".waiting").count() == 0
+
+
+def faults(page: Page) -> list[str]:
+    """What axe-core finds on the page: wide and on a phone, light and dark."""
+    found = []
+    for width in (1400, 375):
+        page.set_viewport_size({"width": width, "height": 812})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  one of its words
+            for fault in Axe().run(page).response["violations"]:
+                places = [node["html"][:120] for node in fault["nodes"]]
+                found.append(f"{width} px, {scheme}: {fault['help']}: {places}")
+    return found

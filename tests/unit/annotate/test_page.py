@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from dynamics.annotate.server import make_app
 from dynamics.core.config import KeyframeConfig
 from dynamics.data.video.ingest import Folder, IngestReport
 from dynamics.report import sheet
-from tests.browser import Seen, chromium, needs_chromium, new_context, watch
+from tests.browser import Seen, chromium, faults, needs_chromium, new_context, watch
 from tests.fake_service import running
 
 pytestmark = needs_chromium
@@ -107,6 +108,20 @@ def test_pairs_are_named_by_keyboard_alone(browser, opened, tmp_path):
         assert seen == Seen()
 
 
+def test_axe_finds_no_fault_on_the_page_of_annotate(browser, opened, tmp_path):
+    with (
+        opened(tmp_path / "labels.parquet", namer=FakeIdm()) as session,
+        running(make_app(session)) as url,
+        new_context(browser) as context,
+    ):
+        page = context.new_page()
+        page.goto(url)
+        at(page, 0)
+        answered(page, 1, "Enter")
+        answered(page, 2, "lift the lid", "Enter")
+        assert faults(page) == []
+
+
 def typed(page: Page, sentence: str) -> int:
     """Write a sentence, with Tab wherever the page has the rest of a word; returns the keys."""
     keys = 0
@@ -167,7 +182,8 @@ def clip(number: int, verdict: str) -> sheet.ClipView:
     )
 
 
-def test_a_sheet_is_leafed_through_and_filtered_without_a_script(browser, tmp_path):
+def made_sheet(tmp_path: Path) -> str:
+    """Address of the contact sheet of 60 clips."""
     clips = [clip(number, "near_copy" if number == 50 else "accepted") for number in range(60)]
     report = IngestReport(
         num_clips=60,
@@ -180,10 +196,22 @@ def test_a_sheet_is_leafed_through_and_filtered_without_a_script(browser, tmp_pa
     folder = Folder(root=tmp_path, keyframes=KeyframeConfig())
     path = tmp_path / "pairs.html"
     path.write_text(sheet._render(folder, report, clips, [c.pairs[0] for c in clips], 16))
+    return path.as_uri()
+
+
+def test_axe_finds_no_fault_on_a_sheet(browser, tmp_path):
+    with new_context(browser) as context:
+        page = context.new_page()
+        page.goto(made_sheet(tmp_path))
+        assert faults(page) == []
+
+
+def test_a_sheet_is_leafed_through_and_filtered_without_a_script(browser, tmp_path):
+    url = made_sheet(tmp_path)
     with new_context(browser, viewport={"width": 390, "height": 844}) as context:
         page = context.new_page()
-        seen = watch(page, path.as_uri())
-        page.goto(path.as_uri())
+        seen = watch(page, url)
+        page.goto(url)
         shown = page.locator(".clip:visible")
         assert shown.count() == 24
         page.click(".pages a >> text=3")

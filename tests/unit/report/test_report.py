@@ -45,7 +45,7 @@ from dynamics.report.table import round_table
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.tables import read_table, write_table
-from tests.browser import chromium, needs_chromium, new_context
+from tests.browser import chromium, faults, needs_chromium, new_context
 from tests.fakes import CellTokenizer
 from tests.hostile import hostile_texts
 from tests.unit.report.stored import (
@@ -242,7 +242,9 @@ def test_wrong_frames_are_shown_by_the_hardest_kind_first(run: RunFolder):
     assert gallery.count("<img") == gallery.count('type="checkbox"') == 3 * len(rates)
 
 
-def test_a_run_without_an_oracle_is_shown_by_its_sentences_beside_real_frames(tmp_path: Path):
+@pytest.fixture
+def own_videos(tmp_path: Path) -> RunFolder:
+    """A run on videos of which nothing is known."""
     run = store_run(tmp_path / "my-robot", pool_labels())
     results = run.results(1)
     schema = results_schema(CFG.evaluate.best_of)
@@ -265,6 +267,14 @@ def test_a_run_without_an_oracle_is_shown_by_its_sentences_beside_real_frames(tm
     pictures = pa.table({"pair_id": [pair], "source": [png], "target": [png]}, PICTURE_SCHEMA)
     write_table(run.pictures, pictures, PICTURE_SCHEMA)
     write_json(run.record, {**read_json(run.record), "anyway": ["blind_tokenizer"]})
+    (run.data / "truth.parquet").unlink()
+    return run
+
+
+def test_a_run_without_an_oracle_is_shown_by_its_sentences_beside_real_frames(
+    own_videos: RunFolder,
+):
+    run = own_videos
     outline = Outline(page_of(run))
     assert "refuses this run's data (blind tokenizer); it was started all the same" in outline.text
     assert "label acc" not in outline.text
@@ -598,3 +608,14 @@ def test_a_click_on_a_heading_sorts_the_table(run: RunFolder):
             found = table.locator("tbody tr").evaluate_all(pairs)
             assert found == sorted(found, reverse=not up)
             assert table.locator("[aria-sort]").inner_text().startswith("pairs")
+
+
+@needs_chromium
+@pytest.mark.parametrize("kind", ["run", "own_videos"])
+def test_axe_finds_no_fault_on_a_report(kind: str, request: pytest.FixtureRequest):
+    run: RunFolder = request.getfixturevalue(kind)
+    page_of(run)
+    with chromium() as browser, new_context(browser) as context:
+        page = context.new_page()
+        page.goto(run.page.as_uri())
+        assert faults(page) == []
