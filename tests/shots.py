@@ -55,12 +55,14 @@ def whole(browser: Browser, url: str, settings: str, scheme: str) -> Image.Image
 
 
 def phone(browser: Browser, url: str, settings: str) -> Image.Image:
-    """Three screens of a phone, side by side: what is asked, what is drawn, what is read back."""
+    """Three screens of a phone, side by side: the first visit, what is drawn, what is read back."""
     size = {"width": 375, "height": 812}
-    with new_context(browser, viewport=size) as context:
+    with new_context(browser, viewport=size, reduced_motion="reduce") as context:
         page = context.new_page()
-        ran(page, url, settings)
+        page.goto(url)
+        page.wait_for_selector("#contrast:not([hidden])")
         screens = [shot(page)]
+        ran(page, url, settings)
         for place in ("#result", "#between"):
             page.locator(place).evaluate("one => one.scrollIntoView()")
             screens.append(shot(page))

@@ -19,7 +19,17 @@ from dynamics.serving import schemas as api
 from dynamics.serving.http.app import make_app
 from dynamics.serving.http.responses import ServiceResponse
 from dynamics.tabletop.scene import sample_scene
-from tests.browser import Seen, chromium, finished, needs_chromium, new_context, opened, run, watch
+from tests.browser import (
+    Seen,
+    chromium,
+    faults,
+    finished,
+    needs_chromium,
+    new_context,
+    opened,
+    run,
+    watch,
+)
 from tests.fake_service import PAGE, WORLD, Behaviour, build, event, png, provenance, running
 
 pytestmark = needs_chromium
@@ -163,6 +173,31 @@ def test_every_control_has_a_name(browser, url):
                 .map((one) => one.outerHTML)"""
         )
         assert unnamed == []
+
+
+def test_axe_finds_no_fault_on_the_page_before_and_after_a_run(browser, url):
+    with opened(browser, url) as page:
+        assert faults(page) == []
+        page.click("#options summary")
+        page.select_option("#versus", "0")
+        run(page, num_steps=3, num_columns=2)
+        page.click("#take")
+        page.wait_for_selector("#answer:has-text('probability')")
+        page.fill("#actions textarea >> nth=0", "remove the blu ring")
+        expect(page.locator(".unknown")).to_have_text("blu")
+        page.set_input_files(
+            "#file", {"name": "a.png", "mimeType": "image/png", "buffer": photo(200, 120)}
+        )
+        page.wait_for_selector("#look:not([hidden])")
+        assert faults(page) == []
+
+
+def test_axe_finds_no_fault_on_the_page_of_the_api(browser, url):
+    with new_context(browser) as context:
+        page = context.new_page()
+        page.goto(f"{url}/docs")
+        page.wait_for_selector("h2:has-text('/v1/rollouts')")
+        assert faults(page) == []
 
 
 def test_actions_are_moved_removed_and_pasted_as_lines(browser, url):
@@ -576,6 +611,16 @@ def test_the_first_visit_shows_what_the_rounds_have_changed(browser, url):
         finished(page, num_steps=1, num_columns=2)
         assert page.locator(".run h3").all_inner_texts()[1] == "Round 0 labelled set only"
         assert page.locator("#contrast").is_hidden()
+
+
+def test_on_a_phone_the_first_visit_begins_with_what_the_rounds_have_changed(browser, url):
+    with opened(browser, url, viewport={"width": 375, "height": 812}) as page:
+        form = page.locator("#setup").bounding_box()
+        button = page.locator("#contrast button").bounding_box()
+        assert button["y"] + button["height"] < form["y"] < 812
+        frames = [one.bounding_box() for one in page.locator("#contrast img").all()]
+        assert len({one["y"] for one in frames}) == 1
+        assert min(one["width"] for one in frames) >= 64
 
 
 def test_a_persons_own_picture_is_shown_as_the_model_sees_it_and_travels_in_the_link(browser, url):

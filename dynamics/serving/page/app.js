@@ -181,7 +181,7 @@ async function run() {
   const views = runs.map(
     (body) => new RunView(`Round ${body.round}`, roundNote(body.round), body, branch),
   );
-  $("intro").hidden = true;
+  $("intro").hidden = $("contrast").hidden = true;
   say($("difference"), "");
   $("columns").className = runs.length > 1 ? "two" : "one";
   $("columns").replaceChildren(...views.map((view) => view.element));

@@ -19,6 +19,7 @@ export function showContrast(contrast, run) {
     return { image, caption, known, shown };
   });
   $("contrast").replaceChildren(
+    el("h2", { id: "contrast-title" }, "What the rounds have changed"),
     el("h3", {}, `“${contrast.action}”`),
     el(
       "ol",
