@@ -50,7 +50,7 @@ def reliability_curve(
         ReliabilityBin(
             confidence=float(confidence[rows].mean()),
             correct=bootstrap_mean(
-                correct[rows], seed=derive_seed("bootstrap", "reliability", number)
+                correct[rows] == 1, seed=derive_seed("bootstrap", "reliability", number)
             ),
         )
         for number, rows in enumerate(_equal_count_bins(confidence, num_bins))

@@ -17,16 +17,30 @@ Floats = NDArray[np.float64]
 
 
 def bootstrap_mean(values: ArrayLike, *, seed: int, num_resamples: int = 2000) -> Estimate:
-    """Mean of ``values`` [N] with its 95 % percentile bootstrap interval.
+    """Mean of ``values`` [N] with its 95 % interval; see `mean_of_strata`."""
+    return mean_of_strata([values], seed, num_resamples)
 
-    Equal values (all correct, say) give an interval of width zero: the bootstrap cannot see
-    outcomes that never happened.
+
+def mean_of_strata(strata: Sequence[ArrayLike], seed: int, num_resamples: int = 2000) -> Estimate:
+    """Mean over strata (training seeds) of their means, with its 95 % interval.
+
+    It is the percentile bootstrap's, which cannot see outcomes that never happened. So where truth
+    values (bool) are all equal, a share of none or of all, it is Wilson's. Numbers that are all
+    equal have an interval of width zero.
+
+    Args:
+        strata: one [N_s] array per stratum, one value per item.
+        seed: of the resampling.
+        num_resamples: number of resamples.
 
     Raises:
-        ValueError: no value, or a value that is not finite.
+        ValueError: no value in a stratum, or a value that is not finite.
     """
-    column = np.asarray(values, dtype=np.float64).reshape(-1, 1)
-    return bootstrap_statistic(column, lambda means_RK: means_RK[:, 0], seed, num_resamples)
+    columns = [np.asarray(values).reshape(-1, 1) for values in strata]
+    outcomes = np.concatenate(columns)
+    if all(map(len, columns)) and outcomes.dtype == bool and len(np.unique(outcomes)) == 1:
+        return wilson(int(outcomes.sum()), len(outcomes))
+    return bootstrap_strata(columns, lambda means_RK: means_RK[:, 0], seed, num_resamples)
 
 
 def bootstrap_statistic(
@@ -94,20 +108,22 @@ def bootstrap_strata(
     return Estimate(value=value, low=float(low), high=float(high), num_items=num_items)
 
 
-def wilson(count: int, num: int, population: int) -> Estimate:
+def wilson(count: int, num: int, population: int | None = None) -> Estimate:
     """Share ``count`` / ``num`` with its 95 % interval (Wilson 1927), for items drawn at random.
 
-    The items are drawn without replacement from ``population``: the interval of all of them has
-    no width. Unlike the bootstrap's it has one where all outcomes are equal.
+    Of a ``population`` they are drawn without replacement: the interval of all of them has no
+    width. Unlike the bootstrap's it has one where all outcomes are equal.
     """
     share = count / num
-    z2 = 1.96**2 * (population - num) / max(1, population - 1)
+    left = 1.0 if population is None else (population - num) / max(1, population - 1)
+    z2 = 1.96**2 * left
     middle = share + z2 / (2 * num)
     half = math.sqrt(z2 * (share * (1 - share) / num + z2 / (4 * num**2)))
     low, high = ((middle + side * half) / (1 + z2 / num) for side in (-1, 1))
     return Estimate(value=share, low=max(0.0, low), high=min(1.0, high), num_items=num)
 
 
-def known(values: Any) -> Floats:
-    """The values that are not None, as float64; for Arrow columns turned into lists."""
-    return np.array([value for value in values if value is not None], dtype=np.float64)
+def known(values: Any) -> NDArray[Any]:
+    """The values that are not None, truth values as bool and numbers as float64."""
+    found = np.array([value for value in values if value is not None])
+    return found if found.dtype == bool else found.astype(np.float64)

@@ -5,6 +5,7 @@ B labels, N of them with a known truth and every score.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,7 +65,7 @@ def label_accuracy(
         accepted_B: The decisions.
         correct: What `correct_labels` says of the same labels, or None for real video.
     """
-    columns = {"label/accepted_fraction": accepted_B.astype(np.float64)}
+    columns: dict[str, NDArray[Any]] = {"label/accepted_fraction": accepted_B}
     if correct is not None:
         columns["label/accuracy"] = known(correct)
         columns["label/accuracy_accepted"] = known(np.array(correct, dtype=object)[accepted_B])

@@ -5,10 +5,12 @@ The names are the same every round, in `RoundReport`, in MLflow and on the page.
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from dynamics.core.config import VerifierName
 from dynamics.core.records import Estimate
@@ -81,17 +83,18 @@ def action_sensitivity(items: pa.Table) -> Floats:
     return np.array([beaten(one) for one in items["action_margins"].to_pylist() if one])
 
 
-def action_first(items: pa.Table) -> Floats:
-    """1 where the true sentence beats all others that were asked."""
+def action_first(items: pa.Table) -> NDArray[np.bool_]:
+    """True where the true sentence beats all others that were asked."""
     margins = items["action_margins"].to_pylist()
-    return np.array([min(one) > 0 for one in margins if one], np.float64)
+    return np.array([min(one) > 0 for one in margins if one], bool)
 
 
-MEASURES: dict[str, Callable[[pa.Table], Floats]] = {
+MEASURES: dict[str, Callable[[pa.Table], NDArray[Any]]] = {
     "eval/action_sensitivity": action_sensitivity,
     "eval/action_first": action_first,
 }
-"""Metric to a function of the held-out results: a value for each pair that has one."""
+"""Metric to a function of the held-out results: a value for each pair that has one (yes or no:
+bool)."""
 
 
 def best_of_sizes(metrics: dict[str, Estimate]) -> list[int]:

@@ -50,7 +50,7 @@ class Candidates:
         rows, greedy = table.filter(drawn_at == temperature), table.filter(drawn_at == 0)
         self.correct_BN = np.array(rows["correct"].to_pylist(), dtype=bool)
         self.copied_BN = np.array(rows["copied"].to_pylist(), dtype=bool)
-        self.greedy_B = np.array(greedy["correct"].to_pylist(), dtype=np.float64)[:, 0]
+        self.greedy_B = np.array(greedy["correct"].to_pylist(), dtype=bool)[:, 0]
         weight = float(read_json(study.folder(CALIBRATE) / WEIGHT_FILE)["weight"])
         self._scores = scores_of(rows) | {CALIBRATED: weighted(weight)(evidence_of(rows))}
 

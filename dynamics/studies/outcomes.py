@@ -1,6 +1,7 @@
 """Outcomes of every arm on the held-out scenes of every seed, read from the experiments' files."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,5 @@ class Arms:
         return self.round(0, names[column] if task == "fdp" else "idm_correct")
 
 
-def _column(table: pa.Table, column: str) -> NDArray[np.float64]:
-    ordered = table.sort_by("pair_id")
-    return np.array(ordered[column].to_pylist(), dtype=np.float64)
+def _column(table: pa.Table, column: str) -> NDArray[Any]:
+    return np.asarray(table.sort_by("pair_id")[column].to_numpy())

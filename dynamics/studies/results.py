@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamics.core.records import Estimate
 from dynamics.core.seeds import derive_seed
-from dynamics.evaluation.intervals import Floats, bootstrap_strata
+from dynamics.evaluation.intervals import Floats, bootstrap_strata, mean_of_strata
 
 Strata = Sequence[NDArray[Any]]
 """One array per seed, its first axis the held-out scenes."""
@@ -109,7 +110,9 @@ def _number(payload: dict[str, Any]) -> Number:
 
 def mean(strata: Strata, name: str) -> Number:
     """Mean of one column."""
-    return statistic([np.asarray(one).reshape(-1, 1) for one in strata], lambda m: m[:, 0], name)
+    estimate = mean_of_strata(strata, _seed(name))
+    columns = [np.asarray(one, dtype=np.float64).reshape(-1, 1) for one in strata]
+    return _number_of(estimate, tuple(float(one.mean(axis=0)[0]) for one in columns))
 
 
 def difference(arm: Strata, reference: Strata, name: str) -> Number:
@@ -128,14 +131,22 @@ def share_of_gap(arm: Strata, floor: Strata, ceiling: Strata, name: str) -> Numb
 
 def statistic(strata: Strata, of_means: Callable[[Floats], Floats], name: str) -> Number:
     """A statistic of column means; ``name`` seeds the resampling."""
-    # "claims" is an earlier name of the study; it seeds the published intervals.
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = bootstrap_strata(strata, of_means, derive_seed("claims", name))
+        estimate = bootstrap_strata(strata, of_means, _seed(name))
         alone = tuple(
             float(of_means(np.asarray(one, dtype=np.float64).mean(axis=0, keepdims=True))[0])
             for one in strata
         )
-    return Number(value=estimate.value, low=estimate.low, high=estimate.high, seeds=alone)
+    return _number_of(estimate, alone)
+
+
+def _seed(name: str) -> int:
+    # "claims" is an earlier name of the study; it seeds the published intervals.
+    return derive_seed("claims", name)
+
+
+def _number_of(estimate: Estimate, seeds: tuple[float, ...]) -> Number:
+    return Number(value=estimate.value, low=estimate.low, high=estimate.high, seeds=seeds)
 
 
 def checked(

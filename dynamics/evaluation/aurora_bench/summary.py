@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from dynamics.core.records import Estimate
 from dynamics.core.seeds import derive_seed
@@ -20,7 +19,7 @@ from dynamics.evaluation.aurora_bench.benchmark import Benchmark, Measured
 from dynamics.evaluation.aurora_bench.dataset import SUBSETS
 from dynamics.evaluation.aurora_bench.language import corpus_bleu
 from dynamics.evaluation.aurora_bench.score import PICTURE_SCORES, SENTENCE_SCORES
-from dynamics.evaluation.intervals import bootstrap_strata
+from dynamics.evaluation.intervals import bootstrap_strata, mean_of_strata
 
 MEAN = "mean"
 """Stands beside the subsets: the mean over them, each weighing the same."""
@@ -141,15 +140,11 @@ def figures(name: str, values: Values) -> Figures:
 
 def _estimate(name: str, where: str, strata: Sequence[Sequence[Any]]) -> Estimate:
     seed = derive_seed("aurora-bench", name, where)
-    rows = [np.asarray(values, dtype=np.float64).reshape(len(values), -1) for values in strata]
-    num_items = sum(map(len, rows))
+    if name != "bleu":
+        return mean_of_strata(strata, seed)
+    rows = [np.asarray(values, dtype=np.float64) for values in strata]
     # Over subsets, BLEU is that of the corpus in which every subset weighs the same.
-    statistic = partial(corpus_bleu, num_items=num_items) if name == "bleu" else _first
-    return bootstrap_strata(rows, statistic, seed)
-
-
-def _first(means_RK: NDArray[np.float64]) -> NDArray[np.float64]:
-    return means_RK[:, 0]
+    return bootstrap_strata(rows, partial(corpus_bleu, num_items=sum(map(len, rows))), seed)
 
 
 def _columns(scores: pa.Table | None) -> dict[str, Values]:

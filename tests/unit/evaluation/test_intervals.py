@@ -3,7 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamics.evaluation.intervals import bootstrap_mean, bootstrap_statistic
+from dynamics.evaluation.intervals import (
+    bootstrap_mean,
+    bootstrap_statistic,
+    known,
+    mean_of_strata,
+    wilson,
+)
 
 
 def test_interval_agrees_with_the_normal_approximation():
@@ -47,6 +53,17 @@ def test_interval_holds_the_mean_and_stays_within_the_values(outcomes: list[bool
     estimate = bootstrap_mean(outcomes, seed=0)
     assert 0 <= estimate.low <= estimate.value + 1e-12
     assert estimate.value - 1e-12 <= estimate.high <= 1
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_a_share_of_none_or_all_has_wilsons_interval_and_other_equal_values_none(right: bool):
+    estimate = bootstrap_mean(known([right, None, right, right]), seed=0)
+    assert estimate == wilson(3 * right, 3)
+    # 1 / (1 + n / 1.96^2), Wilson (1927)
+    assert estimate.high - estimate.low == pytest.approx(1 / (1 + 3 / 1.96**2))
+    assert mean_of_strata([[right] * 3, [right] * 7], seed=0) == wilson(10 * right, 10)
+    measured = bootstrap_mean(known([1.0, 1.0]), seed=0)
+    assert (measured.low, measured.high) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
