@@ -43,7 +43,7 @@ from dynamics.storage.claim import RunFolderInUseError
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs import runtime
 from ray_jobs.origin import origin
-from ray_jobs.tracking import MlflowTracker, server_uri
+from ray_jobs.tracking import MlflowTracker
 
 if TYPE_CHECKING:
     from dynamics.pipeline.stages import Stages
@@ -351,8 +351,8 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView, address: st
     database = f"sqlite:///{folder.mlflow}"
     mlflow = runtime.command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")
     view.line(f"report:    {folder.page}  (open it in a browser)")
-    view.line(f"MLflow:    {server_uri(cfg) or mlflow}")
-    if not server_uri(cfg):
+    view.line(f"MLflow:    {cfg.track.server or mlflow}")
+    if not cfg.track.server:
         view.line(f"           then http://127.0.0.1:5000{address}")
     promoted = [report.round_id for report in reports if report.promoted]
     if promoted:

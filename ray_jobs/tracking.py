@@ -8,7 +8,6 @@ MLflow took; the rest is sent again and again, and by the next command. A dead t
 a warning, never the loop.
 """
 
-import os
 import subprocess
 import threading
 import time
@@ -46,7 +45,7 @@ class MlflowTracker:
 
     def __init__(self, cfg: LoopConfig, folder: RunFolder, warn: Callable[[str], None]) -> None:
         self.cfg, self.folder, self._warn = cfg, folder, warn
-        self._server = server_uri(cfg)
+        self._server = cfg.track.server
         self._uri = self._server or f"sqlite:///{folder.mlflow}"
         self._outbox = Outbox(folder.outbox)
         self._cursor = folder.tracking / "tracking.json"
@@ -277,11 +276,6 @@ def round_metrics(report: RoundReport, timings: dict[str, float]) -> dict[str, f
     values |= {f"train/{name}": value for name, value in report.train.items()}
     values |= {f"guard/{result.name}": result.value for result in report.guards}
     return values | {f"seconds/{stage}": value for stage, value in timings.items()}
-
-
-def server_uri(cfg: LoopConfig) -> str | None:
-    """The tracking server of the config, else of the environment; None = sqlite of the run."""
-    return cfg.track.uri or os.environ.get("MLFLOW_TRACKING_URI")
 
 
 def promotion(report: RoundReport) -> str:

@@ -9,6 +9,7 @@ its annotation carries a `Mark`: ``num_actors: Annotated[int, Mark.FREE]``.
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from enum import Enum
@@ -539,6 +540,11 @@ class TrackConfig(Strict):
     uri: str | None = None
     """Tracking URI; none = that of ``MLFLOW_TRACKING_URI``, without it sqlite in the run folder."""
     experiment: str = "dynamics-bootstrap"
+
+    @property
+    def server(self) -> str | None:
+        """URI of the tracking server, of the config or the environment; None = the run folder."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI")
 
 
 class ClusterConfig(Strict):

@@ -15,17 +15,20 @@ _PAIR_ROW_BYTES = 150
 """Bytes of a pair without its codes, compressed: its digests hardly shrink."""
 _REPORT_BYTES = 2 * 2**20
 """Bytes of a round's pictures, JSON and logs."""
+_GENERATIONS = 2
+"""Checkpoints of a fit at a time: the newest sound one, and the one that is being written."""
 _F32 = 4
 
 
 def disk_bytes(cfg: LoopConfig, sizes: Sizes) -> dict[str, int]:
-    """Size of a finished run folder by part, in bytes.
+    """Size of a run folder by part, in bytes, as its last fits write their last checkpoints.
 
     codes: 2 L bytes a frame and 2 L a pair (recognition weights), of the labelled set, the held-out
     pairs and the pool; training sets name them. rows: what else is known of a pair, in each of
     these tables and in every round's training set (labelled set and pool).
-    adapters: two a round, 4 bytes a trained parameter; once, three times that for the state that a
-    fit resumes from.
+    adapters: two a round, 4 bytes a trained parameter. mlflow: copies of them, MLflow's logged
+    models, unless a tracking server keeps these. checkpoints: weights and AdamW's two moments, the
+    best weights where some clips validate; both adapters' fits side by side. They go with a fit.
     """
     labelled, heldout, pool = cfg.labelled.num_pairs, cfg.labelled.num_heldout, cfg.pool.most_pairs
     rounds = cfg.rounds
@@ -34,12 +37,16 @@ def disk_bytes(cfg: LoopConfig, sizes: Sizes) -> dict[str, int]:
     stored = sizes.trainable
     if cfg.train.method == "full":
         stored += sizes.image_tokenizer
+    adapters = 2 * _F32 * (rounds + 1) * stored
+    states = 3 + bool(cfg.train.validation_fraction)
     return {
         "codes": 2 * sizes.image_tokens * (frames + labelled + heldout + pool),
         "rows": rows * _PAIR_ROW_BYTES,
         "clips": _clip_bytes(cfg),
         "labels": rounds * pool * _LEDGER_ROW_BYTES,
-        "adapters": 2 * _F32 * ((rounds + 1) * stored + 3 * sizes.trainable),
+        "adapters": adapters,
+        "mlflow": adapters if cfg.track.server is None else 0,
+        "checkpoints": 2 * _F32 * _GENERATIONS * states * sizes.trainable,
         "reports": (rounds + 1) * (_REPORT_BYTES + heldout * sizes.image_tokens * 2 * 2),
     }
 

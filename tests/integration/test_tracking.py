@@ -18,15 +18,20 @@ from PIL import Image
 from dynamics.core.config import LoopConfig, TrackConfig
 from dynamics.core.progress import Detail
 from dynamics.core.records import Estimate, GuardResult, RoundReport
+from dynamics.plan.disk import disk_bytes
+from dynamics.plan.sizes import base_sizes
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.tables import write_table
 from ray_jobs.mlflow_models import ALIAS
 from ray_jobs.outbox import Outbox
-from ray_jobs.tracking import MlflowTracker, server_uri
+from ray_jobs.tracking import MlflowTracker
+from tests.serving import copy_of
 from tests.unit.report.stored import HELDOUT
 
 if TYPE_CHECKING:  # slow to import
     from mlflow import MlflowClient
+
+    from tests.runs import LocalRun
 
 CFG = LoopConfig(name="tracked")
 TASKS = ("idm", "fdp")
@@ -389,13 +394,24 @@ def test_a_deleted_database_is_written_anew_with_everything(tmp_path: Path) -> N
     check_sent(folder, database(folder))
 
 
+def test_the_plan_counts_the_adapters_that_mlflow_copies(
+    local_run: LocalRun, tmp_path: Path
+) -> None:
+    folder = RunFolder(copy_of(local_run.folder, tmp_path / "run"))
+    cfg, warnings = folder.config(), list[str]()
+    MlflowTracker(cfg, folder, warnings.append).log_run(folder.reports(cfg.rounds))
+    assert warnings == []
+    copies = sum(path.stat().st_size for path in folder.root.glob("mlartifacts/**/*.safetensors"))
+    assert disk_bytes(cfg, base_sizes(cfg))["mlflow"] == pytest.approx(copies, rel=0.1)
+
+
 def test_the_environment_names_a_server_where_the_config_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:5000")
-    assert server_uri(CFG) == "http://lab:5000"
+    assert CFG.track.server == "http://lab:5000"
     named = CFG.model_copy(update={"track": TrackConfig(uri="http://other:5000")})
-    assert server_uri(named) == "http://other:5000"
+    assert named.track.server == "http://other:5000"
 
 
 def test_a_dead_server_costs_a_warning_and_nothing_else(

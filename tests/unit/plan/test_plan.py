@@ -14,7 +14,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from dynamics.cli.main import app
-from dynamics.core.config import REPOSITORY_ROOT, LoopConfig
+from dynamics.core.config import REPOSITORY_ROOT, LoopConfig, TrackConfig
 from dynamics.core.config_file import load
 from dynamics.core.errors import UserError
 from dynamics.models.chameleon import PROMPTS as CHAMELEON_PROMPTS
@@ -326,7 +326,9 @@ def test_disk_by_hand(chameleon: tuple[LoopConfig, Sizes]) -> None:
     assert found["codes"] == (frames + pairs) * 1024 * 2
     # Seed, held-out pairs, pool; a training set each for round 0 (seed) and 1 (seed and pool).
     assert found["rows"] == 150 * (149180 + 250 + 57582 + 149180 + 149180 + 57582)
-    assert found["adapters"] == 2 * 4 * 39_976_960 * (2 + 3)
+    # Two adapters, rounds 0 and 1; MLflow's copies; two checkpoints, each weights and two moments.
+    assert found["adapters"] == found["mlflow"] == 2 * 4 * 39_976_960 * 2
+    assert found["checkpoints"] == 2 * 4 * 39_976_960 * 2 * 3
 
 
 # The tiny base, whose files are there.
@@ -432,7 +434,9 @@ def test_the_plan_of_a_finished_run_has_its_bytes(local_run: LocalRun) -> None:
     clips = sum(path.stat().st_size for path in (run.data).glob("*/clips/*.mp4"))
     assert found["clips"] == pytest.approx(clips, rel=0.6)
     adapters = sum(path.stat().st_size for path in run.root.glob("rounds/*/*/*.safetensors"))
-    assert adapters < found["adapters"]
+    assert found["adapters"] == pytest.approx(adapters, rel=0.1)
+    lab = run.config().model_copy(update={"track": TrackConfig(uri="http://lab:5000")})
+    assert disk_bytes(lab, base_sizes(lab)) == found | {"mlflow": 0}
 
 
 def test_a_base_that_nobody_knows_is_named(tmp_path: Path) -> None:
