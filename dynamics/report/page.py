@@ -154,7 +154,7 @@ def collect(run: RunFolder, images: ImageTokenizer | None = None) -> RunView:
     images = images or _load_images(cfg)
     domain = load_domain(cfg)
     decided = _decided(run, domain, reports)
-    drawn = _drawn(run, cfg, reports, decided, images) if images else _Drawn()
+    drawn = _drawn(run, cfg, reports, decided, images) if images and reports else _Drawn()
     rounds = [
         RoundView(
             report=report,

@@ -420,6 +420,7 @@ def test_page_does_not_pass_on_a_password_in_the_tracking_uri(run: RunFolder):
 def test_a_run_without_a_finished_round_says_so(run: RunFolder):
     for round_id in (0, 1):
         (run.round(round_id) / "report.json").unlink()
+    (run.data / "heldout.parquet").unlink()
     outline = Outline(page_of(run))
     assert outline.open == []
     assert "No round is finished yet" in outline.text
