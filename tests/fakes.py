@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from dynamics.core.config import WorldConfig
 from dynamics.core.records import TRANSITION_SCHEMA, TRUTH_SCHEMA
@@ -30,6 +31,9 @@ class CellTokenizer:
         self.world = world
         self.frame_px = world.frame_px
         self.num_tokens = world.grid**2
+
+    def fit(self, picture: Image.Image) -> np.ndarray:
+        return np.asarray(picture)
 
     def encode(self, frames_BHW3: np.ndarray) -> np.ndarray:
         return read_cells(frames_BHW3, self.world)

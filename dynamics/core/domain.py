@@ -52,6 +52,9 @@ class Simulator(Protocol):
     def truth(self, pairs: "pa.Table", out: Place) -> "pa.Table":
         """TRUTH_SCHEMA of the pairs (PAIR_SCHEMA) of the split in ``out`` that span one action."""
 
+    def picture(self, state: str) -> "NDArray[np.uint8]":
+        """What a state looks like, [H, W, 3], RGB, of the proportions of a filmed frame."""
+
     def num_pixels(self, split: Split, num_pairs: int) -> int:
         """Pixels of all frames of the clips for ``num_pairs`` pairs: what disk space is for."""
 

@@ -68,6 +68,16 @@ def results_schema(best_of: Sequence[int]) -> pa.Schema:
             pa.field("code_ceiling", pa.float32()),
             pa.field("action_margins", pa.list_(pa.float32())),
             pa.field("majority_exact", pa.bool_()),  # the labelled set's commonest one is right
+            # What `evaluation.foresight` asks some sources: of two other sentences, whether the
+            # greedy frame shows what each leads to, or the source; of roll-outs of 1, 2, ... steps,
+            # whether all frames are right; of two-step plans, the share that misses the goal, of
+            # those that the FDP chooses and of all.
+            pa.field("counterfactual_success", pa.list_(pa.bool_())),
+            pa.field("counterfactual_copy", pa.list_(pa.bool_())),
+            pa.field("rollout_success", pa.list_(pa.bool_())),
+            pa.field("beam_rollout_success", pa.list_(pa.bool_())),
+            pa.field("plan_regret", pa.float32()),
+            pa.field("random_plan_regret", pa.float32()),
             *(pa.field(f"{curve}_{n}", pa.bool_()) for curve in curves for n in best_of),
         ]
     )

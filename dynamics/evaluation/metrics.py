@@ -32,8 +32,13 @@ METRIC_OF_COLUMN = {
     "code_copy_accuracy": "eval/code_accuracy_copy",
     "code_changed_accuracy": "eval/code_accuracy_changed",
     "code_ceiling": "eval/code_ceiling",
+    "plan_regret": "eval/plan_regret",
+    "random_plan_regret": "eval/plan_regret_random",
 }
 """Column of the held-out results to metric; best-of columns keep their name under ``eval/``."""
+
+ROLLOUT_STEPS = 6
+"""Steps of the longest roll-out that is measured."""
 
 HEADLINE_VERIFIER: VerifierName = "noisy_channel"
 """Verifier behind ``best_of_N``. Fixed, so that the serving options, which the run's digest leaves
@@ -41,6 +46,8 @@ out, change no measurement."""
 
 ORACLE = "oracle"
 """Chooser of a correct candidate where there is one: the bound of every verifier."""
+
+Measure = Callable[[pa.Table], NDArray[Any]]
 
 _CURVE_COLUMN = re.compile(r"(?:\w+_)?best_of_\d+")
 
@@ -89,9 +96,31 @@ def action_first(items: pa.Table) -> NDArray[np.bool_]:
     return np.array([min(one) > 0 for one in margins if one], bool)
 
 
-MEASURES: dict[str, Callable[[pa.Table], NDArray[Any]]] = {
+def _over_pairs(column: str, of_pair: Callable[[list[bool]], float]) -> Measure:
+    """A value of each counterfactual pair whose two frames were read."""
+    return lambda items: known([of_pair(one) for one in _lists(items, column)])
+
+
+def _at_step(column: str, step: int) -> Measure:
+    """Success of the roll-outs of so many steps."""
+    return lambda items: known([one[step - 1] for one in _lists(items, column)])
+
+
+def _lists(items: pa.Table, column: str) -> list[list[bool]]:
+    return [one for one in items[column].to_pylist() if one is not None and None not in one]
+
+
+MEASURES: dict[str, Measure] = {
     "eval/action_sensitivity": action_sensitivity,
     "eval/action_first": action_first,
+    "eval/counterfactual_both": _over_pairs("counterfactual_success", all),
+    "eval/counterfactual_each": _over_pairs("counterfactual_success", np.mean),
+    "eval/counterfactual_copies": _over_pairs("counterfactual_copy", np.mean),
+    **{
+        f"eval/{column}_{step}": _at_step(f"{column}_success", step)
+        for column in ("rollout", "beam_rollout")
+        for step in range(1, ROLLOUT_STEPS + 1)
+    },
 }
 """Metric to a function of the held-out results: a value for each pair that has one (yes or no:
 bool)."""

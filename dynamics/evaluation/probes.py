@@ -8,6 +8,7 @@ B pairs, L codes a frame.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.domain import Domain
 from dynamics.core.seeds import numpy_rng
 from dynamics.inference.fdp import ForwardDynamics
-from dynamics.storage.tables import codes_matrix
+from dynamics.storage.tables import codes_matrix, with_columns
 
 NUM_ASKED = 100
 """Held-out pairs, the first ones, whose FDP is asked about other sentences."""
@@ -37,6 +38,11 @@ class Sentences:
 
     def _meaning(self, action: str) -> str:
         return self._domain.meaning(action) or action
+
+    @property
+    def wordings(self) -> list[str]:
+        """One sentence of every meaning."""
+        return [self._wordings[meaning] for meaning in self._meanings]
 
     def others(self, action: str, rng: np.random.Generator) -> list[str]:
         """At most `MOST_OTHERS` sentences that mean something else, drawn."""
@@ -88,15 +94,12 @@ def with_probes(
             changed = source[place] != target[place]
             ceiling[row] = float((seen[place] == target[place])[changed].mean())
             margins[row] = found[place]
-    columns = {
+    columns: dict[str, Sequence[Any]] = {
         "majority_exact": [sentences.is_most_common(a) for a in results["action"].to_pylist()],
         "code_ceiling": ceiling,
         "action_margins": margins,
     }
-    for name, values in columns.items():
-        place, field = results.column_names.index(name), results.schema.field(name)
-        results = results.set_column(place, field, pa.array(values, field.type))
-    return results
+    return with_columns(results, columns)
 
 
 def action_margins(

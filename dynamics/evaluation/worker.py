@@ -6,6 +6,7 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.domain import load_domain
 from dynamics.core.places import Place
 from dynamics.core.records import TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
+from dynamics.evaluation.foresight import NUM_SOURCES, Foresight
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.evaluation.probes import NUM_ASKED, Sentences, with_probes
 from dynamics.inference.load import load_pair
@@ -27,6 +28,10 @@ class EvaluationWorker:
         self._truth = read_table(data.truth, TRUTH_SCHEMA) if data.truth else None
         labelled = read_table(data.labelled, TRANSITION_SCHEMA, ["action"])
         self._sentences = Sentences(labelled["action"].to_pylist(), load_domain(cfg))
+        self._foresight = Foresight(
+            self._idm, self._fdp, self._sentences.wordings, self._truth, cfg, round_id
+        )
+        self._every = max(1, data.heldout.num_rows // NUM_SOURCES)
 
     def run(self, item: Shard, rows: pa.Table) -> Done:
         """Evaluate a shard of the held-out pairs."""
@@ -38,6 +43,8 @@ class EvaluationWorker:
         results = with_probes(
             results, rows, self._fdp, self._sentences, self._cfg, self._round_id, asked
         )
+        spaced = range(-item.start % self._every, rows.num_rows, self._every)
+        results = self._foresight.fill(results, rows, spaced)
         schema = results_schema(self._cfg.evaluate.best_of)
         return Done(count=write_table(part_path(self._parts, item), results, schema).num_rows)
 

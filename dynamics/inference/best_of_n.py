@@ -40,6 +40,15 @@ class Prediction:
     """[B, N]: the verifier's, higher is better, in nats."""
     candidates: Candidates
 
+    def __getitem__(self, rows: slice) -> "Prediction":
+        """Those of some of the sources."""
+        return Prediction(
+            best=self.best[rows],
+            chosen=self.chosen[rows],
+            scores=self.scores[rows],
+            candidates=self.candidates[rows],
+        )
+
 
 def gather_evidence(
     source_BL: Codes, actions: Sequence[str], candidates: Candidates, inverse: ActionScorer

@@ -3,7 +3,7 @@
 A beam follows the K best prefixes over all steps; with K = 1 every step takes the verifier's
 favourite and goes on from it.
 
-L codes a frame, N candidates a prefix, K prefixes, S actions.
+B sources, L codes a frame, N candidates a prefix, K prefixes, S actions.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamics.core.config import VerifierName
 from dynamics.core.seeds import derive_seed
-from dynamics.inference.best_of_n import Prediction
+from dynamics.inference.best_of_n import ActionScorer, Prediction, best_of_n
+from dynamics.inference.fdp import ForwardDynamics
+from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.verifiers import Codes, Scores
 
 
@@ -70,6 +73,48 @@ class Beam:
         self.frames, self._totals = step.frames, step.totals
         self._position += 1
         return step
+
+
+def rollouts(
+    source_BL: Codes,
+    actions: Sequence[Sequence[str]],
+    inverse: ActionScorer,
+    forward: ForwardDynamics,
+    sampling: SamplingParams,
+    *,
+    verifier: VerifierName,
+    seeds: Sequence[int],
+    width: int,
+) -> list[Rollout]:
+    """Roll-outs from B sources side by side, each as alone.
+
+    Args:
+        source_BL: codes of the first frames.
+        actions: B x S action sentences, the same S for all.
+        inverse: the IDM that verifies.
+        forward: the FDP that generates.
+        sampling: of the candidates of each prefix.
+        verifier: a key of `VERIFIERS`.
+        seeds: one per source.
+        width: of the beam.
+    """
+    beams = [Beam(one, seed=seed, width=width) for one, seed in zip(source_BL, seeds, strict=True)]
+    steps: list[list[RolloutStep]] = [[] for _ in beams]
+    for said in zip(*actions, strict=True):
+        sizes = [len(beam.frames) for beam in beams]
+        found = best_of_n(
+            np.concatenate([beam.frames for beam in beams]),
+            np.repeat(said, sizes).tolist(),
+            inverse,
+            forward,
+            sampling,
+            verifier=verifier,
+            seeds=[seed for beam in beams for seed in beam.seeds()],
+        )
+        ends = np.cumsum(sizes)
+        for beam, own, action, end, size in zip(beams, steps, said, ends, sizes, strict=True):
+            own.append(beam.extend(action, found[end - size : end]))
+    return [collect(one, own) for one, own in zip(source_BL, steps, strict=True)]
 
 
 def collect(source_L: Codes, steps: Sequence[RolloutStep]) -> Rollout:

@@ -35,9 +35,10 @@ from dynamics.core.records import (
 from dynamics.evaluation.audit import LabelAudit
 from dynamics.evaluation.comparison import ControlReport
 from dynamics.evaluation.confusion import KindView, SentenceView, by_kind, confusion
+from dynamics.evaluation.foresight import BEAM, NUM_CANDIDATES, NUM_SOURCES
 from dynamics.evaluation.guards.rules import figure
 from dynamics.evaluation.heldout import results_schema
-from dynamics.evaluation.metrics import HEADLINE_VERIFIER, best_of_sizes
+from dynamics.evaluation.metrics import HEADLINE_VERIFIER, ROLLOUT_STEPS, best_of_sizes
 from dynamics.inference.verifiers import descriptions, label_of
 from dynamics.models import load_image_tokenizer
 from dynamics.models.image_tokenizer import ImageTokenizer
@@ -83,6 +84,14 @@ _MEASURED = (
     "eval/action_sensitivity",
 )
 """Metrics that need no oracle, in the order of their table."""
+_FORESIGHT = {
+    "both followed": "eval/counterfactual_both",
+    "one followed": "eval/counterfactual_each",
+    "copies": "eval/counterfactual_copies",
+    "planner's regret": "eval/plan_regret",
+    "of any plan": "eval/plan_regret_random",
+}
+"""Headings of what `evaluation.foresight` asks, roll-outs aside, to their metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,6 +352,7 @@ def render(view: RunView) -> str:
             kinds=_kinds(reports),
             oracle=any("eval/fdp_success" in one.metrics for one in reports),
             measured=_MEASURED if any("eval/idm_ece" in one.metrics for one in reports) else (),
+            foresight=_foresight(reports),
             reasons=_all_keys(report.reasons for report in reports),
             stage_seconds=_stage_seconds(view.rounds),
             largest=max(best_of_sizes(promoted[-1].report.metrics), default=None)
@@ -379,6 +389,16 @@ def _stage_seconds(rounds: Sequence[RoundView]) -> dict[str, float]:
 def _kinds(reports: Sequence[RoundReport]) -> list[str]:
     names = _all_keys(report.metrics for report in reports)
     return [name.removeprefix(_KIND_PREFIX) for name in names if name.startswith(_KIND_PREFIX)]
+
+
+def _foresight(reports: Sequence[RoundReport]) -> dict[str, Any] | None:
+    """The rounds that were asked about, and the columns that one of them has."""
+    asked = [one for one in reports if any(name in one.metrics for name in _FORESIGHT.values())]
+    names = _all_keys(report.metrics for report in asked)
+    columns = {heading: name for heading, name in _FORESIGHT.items() if name in names}
+    sizes = {"sources": NUM_SOURCES, "candidates": NUM_CANDIDATES, "beam": BEAM}
+    steps = [step for step in range(1, ROLLOUT_STEPS + 1) if f"eval/rollout_{step}" in names]
+    return {"rounds": asked, "columns": columns, "steps": steps} | sizes if asked else None
 
 
 def _all_keys(mappings: Iterable[dict[str, Any]]) -> list[str]:

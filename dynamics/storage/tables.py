@@ -1,7 +1,8 @@
 """Tables: one Parquet file, named by the sha256 of its bytes, or pairs in parts (`pairs`)."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,6 +116,14 @@ def codes_matrix(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
         ValueError: rows of different length.
     """
     return list_matrix(table, column).astype(np.int64)
+
+
+def with_columns(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """The table with other values, one for each row, in some of its columns."""
+    for name, values in columns.items():
+        place, field = table.column_names.index(name), table.schema.field(name)
+        table = table.set_column(place, field, pa.array(values, field.type))
+    return table
 
 
 def score_column(labels: pa.Table, name: str) -> npt.NDArray[np.float64]:

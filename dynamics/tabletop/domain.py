@@ -65,8 +65,8 @@ class Tabletop:
         kinds = cells[cells > 0]
         if len(set(kinds.tolist())) < len(kinds):  # no kind occurs twice in this world
             return None
-        drawn = 255 * render_cells(cells[None], np.zeros((1, *cells.shape, 2)), self._world.cell_px)
-        differs = float(np.abs(drawn[0] - frame_HW3).mean()) > _MAX_DIFFERENCE
+        drawn = self.picture(state).astype(np.float32)
+        differs = float(np.abs(drawn - frame_HW3).mean()) > _MAX_DIFFERENCE
         return None if differs else state
 
     def examples(self, data: Place) -> list[ExampleScene]:
@@ -85,6 +85,13 @@ class Tabletop:
     def truth(self, pairs: pa.Table, out: Place) -> pa.Table:
         """Ground truth of the pairs (TRUTH_SCHEMA)."""
         return truth_table(pairs, out, self._world.hold_frames)
+
+    def picture(self, state: str) -> np.ndarray:
+        """The scene in even light, every object in the middle of its cell."""
+        cells = np.array([Scene.from_text(state).cells])
+        drawn = render_cells(cells, np.zeros((*cells.shape, 2)), self._world.cell_px)
+        frame: np.ndarray = np.rint(255 * drawn[0]).astype(np.uint8)
+        return frame
 
     def num_pixels(self, split: Split, num_pairs: int) -> int:
         """Pixels of all frames of the clips."""

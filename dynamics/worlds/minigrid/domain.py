@@ -19,7 +19,7 @@ from dynamics.core.records import stable_hash
 from dynamics.core.seeds import numpy_rng
 from dynamics.data.video.filmed import Filmed, truth_table, write_clips
 from dynamics.worlds.environment import need_package, open_env
-from dynamics.worlds.record import Step, held_keyframes, steps, to_clip
+from dynamics.worlds.record import Step, filmed_picture, held_keyframes, steps, to_clip
 
 if TYPE_CHECKING:
     from dynamics.worlds.minigrid.rules import Rules
@@ -135,6 +135,10 @@ class Minigrid:
     def truth(self, pairs: pa.Table, out: Place) -> pa.Table:
         """Ground truth of the pairs (TRUTH_SCHEMA)."""
         return truth_table(pairs, out, self._world.hold_frames)
+
+    def picture(self, state: str) -> np.ndarray:
+        """The level as it is filmed."""
+        return filmed_picture(_rules(self._level).draw(state), self._world.film_scale)
 
     def num_pixels(self, split: Split, num_pairs: int) -> int:
         """Pixels of all frames of the clips."""

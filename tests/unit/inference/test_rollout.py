@@ -2,9 +2,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dynamics.inference.best_of_n import best_of_n
 from dynamics.inference.decoder import Candidates
-from dynamics.inference.rollout import Beam, collect
+from dynamics.inference.rollout import rollouts
 from dynamics.inference.sampling import SamplingParams
 from dynamics.storage.tables import codes_matrix
 from dynamics.tabletop.scene import Scene
@@ -16,14 +15,8 @@ SAMPLING = SamplingParams(num_samples=8, temperature=1.0)
 
 
 def rollout(start_L, actions, inverse, forward, *, sampling=SAMPLING, width=1):
-    beam, steps = Beam(start_L, seed=0, width=width), []
-    for action in actions:
-        sources_KL, seeds = beam.frames, beam.seeds()
-        repeated = [action] * len(seeds)
-        options = {"verifier": "noisy_channel", "seeds": seeds}
-        found = best_of_n(sources_KL, repeated, inverse, forward, sampling, **options)
-        steps.append(beam.extend(action, found))
-    return collect(start_L, steps)
+    options = {"verifier": "noisy_channel", "seeds": [0], "width": width}
+    return rollouts(start_L[None], [actions], inverse, forward, sampling, **options)[0]
 
 
 def _roll(actions: list[str], skill: float = 0.7):
@@ -108,3 +101,17 @@ def test_a_beam_of_one_draws_what_no_beam_draws():
     np.testing.assert_array_equal(plain.frames, beamed.frames)
     for step in beamed.steps:
         assert step.chosen.tolist() == step.prediction.chosen.tolist()
+
+
+def test_rollouts_side_by_side_are_those_alone():
+    pairs, _ = filmed(5)
+    starts = codes_matrix(pairs, "source_codes")
+    actions = [[action, *ACTIONS] for action in pairs["action"].to_pylist()]
+    models = ScriptedIDM(), ScriptedFDP(skill=0.4)
+    options = {"verifier": "noisy_channel", "width": 3}
+    together = rollouts(starts, actions, *models, SAMPLING, seeds=range(5), **options)
+    for row, found in enumerate(together):
+        at = slice(row, row + 1)
+        (alone,) = rollouts(starts[at], actions[at], *models, SAMPLING, seeds=[row], **options)
+        np.testing.assert_array_equal(found.frames, alone.frames)
+        assert [len(step.frames) for step in found.steps] == [len(s.frames) for s in alone.steps]

@@ -156,6 +156,23 @@ def test_page_shows_every_part_of_a_run(run: RunFolder):
     assert "labelled set only, same steps" in outline.text
 
 
+def test_what_was_asked_of_the_domain_has_a_section_only_where_it_was_measured(run: RunFolder):
+    heading = "Does the action matter, and how far ahead"
+    assert heading not in Outline(page_of(run)).headings
+    names = ("counterfactual_both", "plan_regret", "rollout_1", "beam_rollout_1")
+    later = report(1, pool_labels())
+    found = {f"eval/{name}": later.metrics["eval/fdp_success"] for name in names}
+    write_json(run.report_path(1), replace(later, metrics=later.metrics | found).to_json())
+    outline = Outline(page_of(run))
+    assert heading in outline.headings
+    assert "copies of the source" in outline.text
+    rows = outline.rows("")
+    start = rows.index(["round", "both followed", "planner's regret"])
+    assert rows[start + 2] == ["round", "roll-outs", "1 step"]  # round 0 was not asked
+    asked = [row[:2] for row in rows[start + 3 : start + 5]]
+    assert asked == [["1", "greedy"], ["1", "beam"]]
+
+
 def only_sorts(page: str) -> bool:
     """Whether the page may run nothing but the script that sorts its tables."""
     sort = (REPOSITORY_ROOT / "dynamics/report/templates/sort.js").read_text().rstrip("\n")

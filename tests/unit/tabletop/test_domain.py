@@ -47,6 +47,12 @@ def test_the_kind_of_an_action_is_its_type() -> None:
     assert TABLETOP.kind("gibberish") == ""
 
 
+def test_the_picture_of_a_state_shows_it() -> None:
+    scenes = [sample_scene(np.random.default_rng(seed), WORLD.grid, 3, 4) for seed in range(20)]
+    for state in (scene.to_text() for scene in scenes):
+        assert TABLETOP.recognised(TABLETOP.picture(state)) == state
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_what_the_rules_give_is_what_the_next_frame_shows(seed: int) -> None:
     rng = np.random.default_rng(seed)

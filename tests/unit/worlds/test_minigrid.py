@@ -64,6 +64,12 @@ def test_states_are_read_back_from_filmed_pictures(level: str) -> None:
         np.testing.assert_array_equal(drawn, step.frame)
 
 
+def test_the_picture_of_a_state_is_what_is_filmed() -> None:
+    world = domain(LEVELS[0])
+    for step in walked(LEVELS[0], 4):
+        np.testing.assert_array_equal(world.picture(step.state), filmed_picture(step.frame, 4))
+
+
 @pytest.mark.parametrize("px", [32, 40, 56])
 def test_states_are_read_where_cells_end_within_pixels(px: int) -> None:
     world = domain(LEVELS[0])
