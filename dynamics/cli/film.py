@@ -9,9 +9,11 @@ from dynamics.cli.shared import TABLETOP, Config, Set, console, local
 from dynamics.core.config import WorldConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
+from dynamics.core.errors import UserError
 
 
 def film(
+    context: typer.Context,
     out: Annotated[
         Path, typer.Argument(help="Folder for clips/ and clips.parquet.", callback=local)
     ],
@@ -45,6 +47,7 @@ def film(
     """Film episodes of the procedural tabletop, or of a Gymnasium environment with sentences."""
     world = load(config, overrides or []).world
     if env is None:
+        _refuse_options_of_env(context)
         from dynamics.tabletop.film import film_split
 
         with ProgressView(console) as progress:
@@ -54,16 +57,9 @@ def film(
         from dynamics.worlds.record import FilmPlan, film_env
 
         plan = FilmPlan(
-            env=env,
-            words=actions,
-            pairs=pairs,
-            labels=labels,
-            length=length,
-            repeat=repeat,
-            hold_frames=world.hold_frames,
-            fps=world.fps,
-            seed=seed,
-        )
+            env=env, words=actions, pairs=pairs, labels=labels, length=length, repeat=repeat,
+            hold_frames=world.hold_frames, fps=world.fps, seed=seed,
+        )  # fmt: skip
         with ProgressView(console) as progress:
             (write_lerobot if lerobot else film_env)(plan, out, progress)
         if lerobot:
@@ -71,6 +67,13 @@ def film(
             return
         _advise(out, length, world)
     console.print(f"{len(list((out / 'clips').glob('*.mp4'))):,} clips in {out / 'clips'}")
+
+
+def _refuse_options_of_env(context: typer.Context) -> None:
+    for name in ("labels", "length", "repeat", "lerobot", "actions"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"--{name} is for an environment: name it with --env")
 
 
 def _advise(out: Path, length: int, world: WorldConfig) -> None:

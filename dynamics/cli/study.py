@@ -22,7 +22,8 @@ def study(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.", callback=local)] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Experiments at a time, one thread each; default: cores.")
+        int | None,
+        typer.Option(help="Experiments at a time, one thread each; default: cores.", min=1),
     ] = None,
     publish_to: Annotated[
         Path | None,

@@ -58,7 +58,8 @@ def _read(named: Path | str, above: tuple[Path, ...]) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"config file {error}") from error
     if not path.is_file():
-        raise UserError(f"config file {path} does not exist; try configs/tabletop.yaml")
+        wrong = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"config file {path} {wrong}; try configs/tabletop.yaml")
     if path in above:
         raise UserError(f"{path} is its own base, by way of {above[-1]}")
     try:

@@ -225,6 +225,11 @@ def test_verify_names_a_committed_round_that_lacks_labels(tmp_path):
     assert "round-01.json lacks a label for 5 of the pairs in" in " ".join(done.stdout.split())
 
 
+def test_an_option_of_environments_is_refused_without_one(tmp_path):
+    done = dynamics("film", tmp_path / "film", "--lerobot")
+    assert_one_line_error(done, "--lerobot is for an environment: name it with --env")
+
+
 def test_film_writes_clips_that_ingest_turns_into_pairs(tmp_path):
     filmed = dynamics("film", tmp_path / "film", "--pairs", 12)
     assert filmed.returncode == 0, filmed.stderr
