@@ -48,7 +48,7 @@ def convert_vqgan(ckpt: Path, out: Path, config: ChameleonVQVAEConfig = CHAMELEO
 
 def _state_dict(ckpt: Path) -> dict[str, Tensor]:
     if not ckpt.is_file():
-        raise UserError(f"{ckpt} does not exist")
+        raise UserError(f"{ckpt} is a folder" if ckpt.is_dir() else f"{ckpt} does not exist")
     try:
         # Files of the time before zip archives cannot be mapped.
         loaded: Any = torch.load(
