@@ -1,7 +1,8 @@
 """Drawing 8 frames from one prompt, against transformers' ``generate``; `verify` has the rest.
 
 python -m benchmarks best_of_n                # all 16 codes, the shipped checkpoint
-python -m benchmarks best_of_n --shape mid    # the first 32 of 256 codes
+python -m benchmarks best_of_n --shape mid        # all 256 codes, 2 minutes a round
+python -m benchmarks best_of_n --shape mid1024    # the first 32 of 1,024 codes
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +33,9 @@ def cases(size: Size) -> tuple[Cases, Callable[[Mapping[str, Any]], Any]]:
     """The engines, and ``generate`` a frame at a time, N at once, and with a static cache."""
     vlm = model(size.shape)
     prompt = vlm.tokens.fdp_prompt(frames(vlm, 1), ["push the red ring left"])
-    steps = vlm.tokens.num_image_tokens = 16 if size.shape == "tiny" else 32
+    if size.shape == "mid1024":
+        vlm.tokens.num_image_tokens = 32
+    steps = vlm.tokens.num_image_tokens
     network = without_mask(vlm)
     sampling = SamplingParams(num_samples=size.samples, temperature=1.0)
     settings = {
