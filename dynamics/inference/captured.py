@@ -40,7 +40,7 @@ class _StaticBranches(Branches):
             self._begin(parent_n.to(self._model.device))
         self._ids.copy_(ids_n)
         self._at.fill_(self._step)
-        length = min(-(-(self._step + 1) // _BLOCK) * _BLOCK, self._suffix[0][0].shape[1])
+        length = min(-(-(self._step + 1) // _BLOCK) * _BLOCK, self._suffix[0][0].shape[2])
         if length != self._length or self._ids.device.type != "cuda":
             self._length, self._graph = length, None
             self._advance(self._ids)  # on a GPU: what a capture needs to have run before
@@ -69,8 +69,8 @@ class _StaticBranches(Branches):
 
         def look(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             for kept, new in zip(self._suffix[number], (key, value), strict=True):
-                kept.index_copy_(1, self._at, new[:, None])
-            near = tuple(kept[:, : self._length] for kept in self._suffix[number])
+                kept.index_copy_(2, self._at, new[:, :, None])
+            near = tuple(kept[:, :, : self._length] for kept in self._suffix[number])
             shared = [layers[number] for layers, _ in self._shared]
             return mix(query, shared, self._places, near, self._hidden, later_RS)
 

@@ -348,8 +348,9 @@ class Branches:
             for part in (past, Past(late, own))
             if part is not None
         ]
+        # Heads before tokens: a product over a part of the tokens needs no copy.
         self._suffix = [
-            tuple(x[:, :1].new_zeros(rows, steps, *x.shape[2:]) for x in p) for p in late
+            tuple(x.new_zeros(rows, x.shape[2], steps, x.shape[3]) for x in p) for p in late
         ]
         self._prompt_of = own
         self._fillers = None
@@ -403,8 +404,8 @@ class Branches:
 
         def look(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             suffix = self._suffix[number]
-            suffix[0][:, step], suffix[1][:, step] = key, value
-            own = suffix[0][:, : step + 1], suffix[1][:, : step + 1]
+            suffix[0][:, :, step], suffix[1][:, :, step] = key, value
+            own = suffix[0][:, :, : step + 1], suffix[1][:, :, : step + 1]
             return mix(query, [kept[number] for kept, _ in self._shared], places, own, hidden)
 
         return look
@@ -461,13 +462,13 @@ def mix(
     hidden_nP: Tensor | None,
     later_nS: Tensor | None = None,
 ) -> Tensor:
-    """Attention of every branch over what it shares and over its own tokens [n, S, K, d].
+    """Attention of every branch over what it shares and over its own tokens [n, K, S, d].
 
     Shared keys and values are [groups, K, P, d]. ``hidden_nP`` is True for tokens of the last
     shared ones that a branch may not see, ``later_nS`` for those of its own; None = it may see
     all. Returns [n, H * d].
     """
-    kv_heads, dim = own[0].shape[2:]
+    _, kv_heads, _, dim = own[0].shape
     query = query_nHd.reshape(len(query_nHd), kv_heads, -1, dim) * dim**-0.5
     scores = [
         place.gathered(place.spread(query) @ keys.transpose(-1, -2))
@@ -475,12 +476,12 @@ def mix(
     ]
     if hidden_nP is not None:
         scores[-1] = scores[-1].masked_fill(hidden_nP[:, None, None], -torch.inf)
-    scores.append(query @ own[0].permute(0, 2, 3, 1))
+    scores.append(query @ own[0].transpose(-1, -2))
     if later_nS is not None:
         scores[-1] = scores[-1].masked_fill(later_nS[:, None, None], -torch.inf)
     weights = torch.cat(scores, -1).softmax(-1, dtype=torch.float32).to(query.dtype)
     *far, near = torch.split(weights, [part.shape[-1] for part in scores], -1)
-    mixed: Tensor = near @ own[1].transpose(1, 2)
+    mixed: Tensor = near @ own[1]
     for part, place, (_, values) in zip(far, places, shared, strict=True):
         mixed = mixed + place.gathered(place.spread(part) @ values)
     return mixed.flatten(1)

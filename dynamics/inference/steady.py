@@ -254,10 +254,10 @@ class _JoinedBranches(Branches):
 
         def look(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             own, mixed = self._suffix[number], []
-            own[0][row_n, step_n], own[1][row_n, step_n] = key, value
+            own[0][row_n, :, step_n], own[1][row_n, :, step_n] = key, value
             for block in blocks:
                 kept = tuple(x[block.prompts] for x in self._shared[0][0][number])
-                near = tuple(x[block.rows, : block.later.shape[1]] for x in own)
+                near = tuple(x[block.rows, :, : block.later.shape[1]] for x in own)
                 query_of = query[block.rows]
                 mixed.append(mix(query_of, [kept], [block.place], near, block.hidden, block.later))
             return torch.cat(mixed)
@@ -269,7 +269,7 @@ class _JoinedBranches(Branches):
         numbers, counts = torch.unique_consecutive(self._step_B // _BLOCK, return_counts=True)
         stops = counts.cumsum(0)
         edges = torch.searchsorted(self._prompt_of, stops.to(self._prompt_of.device)).tolist()
-        place_S = torch.arange(self._suffix[0][0].shape[1], device=step_n.device)
+        place_S = torch.arange(self._suffix[0][0].shape[2], device=step_n.device)
         first = start = 0
         for number, stop, edge in zip(numbers.tolist(), stops.tolist(), edges, strict=True):
             rows, own = slice(start, edge), self._prompt_of[start:edge]
