@@ -640,7 +640,7 @@ def test_a_persons_own_picture_is_shown_as_the_model_sees_it_and_travels_in_the_
         page.click("#copy-link")
         link = page.evaluate("location.href")
         brought(page, "noise.png", photo(200, 200))
-        assert "unlike what the model was trained on" in page.inner_text("#unlike")
+        expect(page.locator("#unlike")).to_contain_text("unlike what the model was trained on")
     with opened(browser, url, link.removeprefix(f"{url}/")) as page:
         page.wait_for_selector("#look:not([hidden])")
         assert frames(page) == drawn
