@@ -45,14 +45,13 @@ test: lint type ## everything that must pass before a change lands
 	@echo "pytest: two halves side by side, each printed when it is done (minutes)"
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-core test-ray
 
-# Half of the time each, on a core each: what runs in one process and one run of the paper's recipe,
-# and what else starts Ray or commands.
+# Half of the time each, on a core each: what runs in one process, and what starts Ray or commands.
 # One thread a process: the models in tests are tiny, and threads would only fight over the cores.
 test-core: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/contracts tests/doors $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/contracts $(ARGS)
 
 test-ray: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster tests/integration $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster tests/integration tests/doors $(ARGS)
 
 lint: $(STAMP) ## ruff: lint and format; import-linter: the floors
 	$(BIN)/ruff check .
