@@ -28,6 +28,7 @@ from dynamics.inference.decode import (
 )
 from dynamics.inference.decoder import Candidates, DecodedText
 from dynamics.inference.sampling import SamplingParams
+from dynamics.models.packed import MOST
 from dynamics.models.stack import Past, Stack, has_stack
 from dynamics.models.tokens import IGNORE
 from dynamics.models.vlm import AdapterName, Head, UnifiedVLM
@@ -66,7 +67,8 @@ class SharedPrefixDecoder:
         self._budget = Budget(model)
         self.tokens, self.images = model.tokens, model.images
         model.use(adapter)
-        self._stack = Stack(model.decoder, adapter)
+        self._packed = sum(p.numel() for p in model.network.parameters()) <= MOST
+        self._stack = Stack(model.decoder, adapter, packed=self._packed)
         size = len(model.text_ids) + len(model.image_ids)
         self._text_place = torch.full((size,), IGNORE, device=model.device)
         self._text_place[model.text_ids] = torch.arange(len(model.text_ids), device=model.device)
@@ -79,12 +81,12 @@ class SharedPrefixDecoder:
     @cached_property
     def _text_head(self) -> Head:
         self._model.use(self._adapter)
-        return self._model.text_head()
+        return self._model.text_head(packed=self._packed)
 
     @cached_property
     def _image_head(self) -> Head:
         self._model.use(self._adapter)
-        return self._model.image_head()
+        return self._model.image_head(packed=self._packed)
 
     @torch.inference_mode()
     def sample_text(

@@ -92,8 +92,8 @@ class JanusVLM(UnifiedVLM):
         """Logits of the words, then of the image codes, [B, T, V]."""
         return torch.cat([super().logits(hidden_BTD), self.image_logits(hidden_BTD)], dim=-1)
 
-    def image_head(self) -> Head:
-        """Janus' own head of the codes."""
+    def image_head(self, *, packed: bool = False) -> Head:
+        """Janus' own head of the codes, two layers, as it is."""
         head: Head = self.causal_lm.model.generation_head
         return head
 

@@ -19,6 +19,8 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonDecoderLay
 from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from dynamics.models.packed import packed_product, packing_pays
+
 _LAYERS = ChameleonDecoderLayer, GemmaDecoderLayer, LlamaDecoderLayer
 
 
@@ -59,10 +61,12 @@ class Stack:
         decoder: a decoder for which `has_stack` holds; its base weights become parts of larger
             tensors, without a copy beside them.
         adapter: the LoRA adapter to apply, if the decoder has it.
+        packed: whether weights with their adapters may be copied once into a CPU's own order.
+            Without gradients only, and only where neither changes any more.
     """
 
-    def __init__(self, decoder: Any, adapter: str) -> None:
-        self.layers = [Layer(layer, adapter) for layer in decoder.layers]
+    def __init__(self, decoder: Any, adapter: str, *, packed: bool = False) -> None:
+        self.layers = [Layer(layer, adapter, packed) for layer in decoder.layers]
         self.norm, self._rotary = decoder.norm, decoder.rotary_emb
 
     def turns(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -122,17 +126,18 @@ class Stack:
 class Layer:
     """Weights of one decoder layer."""
 
-    def __init__(self, layer: Any, adapter: str) -> None:
+    def __init__(self, layer: Any, adapter: str, packed: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._norms = layer.input_layernorm, layer.post_attention_layernorm
         self._dim: int = attention.head_dim
         config = attention.config
         self._num_q: int = config.num_attention_heads
         self._num_kv: int = config.num_key_value_heads
-        self._qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj], adapter)
-        self._out = Product([attention.o_proj], adapter)
-        self._gate_up = Product([mlp.gate_proj, mlp.up_proj], adapter)
-        self._down = Product([mlp.down_proj], adapter)
+        query_key_value = attention.q_proj, attention.k_proj, attention.v_proj
+        self._qkv = Product(query_key_value, adapter, packed)
+        self._out = Product([attention.o_proj], adapter, packed)
+        self._gate_up = Product([mlp.gate_proj, mlp.up_proj], adapter, packed)
+        self._down = Product([mlp.down_proj], adapter, packed)
         self._act = mlp.act_fn
         self._qk_affine: tuple[Tensor, Tensor] | None = None
         if hasattr(attention, "q_norm"):
@@ -175,7 +180,7 @@ def attend(
 class Product:
     """Linear layers that read the same input, and their LoRA adapters, as one product."""
 
-    def __init__(self, layers: Sequence[nn.Module], adapter: str) -> None:
+    def __init__(self, layers: Sequence[nn.Module], adapter: str, packed: bool) -> None:
         bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
         self._weight = _adjacent([base.weight for base in bases])
         self._factors: list[Tensor] = []
@@ -187,9 +192,15 @@ class Product:
                 down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
                 self._factors += [down, up]  # type: ignore[list-item]
                 self._places.append((slice(start, stop), layer.scaling[adapter]))
+        self._packed = None
+        if packed and packing_pays(self._weight):
+            merged = _merged(self._weight, self._places, [f.detach() for f in self._factors])
+            self._packed = packed_product(merged)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layers' outputs, one after the other in the last dimension."""
+        if self._packed is not None:
+            return self._packed(x)
         if not self._factors:
             return linear(x, self._weight)
         if torch.is_grad_enabled():

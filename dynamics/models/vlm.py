@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from dynamics.core.errors import UserError
 from dynamics.models.checkpoint import LOAD_ERRORS, check_adapter, first_line
 from dynamics.models.image_tokenizer import ImageTokenizer
+from dynamics.models.packed import packed_product, packing_pays
 from dynamics.models.tokens import Tokens
 from dynamics.storage.files import checkpoint_digest
 
@@ -141,18 +142,23 @@ class UnifiedVLM:
         """Logits over the image codes only, [B, T, num_codes]; no other row is computed."""
         return self.image_head()(hidden_BTD)
 
-    def image_head(self) -> Head:
-        """`image_logits` with its rows laid out once, for the weights now in force."""
-        return self._head(self.image_ids)
+    def image_head(self, *, packed: bool = False) -> Head:
+        """`image_logits` with its rows laid out once, for the weights now in force.
 
-    def text_head(self) -> Head:
+        See `dynamics.models.stack.Stack` about ``packed``.
+        """
+        return self._head(self.image_ids, packed)
+
+    def text_head(self, *, packed: bool = False) -> Head:
         """Logits over the vocabulary without image codes, in the order of ``text_ids``."""
-        return self._head(self.text_ids)
+        return self._head(self.text_ids, packed)
 
-    def _head(self, ids: Tensor) -> Head:
+    def _head(self, ids: Tensor, packed: bool) -> Head:
         weight, first, stop = active_weight(self.causal_lm.lm_head), int(ids[0]), int(ids[-1]) + 1
         in_order = torch.equal(ids, torch.arange(first, stop, device=ids.device))
         rows = weight[first:stop] if in_order else weight[ids]
+        if packed and packing_pays(rows):
+            return packed_product(rows)
         return lambda hidden: linear(hidden, rows)
 
 

@@ -44,8 +44,17 @@ def model(untrained_base: Path) -> UnifiedVLM:
     return loaded
 
 
-@pytest.fixture(params=DECODERS)
+@pytest.fixture
+def all_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of this size are too small to be packed by themselves."""
+    monkeypatch.setattr("dynamics.models.packed._LEAST", 1)
+
+
+@pytest.fixture(params=[*DECODERS, "packed"])
 def decoder(request: pytest.FixtureRequest, model: UnifiedVLM) -> Decoder:
+    if request.param == "packed":
+        request.getfixturevalue("all_packed")
+        return SharedPrefixDecoder(model, "fdp")
     engine: Any = imported(DECODERS[request.param])
     return engine(model, "fdp")  # type: ignore[no-any-return]
 
@@ -75,10 +84,15 @@ def test_a_sample_does_not_depend_on_the_rows_beside_it(decoder: Decoder) -> Non
 
 
 @pytest.mark.parametrize("num", [1, 3, 8])
-@pytest.mark.parametrize(("layout", "guidance"), [("model", 1.0), ("frame_first", 2.0)])
+@pytest.mark.parametrize(
+    ("layout", "guidance", "weights"),
+    [("model", 1.0, None), ("frame_first", 2.0, None), ("model", 2.0, "all_packed")],
+)
 def test_a_row_of_the_steady_engine_is_the_same_to_the_bit_in_any_company(
-    num: int, layout: str, guidance: float, request: pytest.FixtureRequest
+    num: int, layout: str, guidance: float, weights: str | None, request: pytest.FixtureRequest
 ) -> None:
+    if weights:
+        request.getfixturevalue(weights)
     decoder = steady(request.getfixturevalue(layout), "fdp")
     source, codes = np.random.default_rng(0).integers(0, 500, size=(2, 9, 9))
     source[1:4] = source[0]
@@ -101,14 +115,20 @@ def test_a_row_of_the_steady_engine_is_the_same_to_the_bit_in_any_company(
 
 
 @pytest.mark.parametrize("block", [4, 64])
-@pytest.mark.parametrize(("layout", "guidance"), [("model", 1.0), ("frame_first", 2.0)])
+@pytest.mark.parametrize(
+    ("layout", "guidance", "weights"),
+    [("model", 1.0, None), ("frame_first", 2.0, None), ("model", 2.0, "all_packed")],
+)
 def test_a_row_that_joins_between_steps_is_the_same_to_the_bit(
     block: int,
     layout: str,
     guidance: float,
+    weights: str | None,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if weights:
+        request.getfixturevalue(weights)
     monkeypatch.setattr("dynamics.inference.steady._BLOCK", block)
     monkeypatch.setattr("dynamics.inference.steady._APART", 1)
     decoder = steady(request.getfixturevalue(layout), "fdp")
