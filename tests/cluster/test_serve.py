@@ -284,6 +284,7 @@ def test_with_a_key_every_address_is(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         check_address(ServeConfig(port=free_port(), api_key_env="OTHER_KEY"))
 
 
+@pytest.mark.slow
 def test_another_layout_gives_the_same_answers(
     url: str, cfg: LoopConfig, folder: RunFolder
 ) -> None:

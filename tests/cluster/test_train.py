@@ -82,6 +82,7 @@ def test_ddp_workers_train_the_adapters_of_one(
         assert difference(alone[task], shared[task]) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_killed_worker_resumes_to_the_same_adapter(make_job: MakeJob, tmp_path: Path) -> None:
     calm = make_job("idm", "calm", 400, checkpoint_every=10)
     fit_adapter(calm, WorkerContext())

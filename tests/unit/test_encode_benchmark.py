@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from dynamics.core.config import REPOSITORY_ROOT
 
 
+@pytest.mark.slow
 def test_the_encode_benchmark_measures_every_way_of_encoding():
     command = [sys.executable, "benchmarks/encode.py", "--tiny", "--frames", "4", "--repeats", "1"]
     done = subprocess.run(command, cwd=REPOSITORY_ROOT, capture_output=True, check=True)

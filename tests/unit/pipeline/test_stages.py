@@ -97,7 +97,7 @@ def test_a_finished_run_is_not_done_again(small: LoopConfig, local_run: LocalRun
     assert results(folder) == before
 
 
-@pytest.mark.parametrize("share", [0.15, 0.26])
+@pytest.mark.parametrize("share", [0.15, pytest.param(0.26, marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_again_and_again_resumes_to_equal_bytes(
     small: LoopConfig, local_run: LocalRun, tmp_path: Path, share: float
 ) -> None:
@@ -164,7 +164,7 @@ class BlindToParts(BlindExecutor):
             self._hide(self.folder.result_parts(0))
 
 
-@pytest.mark.parametrize("come_back", [True, False])
+@pytest.mark.parametrize("come_back", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_what_lies_on_another_node_is_refused_and_the_run_resumes_to_equal_bytes(
     small: LoopConfig, local_run: LocalRun, tmp_path: Path, come_back: bool
 ) -> None:

@@ -54,6 +54,7 @@ def test_a_first_word_that_is_no_command_is_a_run(tmp_path):
         assert f"{tmp_path} holds no run" in str(error)
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_once_and_judged_within_the_budget(bench, tmp_path):
     out = ("--data", bench, "--model", "tiny", "--out", tmp_path / "out")
     first = evaluate("aurora-bench", *out)
