@@ -47,7 +47,7 @@ class _StaticBranches(Branches):
         else:
             if self._graph is None:
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph):
+                with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                     self._advance(self._ids)
             self._graph.replay()
         self._step += 1

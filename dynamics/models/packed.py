@@ -19,12 +19,9 @@ def packing_pays(weight: Tensor) -> bool:
 
     The weight decides, not the rows, so that a row's result does not depend on its company.
     """
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and weight.numel() >= _LEAST
-        and torch.backends.mkldnn.is_available()
-    )
+    here: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    floats = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return here and floats and weight.numel() >= _LEAST
 
 
 def packed_product(weight_OD: Tensor) -> Callable[[Tensor], Tensor]:
