@@ -348,11 +348,14 @@ def _summary(cfg: LoopConfig, folder: RunFolder, view: ProgressView, address: st
     if not view.as_json:  # programs have the rounds' own lines
         seconds = {r.round_id: sum(folder.timings(r.round_id).values()) for r in reports}
         print_whole(view.console, round_table(reports, seconds))
-    database = f"sqlite:///{folder.mlflow}"
-    mlflow = runtime.command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")
     view.line(f"report:    {folder.page}  (open it in a browser)")
-    view.line(f"MLflow:    {cfg.track.server or mlflow}")
-    if not cfg.track.server:
+    if server := cfg.track.server:
+        page = f"{server.rstrip('/')}{address}" if server.startswith("http") else server
+        view.line(f"MLflow:    {page}")
+    else:
+        database = f"sqlite:///{folder.mlflow}"
+        mlflow = runtime.command("mlflow", "ui", "--backend-store-uri", database, "--port", "5000")
+        view.line(f"MLflow:    {mlflow}")
         view.line(f"           then http://127.0.0.1:5000{address}")
     promoted = [report.round_id for report in reports if report.promoted]
     if promoted:

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -191,8 +192,9 @@ class MlflowRuns:
         for context, table in tables.items():
             if table.exists():
                 digest = dataset_ref(table).digest[:_MAX_DIGEST]
-                source = json.dumps({"uri": str(table)})
-                known = Dataset(context, digest, "local", source)
+                uri = str(table)
+                kind = urlsplit(uri).scheme or "local"
+                known = Dataset(context, digest, kind, json.dumps({"uri": uri}))
                 inputs.append(DatasetInput(known, [InputTag("mlflow.data.context", context)]))
         self._client.log_inputs(run, inputs)
 

@@ -4,8 +4,8 @@ While a round goes on a thread writes what is new every 10 seconds: the points o
 how far the stage is, the load of this machine. When the round is finished, its results follow.
 
 Everything goes into the outbox (`ray_jobs.outbox`) first. ``tracking.json`` has how much of that
-MLflow took; the rest is sent again and again, and by the next command. A dead tracking server costs
-a warning, never the loop.
+MLflow took, and the address of the run's page; the rest is sent again and again, and by the next
+command. A dead tracking server costs a warning, never the loop.
 """
 
 import subprocess
@@ -41,6 +41,9 @@ class MlflowTracker:
         cfg: the run's config; ``track.uri`` names the server, else ``MLFLOW_TRACKING_URI`` does.
         folder: the run.
         warn: called with one line when the server does not answer.
+
+    Attributes:
+        address: the run's page behind the server's own address; empty before anything was sent.
     """
 
     def __init__(self, cfg: LoopConfig, folder: RunFolder, warn: Callable[[str], None]) -> None:
@@ -49,7 +52,7 @@ class MlflowTracker:
         self._uri = self._server or f"sqlite:///{folder.mlflow}"
         self._outbox = Outbox(folder.outbox)
         self._cursor = folder.tracking / "tracking.json"
-        self._sent = self._num_sent()
+        self._sent, self.address = self._last_sent()
         self._verdicts = {  # of the rounds whose results are in the outbox
             entry["round"]: entry["verdict"]
             for entry in self._outbox.entries()
@@ -126,13 +129,9 @@ class MlflowTracker:
             while self._sent < len(self._outbox):
                 batch = self._outbox.batch(self._sent)
                 runs.send(batch)
-                self._sent += len(batch)
-                write_json(self._cursor, {"sent": self._sent, "uri": self._server})
-
-    @property
-    def address(self) -> str:
-        """The run's page behind the server's address; empty while nothing is connected."""
-        return self._runs.address if self._runs is not None and self._runs.has_parent else ""
+                self._sent, self.address = self._sent + len(batch), runs.address
+                cursor = {"sent": self._sent, "uri": self._server, "page": self.address}
+                write_json(self._cursor, cursor)
 
     def _begin(self) -> None:
         """Name the run, and start the thread that writes; once."""
@@ -160,13 +159,15 @@ class MlflowTracker:
                 self._sent = 0
         return self._runs
 
-    def _num_sent(self) -> int:
-        """Entries that the server, or the database, is known to have."""
+    def _last_sent(self) -> tuple[int, str]:
+        """Entries that the server, or the database, is known to have; the run's page there."""
         lost = self._server is None and not self.folder.mlflow.exists()
         if lost or not self._cursor.exists():
-            return 0
+            return 0, ""
         found = read_json(self._cursor)
-        return int(found.get("sent", 0)) if found["uri"] == self._server else 0
+        if found["uri"] != self._server:
+            return 0, ""
+        return int(found.get("sent", 0)), str(found.get("page", ""))
 
     def _collect(self) -> None:
         round_id = self._round

@@ -109,6 +109,7 @@ def test_the_last_lines_say_where_everything_is(killed_and_resumed: tuple[Path, 
     assert f"mlflow ui --backend-store-uri sqlite:///{run_dir}/mlflow.db" in output
     assert f"dynamics serve {run_dir}" in output
     assert re.search(r"FDP.*\n.*labels.*success", output), output  # headings are on two lines
+    assert re.search(r"then http://127\.0\.0\.1:5000/#/experiments/\d+/runs/\w+\n", output)
     assert "Traceback" not in output
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynamics.core.config import LoopConfig, ModelConfig
+from dynamics.core.config import LoopConfig, ModelConfig, TrackConfig
+from dynamics.core.console import ProgressView
 from dynamics.core.records import ModelRef
 from dynamics.inference.decoder import Candidates
 from dynamics.inference.fdp import ForwardDynamics
@@ -28,6 +29,7 @@ from ray_jobs.serving import serve
 from tests.runs import results, run_local
 
 LIMIT = "guards.max_copy_rate=0.5"
+PAGE = re.compile(r"then http://127\.0\.0\.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}\n")
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def test_a_blocked_round_keeps_the_previous_model_and_exits_4(
         done.err,
     )
     assert f"dynamics serve {folder.root}  (round 0)" in done.out
+    assert PAGE.search(done.out)
     assert [report.promoted for report in folder.reports(2)] == [True, False]
     assert served == [0]
     assert promotions(folder) == ["promoted", "blocked: copy_rate"]
@@ -165,6 +168,22 @@ def test_the_same_command_says_the_same_again_and_does_nothing(
     for more in ((), ("--accept-guard", "leakage")):
         again = command(folder.root, *more)
         assert (again.status, again.err) == (4, done.err)
+        assert PAGE.findall(again.out) == PAGE.findall(done.out)
+
+
+def test_the_link_to_a_tracking_server_opens_the_runs_page(
+    blocked: tuple[RunFolder, Done], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, page = blocked[0], "/#/experiments/7/runs/ab12"
+    for uri, shown in (
+        ("http://lab:5000", f"http://lab:5000{page}"),
+        ("https://lab/mlflow/", f"https://lab/mlflow{page}"),
+        ("postgresql://lab/runs", "postgresql://lab/runs"),
+    ):
+        cfg = folder.config().model_copy(update={"track": TrackConfig(uri=uri)})
+        with ProgressView() as view:
+            bootstrap._summary(cfg, folder, view, page)
+        assert f"MLflow:    {shown}\n" in capsys.readouterr().out
 
 
 def test_the_generator_serves_the_last_promoted_round(

@@ -111,6 +111,18 @@ def test_a_resumed_bootstrap_continues_its_runs(client: MlflowClient) -> None:
     assert sorted(run.data.tags["round"] for run in rounds) == ["0", "1", "2"]
     assert {run.data.tags["mlflow.parentRunId"] for run in rounds} == {parent.info.run_id}
     assert {run.info.status for run in [parent, *rounds]} == {"FINISHED"}
+    # Of rounds without an outbox the stages' seconds are known, 12.5 here.
+    assert all(run.info.end_time - run.info.start_time >= 12_500 for run in rounds)
+
+
+def test_a_command_that_has_nothing_to_send_knows_the_page(
+    client: MlflowClient, tracked: RunFolder
+) -> None:
+    (parent,) = runs_of_kind(client, "bootstrap")
+    page = f"/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
+    assert MlflowTracker(CFG, tracked, print).address == page
+    elsewhere = CFG.model_copy(update={"track": TrackConfig(uri="http://lab:5000")})
+    assert MlflowTracker(elsewhere, tracked, print).address == ""
 
 
 def test_every_round_has_the_same_metric_names(client: MlflowClient) -> None:
@@ -147,7 +159,7 @@ def test_a_round_names_the_tables_that_it_read_and_shows_its_frames(client: Mlfl
     (parent,) = runs_of_kind(client, "bootstrap")
     first = next(run for run in runs_of_kind(client, "round") if run.data.tags["round"] == "0")
     (held,) = (one.dataset for one in first.inputs.dataset_inputs)
-    assert (held.name, len(held.digest)) == ("heldout", 36)
+    assert (held.name, held.source_type, len(held.digest)) == ("heldout", "local", 36)
     pictures = client.list_artifacts(parent.info.run_id, "images")
     assert {re.findall(r"samples.step.(\d+)", one.path)[0] for one in pictures} == {"0"}
 
@@ -275,6 +287,9 @@ def test_a_round_is_followed_while_it_goes_on_and_a_killed_driver_writes_nothing
         (step, 1000 * (10**9 + step)) for step in (25, 50, 75, 100)
     ]
     assert statuses(client) == {"bootstrap": "FINISHED", "round": "FINISHED"}
+    told = list(Outbox(folder.outbox).entries())
+    began, ended = (next(e["time"] for e in told if e["kind"] == k) for k in ("begin", "results"))
+    assert (run.info.start_time, run.info.end_time) == (began, ended)
     assert warnings == []
     check_sent(folder, client)
 
