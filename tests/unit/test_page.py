@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
@@ -252,6 +253,33 @@ def test_the_address_holds_the_settings(browser, url):
         assert page.locator("#n").input_value() == "8"
         assert page.locator("#round").input_value() == "2"
         assert page.locator("input:checked").input_value() == "table 1"
+
+
+@pytest.mark.parametrize(("scene", "num_steps"), [("table 1", 3), ("held out", 1)])
+def test_a_copied_link_draws_the_same_frames_when_the_defaults_have_changed(
+    browser, url, behaviour, scene, num_steps
+):
+    def drawn(page: Page) -> list[str | None]:
+        assert page.locator("#verifier").input_value() == "noisy_channel"
+        run(page, num_steps)
+        return [one.get_attribute("src") for one in page.locator(".run img").all()]
+
+    with opened(browser, url) as page:
+        page.check(f"input[value='{scene}']")
+        page.click("#copy-link")
+        link = page.evaluate("location.href")
+        before = drawn(page)
+    models, scenes = (httpx.get(f"{url}/v1/{name}").json() for name in ("models", "scenes"))
+    models |= {"verifier": "idm", "num_samples": 2}
+    for one in models["rounds"]:
+        one["promoted"] = one["round"] == 0
+    for one in scenes["scenes"]:
+        one["actions"].reverse()
+    scenes["contrast"]["source"] = scenes["scenes"][1]["image"]
+    behaviour.raw["/v1/models"] = json.dumps(models).encode()
+    behaviour.raw["/v1/scenes"] = json.dumps(scenes).encode()
+    with opened(browser, url, link.removeprefix(f"{url}/")) as page:
+        assert drawn(page) == before
 
 
 def test_a_persons_own_picture_is_scaled_and_used(browser, url):

@@ -146,11 +146,15 @@ function changed() {
   addressLater = setTimeout(updateAddress, ADDRESS_PAUSE_MS);
 }
 
-function updateAddress() {
+/** Write the address; a `whole` one draws the same also when the service's defaults differ. */
+function updateAddress(whole = false) {
   clearTimeout(addressLater);
-  const scene = gallery.chosen && !isOwn() ? { scene: gallery.chosen.name } : {};
-  const place = ownLink ? { picture: ownLink } : scene;
-  history.replaceState(null, "", `#${settings.toHash(place, actions.edited ? actions.value : [])}`);
+  const { name, image } = gallery.chosen ?? {};
+  const picture = whole && name === CONTRAST ? forLink(image) : ownLink;
+  const scene = name && !isOwn() ? { scene: name } : {};
+  const told = actions.edited || whole ? actions.value : [];
+  const hash = settings.toHash(picture ? { picture } : scene, told, whole);
+  history.replaceState(null, "", `#${hash}`);
 }
 
 const isOwn = () => gallery.chosen?.name === OWN;
@@ -323,7 +327,7 @@ function wireForm() {
     if (!wrong) copy(curl(), "The request, as a curl command,");
   });
   $("copy-link").addEventListener("click", () => {
-    updateAddress();
+    updateAddress(true);
     const lacks = "without your picture, which is too large for a link: take the JSON of a run,";
     const what = "The link to these settings";
     copy(location.href, isOwn() && !ownLink ? `${what}, ${lacks}` : what);

@@ -69,16 +69,19 @@ export function describe() {
   $("options-summary").textContent = parts.join(" · ");
 }
 
-/** Settings as the part of an address behind `#`; only what is not the default. */
-export function toHash(place, actions) {
+/**
+ * Settings as the part of an address behind `#`; only what is not the default, unless it is
+ * `whole`: defaults change, with the promoted round for one.
+ */
+export function toHash(place, actions, whole) {
   const query = new URLSearchParams(place);
   for (const action of actions) query.append("action", action);
   for (const name of NUMBERS) {
-    if ($(name).value !== $(name).defaultValue) query.set(name, $(name).value);
+    if (whole || $(name).value !== $(name).defaultValue) query.set(name, $(name).value);
   }
   for (const name of ["verifier", "round", "versus"]) {
     const usual = [...$(name).options].find((option) => option.defaultSelected)?.value ?? "";
-    if ($(name).value !== usual) query.set(name, $(name).value);
+    if (whole || $(name).value !== usual) query.set(name, $(name).value);
   }
   return query.toString();
 }
