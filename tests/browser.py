@@ -84,10 +84,12 @@ def finished(page: Page, num_steps: int, num_columns: int = 1) -> None:
 
 
 def faults(page: Page) -> list[str]:
-    """What axe-core finds on the page: wide and on a phone, light and dark."""
+    """What axe-core finds on the page, wide and on a phone, light and dark; and what overflows."""
     found = []
     for width in (1400, 375):
         page.set_viewport_size({"width": width, "height": 812})
+        if (needed := page.evaluate("document.documentElement.scrollWidth")) > width:
+            found.append(f"{width} px: the page needs {needed}")
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  one of its words
             for fault in Axe().run(page).response["violations"]:

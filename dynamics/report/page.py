@@ -1,7 +1,7 @@
 """One self-contained HTML page per run: results with intervals, scenes, labels, time, lineage.
 
-No request: pictures are inline. Nothing needs the one script, which sorts tables; the page's
-content policy names its digest and forbids the rest.
+No request: pictures are inline. Nothing needs the one script, which sorts tables and lets Escape
+close an enlarged picture; the page's content policy names its digest and forbids the rest.
 Action sentences and file names come from outside, so everything is escaped.
 """
 

@@ -1,6 +1,6 @@
 """A page with two runs side by side: what differs in their configs, and what came of it.
 
-No script and no request, as `report.page`.
+No request and the one script, as `report.page`.
 """
 
 from collections.abc import Mapping, Sequence

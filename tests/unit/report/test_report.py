@@ -2,7 +2,8 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from playwright.sync_api import Page
 from rich.console import Console
 
 from dynamics.core.config import REPOSITORY_ROOT, GuardName
@@ -42,6 +44,7 @@ from dynamics.report.grid import GridRow, draw_grid, grid_rows, shown_scenes
 from dynamics.report.page import write_page
 from dynamics.report.pictures import Frames, picture
 from dynamics.report.table import round_table
+from dynamics.report.versus import write_versus
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.tables import read_table, write_table
@@ -173,17 +176,17 @@ def test_what_was_asked_of_the_domain_has_a_section_only_where_it_was_measured(r
     assert asked == [["1", "greedy"], ["1", "beam"]]
 
 
-def only_sorts(page: str) -> bool:
+def runs_its_script_only(page: str) -> bool:
     """Whether the page may run nothing but the script that sorts its tables."""
-    sort = (REPOSITORY_ROOT / "dynamics/report/templates/sort.js").read_text().rstrip("\n")
-    digest = base64.b64encode(hashlib.sha256(sort.encode()).digest()).decode()
+    script = (REPOSITORY_ROOT / "dynamics/report/templates/page.js").read_text().rstrip("\n")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    return scripts == [sort] and f"script-src 'sha256-{digest}'\"" in page
+    return scripts == [script] and f"script-src 'sha256-{digest}'\"" in page
 
 
-def test_page_asks_nothing_of_the_network_and_only_sorts(run: RunFolder):
+def test_page_asks_nothing_of_the_network_and_runs_its_script_only(run: RunFolder):
     page = page_of(run)
-    assert only_sorts(page)
+    assert runs_its_script_only(page)
     assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,|#)", page)
     assert "url(" not in page
     assert "http" not in page.replace("http-equiv", "")
@@ -302,7 +305,7 @@ def test_a_run_without_an_oracle_is_shown_by_its_sentences_beside_real_frames(
     said = HELDOUT["action"][0].as_py()
     sentences = page_of(run).partition('<section id="sentences">')[2].partition("</section>")[0]
     assert f">{said}</th>" in sentences
-    assert "The first two columns are the camera's pixels" in outline.text
+    assert "The last two columns are the camera's pixels" in outline.text
     assert "A tick means" not in outline.text
 
 
@@ -613,12 +616,19 @@ def test_the_idms_confusion_adds_up(run: RunFolder):
     assert by_kind(items(0.8), OpenVideo(CFG))[0].said.keys() == {""}
 
 
+@contextmanager
+def shown(url: str, **context: object) -> Iterator[Page]:
+    """A page in a browser."""
+    with chromium() as browser, new_context(browser, **context) as made:
+        page = made.new_page()
+        page.goto(url)
+        yield page
+
+
 @needs_chromium
 def test_a_click_on_a_heading_sorts_the_table(run: RunFolder):
     page_of(run)
-    with chromium() as browser, new_context(browser) as context:
-        page = context.new_page()
-        page.goto(run.page.as_uri())
+    with shown(run.page.as_uri()) as page:
         table = page.locator("#confusion table")
         pairs = "rows => rows.map((row) => Number(row.cells[1].textContent))"
         for up in (True, False):
@@ -626,14 +636,57 @@ def test_a_click_on_a_heading_sorts_the_table(run: RunFolder):
             found = table.locator("tbody tr").evaluate_all(pairs)
             assert found == sorted(found, reverse=not up)
             assert table.locator("[aria-sort]").inner_text().startswith("pairs")
+        unsorted = page.locator("table").filter(has_not=page.locator("thead button"))
+        assert unsorted.count() == unsorted.filter(has=page.locator("img")).count() == 2
+
+
+@needs_chromium
+def test_rows_without_a_value_and_sums_stay_last_when_a_table_is_sorted(run: RunFolder):
+    page_of(run)
+    first = "rows => rows.map((row) => row.cells[0].textContent.split(' ')[0])"
+    with shown(run.page.as_uri()) as page:
+        for section, heading, expected in (
+            ("#rounds", "label acc., all", ["1", "0"]),  # round 0 has no labels
+            ("#actions", "round", ["1", "0", "pairs"]),
+        ):
+            table = page.locator(section).locator("table")
+            button = table.get_by_role("button", name=heading)
+            orders = []
+            for _ in range(2):
+                button.click()
+                orders.append(table.locator("tbody tr, tfoot tr").evaluate_all(first))
+            assert orders[-1] == expected
+
+
+@needs_chromium
+def test_a_chosen_picture_is_enlarged_until_escape(run: RunFolder):
+    page_of(run)
+    with shown(run.page.as_uri()) as page:
+        picture = page.locator("#failures img").first
+        small = picture.evaluate("one => one.width")
+        picture.click()
+        assert picture.evaluate("one => one.width") > 5 * small
+        page.keyboard.press("Escape")
+        assert picture.evaluate("one => one.width") == small
 
 
 @needs_chromium
 @pytest.mark.parametrize("kind", ["run", "own_videos"])
-def test_axe_finds_no_fault_on_a_report(kind: str, request: pytest.FixtureRequest):
+def test_on_a_phone_two_drawings_of_a_scene_are_seen(kind: str, request: pytest.FixtureRequest):
     run: RunFolder = request.getfixturevalue(kind)
     page_of(run)
-    with chromium() as browser, new_context(browser) as context:
-        page = context.new_page()
-        page.goto(run.page.as_uri())
+    ends = "all => all.map((one) => one.getBoundingClientRect().right)"
+    with shown(run.page.as_uri(), viewport={"width": 390, "height": 844}) as page:
+        drawn = page.locator(".scenes tbody tr:first-child .drawn")
+        assert sorted(drawn.evaluate_all(ends))[1] <= 390
+
+
+@needs_chromium
+def test_axe_finds_no_fault_on_a_report(run: RunFolder, own_videos: RunFolder):
+    for one in (run, own_videos):
+        page_of(one)
+    with shown(write_versus(run, own_videos).as_uri()) as page:
         assert faults(page) == []
+        for one in (run, own_videos):
+            page.goto(one.page.as_uri())
+            assert faults(page) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 from dynamics.report.versus import write_versus
 from dynamics.storage.run_folder import read_json, write_json
 from tests.unit.report.stored import pool_labels, store_run
-from tests.unit.report.test_report import Outline, only_sorts
+from tests.unit.report.test_report import Outline, runs_its_script_only
 
 
 def test_two_runs_stand_side_by_side_with_what_differs(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_two_runs_stand_side_by_side_with_what_differs(tmp_path: Path) -> None:
     assert "configs differ in 1 key." in outline.text
     assert "train.learning_rate" in outline.text
     assert "+0.0" in outline.text
-    assert only_sorts(page)
+    assert runs_its_script_only(page)
     assert "http" not in page.replace("http-equiv", "")
 
 
