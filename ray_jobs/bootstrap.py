@@ -50,17 +50,29 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("ray_jobs")
 
+# Lines of at most 60 columns: argparse shows both texts as they are.
+_DESCRIPTION = """\
+Bootstrap forward dynamics from inverse dynamics:
+label, filter, train, evaluate and serve, round by round.
+"""
 _EPILOG = """\
 examples:
-  dynamics bootstrap                              the embedded default, 3 rounds
-  dynamics bootstrap --rounds 5                   continue it to 5 rounds
-  dynamics bootstrap --rounds 1 pool.path=clips   label your own videos
-  dynamics bootstrap --accept-guard type_skew     go on from a round that this guard has blocked
+  dynamics bootstrap
+      the embedded default, 3 rounds
+  dynamics bootstrap --rounds 5
+      continue it to 5 rounds
+  dynamics bootstrap --rounds 1 pool.path=clips
+      label your own videos
+  dynamics bootstrap --accept-guard type_skew
+      go on from a round that this guard has blocked
   dynamics bootstrap --print-config train.batch_size=64
+      see what a run would be made with
 
-In a checkout, python ray_jobs/bootstrap.py is the same command.
-The same command again resumes a run that was interrupted, and does nothing when all is done.
-With RAY_ADDRESS set (a Ray job sets it) the loop joins that cluster, else it starts a local Ray.
+In a checkout, python ray_jobs/bootstrap.py is the same
+command. The same command again resumes a run that was
+interrupted, and does nothing when all is done. With
+RAY_ADDRESS set (a Ray job sets it) the loop joins that
+cluster, else it starts a local Ray.
 """
 
 
@@ -111,8 +123,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="dynamics bootstrap",
         allow_abbrev=False,
-        description="Bootstrap forward dynamics from inverse dynamics: label, filter, train, "
-        "evaluate and serve, round by round.",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

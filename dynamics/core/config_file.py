@@ -16,6 +16,8 @@ from dynamics.core.places import on_this_machine
 from dynamics.core.pointers import HEAD_BYTES
 from dynamics.core.text_files import check_pointer
 
+_TYPED = "command line"
+"""Where overrides stand, in errors. Keys follow and no values: one may hold a secret."""
 _MOST_ALIASES = 20
 _MOST_BYTES = 1_000_000
 """Of a YAML text: hundreds of times a config, and read within seconds."""
@@ -39,7 +41,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> LoopConfig:
     except UserError:
         if overrides:
             validate(tree, where=str(path))
-            validate(changed, where=_said(overrides))
+            validate(changed, where=_TYPED)
         raise
 
 
@@ -145,12 +147,7 @@ def with_overrides(cfg: LoopConfig, overrides: Sequence[str]) -> LoopConfig:
     tree = cfg.model_dump(mode="json")
     for override in overrides:
         _apply(tree, override)
-    return validate(tree, where=_said(overrides))
-
-
-def _said(overrides: Sequence[str]) -> str:
-    """The command line by its keys; a value may hold a secret."""
-    return f"command line ({', '.join(one.partition('=')[0] for one in overrides)})"
+    return validate(tree, where=_TYPED)
 
 
 def validate(
@@ -166,18 +163,18 @@ def validate(
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise UserError(f"override {override!r} must look like section.key=value")
+        raise UserError(f"{_TYPED}: {override!r} must look like section.key=value")
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"override {override!r}: {parent} is a value, not a section")
+            raise UserError(f"{_TYPED}: {key}: {parent} is a value, not a section")
         node = child
     try:
         node[leaf] = parse_yaml(text)
     except ValueError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+        raise UserError(f"{_TYPED}: {key}: the value is not valid YAML: {error}") from error
 
 
 def _explain(error: ValidationError) -> str:

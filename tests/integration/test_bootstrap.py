@@ -209,7 +209,7 @@ def _said(done: subprocess.CompletedProcess[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (["--rounds", "0"], "rounds: Input should be greater than or equal to 1"),
+        (["--rounds", "0"], "command line: rounds: Input should be greater than or equal to 1"),
         (["filter.scor=sum_logprob"], "did you mean filter.score?"),
         (["labelled.num_pairs=0"], "num_pairs must be at least 1"),
         (["pool.path=/does/not/exist"], "/does/not/exist does not exist"),
@@ -219,7 +219,7 @@ def _said(done: subprocess.CompletedProcess[str]) -> list[str]:
         ),
         (["--config", "missing.yaml"], "config file missing.yaml does not exist"),
         (["--serve", "--no-ray"], "--serve needs Ray Serve"),
-        (["rounds"], "must look like section.key=value"),
+        (["rounds"], "command line: 'rounds' must look like section.key=value"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

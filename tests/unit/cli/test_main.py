@@ -12,6 +12,7 @@ from typing import get_type_hints
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from dynamics.cli.main import app
 from dynamics.cli.shared import local
@@ -20,6 +21,7 @@ from dynamics.core.config_file import load
 from dynamics.core.registry import names
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import RunFolder
+from ray_jobs import bootstrap
 from tests.made_data import write_webdataset
 from tests.runs import LocalRun
 from tests.serving import free_port
@@ -98,6 +100,29 @@ def test_an_unknown_long_option_is_no_abbreviation(run):
     assert done.returncode == 2
     assert "unrecognized arguments: --round" in done.stderr
     assert "No such option: --contr" in dynamics("evaluate", run, "--contr").stderr
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_help_of_bootstrap_fits_into_a_narrow_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = bootstrap.parser().format_help().splitlines()
+    assert [line for line in lines if len(line) > columns] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("dynamics re", "report"),
+        ("dynamics plan --con", "--config"),
+        ("dynamics evaluate a", "aurora-bench"),
+    ],
+)
+def test_the_shell_completes_verbs_and_options(typed, offered):
+    # What the script of --install-completion asks of the command.
+    asked = {"_DYNAMICS_COMPLETE": "complete_bash", "COMP_WORDS": typed}
+    environment = {**asked, "COMP_CWORD": str(typed.count(" "))}
+    done = CliRunner().invoke(app, prog_name="dynamics", env=environment)
+    assert done.stdout.split() == [offered]
 
 
 def test_no_argument_shows_the_help():

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamics.core.config_file import load
+from dynamics.core.config import LoopConfig
+from dynamics.core.config_file import load, with_overrides
 from dynamics.core.errors import UserError
 
 
@@ -63,7 +64,7 @@ def test_strange_yaml_is_one_line(tmp_path: Path, text: str) -> None:
 def test_an_error_blames_the_command_line_or_the_file_whichever_made_it(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("rounds: 2\n")
-    with pytest.raises(UserError, match=r"^command line \(rounds\): rounds: "):
+    with pytest.raises(UserError, match=r"^command line: rounds: "):
         load(path, ["rounds=0"])
     path.write_text("rounds: 0\n")
     with pytest.raises(UserError, match=rf"^{path}: rounds: "):
@@ -78,3 +79,23 @@ def test_a_shipped_config_is_found_from_any_folder(
     Path("configs").mkdir()
     Path("configs/liquid7b.yaml").write_text("name: mine\n")
     assert load("configs/liquid7b.yaml").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rounds", "'rounds' must look like section.key=value"),
+        ("rounds=abc", "rounds: Input should be a valid integer"),
+        ("rounds=[1", "rounds: the value is not valid YAML"),
+        ("name.first=a", "name.first: name is a value, not a section"),
+        ("world.gird=3", "unknown key world.gird; did you mean world.grid?"),
+    ],
+)
+def test_a_mistake_on_the_command_line_blames_it_and_names_the_key_once(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    path = write(tmp_path, "own.yaml", "name: mine\n")
+    for refused in (load, lambda _, typed: with_overrides(LoopConfig(), typed)):
+        with pytest.raises(UserError) as caught:
+            refused(path, ["seed=1", override])
+        assert str(caught.value).startswith(f"command line: {said}")
