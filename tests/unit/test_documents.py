@@ -1,27 +1,72 @@
 """The commands, programs and links of every document, against what there is.
 
-What the commands do has tests of its own; here each line is parsed as it would be by its program.
+What the commands do has tests of its own; here each line is parsed as it would be by its program,
+and those of the README that no other test runs are run.
 """
 
 import ast
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from dynamics.cli.main import app
+from dynamics.client import Client
 from dynamics.core.config import REPOSITORY_ROOT as ROOT
 from ray_jobs.bootstrap import parser
+from tests.fake_service import Behaviour, build, running
+from tests.runs import LocalRun
 
 NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 DOCUMENTS = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").rglob("*.md"))]
 OWN = {"dynamics", "make", "python", "pip", "pytest", "ruff", "lint-imports", "mlflow", "ray"}
 OTHERS = {"curl", "docker", "export", "kubectl", "prometheus", "sbatch", "scancel", "tail", "."}
 OTHERS |= {"moto_server"}
+BOOTSTRAP = "integration/test_bootstrap.py::test_the_last_lines_say_where_everything_is"
+TUTORIAL = "integration/test_tutorial.py::test_every_command_of_the_tutorial_runs"
+DOCTOR = "unit/cli/test_main.py::test_doctor_is_content_with_this_environment"
+BENCH = (
+    "unit/evaluation/aurora_bench/test_run.py"
+    "::test_a_model_is_measured_once_and_judged_within_the_budget"
+)
+CONTROLS = (
+    "unit/evaluation/test_real_models.py::test_controls_leave_adapters_evaluations_and_a_report"
+)
+STUDY = "unit/studies/test_runner.py::test_every_experiment_of_the_plan_leaves_its_mark"
+JOB = "needs a cluster"
+ELSEWHERE = {
+    "make bootstrap": BOOTSTRAP,
+    "make test": "runs all tests",
+    "make serve": TUTORIAL,
+    "dynamics doctor": DOCTOR,
+    "dynamics serve runs/tabletop": TUTORIAL,
+    "dynamics ingest CLIPS --sheet pairs.html": TUTORIAL,
+    "dynamics annotate CLIPS --out labels.parquet": TUTORIAL,
+    "dynamics new mine --videos CLIPS --labels labels.parquet": TUTORIAL,
+    "dynamics pretrain mine": TUTORIAL,
+    "dynamics check mine": TUTORIAL,
+    "dynamics bootstrap --config configs/mine.yaml": TUTORIAL,
+    "dynamics convert-vqgan vqgan.ckpt CHECKPOINT": "needs a published VQGAN",
+    "dynamics evaluate aurora-bench --data AURORA --model runs/chameleon7b": BENCH,
+    "export RAY_AUTH_MODE=token": "is the shell's own",
+    "ray get-auth-token --generate": JOB,
+    "ray start --head --num-cpus 8": JOB,
+    "ray job submit --working-dir . -- python ray_jobs/bootstrap.py --rounds 3": JOB,
+    "ray up cluster.yaml": "needs an account of AWS",
+    "mlflow ui --backend-store-uri sqlite:///$PWD/runs/tabletop/mlflow.db --port 5000": "MLflow's",
+    "dynamics evaluate runs/tabletop --controls": CONTROLS,
+    "dynamics study --quick": STUDY,
+    "python -m benchmarks label": "measures for minutes",
+    "curl -N -H content-type: application/json -d @runs/tabletop/example-rollout.json "
+    "http://127.0.0.1:8000/v1/rollouts": TUTORIAL,
+}
+"""Commands of the README that are not run here: the test that runs their like, or why none does."""
 MADE = {"reference/commands.md", "reference/config.md", "reference/http.md", "reference/python.md"}
 """Pages of the site that deploy/site/hooks.py makes."""
 
@@ -105,3 +150,43 @@ def anchors(document: Path) -> set[str]:
 
 def test_the_picture_above_the_fold_is_small() -> None:
     assert (ROOT / "docs" / "rollout.gif").stat().st_size < 1_000_000
+
+
+def test_every_command_of_the_readme_runs_here_or_in_another_test(
+    local_run: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tabletop", "other"):
+        shutil.copytree(local_run.folder, tmp_path / "runs" / name)
+    lines = [" ".join(command) for command in commands(ROOT / "README.md")]
+    assert set(ELSEWHERE) <= set(lines)
+    for line in lines:
+        if line not in ELSEWHERE:
+            assert line.startswith("dynamics "), line
+            done = CliRunner().invoke(app, line.split()[1:])
+            assert done.exit_code == 0, (line, done.output)
+    assert (tmp_path / "runs/tabletop/versus-other.html").is_file()
+    for place in ELSEWHERE.values():
+        if "::" in place:
+            file, _, name = place.partition("::")
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text()
+
+
+def test_every_program_of_the_readme_runs(
+    local_run: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/tabletop").symlink_to(local_run.folder)
+    with running(build(Behaviour())) as url:
+        with Client(url) as client:
+            scene = client.scenes()[0]
+        for name in ("table", "before", "after"):
+            scene.image.save(f"{name}.png")
+        for block in blocks(ROOT / "README.md", "python"):
+            # The run of the tests has fewer rounds and words.
+            action = "left" if "dynamics.open" in block else scene.actions[0]
+            program = block.replace("http://127.0.0.1:8000", url).replace("(3)", "(1)")
+            exec(re.sub(r'"(remove|nudge) the [a-z ]+"', repr(action), program), {})
+    assert (tmp_path / "episode.gif").is_file()
+    assert (tmp_path / "step-0.png").is_file()
