@@ -51,7 +51,6 @@ def results_schema(best_of: Sequence[int]) -> pa.Schema:
             pa.field("idm_mean_logprob", pa.float32(), nullable=False),
             pa.field("greedy_codes", pa.list_(pa.uint16()), nullable=False),
             pa.field("best_codes", pa.list_(pa.uint16())),  # headline verifier, largest N
-            pa.field("best_score", pa.float32()),  # what that verifier gives them
             pa.field("idm_exact", pa.bool_(), nullable=False),  # the same action, in any wording
             pa.field("idm_correct", pa.bool_()),  # an action with the same effect on this scene
             pa.field("fdp_greedy_success", pa.bool_()),
@@ -192,11 +191,9 @@ def _fdp_columns(
     if not best_of:
         return columns
     candidates = candidates_table(pairs, drawn, sampling.temperature, idm, reader)
-    scores_BN = scores_of(candidates)[HEADLINE_VERIFIER]
-    best_B = choose(scores_BN)
-    at_best = np.arange(len(best_B)), best_B
-    columns |= {"best_codes": list(drawn.codes[at_best]), "best_score": list(scores_BN[at_best])}
-    return columns | best_of_columns(candidates, best_of)
+    best_B = choose(scores_of(candidates)[HEADLINE_VERIFIER])
+    best_codes = list(drawn.codes[np.arange(len(best_B)), best_B])
+    return columns | best_of_columns(candidates, best_of) | {"best_codes": best_codes}
 
 
 def _code_columns(pairs: LabelledPairs, greedy_BL: Codes) -> Columns:

@@ -1,7 +1,4 @@
-"""Gallery of failures: held-out pairs whose next frame is wrong, the hardest kinds first.
-
-Shown is what best of N chose wrongly, if anything, and first what its verifier was surest of.
-"""
+"""Gallery of failures: held-out pairs whose next frame was drawn wrong, the hardest kinds first."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -9,7 +6,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dynamics.report.grid import largest_best_of
 from dynamics.report.pictures import Frames, Picture, picture
 
 _KINDS, _PER_KIND = 6, 2
@@ -17,14 +13,12 @@ _KINDS, _PER_KIND = 6, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureView:
-    """A pair whose frame is wrong."""
+    """A pair whose greedy frame is wrong."""
 
     kind: str
     """The action's kind."""
     success: float
     """Share of the kind's pairs that were drawn right, 0..1."""
-    score: float | None
-    """The verifier's, of a frame that best of N chose; None for a greedy one."""
     action: str
     source: Picture
     drawn: Picture
@@ -32,29 +26,20 @@ class FailureView:
 
 
 def wrong_frames(items: pa.Table, heldout: pa.Table) -> pa.Table:
-    """The wrong frames of the kinds of action with the least success, the highest score first.
-
-    Greedy frames, the first ones, where best of N was not evaluated, chose no wrong frame, or has
-    no stored scores, as in runs of older versions.
+    """The first wrong greedy frames of the kinds of action with the least success.
 
     Args:
         items: a round's results (`evaluation.heldout.results_schema`).
         heldout: TRANSITION_SCHEMA with the same pairs, any order.
 
     Returns:
-        Columns kind, success, score, action, source_codes, drawn_codes, target_codes; no row where
-        the truth is unknown.
+        Columns kind, success, action, source_codes, greedy_codes, target_codes; no row where the
+        truth is unknown.
     """
-    drawn, right, score = "greedy_codes", "fdp_greedy_success", pa.nulls(items.num_rows)
-    curve, scored = largest_best_of(items), items.filter(pc.is_valid(items["best_score"]))
-    if curve is not None and pc.any(pc.invert(scored[curve])).as_py():
-        items = scored.sort_by([("best_score", "descending")])
-        drawn, right, score = "best_codes", curve, items["best_score"]
-    items = items.append_column("score", score)
-    known = items.filter(pc.is_valid(items[right]))
-    rates = known.group_by("action_kind").aggregate([(right, "mean")])
+    known = items.filter(pc.is_valid(items["fdp_greedy_success"]))
+    rates = known.group_by("action_kind").aggregate([("fdp_greedy_success", "mean")])
     success = dict(zip(*(column.to_pylist() for column in rates.columns), strict=True))
-    wrong = known.filter(pc.invert(known[right]))
+    wrong = known.filter(pc.invert(known["fdp_greedy_success"]))
     rows: dict[str, list[int]] = defaultdict(list)
     for row, kind in enumerate(wrong["action_kind"].to_pylist()):
         rows[kind].append(row)
@@ -69,10 +54,9 @@ def wrong_frames(items: pa.Table, heldout: pa.Table) -> pa.Table:
             "success": pa.array(
                 [success[kind] for kind in shown["action_kind"].to_pylist()], pa.float64()
             ),
-            "score": shown["score"],
             "action": shown["action"],
             "source_codes": pairs["source_codes"],
-            "drawn_codes": shown[drawn],
+            "greedy_codes": shown["greedy_codes"],
             "target_codes": pairs["target_codes"],
         }
     )
@@ -84,10 +68,9 @@ def failures(shown: pa.Table, frames: Frames) -> list[FailureView]:
         FailureView(
             kind=row["kind"] or "other",
             success=row["success"],
-            score=row["score"],
             action=row["action"],
             source=picture(frames.of(row["source_codes"])),
-            drawn=picture(frames.of(row["drawn_codes"])),
+            drawn=picture(frames.of(row["greedy_codes"])),
             target=picture(frames.of(row["target_codes"])),
         )
         for row in shown.to_pylist()

@@ -49,8 +49,8 @@ def shown_scenes(items: pa.Table, heldout: pa.Table, num_rows: int = 8) -> pa.Ta
     shown = (with_best if with_best.num_rows else items).slice(0, num_rows)
     where = pc.index_in(shown["pair_id"], value_set=heldout["pair_id"].combine_chunks())
     pairs = heldout.take(where)
-    curve = largest_best_of(items)
-    best = shown[curve] if curve else pa.nulls(shown.num_rows, pa.bool_())
+    sizes = [int(name.rsplit("_", 1)[1]) for name in items.column_names if _is_best_of(name)]
+    best = shown[f"best_of_{max(sizes)}"] if sizes else pa.nulls(shown.num_rows, pa.bool_())
     return pa.table(
         {
             "pair_id": shown["pair_id"],
@@ -82,11 +82,9 @@ def grid_rows(shown: pa.Table, frames: Frames) -> list[GridRow]:
     ]
 
 
-def largest_best_of(items: pa.Table) -> str | None:
-    """Name of the column that says whether ``best_codes`` of held-out results are right."""
-    sizes = [name.removeprefix("best_of_") for name in items.column_names]
-    largest = max((int(size) for size in sizes if size.isdigit()), default=None)
-    return None if largest is None else f"best_of_{largest}"
+def _is_best_of(name: str) -> bool:
+    prefix, _, size = name.rpartition("_")
+    return prefix == "best_of" and size.isdigit()
 
 
 def draw_grid(rows: Sequence[GridRow]) -> bytes:

@@ -40,7 +40,6 @@ from dynamics.report.charts import (
     percent_axis,
     stacked_bars,
 )
-from dynamics.report.failures import wrong_frames
 from dynamics.report.grid import GridRow, draw_grid, grid_rows, shown_scenes
 from dynamics.report.page import write_page
 from dynamics.report.pictures import Frames, picture
@@ -261,33 +260,6 @@ def test_wrong_frames_are_shown_by_the_hardest_kind_first(run: RunFolder):
     assert rates
     assert rates == sorted(rates)
     assert gallery.count("<img") == gallery.count('type="checkbox"') == 3 * len(rates)
-
-
-def test_of_a_kind_the_wrong_frames_come_first_that_the_verifier_was_surest_of():
-    found = items(0.4)
-    by_kind: dict[str, list[float]] = {}
-    for row in wrong_frames(found, HELDOUT).to_pylist():
-        by_kind.setdefault(row["kind"], []).append(row["score"])
-    assert by_kind
-    for kind, scores in by_kind.items():
-        wrong = [
-            row["best_score"]
-            for row in found.to_pylist()
-            if row["action_kind"] == kind and row["best_of_4"] is False
-        ]
-        assert scores == sorted(wrong, reverse=True)[:2]
-
-
-def test_a_round_of_before_scores_were_kept_shows_its_first_wrong_greedy_frames():
-    found = items(0.4)
-    place = found.column_names.index("best_score")
-    older = found.set_column(place, found.field(place), pa.nulls(found.num_rows, pa.float32()))
-    rows = wrong_frames(older, HELDOUT).to_pylist()
-    assert rows
-    for row in rows:
-        assert row["score"] is None
-        assert row["drawn_codes"] != row["target_codes"]
-        assert row["drawn_codes"] in found["greedy_codes"].to_pylist()
 
 
 @pytest.fixture
