@@ -78,7 +78,7 @@ def _deciding(read: ReadLabels, cfg: FilterConfig) -> tuple[pa.Table, Scores, Ma
     scores, empty = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
     parts: dict[str, list[pa.DictionaryArray]] = {name: [] for name in cfg.rule.columns}
     measured = False
-    for rows in read(["action", "scores", *parts]):
+    for rows in read(list(dict.fromkeys(["action", "scores", *parts]))):
         sentence = pc.utf8_trim_whitespace(rows["action"])
         empty.append(pc.equal(sentence, "").to_numpy())
         scores.append(score_column(rows, cfg.score).astype(np.float32))
@@ -125,6 +125,31 @@ class TopFractionRule(FilterRule):
         return _best(_by_score(scores_B, eligible_B), num_accepted, len(scores_B))
 
 
+class BalancedRule(FilterRule):
+    """Accept the best ``fraction`` of every type of action, which is a sentence's first word.
+
+    Types differ in how sure the models are of them: by one order, the types that a round still has
+    to learn are left out, right labels and all.
+    """
+
+    kind: Literal["balanced"] = "balanced"
+    fraction: float = Field(default=0.8, gt=0, le=1)
+    reason: ClassVar[str] = "outside_fraction_of_type"
+    columns: ClassVar[tuple[str, ...]] = ("action",)
+
+    def accepted(self, labels: pa.Table, scores_B: Scores, eligible_B: Mask) -> Mask:
+        """See `FilterRule.accepted`."""
+        sentences = labels["action"].combine_chunks()
+        verbs = [(sentence.split() or [""])[0] for sentence in sentences.dictionary.to_pylist()]
+        type_B = np.unique(verbs, return_inverse=True)[1][sentences.indices.to_numpy()]
+        best_first = _by_score(scores_B, eligible_B)
+        num_accepted = (self.fraction * np.bincount(type_B) + 1e-9).astype(np.int64)
+        accepted_B = np.zeros(len(scores_B), dtype=bool)
+        chosen = _places(type_B[best_first]) < num_accepted[type_B[best_first]]
+        accepted_B[best_first[chosen]] = True
+        return accepted_B
+
+
 class StratifiedTopKRule(FilterRule):
     """Round-robin over classes, best unused label of each, until ``k`` (paper, Algorithm 1)."""
 
@@ -149,6 +174,7 @@ class StratifiedTopKRule(FilterRule):
 RULES: dict[str, type[FilterRule]] = {
     "threshold": ThresholdRule,
     "top_fraction": TopFractionRule,
+    "balanced": BalancedRule,
     "stratified_top_k": StratifiedTopKRule,
 }
 """Rules by name: ``kind`` of ``filter.rule`` to the class of its other keys."""
@@ -177,12 +203,16 @@ def _round_robin(best_first: Rows, class_B: NDArray[np.int32]) -> Rows:
     Within a pass the better label comes first, so a last, incomplete pass takes the best on offer
     (the paper's Algorithm 1 leaves this open).
     """
-    class_N = class_B[best_first]
+    return best_first[np.argsort(_places(class_B[best_first]), kind="stable")]
+
+
+def _places(class_N: NDArray[np.int64] | NDArray[np.int32]) -> Rows:
+    """How many of the same class come before each."""
     together = np.argsort(class_N, kind="stable")
     first = np.searchsorted(class_N[together], class_N[together])
-    passes = np.empty(len(together), dtype=np.int64)
-    passes[together] = np.arange(len(together)) - first
-    return best_first[np.argsort(passes, kind="stable")]
+    places = np.empty(len(together), dtype=np.int64)
+    places[together] = np.arange(len(together)) - first
+    return places
 
 
 def _best(order: Rows, num_accepted: int, num_rows: int) -> Mask:

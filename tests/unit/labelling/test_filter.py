@@ -13,6 +13,7 @@ from dynamics.core.config import FilterConfig
 from dynamics.core.errors import UserError
 from dynamics.core.records import DECISION_SCHEMA, LABEL_SCHEMA
 from dynamics.labelling.filter import (
+    BalancedRule,
     StratifiedTopKRule,
     ThresholdRule,
     TopFractionRule,
@@ -21,7 +22,12 @@ from dynamics.labelling.filter import (
 )
 from dynamics.storage.ledger import reason_counts
 
-RULES = (ThresholdRule(threshold=-1.0), TopFractionRule(fraction=0.5), StratifiedTopKRule(k=3))
+RULES = (
+    ThresholdRule(threshold=-1.0),
+    TopFractionRule(fraction=0.5),
+    BalancedRule(fraction=0.5),
+    StratifiedTopKRule(k=3),
+)
 
 
 def make_labels(
@@ -94,6 +100,19 @@ def test_ties_go_to_the_smaller_label_id() -> None:
     labels = make_labels([-1.0] * 6, classes=list("ababab"))
     assert kept(labels, FilterConfig(rule=TopFractionRule(fraction=0.5))) == ["00", "01", "02"]
     assert kept(labels, FilterConfig(rule=StratifiedTopKRule(k=3))) == ["00", "01", "02"]
+
+
+def test_balanced_takes_the_best_share_of_every_type_of_action() -> None:
+    said = ["go on", "go up", "go on", "go on", "turn left", "turn right", "fly"]
+    labels = make_labels([-1, -2, -3, -4, -50, -60, -99], actions=said)
+    assert kept(labels, FilterConfig(rule=BalancedRule(fraction=0.5))) == ["00", "01", "04"]
+    assert decide(labels, FilterConfig(rule=BalancedRule(fraction=0.5)))["reason"].to_pylist() == [
+        *["accepted"] * 2,
+        *["outside_fraction_of_type"] * 2,
+        "accepted",
+        *["outside_fraction_of_type"] * 2,
+    ]
+    assert len(kept(labels, FilterConfig(rule=BalancedRule(fraction=1.0)))) == 7
 
 
 def test_stratified_takes_one_of_every_class_per_pass() -> None:
@@ -228,6 +247,12 @@ def one_by_one(labels: pa.Table, cfg: FilterConfig) -> list[bool]:
         chosen = {place for place in best_first if scores[place] >= np.float32(rule.threshold)}
     elif isinstance(rule, TopFractionRule):
         chosen = set(best_first[: int(rule.fraction * len(rows) + 1e-9)])
+    elif isinstance(rule, BalancedRule):
+        types = [(row["action"].split() or [""])[0] for row in rows]
+        chosen = set()
+        for name, size in Counter(types).items():
+            of_type = [place for place in best_first if types[place] == name]
+            chosen.update(of_type[: int(rule.fraction * size + 1e-9)])
     else:
         assert isinstance(rule, StratifiedTopKRule)
         classes = [row["clip_class"] for row in rows]
@@ -253,7 +278,9 @@ def test_decisions_are_those_of_the_rules_read_label_by_label(seed: int) -> None
     labels = make_labels(
         scores,
         classes=[names[place] for place in rng.integers(0, len(names), size)],
-        actions=rng.choice(["go", "", " \t", "\u2003", "\x1f"], size).tolist(),
+        actions=rng.choice(
+            ["go", "turn left", "turn right", "", " \t", "\u2003", "\x1f"], size
+        ).tolist(),
     )
     labels = labels.set_column(
         0, LABEL_SCHEMA.field(0), pa.array([f"{number:06d}" for number in rng.permutation(size)])
