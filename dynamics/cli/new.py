@@ -39,7 +39,12 @@ labelled: # {num_labels} labels of {num_sentences} sentences
   # mirror: {{left: right}} # teach every pair mirrored, too, with these words exchanged
 
 label:
+  candidates: 8 # greedy and seven samples; IDM and FDP together choose
   max_action_tokens: {tokens} # the longest of your sentences, its end, and one to spare
+
+filter:
+  score: noisy_channel # what the IDM says of the frames and the FDP of the sentence
+  rule: {{kind: balanced, fraction: 0.9}} # of every verb: what the FDP has yet to learn scores low
 
 model:
   base: {base!r} # {base_why}
