@@ -26,8 +26,9 @@ USED = 0.9
 """Share of a device's free memory that batches may take."""
 _UNMEASURED = 0.5
 """The same on a CPU, and for the first batch of a kind on a GPU, which is measured."""
-_SCORE_COPIES = 6
-"""Copies of a token's scores while it is drawn: logits, at the temperature, with noise, sorted."""
+_SCORE_COPIES = 9
+"""Copies of a token's scores while it is drawn: logits, at the temperature, noise and its bits,
+sorted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +55,7 @@ def layer_bytes(shape: Shape) -> int:
     return p * (8 * d + 3 * f) + _F32 * (2 * d + f)
 
 
-def drawn_bytes(
-    shape: Shape, prompt: int, samples: int, steps: int, columns: int, *, noise: bool = True
-) -> int:
+def drawn_bytes(shape: Shape, prompt: int, samples: int, steps: int, columns: int) -> int:
     """Bytes of a prompt whose samples are drawn: the larger one of prefill and decoding.
 
     Args:
@@ -65,11 +64,9 @@ def drawn_bytes(
         samples: of the prompt.
         steps: tokens of a sample.
         columns: words or codes to draw from.
-        noise: whether there are random numbers, one for each of these and every token.
     """
     cache = cache_bytes(shape)
-    scores = columns * _F32 * (_SCORE_COPIES + steps * noise)
-    decoding = samples * ((prompt + steps) * cache + scores)
+    decoding = samples * ((prompt + steps) * cache + columns * _F32 * _SCORE_COPIES)
     return max(prompt * (cache + layer_bytes(shape)), decoding)
 
 
@@ -102,8 +99,7 @@ class Budget:
     def texts(self, prompt_BT: Tensor, sampling: SamplingParams) -> Iterator[slice]:
         """Parts of the prompts to draw sentences for."""
         num, steps = sampling.num_samples, self._model.tokens.prompts.action_tokens + 1
-        columns, noise = len(self._model.text_ids), sampling.temperature > 0
-        row = drawn_bytes(self.shape, prompt_BT.shape[1], num, steps, columns, noise=noise)
+        row = drawn_bytes(self.shape, prompt_BT.shape[1], num, steps, len(self._model.text_ids))
         return self._parts("texts", len(prompt_BT), TEXT_BATCH // num, row)
 
     def frames(self, prompt_BT: Tensor, sampling: SamplingParams) -> Iterator[slice]:
@@ -119,8 +115,8 @@ class Budget:
     def _frame_bytes(self, prompt_BT: Tensor, sampling: SamplingParams) -> int:
         """Bytes of a prompt whose frames are drawn; guidance has two rows for one."""
         num, length = sampling.num_samples, self._model.tokens.num_image_tokens
-        columns, noise = self._model.images.num_codes, sampling.temperature > 0
-        row = drawn_bytes(self.shape, prompt_BT.shape[1], num, length, columns, noise=noise)
+        columns = self._model.images.num_codes
+        row = drawn_bytes(self.shape, prompt_BT.shape[1], num, length, columns)
         return row * (1 if sampling.guidance == 1 else 2)
 
     def scored_texts(self, prompt_BT: Tensor) -> Iterator[slice]:

@@ -10,29 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache
 
 from dynamics.inference.budget import Budget
 from dynamics.inference.decoder import Candidates, DecodedText
+from dynamics.inference.noise import Noise
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models.tokens import IGNORE, Rows
 from dynamics.models.vlm import AdapterName, UnifiedVLM
 
 _LEAVE_BELOW = 0.75
 """Finished sentences leave a batch when a smaller share than this is unfinished."""
-
-
-def gumbel_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard Gumbel noise [len(seeds), *shape]; a row depends on its own seed only.
-
-    Adding it to logits and taking the argmax samples from them, so a row draws the same sample
-    alone or among others.
-    """
-    noise = torch.empty(len(seeds), *shape)
-    for row, seed in zip(noise, seeds, strict=True):
-        row.uniform_(generator=torch.Generator().manual_seed(seed))
-    return noise.clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
 
 
 def scores_to_draw(
@@ -75,22 +63,21 @@ class _Picker:
 
     Args:
         sampling: How to draw.
-        noise_RTV: Gumbel noise of every row and step; none = greedy.
+        seeds: One a prompt; greedy needs none.
+        places_V: See `Noise`.
     """
 
-    def __init__(self, sampling: SamplingParams, noise_RTV: Tensor | None) -> None:
+    def __init__(self, sampling: SamplingParams, seeds: Sequence[int], places_V: Tensor) -> None:
         self._sampling = sampling
-        self._noise_RTV = noise_RTV
-        if noise_RTV is not None and sampling.greedy_first:
-            noise_RTV[:: sampling.num_samples] = 0
+        self._noise = Noise(seeds, sampling, places_V) if sampling.temperature else None
 
     def pick(
         self, logp_RV: Tensor, step: int, rows: Tensor | slice, plain_RV: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Chosen index of each row, its log-probability, and that of drawing it, all [R]."""
         scores_RV = noisy_RV = scores_to_draw(logp_RV, self._sampling, plain_RV)
-        if self._noise_RTV is not None:
-            noisy_RV = scores_RV + self._noise_RTV[rows, step]
+        if self._noise is not None:
+            noisy_RV = scores_RV + self._noise(step, rows)
         chosen_R = noisy_RV.argmax(-1)
         own_R = logp_RV.gather(-1, chosen_R[:, None])[:, 0]
         all_R = torch.arange(len(chosen_R), device=chosen_R.device)
@@ -126,12 +113,8 @@ class DynamicCacheDecoder:
         limit = self.tokens.prompts.action_tokens + 1
         max_tokens = min(sampling.max_tokens or limit, limit)
         hidden, cache, lead = self._prefill(prompt_BT, num)
-        noise_RTV = None
-        if sampling.temperature > 0:
-            shape = (max_tokens, model.logits(hidden[:1]).shape[-1])
-            own_seeds = [seed + sample for seed in seeds for sample in range(num)]
-            noise_RTV = gumbel_noise(own_seeds, shape).to(model.device)
-        picker = _Picker(sampling, noise_RTV)
+        num_words = model.logits(hidden[:1]).shape[-1]
+        picker = _Picker(sampling, seeds, torch.arange(num_words, device=model.device))
         rows: list[DecodedText] = [DecodedText([], []) for _ in range(len(hidden))]
         live = torch.arange(len(rows), device=model.device)  # rows that the batch still holds
         for step in range(max_tokens):
@@ -185,13 +168,8 @@ class DynamicCacheDecoder:
         # A row without an action follows each row with one, and takes the code that was drawn.
         ways = [prompt_BT] if plain_BT is None else [prompt_BT, plain_BT]
         hidden, cache, lead = self._prefill(torch.cat(ways), sampling.num_samples)
-        noise_RTV = None
-        if sampling.temperature > 0:
-            greedy = int(sampling.greedy_first)
-            shape = (sampling.num_samples - greedy, length, model.images.num_codes)
-            noise = pad(gumbel_noise(seeds, shape), (0, 0, 0, 0, greedy, 0))
-            noise_RTV = noise.flatten(0, 1).to(model.device)
-        picker = _Picker(sampling, noise_RTV)
+        places_V = torch.arange(model.images.num_codes, device=model.device)
+        picker = _Picker(sampling, seeds, places_V)
         rows = len(prompt_BT) * sampling.num_samples
         codes = torch.empty(rows, length, dtype=torch.int64)
         sums = torch.zeros(2, rows, dtype=torch.float64)

@@ -10,7 +10,7 @@ H heads of d channels, V words or codes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -27,6 +27,7 @@ from dynamics.inference.decode import (
     scores_to_draw,
 )
 from dynamics.inference.decoder import Candidates, DecodedText
+from dynamics.inference.noise import Noise
 from dynamics.inference.sampling import SamplingParams
 from dynamics.models.packed import MOST
 from dynamics.models.stack import Past, Stack, has_stack
@@ -37,10 +38,6 @@ _WORTH_SCORING = 0.15
 """Share of the tokens that equal beginnings must save: copies of keys and values cost, too."""
 _WORTH_DRAWING = 0.45
 """The same of prompts, where every step has to look at the beginnings apart."""
-
-Uniform = Callable[[Tensor, int], Tensor]
-"""Rows and a step to uniform numbers [R, V]."""
-
 
 MIN_ROWS = 8
 """Least rows of a matrix product whose results depend on nothing beside a row: fewer take other
@@ -96,11 +93,11 @@ class SharedPrefixDecoder:
         num, found = sampling.num_samples, list[list[DecodedText]]()
         limit = self.tokens.prompts.action_tokens + 1
         steps = min(sampling.max_tokens or limit, limit)
+        head, text_ids = self._text_head, self._model.text_ids
         for part in self._budget.texts(prompt_BT, sampling):
-            uniform = self._text_uniform(seeds[part], num) if sampling.temperature else None
-            head, text_ids = self._text_head, self._model.text_ids
+            noise = Noise(seeds[part], sampling, text_ids) if sampling.temperature else None
             ways = [prompt_BT[part]]
-            ids, (logp, _) = self._draw(ways, sampling, head, text_ids, steps, uniform, Branches)
+            ids, (logp, _) = self._draw(ways, sampling, head, text_ids, steps, noise, Branches)
             lengths = (ids >= 0).sum(1).tolist()
             texts = [
                 DecodedText(row[:length], values[:length])
@@ -123,35 +120,20 @@ class SharedPrefixDecoder:
         code_of[self.tokens.image_ids] = torch.arange(self.images.num_codes)
         head, image_ids = self._image_head, self._model.image_ids
         for part in self._budget.frames(prompt_BT, sampling):
-            whole = self._codes_uniform(seeds[part], sampling)
-            uniform = partial(_at, whole) if sampling.temperature else None
+            noise = self._codes_noise(seeds[part], sampling)
             ways = [prompt_BT[part]] if plain_BT is None else [prompt_BT[part], plain_BT[part]]
             kind = self._code_branches
-            ids, logps = self._draw(ways, sampling, head, image_ids, length, uniform, kind)
+            ids, logps = self._draw(ways, sampling, head, image_ids, length, noise, kind)
             sums = torch.stack([logp_RL.double().sum(1) for logp_RL in logps])
             found.append(candidates(code_of[ids], sums, sampling))
         return joined(found)
 
-    def _text_uniform(self, seeds: Sequence[int], num: int) -> Uniform:
-        """A generator a sample, asked in every step of the sample."""
-        makers = [torch.Generator().manual_seed(seed + i) for seed in seeds for i in range(num)]
-        places = self._model.text_ids.cpu()
-        size = len(self._text_place)
-
-        def uniform(rows: Tensor, step: int) -> Tensor:
-            drawn = [torch.rand(size, generator=makers[row]) for row in rows.tolist()]
-            return torch.stack(drawn)[:, places]
-
-        return uniform
-
-    def _codes_uniform(self, seeds: Sequence[int], sampling: SamplingParams) -> Tensor:
-        """Random numbers [R, L, V]: a generator a prompt, asked for all of its drawn samples."""
-        greedy = int(sampling.greedy_first)
-        shape = self.tokens.num_image_tokens, self.images.num_codes
-        whole = torch.ones(len(seeds), sampling.num_samples, *shape)
-        for samples, seed in zip(whole[:, greedy:], seeds, strict=True):
-            samples.uniform_(generator=torch.Generator().manual_seed(seed))
-        return whole.flatten(0, 1)
+    def _codes_noise(self, seeds: Sequence[int], sampling: SamplingParams) -> Noise | None:
+        if not sampling.temperature:
+            return None
+        return Noise(
+            seeds, sampling, torch.arange(self.images.num_codes, device=self._model.device)
+        )
 
     def _draw(
         self,
@@ -160,7 +142,7 @@ class SharedPrefixDecoder:
         head: Head,
         ids_V: Tensor,
         steps: int,
-        uniform: Uniform | None,
+        noise: Noise | None,
         kind: "type[Branches]",
     ) -> tuple[Tensor, Tensor]:
         """Ids [R, S] on the CPU, IGNORE after the end of a sentence, and log-probabilities.
@@ -174,7 +156,7 @@ class SharedPrefixDecoder:
             head: hidden states to logits over V.
             ids_V: vocabulary ids of the logits.
             steps: most tokens of a sample.
-            uniform: random numbers, in the order of ``gumbel_noise``; none = greedy.
+            noise: of the samples over V; none = greedy.
             kind: of branches.
         """
         self._model.use(self._adapter)
@@ -189,12 +171,8 @@ class SharedPrefixDecoder:
         least = max(MIN_ROWS, sampling.num_samples) if self._steady else 0
         branches = kind(self._model, self._stack, prompts, steps, least)
         for step in range(steps):
-            noise = None
-            if uniform is not None:
-                noise = gumbel(uniform(live, step))
-                if sampling.greedy_first:
-                    noise[live % sampling.num_samples == 0] = 0
-            chosen, values[:, live, step] = pick(head(branches.hidden), branch_of, sampling, noise)
+            added = None if noise is None else noise(step, live)
+            chosen, values[:, live, step] = pick(head(branches.hidden), branch_of, sampling, added)
             drawn = ids_V[chosen].cpu()
             ids[live, step] = drawn
             goes_on = drawn != self.tokens.eos
@@ -257,15 +235,6 @@ class SharedPrefixDecoder:
         return self._stack(embed(ids_BT[:, start:]), rest_S, past=past)
 
 
-def _at(whole_RLV: Tensor, rows: Tensor, step: int) -> Tensor:
-    return whole_RLV[rows, step]
-
-
-def gumbel(uniform: Tensor) -> Tensor:
-    """Standard Gumbel noise from uniform numbers, in their place."""
-    return uniform.clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
-
-
 def pick(
     logits_nV: Tensor, branch_WR: Tensor, sampling: SamplingParams, noise_RV: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -278,7 +247,7 @@ def pick(
     scores_mV, of_row = _to_draw(logp_nV, branch_WR, sampling)
     noisy = scores_mV[of_row]
     if noise_RV is not None:
-        noisy = noisy + noise_RV.to(noisy.device)
+        noisy = noisy + noise_RV
     chosen = noisy.argmax(-1)
     own = drawn = logp_nV[branch_WR[0].to(chosen.device), chosen].cpu()
     if not sampling.is_plain:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dynamics.inference.decode import DynamicCacheDecoder, candidates, joined
 from dynamics.inference.decoder import Candidates, Decoder, Prompted
+from dynamics.inference.noise import Noise
 from dynamics.inference.sampling import SamplingParams
 from dynamics.inference.shared_prefix import (
     MIN_ROWS,
@@ -24,7 +25,6 @@ from dynamics.inference.shared_prefix import (
     Place,
     SharedPrefixDecoder,
     filled,
-    gumbel,
     mix,
     pick,
 )
@@ -75,7 +75,7 @@ class SteadyPrefixDecoder(SharedPrefixDecoder):
                 waiting += _parts(asked, self._budget.most_frames(asked.prompts, sampling))
             if waiting and company.num_prompts + waiting[0].num_prompts <= waiting[0].room:
                 part = waiting.popleft()
-                company.join(part, self._codes_uniform(part.seeds, sampling))
+                company.join(part, self._codes_noise(part.seeds, sampling))
             elif not company.groups:
                 return
             if finished := company.step():
@@ -124,8 +124,8 @@ class _Group:
     """Rows of a part, as far as they are drawn."""
 
     part: _Part
-    uniform: Tensor
-    """[R, L, V]: random numbers; empty where the draw is greedy."""
+    noise: Noise | None
+    """None = greedy."""
     codes: Tensor
     """[R, L]."""
     logps: Tensor
@@ -158,7 +158,7 @@ class _Company:
         """True when the last join is long enough ago for another one."""
         return not self.groups or self.groups[-1].step >= _APART
 
-    def join(self, part: _Part, uniform_RLV: Tensor) -> None:
+    def join(self, part: _Part, noise: Noise | None) -> None:
         """Let the samples of a part draw, too, from the next step on."""
         num, length = self._sampling.num_samples, self._model.tokens.num_image_tokens
         prompts = torch.cat(part.ways)
@@ -172,15 +172,12 @@ class _Company:
             self._branches = new
         self._branch_WR = branch_WR
         rows = branch_WR.new_empty(num * part.num_prompts, length)
-        self.groups.append(_Group(part, uniform_RLV, rows, torch.empty(2, *rows.shape)))
+        self.groups.append(_Group(part, noise, rows, torch.empty(2, *rows.shape)))
 
     def step(self) -> _Group | None:
         """Draw every row's next code; the group that has all of its codes leaves."""
-        noise = None
-        if self._sampling.temperature:
-            noise = gumbel(torch.cat([g.uniform[:, g.step] for g in self.groups]))
-            if self._sampling.greedy_first:
-                noise[:: self._sampling.num_samples] = 0
+        added = [group.noise(group.step) for group in self.groups if group.noise]
+        noise = torch.cat(added) if added else None
         logits = self._head(self._branches.hidden)
         chosen, logps = pick(logits, self._branch_WR, self._sampling, noise)
         chosen = chosen.cpu()

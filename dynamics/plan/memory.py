@@ -120,7 +120,7 @@ def inference_memory(cfg: LoopConfig, sizes: Sizes, stage: Stage, room: int | No
     and the largest of
 
     - a prefill: the prompts' keys and values, and what a layer needs for all their tokens at once;
-    - decoding: keys and values of every row, the noise of every sampled code;
+    - decoding: keys and values of every row, and the scores of its next token;
     - scoring rows that are given: a layer's needs for all their tokens, or the logits three times.
 
     With ``room``, the bytes of a GPU, its batches are those that the engines' budgets cut.
@@ -157,7 +157,7 @@ def batches(
 
     def sentences(rows: int, samples: int) -> tuple[int, int]:
         prompt, steps = sizes.idm_tokens - sizes.action_tokens, sizes.action_tokens
-        row = drawn_bytes(sizes, prompt, samples, steps, sizes.vocabulary, noise=samples > 1)
+        row = drawn_bytes(sizes, prompt, samples, steps, sizes.vocabulary)
         return cut(rows, TEXT_BATCH // samples, row)
 
     def frames(rows: int, samples: int) -> tuple[int, int]:
