@@ -295,7 +295,7 @@ def test_another_layout_gives_the_same_answers(
     scored = ask(url, "/v1/score", **candidates).json()
     layout = {"ingress_replicas": 0, "verifier_replicas": 1, "num_replicas": 1}
     other = cfg.model_copy(update={"serve": cfg.serve.model_copy(update=layout)})
-    serve.deploy(other, folder, 1)
+    serve.deploy(other, folder, expected[0]["round"])
     assert (ask(url, seed=5).json(), roll_out(url)) == expected
     assert httpx.post(f"{url}/v1/label", json=label, timeout=60).json() == labelled
     assert ask(url, "/v1/score", **candidates).json() == scored
