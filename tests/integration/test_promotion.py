@@ -14,7 +14,7 @@ import pytest
 
 from dynamics.core.config import LoopConfig, ModelConfig, TrackConfig
 from dynamics.core.console import ProgressView
-from dynamics.core.records import ModelRef
+from dynamics.core.records import ModelRef, RoundReport
 from dynamics.inference.decoder import Candidates
 from dynamics.inference.fdp import ForwardDynamics
 from dynamics.inference.idm import InverseDynamics
@@ -23,6 +23,7 @@ from dynamics.inference.sampling import SamplingParams
 from dynamics.models.image_tokenizers.fsq import FsqTokenizer
 from dynamics.pipeline.executor import LocalExecutor
 from dynamics.pipeline.stages import Stages
+from dynamics.report.trackers import PageTracker
 from dynamics.storage.run_folder import RunFolder, read_json
 from ray_jobs import bootstrap, runtime
 from ray_jobs.serving import serve
@@ -85,6 +86,22 @@ def served() -> Iterator[list[int]]:
 
 
 @pytest.fixture(scope="module")
+def pages() -> Iterator[list[list[int]]]:
+    """Filled with the rounds that report.html shows, each time that a round is finished."""
+    shown: list[list[int]] = []
+    write = PageTracker.log_round
+
+    def log_round(tracker: PageTracker, report: RoundReport) -> None:
+        write(tracker, report)
+        table = tracker.folder.page.read_text().partition('id="rounds"')[2].partition("</table>")[0]
+        shown.append([int(number) for number in re.findall(r'<tr><th scope="row">(\d+)', table)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PageTracker, "log_round", log_round)
+        yield shown
+
+
+@pytest.fixture(scope="module")
 def base(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The untrained base with an image tokenizer that tells frames apart."""
     folder = Path(shutil.copytree(small.model.base, tmp_path_factory.mktemp("base") / "base"))
@@ -95,7 +112,7 @@ def base(small: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(small: LoopConfig, base: Path, served: list[int]) -> Command:
+def command(small: LoopConfig, base: Path, served: list[int], pages: list[list[int]]) -> Command:
     """The command as a function of the run folder and further arguments."""
 
     def call(run_dir: Path, *more: str) -> Done:
@@ -132,6 +149,11 @@ def copy(blocked: tuple[RunFolder, Done], tmp_path: Path) -> RunFolder:
     return RunFolder(Path(shutil.copytree(blocked[0].root, tmp_path / "run")))
 
 
+def lines(done: Done) -> list[str]:
+    """The rounds that have a line of their own, as often as they have it."""
+    return re.findall(r"^round (\d+): ", done.out, re.MULTILINE)
+
+
 def promotions(folder: RunFolder) -> list[str]:
     from mlflow import MlflowClient
 
@@ -158,6 +180,13 @@ def test_a_blocked_round_keeps_the_previous_model_and_exits_4(
     assert [report.promoted for report in folder.reports(2)] == [True, False]
     assert served == [0]
     assert promotions(folder) == ["promoted", "blocked: copy_rate"]
+
+
+def test_every_finished_round_prints_one_line_and_is_on_the_page_at_once(
+    blocked: tuple[RunFolder, Done], pages: list[list[int]]
+) -> None:
+    assert lines(blocked[1]) == ["0", "1"]
+    assert pages[:2] == [[0], [0, 1]]
 
 
 def test_the_same_command_says_the_same_again_and_does_nothing(
@@ -197,17 +226,24 @@ def test_the_generator_serves_the_last_promoted_round(
 
 
 def test_an_accepted_guard_is_recorded_and_the_loop_goes_on(
-    copy: RunFolder, command: Command, served: list[int], tmp_path: Path
+    copy: RunFolder,
+    command: Command,
+    served: list[int],
+    pages: list[list[int]],
+    tmp_path: Path,
 ) -> None:
     served.clear()
+    pages.clear()
     accepted = command(copy.root, "--accept-guard", "copy_rate")
     assert (accepted.status, accepted.err) == (0, "")
+    assert lines(accepted) == ["1", "2"]  # the verdict on round 1 is another one
+    assert pages == [[0, 1], [0, 1, 2]]
     assert [report.accepted_guards for report in copy.reports(2)] == [(), ("copy_rate",), ()]
     assert served == [2]
     assert promotions(copy) == ["promoted", "accepted: copy_rate", "promoted"]
     # What was accepted stays accepted, without saying so again.
     again = command(copy.root)
-    assert again.status == 0
+    assert (again.status, lines(again)) == (0, [])
     assert "all 2 rounds are done; nothing to do" in again.out
     # Accepting later gives the bytes of accepting from the start.
     cfg = copy.config()

@@ -122,6 +122,32 @@ def test_two_rounds_run_side_by_side(browser, url):
         )
 
 
+@pytest.mark.parametrize("width", [1400, 375])
+def test_nothing_lies_over_the_run_bar_and_it_over_nothing(browser, url, width):
+    """Scrolled to any place: its box, on the page and in the window, meets no neighbour's."""
+    inside = """() => {
+        const bar = document.querySelector("#run").closest(".go");
+        const near = [...document.querySelectorAll("#setup *, #contrast, #result, #between")]
+            .filter((one) => !one.contains(bar) && !bar.contains(one))
+            .filter((one) => one.checkVisibility() && !one.matches(".hidden"));
+        const box = bar.getBoundingClientRect();
+        const met = near.filter((one) => {
+            const other = one.getBoundingClientRect();
+            return other.left < box.right && box.left < other.right
+                && other.top < box.bottom && box.top < other.bottom;
+        });
+        return [near.length, met.map((one) => one.outerHTML.slice(0, 80))];
+    }"""
+    with opened(browser, url, viewport={"width": width, "height": 812}) as page:
+        page.click("#options summary")
+        run(page, num_steps=3)
+        for place in ("header", "#add", "#options", "#between"):
+            page.locator(place).first.scroll_into_view_if_needed()
+            num_near, met = page.evaluate(inside)
+            assert num_near > 50
+            assert met == []
+
+
 @pytest.mark.parametrize("width", [320, 380])
 def test_a_phone_does_not_scroll_sideways(browser, url, width):
     size = {"width": width, "height": 700}
