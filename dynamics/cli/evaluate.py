@@ -36,12 +36,13 @@ def evaluate_run(
     controls: Annotated[
         bool,
         typer.Option(
-            help="Also train and measure the controls: labelled set only, and true labels."
+            help="Also train and measure the controls: the labelled set only and, where the "
+            "pool's truth is known, true labels."
         ),
     ] = False,
 ) -> None:
-    """Show what the rounds measured; with --controls, how much of the gap the last one closed."""
-    from dynamics.report.table import control_table, round_table
+    """Show what the rounds measured; with --controls, what they gained over the labels alone."""
+    from dynamics.report.table import control_line, control_table, round_table
 
     folder = open_run(run)
     cfg = folder.config()
@@ -57,6 +58,7 @@ def evaluate_run(
                 cfg, folder.root, prepared(folder), reports[-1].round_id, progress=progress
             )
         print_whole(console, control_table(result))
+        console.print(control_line(result))
         return
     seconds = {report.round_id: sum(folder.timings(report.round_id).values()) for report in reports}
     print_whole(console, round_table(reports, seconds))

@@ -1,4 +1,4 @@
-"""A round held against its two controls (`evaluation.controls`) on the same held-out pairs."""
+"""A round held against its controls (`evaluation.controls`) on the same held-out pairs."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,8 +11,8 @@ from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.intervals import Floats, bootstrap_statistic
 from dynamics.evaluation.metrics import METRIC_OF_COLUMN, summarise
 
-COMPARED = ("fdp_greedy_success", "idm_correct")
-"""Columns of the held-out results whose gap is reported."""
+COMPARED = {"fdp_greedy_success": "code_changed_accuracy", "idm_correct": "idm_exact"}
+"""Columns of the held-out results that are compared, to what stands for them on real video."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +23,10 @@ class ControlReport:
     steps: int
     """Training steps of each control's FDP."""
     num_pool: int
-    """Pool pairs that the ``true_labels`` arm trained on."""
+    """Pool pairs that the ``true_labels`` arm trained on; 0 without that arm."""
     arms: dict[str, dict[str, Estimate]]
-    """Metrics of ``labelled_only``, ``round`` and ``true_labels``, without best of N."""
+    """Metrics of ``labelled_only``, ``round`` and, where the pool's truth is known,
+    ``true_labels``, without best of N."""
     gain: dict[str, Estimate]
     """Per metric, round minus ``labelled_only``, paired over pairs."""
     gap_closed: dict[str, Estimate]
@@ -52,27 +53,28 @@ def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int
     """Metrics, gains and closed gaps of evaluation tables over the same pairs.
 
     Args:
-        items: tables with `results_schema`, keyed ``labelled_only``, ``round``, ``true_labels``.
+        items: tables with `results_schema`, keyed ``labelled_only``, ``round`` and, where the
+            pool's truth is known, ``true_labels``.
         round_id: number of the round.
         steps: training steps of the controls' FDPs.
         num_pool: pool pairs with a true label.
     """
-    tables = {
-        arm: items[arm].sort_by("pair_id") for arm in ("labelled_only", "round", "true_labels")
-    }
+    order = [arm for arm in ("labelled_only", "round", "true_labels") if arm in items]
+    tables = {arm: items[arm].sort_by("pair_id") for arm in order}
     pairs = [table["pair_id"].to_pylist() for table in tables.values()]
-    if pairs[0] != pairs[1] or pairs[1] != pairs[2]:
+    if any(one != pairs[0] for one in pairs):
         raise ValueError("the controls were evaluated on other pairs than the round")
     gain: dict[str, Estimate] = {}
     gap_closed: dict[str, Estimate] = {}
-    for column in COMPARED:
+    for exact, stand_in in COMPARED.items():
+        column = exact if tables["round"][exact].null_count < len(pairs[0]) else stand_in
         outcomes = [table[column].to_pylist() for table in tables.values()]
-        known_N3 = [row for row in zip(*outcomes, strict=True) if None not in row]
+        known_NK = [row for row in zip(*outcomes, strict=True) if None not in row]
         metric, seed = METRIC_OF_COLUMN[column], derive_seed("bootstrap", "controls", column)
-        gain[metric] = bootstrap_statistic(known_N3, lambda m_R3: m_R3[:, 1] - m_R3[:, 0], seed)
-        closed = bootstrap_statistic(known_N3, _gap_closed, seed)
-        if np.isfinite(closed.value):
-            gap_closed[metric] = closed
+        gain[metric] = bootstrap_statistic(known_NK, lambda m_RK: m_RK[:, 1] - m_RK[:, 0], seed)
+        if "true_labels" in tables:
+            closed = bootstrap_statistic(known_NK, _gap_closed, seed)
+            gap_closed |= {metric: closed} if np.isfinite(closed.value) else {}
     arms = {
         arm: {name: value for name, value in summarise(table).items() if "best_of" not in name}
         for arm, table in tables.items()

@@ -1,11 +1,12 @@
-"""The two control models that a bootstrapped one is compared with.
+"""The control models that a bootstrapped one is compared with.
 
 * ``labelled_only``: the labelled set alone, for as many steps as the round's models had. It
   measures more training without more labels; beating round 0 alone would prove less.
 * ``true_labels``: the labelled set plus the TRUE action sentences of the whole pool, as many
   steps. It stands for perfect pseudo-labels; only here does training read the pool's truth.
+  Real video has none, so it goes without this arm.
 
-The share of the gap between the two that the round closed is the result.
+The gain over the first is the result, and the share of the gap between the two that was closed.
 """
 
 import multiprocessing
@@ -77,30 +78,32 @@ def run_controls(
     run_fits: RunFits = fit_side_by_side,
     progress: Progress = silent,
 ) -> ControlReport:
-    """Train and evaluate both controls of a finished round; writes ``controls/round-NN/``.
+    """Train and evaluate the controls of a finished round; writes ``controls/round-NN/``.
 
     Running it again continues: finished adapters and evaluations are read, not made again.
 
     Raises:
-        UserError: the run has no truth for its pool (real video), or the round is not finished.
+        UserError: the round is not finished.
     """
     run = RunFolder(run_dir)
     items_path = run.results(round_id)
-    if cfg.pool.parts or data.truth is None:
-        raise UserError("controls need the pool's true actions, which real video does not have")
     if not items_path.is_file():
         raise UserError(f"{items_path} does not exist; finish round {round_id} first")
     folder = run.controls(round_id)
     schema = results_schema(cfg.evaluate.best_of)
     items = {"round": read_table(items_path, schema)}
-    truth = read_table(data.truth, TRUTH_SCHEMA)
-    jobs: list[FitJob] = []
-    for arm in get_args(Arm):
-        num_true = _write_training_set(folder / arm / TRAINING_SET, arm, data, truth, run.codes)
+    truth = None if data.truth is None else read_table(data.truth, TRUTH_SCHEMA)
+    arms: list[Arm] = ["labelled_only"]
+    if truth is not None and not cfg.pool.parts:
+        arms.append("true_labels")
+    jobs, num_true = list[FitJob](), 0
+    for arm in arms:
+        known = truth if arm == "true_labels" else None
+        num_true = _write_training_set(folder / arm / TRAINING_SET, data, known, run.codes)
         jobs += [_fit_job(cfg, arm, task, round_id, folder / arm) for task in get_args(Task)]
     if missing := [job for job in jobs if not job.out.exists()]:
         run_fits(missing, progress)
-    for arm in get_args(Arm):
+    for arm in arms:
         out = folder / arm
         if not (out / RESULTS).is_file():
             progress(0, 0, f"evaluate {arm}")
@@ -135,12 +138,12 @@ def label_truly(pool: pa.Table, truth: pa.Table) -> pa.Table:
     return pairs.append_column("action", actions).append_column("origin", origin)
 
 
-def _write_training_set(out: Place, arm: Arm, data: DataRefs, truth: pa.Table, codes: Place) -> int:
-    """Write an arm's training set; returns the pairs of the pool in it."""
+def _write_training_set(out: Place, data: DataRefs, truth: pa.Table | None, codes: Place) -> int:
+    """Write the labelled set and what ``truth`` says of the pool; returns the pool's pairs."""
     writer, num_true = TableWriter(out, TRANSITION_SCHEMA, codes), 0
     for rows in stored_rows(data.labelled, TRANSITION_SCHEMA, codes):
         writer.append(rows)
-    if arm == "true_labels":
+    if truth is not None:
         for rows in stored_rows(data.pool, PAIR_SCHEMA, codes):
             writer.append(known := label_truly(rows, truth))
             num_true += known.num_rows
@@ -165,7 +168,7 @@ def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, round_id: int, out: Place) -
 
 
 def _evaluate(
-    cfg: LoopConfig, models: ModelRef, data: DataRefs, truth: pa.Table, round_id: int
+    cfg: LoopConfig, models: ModelRef, data: DataRefs, truth: pa.Table | None, round_id: int
 ) -> pa.Table:
     idm, fdp = load_pair(models, cfg.model)
     heldout = read_table(data.heldout, TRANSITION_SCHEMA)

@@ -100,32 +100,43 @@ def round_line(report: RoundReport, before: RoundReport | None, seconds: float) 
 
 
 def control_table(report: ControlReport) -> Table:
-    """A round between its two controls: success of each, the gain, the share of the gap closed.
+    """A round against its controls: their metrics, the gain, the share of the gap closed.
 
-    Everything in percent (the gain in points), with the 95 % interval over pairs below.
+    Everything in percent (the gain in points), with the 95 % interval over pairs below. Without
+    true labels (real video) there is no gap.
     """
+    true = "true_labels" in report.arms
+    on_truth = f"; true labels on {report.num_pool:,} pool pairs" if true else ""
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         show_edge=False,
-        caption=f"each arm's FDP {report.steps} steps; true labels on {report.num_pool:,} pool "
-        "pairs; below: 95 % interval, paired over pairs",
+        caption=f"each arm's FDP {report.steps} steps{on_truth}; below: 95 % interval, paired "
+        "over pairs",
     )
-    for heading in (
-        "metric",
-        "labelled set only",
-        f"round {report.round_id}",
-        "true labels",
-        "gain",
-    ):
-        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
-    table.add_column("gap closed", justify="right", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    headings = ("labelled set only", f"round {report.round_id}", *(["true labels"] * true), "gain")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    if true:
+        table.add_column("gap closed", justify="right", no_wrap=True)
     for name, gain in report.gain.items():
-        arms = (report.arms[arm][name] for arm in ("labelled_only", "round", "true_labels"))
-        rates = (_rate(estimate) for estimate in (*arms, gain, report.gap_closed.get(name)))
-        table.add_row(name, *rates)
+        cells = [*(metrics[name] for metrics in report.arms.values()), gain]
+        closed = [_rate(report.gap_closed.get(name))] if true else []
+        table.add_row(name, *map(_rate, cells), *closed)
     return table
+
+
+def control_line(report: ControlReport) -> str:
+    """What the rounds brought the FDP beyond its labels, e.g. ``the rounds help: ...``."""
+    gain = next(iter(report.gain.values()))
+    value, low, high = (100 * number for number in (gain.value, gain.low, gain.high))
+    verdict = "help" if low > 0 else "harm" if high < 0 else "bring nothing beyond noise"
+    return (
+        f"the rounds {verdict}: the FDP of round {report.round_id} is {value:+.1f} points "
+        f"[{low:+.1f}, {high:+.1f}] from that of the labelled set alone after as many steps"
+    )
 
 
 def _round(report: RoundReport) -> str:

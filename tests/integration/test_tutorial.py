@@ -83,7 +83,7 @@ def test_every_command_of_the_tutorial_runs(clone: Path) -> None:
             _ends(server[0])
     assert seen == [
         *("pip", "film", "ingest", "annotate", "new", "pretrain", "check", "bootstrap"),
-        *("serve", "curl"),
+        *("evaluate", "serve", "curl"),
     ]
     assert (clone / "grid" / "sheet.html").is_file()
 

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.controls import control_steps, label_truly, run_controls
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
 from dynamics.evaluation.metrics import summarise
+from dynamics.report.table import control_line, control_table
 from dynamics.storage.tables import dataset_ref, write_table
 from dynamics.training.batches import FitJob
 from tests.fakes import WORLD, ScriptedFDP, ScriptedIDM, filmed
@@ -180,12 +182,37 @@ def test_running_controls_again_gives_the_same_report(lab: Lab):
     assert path.read_bytes() == written
 
 
-def test_controls_need_a_finished_round_and_the_truth(lab: Lab):
+def test_controls_need_a_finished_round(lab: Lab):
     with pytest.raises(UserError, match="finish round 5 first"):
         run_controls(CFG, lab.run_dir, lab.data, 5, run_fits=lab.note)
-    blind = DataRefs(
-        labelled=lab.data.labelled, pool=lab.data.pool, heldout=lab.data.heldout, truth=None
-    )
-    with pytest.raises(UserError, match="real video does not have"):
-        run_controls(CFG, lab.run_dir, blind, 3, run_fits=lab.note)
     assert lab.jobs == []
+
+
+def test_real_video_is_held_against_the_labelled_set_alone(lab: Lab):
+    lab.data = replace(lab.data, truth=None)
+    blind = evaluate_heldout(HELDOUT, None, ScriptedIDM(), ScriptedFDP(), CFG, 3, 0)
+    lab.finish_round(blind)
+    report = lab.run()
+    assert [(job.out.parent.name, job.task) for job in lab.jobs] == [
+        ("labelled_only", "idm"),
+        ("labelled_only", "fdp"),
+    ]
+    assert list(report.arms) == ["labelled_only", "round"]
+    labelled, loop = (arm["eval/code_accuracy_changed"].value for arm in report.arms.values())
+    assert set(report.gain) == {"eval/code_accuracy_changed", "eval/idm_exact"}
+    assert report.gain["eval/code_accuracy_changed"].value == pytest.approx(loop - labelled)
+    assert report.gap_closed == {}
+    headings = [column.header for column in control_table(report).columns]
+    assert headings == ["metric", "labelled set only", "round 3", "gain"]
+
+
+@pytest.mark.parametrize(
+    ("labelled", "verdict"),
+    [(0.3, "the rounds help"), (0.6, "the rounds bring nothing"), (0.8, "the rounds harm")],
+)
+def test_the_last_line_says_whether_the_rounds_help(labelled: float, verdict: str):
+    report = compare(_outcomes(labelled, 0.6, 0.9), round_id=3, steps=600, num_pool=1)
+    gain = 100 * report.gain["eval/fdp_success"].value
+    line = control_line(report)
+    assert line.startswith(verdict)
+    assert f"round 3 is {gain:+.1f} points [" in line

@@ -122,6 +122,18 @@ class Outline(HTMLParser):
             self.headings[-1] += data
 
 
+def test_without_true_labels_the_page_compares_with_the_labelled_set_alone(run: RunFolder):
+    arms = {name: items(share) for name, share in (("labelled_only", 0.4), ("round", 0.8))}
+    controls = compare(arms, round_id=1, steps=600, num_pool=0)
+    write_json(run.root / "controls/round-01/report.json", controls.to_json())
+    page = page_of(run)
+    section = page[page.index('id="controls"') :].partition("</section>")[0]
+    assert "next to a model of the same base" in section
+    assert "labelled set only, same steps" in section
+    assert "true labels" not in section
+    assert "gap closed" not in section
+
+
 def test_the_page_says_what_an_audit_found(run: RunFolder):
     rows = {"label 1": "push it", "label 2": "push it", "label 3": NONSENSE}
     said = {"label 1": "push it", "label 2": "", "label 3": None}
