@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_LEAST = 2**17
+LEAST = 2**17
 """Fewest numbers of a weight that pay: below them the call costs more than the order saves."""
 MOST = 2**30
 """Most parameters of a network whose weights are packed, since they lie in memory twice."""
@@ -21,7 +21,7 @@ def packing_pays(weight: Tensor) -> bool:
     """
     here: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     floats = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return here and floats and weight.numel() >= _LEAST
+    return here and floats and weight.numel() >= LEAST
 
 
 def packed_product(weight_OD: Tensor) -> Callable[[Tensor], Tensor]:

@@ -17,6 +17,7 @@ from dynamics.inference.budget import (
     scored_bytes,
 )
 from dynamics.labelling.confidence import SCORES
+from dynamics.models.packed import LEAST, MOST
 from dynamics.plan.flops import TaskPlan, sampled_sentences, scored_positions
 from dynamics.plan.sizes import Sizes
 
@@ -117,7 +118,7 @@ def inference_memory(cfg: LoopConfig, sizes: Sizes, stage: Stage, room: int | No
 
     Ingest: an image tokenizer in float32 and its batch of frames. The others: the base in the
     precision of its files, a copy for each adapter where they are merged, the adapters in float32,
-    and the largest of
+    on a CPU the packed weights of each, and the largest of
 
     - a prefill: the prompts' keys and values, and what a layer needs for all their tokens at once;
     - decoding: keys and values of every row, and the scores of its next token;
@@ -139,7 +140,15 @@ def _held(cfg: LoopConfig, sizes: Sizes, stage: Stage) -> int:
     both = stage != "label" or SCORES[cfg.filter.score].needs == "fdp_loglik"
     copies = 2 if both and cfg.model.merge_adapters else 1
     adapters = 0 if cfg.model.merge_adapters else _F32 * sizes.trainable * (1 + both)
-    return copies * sizes.weight_bytes * sizes.total + adapters + _overhead(cfg)
+    packed = (1 + both) * _packed(cfg, sizes)
+    return copies * sizes.weight_bytes * sizes.total + adapters + packed + _overhead(cfg)
+
+
+def _packed(cfg: LoopConfig, sizes: Sizes) -> int:
+    """Bytes of the layers' weights in a CPU's own order (`dynamics.models.packed`), an adapter."""
+    floats = cfg.model.device == "cpu" and sizes.weight_bytes == _F32
+    pays = sizes.width**2 >= LEAST and sizes.total <= MOST
+    return _F32 * sizes.layers if floats and pays else 0
 
 
 def batches(

@@ -47,7 +47,7 @@ def model(untrained_base: Path) -> UnifiedVLM:
 @pytest.fixture
 def all_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of this size are too small to be packed by themselves."""
-    monkeypatch.setattr("dynamics.models.packed._LEAST", 1)
+    monkeypatch.setattr("dynamics.models.packed.LEAST", 1)
 
 
 @pytest.fixture(params=[*DECODERS, "packed"])

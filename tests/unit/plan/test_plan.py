@@ -226,6 +226,24 @@ def test_batches_are_those_that_the_budgets_cut_to_the_card(
     assert one == many
 
 
+def test_a_float32_network_on_a_cpu_lies_in_memory_once_more_for_each_adapter(
+    chameleon: tuple[LoopConfig, Sizes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, sizes = chameleon
+    cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"device": "cpu"})})
+    small = replace(sizes, width=512, layers=40_000_000, total=60_000_000, weight_bytes=4)
+
+    def more_than_unpacked(sizes: Sizes) -> int:
+        found = inference_memory(cfg, sizes, "evaluate")
+        with monkeypatch.context() as patch:
+            patch.setattr("dynamics.plan.memory.MOST", 0)
+            return found - inference_memory(cfg, sizes, "evaluate")
+
+    assert more_than_unpacked(small) == 2 * 4 * 40_000_000
+    assert more_than_unpacked(replace(small, width=96)) == 0
+    assert more_than_unpacked(replace(small, weight_bytes=2)) == 0
+
+
 def test_what_no_setting_mends_is_said(chameleon: tuple[LoopConfig, Sizes]) -> None:
     says = verdict(planned("chameleon7b.yaml", "g4dn.xlarge"))
     assert "evaluate: fewer samples in evaluate.best_of, or a larger card" in says
