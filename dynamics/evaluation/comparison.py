@@ -59,8 +59,8 @@ def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int
         steps: training steps of the controls' FDPs.
         num_pool: pool pairs with a true label.
     """
-    order = [arm for arm in ("labelled_only", "round", "true_labels") if arm in items]
-    tables = {arm: items[arm].sort_by("pair_id") for arm in order}
+    order: tuple[str, ...] = ("labelled_only", "round", "true_labels")
+    tables = {arm: items[arm].sort_by("pair_id") for arm in order if arm in items}
     pairs = [table["pair_id"].to_pylist() for table in tables.values()]
     if any(one != pairs[0] for one in pairs):
         raise ValueError("the controls were evaluated on other pairs than the round")
