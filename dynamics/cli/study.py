@@ -38,8 +38,8 @@ def study(
 ) -> None:
     """Measure the paper's three claims against fair controls, with intervals over seeds.
 
-    On any world with truth, e.g. --config configs/minigrid.yaml. The full study takes hours on two
-    cores and continues where it was stopped.
+    On any world, e.g. --config configs/minigrid.yaml; on your own clips as far as it has a meaning
+    without their rules. The tabletop's takes hours on two cores; it continues where it was stopped.
     """
     from dynamics.studies.experiments import QUICK, StudyPlan, fitted_to
     from dynamics.studies.runner import RESULTS_FILE, publish, run_study

@@ -120,7 +120,7 @@ def evaluate_heldout(
     for rows, best_of in _batches(flags, cfg):
         pairs = labelled_pairs(heldout.take(rows), states)
         seeds = [derive_seed(cfg.seed, round_id, pair) for pair in pairs.pair_ids]
-        columns = _idm_columns(pairs, idm, cfg, domain)
+        columns = idm_columns(pairs, idm, cfg, domain)
         columns |= _fdp_columns(pairs, seeds, idm, fdp, reader, cfg, best_of)
         nothing = [None] * len(rows)
         parts.append(
@@ -140,9 +140,10 @@ def _batches(
             yield rows[start : start + cfg.evaluate.batch_size], best_of
 
 
-def _idm_columns(
+def idm_columns(
     pairs: LabelledPairs, idm: InverseDynamics, cfg: LoopConfig, domain: Domain
 ) -> Columns:
+    """Columns of the IDM's answers about pairs, of `results_schema`."""
     captions = idm.label(pairs.source, pairs.target, max_action_tokens=cfg.label.max_action_tokens)
     said = [caption.action for caption in captions]
     states = zip(said, pairs.source_states, pairs.target_states, strict=True)
@@ -186,7 +187,7 @@ def _fdp_columns(
         "fdp_copy": reader.shows(greedy_BL, pairs.source_states),
         "tokenizer_ceiling": reader.shows(pairs.target, pairs.target_states),
         "fdp_sample_success": reader.shows(drawn.codes[:, 0], pairs.target_states),
-        **_code_columns(pairs, greedy_BL),
+        **code_columns(pairs, greedy_BL),
     }
     if not best_of:
         return columns
@@ -196,7 +197,7 @@ def _fdp_columns(
     return columns | best_of_columns(candidates, best_of) | {"best_codes": best_codes}
 
 
-def _code_columns(pairs: LabelledPairs, greedy_BL: Codes) -> Columns:
+def code_columns(pairs: LabelledPairs, greedy_BL: Codes) -> Columns:
     """Shares of right codes, which need no oracle."""
     right_BL, kept_BL = greedy_BL == pairs.target, pairs.source == pairs.target
     changed = zip(right_BL, ~kept_BL, strict=True)

@@ -44,16 +44,6 @@ class StudyPlan:
             raise UserError("a study needs one seed or more, each once")
 
 
-def fitted_to(plan: StudyPlan, cfg: LoopConfig) -> StudyPlan:
-    """The plan with label sizes in proportion to the config's labelled set.
-
-    As they stand they are those of the tabletop's 4,096 labels.
-    """
-    labels = cfg.labelled.num_pairs
-    sizes = {max(1, size * labels // 4096): None for size in plan.label_sizes}
-    return replace(plan, label_sizes=tuple(sizes))
-
-
 QUICK = StudyPlan(
     seeds=FRESH_SEEDS[:1],
     label_sizes=(1024, 4096),
@@ -64,6 +54,19 @@ QUICK = StudyPlan(
     ablations=False,
 )
 """A look within a quarter of an hour: one seed and few arms; no evidence."""
+
+
+def fitted_to(plan: StudyPlan, cfg: LoopConfig) -> StudyPlan:
+    """The plan for a config, with label sizes in proportion to the config's labelled set.
+
+    As they stand they are those of the tabletop's 4,096 labels. What is compared on the tabletop
+    (sizes, filters, ablations) is not again elsewhere, where the question is which claims hold.
+    """
+    if cfg.domain not in (None, "tabletop") or cfg.labelled.dataset is not None:
+        plan = replace(QUICK, seeds=plan.seeds, num_verified=plan.num_verified)
+    labels = cfg.labelled.num_pairs
+    sizes = {max(1, size * labels // 4096): None for size in plan.label_sizes}
+    return replace(plan, label_sizes=tuple(sizes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,23 +149,25 @@ def ablation(arm: str, task: Task) -> Experiment:
 def schedule(plan: StudyPlan, cfg: LoopConfig) -> list[tuple[int, Experiment]]:
     """Seed and experiment of the whole study, in an order in which one process could run them.
 
-    What the claims rest on comes first for all seeds, then what is compared with it.
+    What the claims rest on comes first for all seeds, then what is compared with it. What needs
+    the pool's true actions is left out where they are not known (``pool.path``).
     """
+    has_truth = not cfg.pool.parts
+    sizes = [
+        size
+        for size in plan.label_sizes
+        if size < cfg.labelled.num_pairs or (has_truth and size != cfg.labelled.num_pairs)
+    ]  # the round-0 adapters are the fits at the configured size
     claims = [
         DATA,
         LOOP,
-        *(control(arm) for arm in ("true_labels", "labelled_only")),
-        # The round-0 adapters are the fits at the configured size.
-        *(
-            label_size(size, task)
-            for size in plan.label_sizes
-            if size != cfg.labelled.num_pairs
-            for task in TASKS
-        ),
-        *(candidates(round_id) for round_id in sorted({0, cfg.rounds})),
-        CALIBRATE,
+        *([control("true_labels")] if has_truth else []),
+        control("labelled_only"),
+        *(label_size(size, task) for size in sizes for task in TASKS),
     ]
-    compared = [SCORES, *map(label_filter, FILTER_ARMS)] if plan.filters else []
+    if has_truth:
+        claims += [*(candidates(round_id) for round_id in sorted({0, cfg.rounds})), CALIBRATE]
+    compared = [SCORES, *map(label_filter, FILTER_ARMS)] if plan.filters and has_truth else []
     if plan.ablations:
         ablations = (ablation(arm, task) for arm in ABLATIONS for task in TASKS)
         # Recognition weighs image codes, which the IDM only reads. The joint fit serves both tasks.

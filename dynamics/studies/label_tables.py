@@ -80,7 +80,8 @@ def _greedy(arms: Arms) -> list[_Greedy]:
 
 def _labels(arms: Arms) -> Table:
     rows: list[Row] = []
-    for round_id in range(1, arms.rounds + 1) if arms.has(LOOP) else ():
+    measured = arms.has(LOOP) and not arms.studies[0].cfg.pool.parts  # the pool's truth is known
+    for round_id in range(1, arms.rounds + 1) if measured else ():
         everything, accepted = [], []
         for study in arms.studies:
             ledger = Ledger(study.run.ledger)

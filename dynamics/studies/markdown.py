@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynamics.studies.results import Number, Results, Row, Table
+from dynamics.studies.results import NO_TRUTH, Number, Results, Row, Table
 
 
 def to_markdown(results: Results, plots: Sequence[str], others: Sequence[Results] = ()) -> str:
@@ -49,13 +49,15 @@ def _worlds(others: Sequence[Results]) -> list[str]:
         cells["(b) true labels"] = rounds.cell("true labels", "FDP, greedy")
         cells["(b) share of the gap closed"] = rounds.cell(last, "share of the gap closed")
         known = {name: number for name, number in cells.items() if number is not None}
-        rows.append(Row(name=f"{results.world}, {labels}", cells=known))
+        unread = "" if "(b) true labels" in known else " \\*"
+        rows.append(Row(name=f"{results.world}, {labels}{unread}", cells=known))
         seeds = ", ".join(map(str, results.seeds))
         when.append(f"{results.world}: {results.date}, seeds {seeds}")
         columns = tuple(cells)
     return [
         "; ".join(when) + ".",
         _markdown_table(Table(title="", note="", columns=columns, rows=tuple(rows))),
+        *([f"\\* {NO_TRUTH}"] if any(row.name.endswith("*") for row in rows) else []),
     ]
 
 

@@ -35,7 +35,8 @@ def _ease(table: Table) -> Any:
     for column, colour in zip(
         ("IDM", "FDP, greedy", "FDP copies the input"), _COLOURS, strict=False
     ):
-        _line(axes, sizes, [row.cells[column] for row in rows], column, colour)
+        if all(column in row.cells for row in rows):
+            _line(axes, sizes, [row.cells[column] for row in rows], column, colour)
     return _finished(figure, axes)
 
 

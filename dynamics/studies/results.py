@@ -16,6 +16,12 @@ from dynamics.core.records import Estimate
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.intervals import Floats, bootstrap_strata, mean_of_strata
 
+NO_TRUTH = (
+    "Nothing is known of this world's rules: the FDP's figure is the share of the changed codes "
+    "that it draws right, the IDM's the share of pairs that it names in the recorded sentence."
+)
+"""What the figures mean on real video."""
+
 Strata = Sequence[NDArray[Any]]
 """One array per seed, its first axis the held-out scenes."""
 

@@ -8,14 +8,16 @@ from dynamics.core.config import LoopConfig
 from dynamics.core.domain import Domain, load_domain
 from dynamics.core.places import Place
 from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
+from dynamics.evaluation.candidates import labelled_pairs
 from dynamics.evaluation.controls import label_truly
 from dynamics.evaluation.guards.rules import GUARDS
+from dynamics.evaluation.heldout import code_columns, idm_columns
 from dynamics.evaluation.state_reader import StateReader, states_by_pair
 from dynamics.inference.load import load_fdp, load_idm, model_ref
 from dynamics.inference.sampling import GREEDY
 from dynamics.pipeline.prepare import prepared
 from dynamics.storage.run_folder import RunFolder
-from dynamics.storage.tables import codes_matrix, read_table
+from dynamics.storage.tables import read_table
 from dynamics.studies.experiments import SCORES, Experiment, StudyPlan
 from dynamics.training.loss import Task
 
@@ -24,9 +26,13 @@ OUTCOME_SCHEMA = pa.schema(
         pa.field("pair_id", pa.string(), nullable=False),
         pa.field("success", pa.bool_(), nullable=False),
         pa.field("copy", pa.bool_()),  # FDP only: the frame shows the source state
+        pa.field("changed", pa.float32()),  # FDP only: the share of the changed codes it draws
     ]
 )
-"""Outcome of an arm's greedy decoding on every held-out scene of its seed."""
+"""Outcome of an arm's greedy decoding on every held-out scene of its seed.
+
+Where no rules are known, success is the recorded frame to the last code, or its very sentence.
+"""
 
 FULL_LEARNING_RATE = 4e-3
 """AdamW's learning rate on all weights: the best of 0.5e-3, 2e-3 and 4e-3 for the FDP; the last two
@@ -52,6 +58,11 @@ class Study:
     def domain(self) -> Domain:
         """The domain of the loop's config."""
         return load_domain(self.cfg)
+
+    @property
+    def has_truth(self) -> bool:
+        """True where the domain's rules say what follows."""
+        return data_refs(self).truth is not None
 
     def folder(self, experiment: Experiment) -> Place:
         """Folder of an experiment's results."""
@@ -93,25 +104,26 @@ ENDS = ("source", "target")
 def measure_outcomes(study: Study, models: ModelRef, task: Task) -> pa.Table:
     """OUTCOME_SCHEMA over the held-out scenes."""
     cfg = study.cfg
-    heldout = read_table(data_refs(study).heldout, TRANSITION_SCHEMA)
-    states = true_states(study)
-    pairs = [states[pair] for pair in heldout["pair_id"].to_pylist()]
-    source_BL, target_BL = (codes_matrix(heldout, f"{end}_codes") for end in ENDS)
-    copies: list[bool | None] = [None] * len(pairs)
+    pairs = labelled_pairs(
+        read_table(data_refs(study).heldout, TRANSITION_SCHEMA), true_states(study)
+    )
+    nothing = [None] * len(pairs.pair_ids)
     if task == "idm":
-        idm = load_idm(models, cfg.model)
-        said = idm.label(source_BL, target_BL, max_action_tokens=cfg.label.max_action_tokens)
-        correct = [
-            study.domain.outcome(caption.action, source) == target
-            for caption, (source, target) in zip(said, pairs, strict=True)
-        ]
-    else:
-        fdp = load_fdp(models, cfg.model)
-        drawn = fdp.generate(source_BL, heldout["action"].to_pylist(), GREEDY)
-        shown = StateReader(fdp.images, study.domain).read(drawn.codes[:, 0])
-        correct = [state == target for state, (_, target) in zip(shown, pairs, strict=True)]
-        copies = [state == source for state, (source, _) in zip(shown, pairs, strict=True)]
-    return pa.table([heldout["pair_id"], correct, copies], schema=OUTCOME_SCHEMA)
+        found = idm_columns(pairs, load_idm(models, cfg.model), cfg, study.domain)
+        success = found["idm_correct" if study.has_truth else "idm_exact"]
+        return pa.table([pairs.pair_ids, success, nothing, nothing], schema=OUTCOME_SCHEMA)
+    fdp = load_fdp(models, cfg.model)
+    drawn_BL = fdp.generate(pairs.source, pairs.actions, GREEDY).codes[:, 0]
+    changed = code_columns(pairs, drawn_BL)["code_changed_accuracy"]
+    if not study.has_truth:
+        exact = (drawn_BL == pairs.target).all(axis=1)
+        return pa.table([pairs.pair_ids, exact, nothing, changed], schema=OUTCOME_SCHEMA)
+    shown = StateReader(fdp.images, study.domain).read(drawn_BL)
+    success, copies = (
+        [state == wanted for state, wanted in zip(shown, states, strict=True)]
+        for states in (pairs.target_states, pairs.source_states)
+    )
+    return pa.table([pairs.pair_ids, success, copies, changed], schema=OUTCOME_SCHEMA)
 
 
 def data_refs(study: Study) -> DataRefs:
@@ -134,6 +146,5 @@ def true_pool(study: Study) -> pa.Table:
 
 def true_states(study: Study) -> dict[str, tuple[str, str]]:
     """Source and target state of every pair whose truth is known."""
-    refs = data_refs(study)
-    assert refs.truth is not None
-    return states_by_pair(read_table(refs.truth, TRUTH_SCHEMA))
+    truth = data_refs(study).truth
+    return {} if truth is None else states_by_pair(read_table(truth, TRUTH_SCHEMA))

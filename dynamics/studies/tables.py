@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dynamics.evaluation.controls import SEEDED_AS
 from dynamics.studies import best_of_n_tables, guard_checks, label_tables
 from dynamics.studies.experiments import ABLATIONS, TASKS, ablation, control
 from dynamics.studies.outcomes import Arms
 from dynamics.studies.results import (
+    NO_TRUTH,
     Check,
     Number,
     Results,
@@ -17,6 +20,7 @@ from dynamics.studies.results import (
     difference,
     mean,
     share_of_gap,
+    statistic,
 )
 from dynamics.studies.study import Study
 
@@ -71,14 +75,12 @@ def _ease(arms: Arms) -> Table:
 def _ease_row(
     name: str, fdp: Strata | None, idm: Strata | None, copies: Strata | None
 ) -> list[Row]:
-    if fdp is None or idm is None or copies is None:
+    if fdp is None or idm is None:
         return []
-    cells = {
-        "IDM": mean(idm, f"idm {name}"),
-        "FDP, greedy": mean(fdp, f"fdp {name}"),
-        "IDM - FDP": difference(idm, fdp, f"ease {name}"),
-        "FDP copies the input": mean(copies, f"copies {name}"),
-    }
+    cells = {"IDM": mean(idm, f"idm {name}"), "FDP, greedy": mean(fdp, f"fdp {name}")}
+    if copies is not None:  # one measure for both, so that they can be compared
+        cells["IDM - FDP"] = difference(idm, fdp, f"ease {name}")
+        cells["FDP copies the input"] = mean(copies, f"copies {name}")
     return [Row(name=name, cells=cells)]
 
 
@@ -89,19 +91,19 @@ def _rounds(arms: Arms) -> Table:
     for round_id in range(arms.rounds + 1):
         fdp, idm = arms.round(round_id, "fdp_greedy_success"), arms.round(round_id, "idm_correct")
         copies = arms.round(round_id, "fdp_copy")
-        if fdp is None or idm is None or copies is None:
+        if fdp is None or idm is None:
             break
         # Seeds the published intervals, with the labelled set's earlier name.
         name = f"round {round_id}" + (": the labelled seed" if round_id == 0 else "")
         cells = {
             "FDP, greedy": mean(fdp, f"{name} fdp"),
-            "FDP copies the input": mean(copies, f"{name} copies"),
             "IDM": mean(idm, f"{name} idm"),
+            **_copies(copies, f"{name} copies"),
         }
         if previous is not None:
             cells["FDP, more than the round before"] = difference(fdp, previous, f"{name} step")
         if floor is not None and round_id == arms.rounds:
-            cells["FDP, more than labelled set only"] = difference(fdp, floor, f"{name} gain")
+            cells[_MORE_THAN_LABELS] = difference(fdp, floor, f"{name} gain")
         if floor is not None and ceiling is not None and round_id == arms.rounds:
             cells["share of the gap closed"] = share_of_gap(fdp, floor, ceiling, f"{name} gap")
         rows.append(Row(name=name.replace("labelled seed", "labelled set"), cells=cells))
@@ -111,27 +113,34 @@ def _rounds(arms: Arms) -> Table:
         ("true_labels", "true labels", ceiling),
     ):
         copied, seeded = arms.fit(control(arm), "fdp", "copy"), SEEDED_AS.get(arm, arm)
-        if success is not None and copied is not None:
+        if success is not None:
             cells = {
                 "FDP, greedy": mean(success, f"{seeded} fdp"),
-                "FDP copies the input": mean(copied, f"{seeded} copies"),
+                **_copies(copied, f"{seeded} copies"),
             }
             rows.append(Row(name=name, cells=cells))
+    note = (
+        f"The controls take as many steps as round {arms.rounds} has behind it: on the labelled "
+        "set alone, and on it and the pool with the pool's true labels. The gap lies between them."
+    )
     return Table(
         title="(b) Bootstrapping: round by round, against both controls",
-        note="The controls take as many steps as round "
-        f"{arms.rounds} has behind it: on the labelled set alone, and on it and the pool "
-        "with the pool's true labels. The gap lies between them.",
+        note=note if arms.has_truth else f"{NO_TRUTH} {note.partition(', and on')[0]}.",
         columns=(
             "FDP, greedy",
             "FDP copies the input",
             "IDM",
             "FDP, more than the round before",
-            "FDP, more than labelled set only",
+            _MORE_THAN_LABELS,
             "share of the gap closed",
         ),
         rows=tuple(rows),
     )
+
+
+def _copies(copies: Strata | None, name: str) -> dict[str, Number]:
+    """The share of copies, where the domain tells one."""
+    return {} if copies is None else {"FDP copies the input": mean(copies, name)}
 
 
 def _ablations(arms: Arms) -> Table:
@@ -160,7 +169,7 @@ def _ablations(arms: Arms) -> Table:
         title="Ablations of round 0",
         note="The labelled set, the same steps; one thing changed at a time.",
         columns=("FDP, greedy", "FDP, more than as shipped", "IDM", "IDM, more than as shipped"),
-        rows=tuple(rows),
+        rows=tuple(rows) if len(rows) > 1 else (),  # nothing beside what is shipped
     )
 
 
@@ -194,4 +203,32 @@ def _checks(arms: Arms, tables: dict[str, Table]) -> list[Check]:
         cell("rounds", last, "FDP copies the input"),
         lambda n: n.value <= 0.02,
     )
+    if not arms.has_truth:
+        checks += _checks_without_truth(arms, cell("rounds", last, _MORE_THAN_LABELS))
     return [*checks, *best_of_n_tables.checks(arms.studies), *guard_checks.checks(arms.studies)]
+
+
+_MORE_THAN_LABELS = "FDP, more than labelled set only"
+
+
+def _checks_without_truth(arms: Arms, gain: Number | None) -> list[Check]:
+    """Bars for a world whose rules nobody knows."""
+    found = checked(
+        "(b) FDP's changed codes, more than the labelled set alone gives",
+        "beyond noise",
+        gain,
+        lambda n: n.low > 0,
+    )
+    idm, commonest = (arms.round(arms.rounds, name) for name in ("idm_correct", "majority_exact"))
+    if idm is not None and commonest is not None:
+        against = [np.stack(both, axis=1) for both in zip(idm, commonest, strict=True)]
+        found += _twice("(a) IDM, against always saying the commonest sentence", against)
+    if (first := arms.action_first(arms.rounds)) is not None:
+        found += _twice("(b) true sentence makes the next frame likeliest, against chance", first)
+    return found
+
+
+def _twice(claim: str, strata: Strata) -> list[Check]:
+    """The check that the first column's mean is twice the second's."""
+    ratio = statistic(strata, lambda m_R2: m_R2[:, 0] / m_R2[:, 1], claim)
+    return checked(claim, "200 % of it", ratio, lambda n: n.value >= 2 and n.low > 1)

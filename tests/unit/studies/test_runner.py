@@ -1,11 +1,13 @@
 """The whole study on the smallest world: every kind of experiment really runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.config_file import with_overrides
 from dynamics.core.errors import UserError
 from dynamics.core.progress import silent
 from dynamics.storage.run_folder import read_json, write_json
@@ -24,6 +26,7 @@ from dynamics.studies.results import Results
 from dynamics.studies.run_experiment import run_experiment
 from dynamics.studies.runner import RESULTS_FILE, publish, run_study
 from dynamics.studies.study import Study, study_of
+from tests.made_data import write_aurora, write_clip
 
 PLAN = StudyPlan(
     seeds=(7,), label_sizes=(24, 60), best_of=(1, 2, 4), temperatures=(1.0, 0.7), num_verified=6
@@ -115,6 +118,54 @@ def test_another_world_is_published_as_a_row_beside_the_tabletop(
     number = payload["tables"]["rounds"]["rows"][-1]["cells"]["FDP, greedy"]
     assert f"{100 * number['value']:.1f} [" in row
     assert publish(folder, tmp_path).read_text() == text
+
+
+@pytest.fixture(scope="module")
+def clips(tiny: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of a world of which only clips and labelled pairs are known."""
+    out = tmp_path_factory.mktemp("clips")
+    for number in range(6):
+        write_clip(out / "clips" / f"clip-{number}.mp4", range(9 * number, 9 * number + 6))
+    overrides = (
+        "name=rings",
+        "domain=open_video",
+        "labelled.dataset=aurora",
+        f"labelled.path={write_aurora(out / 'aurora', 24)}",
+        "labelled.num_pairs=24",
+        "labelled.num_heldout=12",
+        f"pool.path={out / 'clips'}",
+        "pool.num_pairs=12",
+        "pool.keyframes.spacing_frames=4",
+        "model.base=dynamics/assets/tiny-4x4",  # the untrained one's codes do not change
+        "train.first_steps=4",
+    )
+    cfg = with_overrides(tiny, overrides)
+    plan = replace(PLAN, label_sizes=(6, 24, 60), ablations=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_run_all", run_here)
+        run_study(cfg, plan, out / "study", num_workers=1, progress=silent)
+    return out / "study"
+
+
+def test_a_world_whose_rules_nobody_knows_is_measured_by_its_codes(
+    clips: Path, folder: Path, tmp_path: Path
+) -> None:
+    results = Results.from_json(read_json(clips / RESULTS_FILE))
+    assert set(results.tables) == {"ease", "rounds"}
+    assert [row.name for row in results.tables["ease"].rows] == ["6 labels", "24 labels"]
+    rounds = results.tables["rounds"]
+    assert [row.name for row in rounds.rows] == [
+        "round 0: the labelled set", "round 1", "labelled set only, as many steps",
+    ]  # fmt: skip
+    assert rounds.cell("round 1", "FDP, more than labelled set only") is not None
+    assert rounds.cell("round 1", "share of the gap closed") is None
+    assert "share of the changed codes" in rounds.note
+    claims = [check.claim for check in results.checks]
+    assert [claim for claim in claims if "commonest sentence" in claim or "against chance" in claim]
+    publish(folder, tmp_path)
+    text = publish(clips, tmp_path).read_text()
+    assert "| rings, 24 labels \\* |" in text
+    assert "\n\\* Nothing is known of this world's rules" in text
 
 
 def test_label_sizes_go_with_the_labelled_set(tiny: LoopConfig) -> None:
