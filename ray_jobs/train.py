@@ -68,7 +68,8 @@ def fit_on_ray(
     Thread(target=_settle, args=(done, fits, sight, schedule == "together"), daemon=True).start()
     total = sum(fit.job.steps for fit in fits)
     room_seen = time.monotonic()
-    while not done.done():
+    while True:
+        ended = done.done()  # asked before the logs are read: the last look finds all steps
         last = {fit.job.task: lines[-1] for fit in fits if (lines := fit.log.lines())}
         steps = sum(int(line["step"]) for line in last.values())
         need, fewest = _resources(train), _fewest(train, len(fits))
@@ -76,6 +77,8 @@ def fit_on_ray(
         losses: dict[str, float] = {task: line["loss"] for task, line in last.items()}
         detail = Detail(note=short(need, fewest) or "", losses=losses)
         progress(min(steps, total), total, what, detail)
+        if ended:
+            break
         if (lack := missing(need, fewest)) is None:
             room_seen = time.monotonic()
         elif time.monotonic() - room_seen > PATIENCE_S:

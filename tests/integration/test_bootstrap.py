@@ -105,6 +105,8 @@ def test_a_killed_run_on_ray_equals_an_unbroken_one_in_one_process(
 @pytest.mark.cluster
 def test_the_last_lines_say_where_everything_is(killed_and_resumed: tuple[Path, str]) -> None:
     run_dir, output = killed_and_resumed
+    trained = r"train IDM and FDP, round 1, (\d+) of \1, in .+, loss IDM \S+ FDP \S+\n"
+    assert re.search(trained, output)
     assert f"report:    {run_dir}/report.html" in output
     assert f"mlflow ui --backend-store-uri sqlite:///{run_dir}/mlflow.db" in output
     assert f"dynamics serve {run_dir}" in output
