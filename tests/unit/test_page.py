@@ -635,6 +635,9 @@ def test_a_finished_rollout_is_played_back_kept_and_gone_on_from(browser, url):
         slider = page.get_by_role("slider", name="Frame")
         caption = page.locator(".player .player-caption")
         expect(caption).to_have_text(re.compile("^3 of 3: "))
+        page.get_by_role("button", name="Play").click()
+        expect(caption).to_have_text("0 of 3: the given picture")
+        expect(caption).to_have_text(re.compile("^3 of 3: "))
         slider.focus()
         page.keyboard.press("ArrowLeft")
         expect(caption).to_have_text(re.compile("^2 of 3: "))
@@ -675,6 +678,25 @@ def test_on_a_phone_the_first_visit_begins_with_what_the_rounds_have_changed(bro
         frames = [one.bounding_box() for one in page.locator("#contrast img").all()]
         assert len({one["y"] for one in frames}) == 1
         assert min(one["width"] for one in frames) >= 64
+
+
+def test_the_first_visit_plays_what_both_rounds_draw_for_less_than_five_seconds(browser, url):
+    with new_context(browser) as context:
+        page = context.new_page()
+        page.clock.install(time=0)
+        page.clock.pause_at(1)
+        page.goto(url)
+        page.wait_for_selector("#run:enabled")
+        source, *drawn = page.locator("#contrast img").all()
+        before, after = (one.get_attribute("src") for one in (source, drawn[-1]))
+        page.clock.run_for(1200)
+        assert {one.get_attribute("src") for one in drawn} == {before}
+        page.clock.run_for(1200)
+        assert drawn[-1].get_attribute("src") == after
+        page.clock.run_for(2500)
+        assert drawn[-1].get_attribute("src") == after
+        page.clock.run_for(1200)
+        assert drawn[-1].get_attribute("src") == after
 
 
 def test_a_persons_own_picture_is_shown_as_the_model_sees_it_and_travels_in_the_link(browser, url):

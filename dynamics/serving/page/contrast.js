@@ -4,6 +4,7 @@ import { $, el, frame } from "./dom.js";
 import { mark } from "./runview.js";
 
 const FLIP_MS = 1200;
+const NUM_FLIPS = 4; // what moves by itself for more than 5 seconds needs a button that stops it
 
 /** Show a Contrast; `run` asks both rounds, which are its argument. */
 export function showContrast(contrast, run) {
@@ -38,13 +39,14 @@ export function showContrast(contrast, run) {
   play(drawn, contrast.source);
 }
 
-/** Let what was drawn begin as the source, again and again, until it is hidden. */
+/** Let what was drawn begin as the source, twice. */
 function play(drawn, source) {
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
-  let after = true;
+  let flips = 0;
   const timer = setInterval(() => {
-    if (!$("contrast").checkVisibility()) clearInterval(timer);
-    after = !after;
+    flips += 1;
+    if (flips === NUM_FLIPS) clearInterval(timer);
+    const after = flips % 2 === 0;
     for (const { shown, image } of drawn)
       shown.src = `data:image/png;base64,${after ? image : source}`;
   }, FLIP_MS);
