@@ -6,9 +6,10 @@
     model = run.round(3)
     model.predict("table.png", "remove the red ring", n=8).image.show()
 
-What `__all__` names is the Python API: it stays, or changes with a line in CHANGELOG.md that says
-how to move. All else may change in any version. Importing this package loads nothing heavy, opening
-a run loads no model; PyTorch and the weights load when a round is first asked.
+What `__all__` names, here, in `dynamics.client` and in `dynamics.env`, is the Python API: it stays,
+or changes with a line in CHANGELOG.md that says how to move. All else may change in any version.
+Importing this package loads nothing heavy, opening a run loads no model; PyTorch and the weights
+load when a round is first asked.
 
 Nothing in this package imports ray, mlflow or deepspeed; a lint rule keeps it so.
 """
