@@ -1,6 +1,7 @@
 """A round that a guard blocks, from the command to what is served; in one process, without Ray."""
 
 import io
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import pytest
 
 from dynamics.core.config import LoopConfig, ModelConfig, TrackConfig
 from dynamics.core.console import ProgressView
+from dynamics.core.progress import Progress
 from dynamics.core.records import ModelRef, RoundReport
 from dynamics.inference.decoder import Candidates
 from dynamics.inference.fdp import ForwardDynamics
@@ -78,9 +80,14 @@ def load_copier(models: ModelRef, cfg: ModelConfig) -> tuple[InverseDynamics, An
 def served() -> Iterator[list[int]]:
     """Makes round 1 a copier's; filled with the rounds that the loop serves."""
     rounds: list[int] = []
+
+    def serves(executor: LocalExecutor, models: ModelRef, number: int, progress: Progress) -> None:
+        print(f"served: round {number}")  # noqa: T201  what the log shows before it
+        rounds.append(number)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dynamics.evaluation.worker.load_pair", load_copier)
-        patch.setattr(LocalExecutor, "serve", lambda self, models, r, progress: rounds.append(r))
+        patch.setattr(LocalExecutor, "serve", serves)
         patch.setattr(runtime, "stop_ray", lambda: None)  # the session's Ray is others'
         yield rounds
 
@@ -187,6 +194,30 @@ def test_every_finished_round_prints_one_line_and_is_on_the_page_at_once(
 ) -> None:
     assert lines(blocked[1]) == ["0", "1"]
     assert pages[:2] == [[0], [0, 1]]
+
+
+def test_the_log_has_losses_and_the_table_before_what_is_served_and_no_line_twice(
+    blocked: tuple[RunFolder, Done],
+) -> None:
+    said = [re.sub(r"^[\d-]{10} [\d:]{8} ", "", line) for line in blocked[1].out.splitlines()]
+    steps = blocked[0].config().train.first_steps
+    for task in ("IDM", "FDP"):
+        whole = rf"train {task}, round 0, {steps} of {steps}, in .+, loss {task} [\d.e-]+"
+        assert len([line for line in said if re.fullmatch(whole, line)]) == 1
+    (table,) = (number for number, line in enumerate(said) if "interval over pairs" in line)
+    assert table < said.index("served: round 0")
+    told = said[: said.index("guard, round 1")]
+    assert len(set(told)) == len(told)
+
+
+def test_the_report_says_by_what_and_where_the_run_was_made(
+    blocked: tuple[RunFolder, Done],
+) -> None:
+    folder = blocked[0]
+    made = read_json(folder.origin)
+    assert made["hardware"].startswith(f"{os.cpu_count()} cores")
+    shown = f"{made['date']} · commit <code>{made['revision'][:12]}</code> · {made['hardware']} · "
+    assert shown in folder.page.read_text()
 
 
 def test_the_same_command_says_the_same_again_and_does_nothing(

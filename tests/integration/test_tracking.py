@@ -79,6 +79,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     warnings: list[str] = []
     reports = [finished_round(folder, round_id) for round_id in range(3)]
     write_table(folder.data / "heldout.parquet", HELDOUT, HELDOUT.schema)
+    write_table(folder.round(0) / "training_set.parquet", HELDOUT, HELDOUT.schema)
     Image.new("RGB", (8, 8)).save(folder.grid(0))
     first = MlflowTracker(CFG, folder, warnings.append)
     first.log_round(reports[0])
@@ -158,8 +159,9 @@ def test_the_parent_has_one_point_a_round(client: MlflowClient) -> None:
 def test_a_round_names_the_tables_that_it_read_and_shows_its_frames(client: MlflowClient) -> None:
     (parent,) = runs_of_kind(client, "bootstrap")
     first = next(run for run in runs_of_kind(client, "round") if run.data.tags["round"] == "0")
-    (held,) = (one.dataset for one in first.inputs.dataset_inputs)
-    assert (held.name, held.source_type, len(held.digest)) == ("heldout", "local", 36)
+    read = {one.dataset.name: one.dataset for one in first.inputs.dataset_inputs}
+    assert read.keys() == {"training", "heldout"}
+    assert {(one.source_type, len(one.digest)) for one in read.values()} == {("local", 36)}
     pictures = client.list_artifacts(parent.info.run_id, "images")
     assert {re.findall(r"samples.step.(\d+)", one.path)[0] for one in pictures} == {"0"}
 

@@ -77,6 +77,7 @@ def test_the_wheel_takes_one_name_and_brings_configs_and_assets(wheel: Path) -> 
     configs = {path.name for path in (REPOSITORY_ROOT / "configs").iterdir()}
     assert configs == {Path(n).name for n in names if n.startswith("dynamics/configs/")}
     assert {
+        "dynamics/py.typed",
         "dynamics/assets/tiny-4x4/model.safetensors",
         "dynamics/serving/page/index.html",
         "dynamics/cluster/ray_jobs/bootstrap.py",

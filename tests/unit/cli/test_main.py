@@ -95,6 +95,11 @@ def test_version_and_short_help_are_there():
     assert dynamics("plan", "-h").stdout == dynamics("plan", "--help").stdout
 
 
+def test_the_help_of_evaluate_shows_the_controls():
+    said = " ".join(dynamics("evaluate", "-h").stdout.split())
+    assert "dynamics evaluate RUN [--controls]" in said
+
+
 def test_an_unknown_long_option_is_no_abbreviation(run):
     done = dynamics("bootstrap", "--round", "3")
     assert done.returncode == 2

@@ -19,7 +19,7 @@ from dynamics.inference.best_of_n import best_of_n
 from dynamics.inference.sampling import SamplingParams
 from dynamics.serving.examples import contrast, heldout_frames
 from dynamics.serving.images import to_base64
-from dynamics.serving.schemas import LookReply, PredictReply
+from dynamics.serving.schemas import LookReply, PredictReply, ScenesReply
 from dynamics.serving.service import RoundService
 from dynamics.storage.files import adapter_digest
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
@@ -314,6 +314,18 @@ def test_the_contrast_is_the_first_pair_that_a_later_round_gained(
     assert found.action == third["action"]
     assert found.codes[2].tolist() == third["greedy_codes"]
     assert contrast(small, copy, 1, 1) is None
+    service = local_service(small, copy.root)
+
+    async def main() -> None:
+        await service.promote(1)
+        shown = ScenesReply.model_validate_json((await service.scenes()).body).contrast
+        assert shown is not None
+        assert (shown.action, [*shown.drawn]) == (found.action, [0, 1])
+        frames = map(service._registry.get(None).decode, found.codes)
+        pictures = [shown.source, shown.target, *shown.drawn.values()]
+        assert pictures == list(map(to_base64, frames))
+
+    asyncio.run(main())
 
 
 def test_unknown_words_come_with_the_nearest_known_one(
