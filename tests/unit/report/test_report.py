@@ -324,10 +324,15 @@ def test_a_run_without_an_oracle_is_shown_by_its_sentences_beside_real_frames(
 def test_the_page_says_when_where_and_by_which_command_it_was_made(run: RunFolder):
     assert "method: arXiv 2506.06006" in Outline(page_of(run)).text
     assert "commit" not in Outline(page_of(run)).text.partition("round by round")[0]
-    origin = {"date": "2026-11-27", "revision": "abcdef0123456789", "hardware": "2 cores"}
-    write_json(run.origin, origin)
-    text = Outline(page_of(run)).text
-    assert "2026-11-27 · commit abcdef012345 · 2 cores" in text
+    for revision, said in (
+        ("abcdef0123456789", "commit abcdef012345"),
+        ("abcdef0123456789-dirty", "commit abcdef012345-dirty"),
+        ("dynamics-bootstrap 0.2.0", "dynamics-bootstrap 0.2.0"),
+    ):
+        origin = {"date": "2026-11-27", "revision": revision, "hardware": "2 cores"}
+        write_json(run.origin, origin)
+        text = Outline(page_of(run)).text
+        assert f"2026-11-27 · {said} · 2 cores" in text
     assert f"dynamics bootstrap --rounds {run.config().rounds} " in text
 
 
