@@ -23,15 +23,15 @@ MOVED = {
     "SECURITY.md": "security.md",
 }
 """Pages of the site by their file in the checkout."""
-PYTHON = "# Python\n\n::: dynamics\n\n::: dynamics.client.client\n"
-REFERENCE = ("config", "commands", "python", "http")
+PYTHON = "# Python\n\n::: dynamics\n\n::: dynamics.client\n\n::: dynamics.client.gym_env\n"
+REFERENCE = ("config", "commands", "python", "http", "glossary")
 """Pages below reference/, all made here."""
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages."""
     pages = {new: (ROOT / old).read_text() for old, new in MOVED.items()}
-    made = (configuration(), commands(), PYTHON, http())
+    made = (configuration(), commands(), PYTHON, http(), glossary())
     pages |= {f"reference/{name}.md": text for name, text in zip(REFERENCE, made, strict=True)}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -149,3 +149,9 @@ def http() -> str:
             meaning = " ".join(about.get("description", "").split()).replace("|", "\\|")
             lines.append(f"| `{field}` | {meaning} |")
     return "\n".join(lines) + "\n"
+
+
+def glossary() -> str:
+    """The table of words of docs/DESIGN.md."""
+    words = (ROOT / "docs" / "DESIGN.md").read_text().partition("\n## Words\n")[2]
+    return "# Glossary\n" + words.partition("\n## ")[0]

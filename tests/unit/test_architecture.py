@@ -78,7 +78,7 @@ def test_every_dependency_is_pinned_within_its_range():
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["dev"], *extras["gym"]]:
+    for text in [*project["dependencies"], *extras["dev"], *extras["docs"], *extras["gym"]]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(pins[wanted.name.lower()]), text
 

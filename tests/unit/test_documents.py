@@ -5,9 +5,13 @@ and those of the README that no other test runs are run.
 """
 
 import ast
+import importlib.util
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -16,12 +20,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import dynamics
 from dynamics.cli.main import app
 from dynamics.client import Client
 from dynamics.core.config import REPOSITORY_ROOT as ROOT
+from dynamics.core.config_file import parse_yaml, validate
 from ray_jobs.bootstrap import parser
 from tests.fake_service import Behaviour, build, running
 from tests.runs import LocalRun
+from tests.unit.test_cluster_yaml import validated
 
 NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 DOCUMENTS = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -67,7 +74,7 @@ ELSEWHERE = {
     "http://127.0.0.1:8000/v1/rollouts": TUTORIAL,
 }
 """Commands of the README that are not run here: the test that runs their like, or why none does."""
-MADE = {"reference/commands.md", "reference/config.md", "reference/http.md", "reference/python.md"}
+MADE = {f"reference/{name}.md" for name in ("commands", "config", "glossary", "http", "python")}
 """Pages of the site that deploy/site/hooks.py makes."""
 
 
@@ -123,6 +130,33 @@ def test_every_make_target_and_program_is_there() -> None:
         for word in command:
             if re.fullmatch(r"(configs|deploy|tests)/[\w/.-]+", word) and "my-" not in word:
                 assert (ROOT / word).exists() or word == "configs/mine.yaml", command
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_every_yaml_block_is_a_config_or_a_cluster_that_ray_takes(document: Path) -> None:
+    for block in blocks(document, "yaml"):
+        tree = parse_yaml(block)
+        if "cluster_name" in tree:
+            validated(tree)
+        else:
+            validate(tree, where=document.name)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None, reason="`make docs` installs mkdocs"
+)
+def test_the_site_builds_without_a_warning_and_names_the_python_api(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(build, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    pages = {page: page.read_text() for page in tmp_path.rglob("*.html")}
+    assert not [page for page, text in pages.items() if "::: dynamics" in text]
+    made = {name: pages[tmp_path / name.removesuffix(".md") / "index.html"] for name in MADE}
+    named = set(re.findall(r'id="(dynamics[\w.]*)"', made["reference/python.md"]))
+    assert {f"dynamics.{name}" for name in dynamics.__all__} <= named
+    assert {"dynamics.client.Client", "dynamics.client.gym_env.RolloutEnv"} <= named
+    assert "<td>a sentence that the IDM wrote" in made["reference/glossary.md"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
