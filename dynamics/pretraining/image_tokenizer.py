@@ -119,6 +119,7 @@ def fit_image_tokenizer(
     torch.manual_seed(derive_seed(seed, "image-tokenizer"))
     windows = _Windows(first, second, config.patch_px, numpy_rng(seed, "image-tokenizer-data"))
     model = FsqAutoencoder(config)
+    model.centre(windows.ground)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=6e-5)
     for step in range(1, steps + 1):
@@ -158,6 +159,11 @@ class _Windows:
         self._side = min(_WINDOW, self._cells)
         self._change = square_change(first, second, patch_px)
         self._median = np.stack([np.median(frame, axis=(0, 1)) for frame in first])
+
+    @property
+    def ground(self) -> Tensor:
+        """The commonest of the frames' median colours, channel by channel, -1..1, [3]."""
+        return to_pixels(np.median(self._median, axis=0)[None, None, None])[0, :, 0, 0]
 
     def draw(self) -> _Batch:
         """The windows of a step."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.errors import UserError
 from dynamics.core.images import encode_png
 from dynamics.core.progress import Progress
 from dynamics.core.records import stable_hash
@@ -35,6 +36,8 @@ from dynamics.storage.files import new_folder
 TRIAL_PX = 192
 """Side of the frames of trials: a multiple of most tokenizers' frames."""
 _TRIAL_FRAMES = 1500
+_BLIND = 0.5
+"""Share of the held-out pairs that a tokenizer tells apart below which no base is made on it."""
 RECONSTRUCTION = "reconstruction.png"
 """In the checkpoint: held-out frames beside what is left of them."""
 _SHOWN, _SHOWN_PX = 8, 128
@@ -118,10 +121,18 @@ class OwnClips:
             *footage.ends, config, steps=chosen.tokenizer_steps, seed=cfg.seed, progress=progress
         )
         held = read_heldout(cfg, self._listed, config.frame_px, progress)
+        sees = sight(images, *held.ends)
+        if sees.seen < _BLIND:
+            raise UserError(
+                f"with {images.num_tokens} codes a frame only {100 * sees.seen:.0f} % of the "
+                "held-out pairs differ, so no base is made: what happens is too small or too "
+                "faint in the picture. Crop the clips to it, or give more codes, e.g. "
+                "--set pretrain.codes_a_side=[8,12,16]"
+            )
         return images, {
             "codes_a_frame": images.num_tokens,
             "frame_px": images.frame_px,
-            "heldout": asdict(sight(images, *held.ends)),
+            "heldout": asdict(sees),
             "tried": {f"{side} x {side}": asdict(found) for side, found in tried.items()},
         }
 

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 SMALL = {"--pairs 9000": "--pairs 240", "--labels 1000": "--labels 120"}
 MORE = {
     "pretrain": "--set pretrain.codes_a_side=[6] --set pretrain.trial_steps=5 "
-    "--set pretrain.tokenizer_steps=60 --set pretrain.steps=20",
+    "--set pretrain.tokenizer_steps=200 --set pretrain.steps=20",
     "bootstrap": "--anyway rounds=1 train.first_steps=5 train.round_steps=5 serve.enabled=false "
     "evaluate.best_of=[1,2] evaluate.num_best_of_items=8",
 }

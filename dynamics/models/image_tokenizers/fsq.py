@@ -74,6 +74,18 @@ class FsqAutoencoder(nn.Module):
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("basis", basis, persistent=False)
 
+    def centre(self, colour_3: Tensor) -> None:
+        """Start of a training on frames whose ground has a colour, -1..1, [3].
+
+        Its squares get latents near the middle, which decode to it. Frames that are nearly all
+        white teach a constant otherwise, and then nothing more: all latents round to the same
+        levels, so the decoder learns to ignore them.
+        """
+        first, last = self.encoder[0].get_parameter, self.decoder[-1].get_parameter
+        with torch.no_grad():
+            first("bias").copy_(-(first("weight").sum((2, 3)) @ colour_3))
+            last("bias").copy_(colour_3)
+
     def bound(self, pixels_B3HW: Tensor) -> Tensor:
         """Continuous latent [B, L, D], each channel within 0 .. levels - 1."""
         latent = self.encoder(pixels_B3HW).flatten(2).transpose(1, 2)

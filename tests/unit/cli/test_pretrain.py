@@ -16,7 +16,7 @@ from tests.blocks import film, write_labels
 SMALL = [
     word
     for key in (
-        "num_frames=200", "codes_a_side=[3, 4]", "trial_steps=3", "tokenizer_steps=5", "width=16",
+        "num_frames=200", "codes_a_side=[3, 4]", "trial_steps=3", "tokenizer_steps=200", "width=16",
         "layers=1", "heads=2", "feed_forward=32", "steps=6",
     )
     for word in ("--set", f"pretrain.{key}")
@@ -28,7 +28,9 @@ def run(*arguments: object):
 
 
 @pytest.mark.slow
-def test_clips_and_labels_become_a_base_that_check_knows(tmp_path: Path) -> None:
+def test_clips_and_labels_become_a_base_that_check_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     film(tmp_path / "clips", 12)
     write_labels(tmp_path / "labels.parquet", range(10, 30))
     config = tmp_path / "blocks.yaml"
@@ -40,6 +42,12 @@ def test_clips_and_labels_become_a_base_that_check_knows(tmp_path: Path) -> None
     missing = run("check", config).exception
     assert isinstance(missing, UserError)
     assert "dynamics pretrain CONFIG makes one" in str(missing)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dynamics.pretraining.own_clips._BLIND", 1.01)
+        blind = run("pretrain", config, *SMALL).exception
+    assert isinstance(blind, UserError)
+    assert "held-out pairs differ, so no base is made" in str(blind)
 
     made = run("pretrain", config, *SMALL)
     assert made.exit_code == 0, made.output

@@ -50,6 +50,17 @@ def test_a_fitted_tokenizer_sees_a_change_and_keeps_what_is_still() -> None:
     assert found.kept > 0.9
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pale_thing_on_a_white_ground_is_seen(seed: int) -> None:
+    rng = np.random.default_rng(0)
+    first, second = np.full((2, 200, 64, 64, 3), 255, np.uint8)
+    for frames in (first, second):
+        for frame, (top, left) in zip(frames, rng.integers(58, size=(200, 2)), strict=True):
+            frame[top : top + 6, left : left + 6] = (170, 185, 200)
+    images = fit_image_tokenizer(first, second, FsqConfig(frame_px=64), steps=60, seed=seed)
+    assert sight(images, first[:50], second[:50]).seen > 0.9
+
+
 def test_the_first_size_that_sees_clearly_is_taken_and_each_trial_is_told() -> None:
     said: list[str] = []
     config, tried = choose_image_tokenizer(
