@@ -23,7 +23,7 @@ MORE = {
     "pretrain": "--set pretrain.codes_a_side=[6] --set pretrain.trial_steps=5 "
     "--set pretrain.tokenizer_steps=200 --set pretrain.steps=20",
     "bootstrap": "--anyway rounds=1 train.first_steps=5 train.round_steps=5 serve.enabled=false "
-    "evaluate.best_of=[1,2] evaluate.num_best_of_items=8",
+    "evaluate.best_of=[1,2] evaluate.num_best_of_items=8 guards.accept=[action_sensitivity]",
 }
 """What makes a command short."""
 BLOCKED = {"check": 1, "bootstrap": 4}
