@@ -54,12 +54,12 @@ class Arms:
     def action_first(self, round_id: int) -> Strata | None:
         """Whether the true sentence beats all others that were asked, beside chance, [N, 2].
 
-        None until every seed has it.
+        None until every seed has it, and where there is no other sentence.
         """
-        tables = self._results(round_id)
-        if tables is None:
-            return None
+        tables = self._results(round_id) or ()
         margins = [[one for one in table["action_margins"].to_pylist() if one] for table in tables]
+        if not margins or not all(margins):
+            return None
         return [
             np.array([(min(one) > 0, 1 / (1 + len(one))) for one in of_seed]) for of_seed in margins
         ]

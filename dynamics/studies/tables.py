@@ -222,13 +222,15 @@ def _checks_without_truth(arms: Arms, gain: Number | None) -> list[Check]:
     idm, commonest = (arms.round(arms.rounds, name) for name in ("idm_correct", "majority_exact"))
     if idm is not None and commonest is not None:
         against = [np.stack(both, axis=1) for both in zip(idm, commonest, strict=True)]
-        found += _twice("(a) IDM, against always saying the commonest sentence", against)
+        found += _twice("(a) IDM, more than twice what the commonest sentence gets", against)
     if (first := arms.action_first(arms.rounds)) is not None:
-        found += _twice("(b) true sentence makes the next frame likeliest, against chance", first)
+        found += _twice(
+            "(b) true sentence is the likeliest, more than twice as often as by chance", first
+        )
     return found
 
 
 def _twice(claim: str, strata: Strata) -> list[Check]:
-    """The check that the first column's mean is twice the second's."""
-    ratio = statistic(strata, lambda m_R2: m_R2[:, 0] / m_R2[:, 1], claim)
-    return checked(claim, "200 % of it", ratio, lambda n: n.value >= 2 and n.low > 1)
+    """The check that the first column's mean is more than twice the second's, which may be 0."""
+    more = statistic(strata, lambda m_R2: m_R2[:, 0] - 2 * m_R2[:, 1], claim)
+    return checked(claim, "beyond noise", more, lambda n: n.low > 0)
