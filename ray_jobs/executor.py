@@ -13,12 +13,13 @@ from dynamics.core.records import ModelRef
 from dynamics.models.image_tokenizer import ImageTokenizer
 from dynamics.pipeline.decoding import driver_images
 from dynamics.pipeline.executor import StreamStage
-from dynamics.storage.run_folder import RunFolder
+from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from dynamics.storage.streams import Done, Stream, run_stream
 from dynamics.training.batches import FitJob
 from dynamics.training.checkpoints import FitResult
 from dynamics.training.loss import Task
 from ray_jobs import runtime
+from ray_jobs.origin import cluster_hardware
 
 if TYPE_CHECKING:  # imports Ray
     from ray_jobs.sight import Sight
@@ -38,6 +39,7 @@ class RayExecutor:
         self.cfg = cfg
         self.folder = folder
         self._sight: Sight | None = None
+        self._most_nodes = 0
 
     @cached_property
     def images(self) -> ImageTokenizer:
@@ -110,4 +112,19 @@ class RayExecutor:
 
             self._sight = self._sight or sight_of(self.cfg, self.folder.root)
             self._sight.check_all_nodes()
+            self._write_hardware()
             yield self._sight
+            self._write_hardware()
+
+    def _write_hardware(self) -> None:
+        """Tell of a joined cluster at its largest: nodes come when a stage asks for them."""
+        if not runtime.joins_cluster():
+            return
+        import ray
+
+        known = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = [node for node in known if node["Alive"]]
+        if len(nodes) > self._most_nodes:
+            self._most_nodes = len(nodes)
+            made = {**read_json(self.folder.origin), "hardware": cluster_hardware(nodes)}
+            write_json(self.folder.origin, made)

@@ -1,6 +1,7 @@
-"""Origin of a run: when, by which code and on which machine it was last continued."""
+"""Origin of a run: when, by which code and on which machine or cluster it was last continued."""
 
 import os
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,29 @@ from typing import Any
 from dynamics.core.config import LoopConfig
 from ray_jobs.tracking import git_revision
 
+_KIND = "accelerator_type:"
+"""Before a GPU's name among the resources of a Ray node."""
+
 
 def origin(cfg: LoopConfig) -> dict[str, Any]:
-    """Date (UTC), commit or version, and the driver's hardware."""
+    """Date (UTC), commit or version, and the driver's hardware, until a cluster is joined."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "revision": git_revision(),
         "hardware": ", ".join(_hardware(cfg)),
     }
+
+
+def cluster_hardware(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Nodes, CPUs and GPUs of a cluster, of ``nodes`` as `ray.nodes` lists them."""
+    found = [node["Resources"] for node in nodes]
+    counts = {name: round(sum(one.get(name, 0) for one in found)) for name in ("CPU", "GPU")}
+    counted = [
+        f"{count:,} {what}{'' if count == 1 else 's'}"
+        for what, count in {"node": len(found), **counts}.items()
+    ]
+    kinds = {name.removeprefix(_KIND) for one in found for name in one if name.startswith(_KIND)}
+    return f"Ray cluster of {', '.join([*counted, *sorted(kinds)])}"
 
 
 def _hardware(cfg: LoopConfig) -> list[str]:

@@ -125,7 +125,7 @@ class RunFolder:
 
     @property
     def origin(self) -> Place:
-        """When, by which code and on which machine the run was last continued."""
+        """When, by which code and on which machine or cluster the run was last continued."""
         return self.root / "origin.json"
 
     @property
