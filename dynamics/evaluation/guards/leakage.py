@@ -32,7 +32,8 @@ run 5 of 1,000 held-out pairs show, by chance, a scene and action that the pool 
 of them have a pool pair this near, and no other pair has. Of 80 clips, encoded anew in a worse
 quality or a smaller size, 98 % are this near to themselves; cut at the edges or darkened, 90 %."""
 MOST_LOOKALIKES = 0.05
-"""Share of the held-out pairs that look like each other from which on looks prove nothing."""
+"""Share of the held-out pairs that look like a pool pair by chance, from which on looks prove
+nothing."""
 _PIXELS_A_BATCH = 1 << 20
 _PAIRS_A_CHUNK = 1 << 17
 
@@ -48,7 +49,7 @@ class Leakage:
     """Pairs whose two frames both look like those of one pool pair."""
     either: int
     lookalikes: int = 0
-    """Held-out pairs that look like one of another clip among themselves: chance, not a leak."""
+    """Held-out pairs that look like a pool pair by chance: see `num_lookalikes`."""
 
     @property
     def looks_tell(self) -> bool:
@@ -69,11 +70,16 @@ def count_leakage(
     )
 
 
-def num_lookalikes(pairs: tuple[Hashes, Hashes], clips: Sequence[str]) -> int:
-    """Pairs that look like one of another clip; half of the clips are compared with the others."""
+def num_lookalikes(pairs: tuple[Hashes, Hashes], clips: Sequence[str], num_pool: int) -> int:
+    """Held-out pairs that look like one of so many others by chance.
+
+    Counted among themselves: half of the clips are compared with the others. A pool holds more
+    pairs than a half does, and as many times more of them look like a held-out one.
+    """
     half_B = np.unique(clips, return_inverse=True)[1] % 2 == 1
     halves = [(pairs[0][rows], pairs[1][rows]) for rows in (half_B, ~half_B)]
-    return sum(int(near_pairs(one, other).sum()) for one, other in (halves, halves[::-1]))
+    among = sum(int(near_pairs(one, other).sum()) for one, other in (halves, halves[::-1]))
+    return min(len(half_B), round(among * num_pool / max(1, len(half_B) / 2)))
 
 
 def leaked_pairs(

@@ -229,8 +229,8 @@ def leakage(evidence: GuardEvidence, limits: GuardConfig) -> GuardResult:
     alike = (
         ""
         if found.looks_tell
-        else f"; {found.lookalikes:,} look like one of another clip among themselves, so looks "
-        "prove nothing here, and only bytes count"
+        else f"; by chance {found.lookalikes:,} would, as often as they look like each other, so "
+        "looks prove nothing here, and only bytes count"
     )
     return _result(
         "leakage",

@@ -70,10 +70,9 @@ def find_leakage(
         if done.found is not None:
             same_B |= done.found["same"].to_numpy()
             alike_B |= done.found["alike"].to_numpy()
-    among = num_lookalikes(
-        (_hashes(found["source"]), _hashes(found["target"])), found["clip_sha256"].to_pylist()
-    )
-    return count_leakage(same_B, alike_B, among)
+    hashes = _hashes(found["source"]), _hashes(found["target"])
+    by_chance = num_lookalikes(hashes, found["clip_sha256"].to_pylist(), pool.num_rows)
+    return count_leakage(same_B, alike_B, by_chance)
 
 
 class HashWorker:

@@ -18,6 +18,7 @@ from dynamics.evaluation.guards.leakage import (
     hash_codes,
     leaked_pairs,
     near_pairs,
+    num_lookalikes,
     perceptual_hashes,
 )
 from dynamics.storage.streams import run_stream
@@ -119,6 +120,14 @@ def test_half_a_pair_is_no_leak():
 def test_frames_without_an_edge_look_like_nothing():
     grey = np.full((3, 2, WORLD.frame_px, WORLD.frame_px, 3), 90, np.uint8)
     assert leaks(table(grey, "p"), table(grey, "h")).by_hash == 0
+
+
+def test_few_lookalikes_among_the_held_out_are_many_in_a_large_pool():
+    frames = held_out()[:20].copy()
+    frames[1] = again(frames[0])
+    hashes = perceptual_hashes(frames[:, 0]), perceptual_hashes(frames[:, 1])
+    clips = [f"{row:02d}" for row in range(20)]
+    assert [num_lookalikes(hashes, clips, pool) for pool in (10, 50, 10_000)] == [2, 10, 20]
 
 
 def test_a_hash_does_not_change_with_the_size_of_the_frame():
