@@ -24,6 +24,13 @@ _MOST_PAIRS = 2000
 def check(
     config: Annotated[str, typer.Argument(help="Config file, or NAME of configs/NAME.yaml.")],
     overrides: Set = None,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            help="Also train IDM and FDP on a quarter and on all of the labels, as long as round 0 "
+            "does, and say what rounds can be expected to bring."
+        ),
+    ] = False,
 ) -> None:
     """Say what would go wrong in a run on this data: what, how bad, what to do.
 
@@ -33,7 +40,7 @@ def check(
     path = config_path(config)
     cfg = load(path, overrides or [])
     with TemporaryDirectory(prefix="dynamics-check-") as temporary:
-        found = _findings(cfg, Path(temporary) / "run")
+        found = _findings(cfg, Path(temporary) / "run", fit)
     print_whole(console, finding_table(found))
     same = " ".join([str(path), *(overrides or [])])
     if any(one.level == "refuse" for one in found.values()):
@@ -76,11 +83,12 @@ def _lines(name: str, one: "Finding") -> Iterator[str]:
         yield f"-> {escape(one.remedy)}"
 
 
-def _findings(cfg: LoopConfig, folder: Path) -> "Mapping[str, Finding]":
+def _findings(cfg: LoopConfig, folder: Path, fit: bool) -> "Mapping[str, Finding]":
     """Findings about a part of the run's data, which is made in a folder of its own."""
+    from dynamics.evaluation.more_labels import measure_more_labels
     from dynamics.models import load_image_tokenizer
     from dynamics.pipeline.prepare import prepare
-    from dynamics.plan.findings import evidence_of, findings
+    from dynamics.plan.findings import evidence_of, expected_of_rounds, findings
     from dynamics.storage.run_folder import RunFolder
     from dynamics.storage.streams import run_stream
 
@@ -90,4 +98,7 @@ def _findings(cfg: LoopConfig, folder: Path) -> "Mapping[str, Finding]":
     images = load_image_tokenizer(cfg.model.family, cfg.base_path(), cfg.model.device)
     with ProgressView(console) as progress, run.claimed(part):
         data = prepare(part, run, images, run_stream, progress)
-        return findings(evidence_of(part, run, data, images))
+        found = findings(evidence_of(part, run, data, images))
+        if fit and all(one.level != "refuse" for one in found.values()):
+            found["rounds"] = expected_of_rounds(measure_more_labels(part, run, data, progress))
+        return found

@@ -1,5 +1,6 @@
 """A round held against its controls (`evaluation.controls`) on the same held-out pairs."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,17 +62,10 @@ def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int
     """
     order: tuple[str, ...] = ("labelled_only", "round", "true_labels")
     tables = {arm: items[arm].sort_by("pair_id") for arm in order if arm in items}
-    pairs = [table["pair_id"].to_pylist() for table in tables.values()]
-    if any(one != pairs[0] for one in pairs):
-        raise ValueError("the controls were evaluated on other pairs than the round")
     gain: dict[str, Estimate] = {}
     gap_closed: dict[str, Estimate] = {}
-    for exact, stand_in in COMPARED.items():
-        column = exact if tables["round"][exact].null_count < len(pairs[0]) else stand_in
-        outcomes = [table[column].to_pylist() for table in tables.values()]
-        known_NK = [row for row in zip(*outcomes, strict=True) if None not in row]
-        metric, seed = METRIC_OF_COLUMN[column], derive_seed("bootstrap", "controls", column)
-        gain[metric] = bootstrap_statistic(known_NK, lambda m_RK: m_RK[:, 1] - m_RK[:, 0], seed)
+    for metric, seed, known_NK in _outcomes(list(tables.values())):
+        gain[metric] = bootstrap_statistic(known_NK, _second_less_first, seed)
         if "true_labels" in tables:
             closed = bootstrap_statistic(known_NK, _gap_closed, seed)
             gap_closed |= {metric: closed} if np.isfinite(closed.value) else {}
@@ -87,6 +81,31 @@ def compare(items: dict[str, pa.Table], round_id: int, steps: int, num_pool: int
         gain=gain,
         gap_closed=gap_closed,
     )
+
+
+def gains(before: pa.Table, after: pa.Table) -> dict[str, Estimate]:
+    """How much more the second of two evaluations has, per metric, paired over the same pairs."""
+    tables = [table.sort_by("pair_id") for table in (before, after)]
+    return {
+        metric: bootstrap_statistic(known_N2, _second_less_first, seed)
+        for metric, seed, known_N2 in _outcomes(tables)
+    }
+
+
+def _outcomes(tables: list[pa.Table]) -> Iterator[tuple[str, int, list[tuple[float, ...]]]]:
+    """Per compared metric: its name, the seed of its intervals, a row of K outcomes per pair."""
+    pairs = [table["pair_id"].to_pylist() for table in tables]
+    if any(one != pairs[0] for one in pairs):
+        raise ValueError("one model was evaluated on other pairs than another")
+    for exact, stand_in in COMPARED.items():
+        column = exact if tables[-1][exact].null_count < len(pairs[0]) else stand_in
+        outcomes = [table[column].to_pylist() for table in tables]
+        known_NK = [row for row in zip(*outcomes, strict=True) if None not in row]
+        yield METRIC_OF_COLUMN[column], derive_seed("bootstrap", "controls", column), known_NK
+
+
+def _second_less_first(means_RK: Floats) -> Floats:
+    return means_RK[:, 1] - means_RK[:, 0]
 
 
 def _gap_closed(means_R3: Floats) -> Floats:

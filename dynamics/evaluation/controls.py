@@ -23,7 +23,7 @@ from dynamics.core.config import LoopConfig, TrainConfig
 from dynamics.core.errors import UserError
 from dynamics.core.places import Place
 from dynamics.core.progress import Progress, silent
-from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs, ModelRef
+from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, DataRefs
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
@@ -59,7 +59,7 @@ def fit_side_by_side(jobs: Sequence[FitJob], progress: Progress) -> None:
     with ProcessPoolExecutor(2, context, torch.set_num_threads, (threads,)) as pool:
         pending = {pool.submit(_fit, job, log) for job, log in zip(jobs, logs, strict=True)}
         while pending:
-            progress(sum(log.last_step() for log in logs), total, "train controls")
+            progress(sum(log.last_step() for log in logs), total, f"train {len(jobs)} adapters")
             finished, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
             for future in finished:
                 future.result()
@@ -100,15 +100,17 @@ def run_controls(
     for arm in arms:
         known = truth if arm == "true_labels" else None
         num_true = _write_training_set(folder / arm / TRAINING_SET, data, known, run.codes)
-        jobs += [_fit_job(cfg, arm, task, round_id, folder / arm) for task in get_args(Task)]
+        for task in get_args(Task):
+            steps = control_steps(cfg.train.of(task), round_id)
+            jobs.append(control_job(cfg, arm, task, steps, folder / arm))
     if missing := [job for job in jobs if not job.out.exists()]:
         run_fits(missing, progress)
     for arm in arms:
         out = folder / arm
         if not (out / RESULTS).is_file():
             progress(0, 0, f"evaluate {arm}")
-            models = model_ref(cfg.base_path(), out / "idm", out / "fdp")
-            evaluated = _evaluate(cfg, models, data, truth, round_id)
+            heldout = read_table(data.heldout, TRANSITION_SCHEMA)
+            evaluated = evaluate_control(cfg, out, heldout, truth, round_id)
             write_table(out / RESULTS, evaluated, schema)
         items[arm] = read_table(out / RESULTS, schema)
     steps = control_steps(cfg.train.of("fdp"), round_id)
@@ -151,14 +153,15 @@ def _write_training_set(out: Place, data: DataRefs, truth: pa.Table | None, code
     return num_true
 
 
-def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, round_id: int, out: Place) -> FitJob:
+def control_job(cfg: LoopConfig, arm: str, task: Task, steps: int, out: Place) -> FitJob:
+    """The fit of a task from the base on ``out``'s training set, into ``out``."""
     return FitJob(
         task=task,
         family=cfg.model.family,
         base=cfg.base_path(),
         device=cfg.model.device,
         transitions=out / TRAINING_SET,
-        steps=control_steps(cfg.train.of(task), round_id),
+        steps=steps,
         train=cfg.train,
         seed=derive_seed(cfg.seed, "control", SEEDED_AS.get(arm, arm), task),
         init_from=None,
@@ -167,9 +170,9 @@ def _fit_job(cfg: LoopConfig, arm: Arm, task: Task, round_id: int, out: Place) -
     )
 
 
-def _evaluate(
-    cfg: LoopConfig, models: ModelRef, data: DataRefs, truth: pa.Table | None, round_id: int
+def evaluate_control(
+    cfg: LoopConfig, out: Place, heldout: pa.Table, truth: pa.Table | None, round_id: int
 ) -> pa.Table:
-    idm, fdp = load_pair(models, cfg.model)
-    heldout = read_table(data.heldout, TRANSITION_SCHEMA)
+    """Held-out results, without best of N, of the two adapters that were fitted into ``out``."""
+    idm, fdp = load_pair(model_ref(cfg.base_path(), out / "idm", out / "fdp"), cfg.model)
     return evaluate_heldout(heldout, truth, idm, fdp, cfg, round_id, with_best_of=0)

@@ -18,12 +18,13 @@ from dynamics.plan.findings.finding import Evidence, Finding, Frame
 from dynamics.plan.findings.labels import heldout_overlap, label_counts
 from dynamics.plan.findings.machine import machine
 from dynamics.plan.findings.pool import pool_pairs
+from dynamics.plan.findings.rounds import expected_of_rounds
 from dynamics.plan.findings.wordings import wordings
 from dynamics.plan.findings.words import long_sentences, unknown_words
 from dynamics.storage.run_folder import RunFolder, read_json
 from dynamics.storage.tables import iter_table, read_table
 
-__all__ = ["FINDINGS", "Finding", "evidence_of", "findings"]
+__all__ = ["FINDINGS", "Finding", "evidence_of", "expected_of_rounds", "findings"]
 
 FINDINGS: dict[str, Callable[[Evidence], Finding]] = {
     "blind_tokenizer": blind_tokenizer,

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dynamics.cli.main import app
-from dynamics.core.config import KeyframeConfig
+from dynamics.core.config import REPOSITORY_ROOT, KeyframeConfig
 from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView
 from dynamics.core.errors import UserError
@@ -74,6 +74,31 @@ def test_check_names_the_blind_tokenizer_the_unknown_words_and_the_few_labels(ro
     ]
     assert len(table) > 10
     assert max(map(len, table)) <= 80
+
+
+@pytest.mark.slow
+def test_check_fit_trains_on_a_quarter_and_on_all_labels(small_tabletop: Path) -> None:
+    result = run("check", small_tabletop, "--fit")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "rounds: from 64 to 256 labels, trained as in round 0: FDP frames right" in said
+    assert "IDM sentences right" in said
+
+
+@pytest.fixture
+def small_tabletop(tmp_path: Path) -> Path:
+    """The embedded default with 256 labels, for a few steps."""
+    config = tmp_path / "small.yaml"
+    lines = [
+        "name: small",
+        f"run_dir: {tmp_path}/run",
+        "pool: {num_pairs: 300}",
+        "labelled: {num_pairs: 256, num_heldout: 60}",
+        f"model: {{base: {REPOSITORY_ROOT}/dynamics/assets/tiny-4x4, device: cpu}}",
+        "train: {first_steps: 20, round_steps: 20}",
+    ]
+    config.write_text("\n".join(lines) + "\n")
+    return config
 
 
 @pytest.mark.slow

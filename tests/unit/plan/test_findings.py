@@ -9,9 +9,12 @@ import pyarrow as pa
 import pytest
 
 from dynamics.core.config import LoopConfig
+from dynamics.core.records import Estimate
+from dynamics.evaluation.more_labels import MoreLabels
 from dynamics.plan.findings.blind import blind_tokenizer
 from dynamics.plan.findings.finding import Evidence
 from dynamics.plan.findings.labels import label_counts
+from dynamics.plan.findings.rounds import expected_of_rounds
 from dynamics.plan.findings.wordings import wordings
 from dynamics.tabletop.language import say
 from dynamics.tabletop.scene import all_actions, sample_scene
@@ -93,3 +96,36 @@ def test_a_blind_base_of_ones_own_is_made_anew_with_more_steps_or_codes(
     assert ("pretrain.tokenizer_steps (it took 4,000)" in found.remedy) == is_own
     assert ("by more than 6 in pretrain.codes_a_side" in found.remedy) == is_own
     assert ("make a base there from your own clips" in found.remedy) != is_own
+
+
+@pytest.mark.parametrize(
+    ("fdp", "spread", "idm", "level", "remedy"),
+    [
+        ((0.154, 0.416), 0.03, 0.71, "fine", ""),  # the tabletop's
+        ((0.260, 0.276), 0.01, 0.46, "warn", "labels are not what this FDP lacks"),  # PushT's
+        ((0.970, 0.990), 0.01, 0.98, "warn", "nothing is left for rounds to gain"),
+        ((0.300, 0.360), 0.08, 0.71, "warn", "labels are not what this FDP lacks"),  # noise
+        ((0.154, 0.416), 0.03, 0.21, "warn", "more labels (dynamics annotate)"),
+    ],
+)
+def test_rounds_are_expected_to_bring_what_more_labels_bring(fdp, spread, idm, level, remedy):
+    def estimate(value: float, spread: float = 0.03) -> Estimate:
+        return Estimate(value=value, low=value - spread, high=value + spread, num_items=500)
+
+    arms = tuple(
+        {
+            "eval/code_accuracy_changed": estimate(value),
+            "eval/idm_exact": estimate(idm),
+            "eval/majority_exact": estimate(0.2),
+        }
+        for value in fdp
+    )
+    gain = {
+        "eval/code_accuracy_changed": estimate(fdp[1] - fdp[0], spread),
+        "eval/idm_exact": estimate(0.2),
+    }
+    found = expected_of_rounds(MoreLabels(num_labels=(250, 1000), arms=arms, gain=gain))
+    assert found.level == level
+    assert found.remedy.startswith(remedy)
+    assert "from 250 to 1,000 labels" in found.found
+    assert f"{100 * fdp[0]:.1f} -> {100 * fdp[1]:.1f}" in found.found
