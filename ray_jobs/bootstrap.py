@@ -10,6 +10,7 @@ Exit status: 0 done, 2 bad input or environment (one line on stderr), 3 the run 
 
 import argparse
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ from dynamics.core.config_file import load
 from dynamics.core.console import ProgressView, json_line, print_whole
 from dynamics.core.errors import UserError, as_user_error
 from dynamics.core.places import Place, StorePath
+from dynamics.core.registry import unknown_name
 from dynamics.storage.claim import RunFolderInUseError
 from dynamics.storage.run_folder import RunFolder, read_json, write_json
 from ray_jobs import runtime
@@ -79,7 +81,10 @@ cluster, else it starts a local Ray.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into an exit status."""
     interrupts.loaded()
-    parsed = parser().parse_intermixed_args(arguments)
+    parsed, unknown = parser().parse_known_intermixed_args(arguments)
+    if unknown:
+        known = tuple(re.findall(r"\[(--[\w-]+)", parser().format_usage()))
+        parser().error(f"option {unknown_name(unknown[0], known)}")
     # `ray job stop`, Slurm, Kubernetes and Docker end a driver by SIGTERM: for us, a Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     runtime.prepare_environment()

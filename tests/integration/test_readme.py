@@ -21,6 +21,7 @@ from dynamics.core.config import REPOSITORY_ROOT as ROOT
 from dynamics.core.config import LoopConfig
 from dynamics.models.convert_vqgan import CHAMELEON_VQGAN
 from dynamics.models.image_tokenizers.vqgan import Vqgan, load_vqgan
+from dynamics.storage.run_folder import RunFolder, read_json
 from tests.contracts.checkpoints import save_ckpt
 from tests.integration.test_bootstrap import COMMAND, arguments, wait_until
 from tests.serving import free_port
@@ -125,3 +126,23 @@ def test_labels_are_measured_beside_transformers(tmp_path: Path, home: Path) -> 
     (tmp_path / "dynamics").symlink_to(ROOT / "dynamics")
     said = done(started(f"{command('python -m benchmarks')} --rounds 1", home, tmp_path))
     assert '"equal": "all ids"' in said
+
+
+def test_a_job_of_the_own_cluster_makes_a_run(
+    small: LoopConfig, tmp_path: Path, home: Path
+) -> None:
+    api, run_dir = free_port(), tmp_path / "run"
+    ports = f"--port {free_port()} --dashboard-port {api}"
+    given = " ".join(arguments(small, run_dir)[len(COMMAND) :])
+    lines = [
+        command(". .venv/bin/activate"),
+        command("export RAY_AUTH_MODE=token"),
+        f"export RAY_API_SERVER_ADDRESS=http://127.0.0.1:{api}",
+        f"{command('ray start').replace('8', '2')} {ports}",
+        f"{command('ray job submit')} --rounds 1 {given} serve.enabled=false",
+    ]
+    said = done(started("\n".join(lines), home))
+    assert "succeeded" in said
+    folder = RunFolder(run_dir)
+    assert [report.round_id for report in folder.reports(1)] == [0, 1]
+    assert read_json(folder.origin)["hardware"] == "Ray cluster of 1 node, 2 CPUs, 0 GPUs"

@@ -103,7 +103,7 @@ def test_the_help_of_evaluate_shows_the_controls():
 def test_an_unknown_long_option_is_no_abbreviation(run):
     done = dynamics("bootstrap", "--round", "3")
     assert done.returncode == 2
-    assert "unrecognized arguments: --round" in done.stderr
+    assert "'--round' is unknown; did you mean --rounds? known: --config, --rounds," in done.stderr
     assert "No such option: --contr" in dynamics("evaluate", run, "--contr").stderr
 
 
