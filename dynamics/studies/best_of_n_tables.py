@@ -25,7 +25,6 @@ from dynamics.studies.results import (
     checked,
     difference,
     mean,
-    share_of_gap,
 )
 from dynamics.studies.study import Study
 
@@ -38,6 +37,7 @@ COLUMNS = {name: label_of(name) for name in VERIFIERS if name != "idm_contrast"}
 candidates of a scene, so it picks what the IDM picks."""
 
 RANDOM, GREEDY = "random", "greedy"
+REGRET, COPIES = "regret", "copies chosen by IDM + FDP"
 
 
 class Candidates:
@@ -81,9 +81,10 @@ def tables(studies: Sequence[Study]) -> dict[str, Table]:
         found[f"verification-round-{round_id}-t-{temperature}"] = Table(
             title=f"(c) Best of N in round {round_id}, temperature {temperature}",
             note="The share of scenes whose chosen frame is correct. Random: one sample. Oracle: "
-            "some candidate is correct, the most that any verifier could reach. IDM contrast picks "
-            "what the IDM picks. The weight is fitted on pairs of the labelled set.",
-            columns=(*COLUMNS.values(), RANDOM, GREEDY, ORACLE, "copies chosen by IDM + FDP"),
+            "some candidate is correct, the most that any verifier could reach. Regret: what IDM + "
+            "FDP miss of that. IDM contrast picks what the IDM picks. The weight is fitted on the "
+            "labelled set.",
+            columns=(*COLUMNS.values(), RANDOM, GREEDY, ORACLE, REGRET, COPIES),
             rows=tuple(rows),
         )
     return found
@@ -97,14 +98,8 @@ def checks(studies: Sequence[Study]) -> list[Check]:
         if round_id != studies[0].cfg.rounds or temperature != 1.0 or 8 not in sizes:
             continue
         at_8 = _success(seeds, HEADLINE_VERIFIER, 8)
-        single = [one.correct_BN.mean(-1) for one in seeds]
-        oracle = [one.oracle(8) for one in seeds]
-        found += checked(
-            "(c) best of 8: share of the gap from one sample to the oracle",
-            "75 %",
-            share_of_gap(at_8, single, oracle, "verification gap"),
-            lambda n: n.value >= 0.75,
-        )
+        success = mean(at_8, "verification success")
+        found += checked("(c) best of 8", "78 %", success, lambda n: n.value >= 0.78)
         greedy = [one.greedy_B for one in seeds]
         more = difference(at_8, greedy, "verification greedy")
         found += checked(
@@ -133,15 +128,18 @@ def _settings(studies: Sequence[Study]) -> Iterator[tuple[int, float, list[Candi
 
 def _row(seeds: Sequence[Candidates], n: int, where: str) -> Row:
     name = f"N = {n}"
+    chosen = {verifier: _success(seeds, verifier, n) for verifier in COLUMNS}
+    oracle = [one.oracle(n) for one in seeds]
     cells = {
-        column: mean(_success(seeds, verifier, n), f"{where} {name} {verifier}")
+        column: mean(chosen[verifier], f"{where} {name} {verifier}")
         for verifier, column in COLUMNS.items()
     }
     cells[RANDOM] = mean([one.correct_BN.mean(-1) for one in seeds], f"{where} random")
     cells[GREEDY] = mean([one.greedy_B for one in seeds], f"{where} greedy")
-    cells[ORACLE] = mean([one.oracle(n) for one in seeds], f"{where} {name} oracle")
+    cells[ORACLE] = mean(oracle, f"{where} {name} oracle")
+    cells[REGRET] = difference(oracle, chosen[HEADLINE_VERIFIER], f"{where} {name} regret")
     copies = [one.chosen(HEADLINE_VERIFIER, n, one.copied_BN) for one in seeds]
-    cells["copies chosen by IDM + FDP"] = mean(copies, f"{where} {name} copies")
+    cells[COPIES] = mean(copies, f"{where} {name} copies")
     return Row(name=name, cells=cells)
 
 

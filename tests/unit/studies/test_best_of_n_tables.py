@@ -68,6 +68,13 @@ def test_more_candidates_never_lower_the_oracle(study: Study) -> None:
     assert values == sorted(values)
 
 
+def test_regret_is_what_the_default_verifier_misses_of_the_oracle(study: Study) -> None:
+    (table, _) = tables([study]).values()
+    for row in table.rows:
+        missed = row.cells["oracle"].value - row.cells[COLUMNS["noisy_channel"]].value
+        assert row.cells["regret"].value == pytest.approx(missed)
+
+
 def test_the_bars_are_held_against_the_default_verifier(study: Study) -> None:
     # It chooses hardly any correct frame at 8, and no fewer at 16.
     assert [check.holds for check in checks([study])] == [False, False, True]
