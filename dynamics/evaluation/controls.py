@@ -9,15 +9,13 @@
 The gain over the first is the result, and the share of the gap between the two that was closed.
 """
 
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from dynamics.core.config import LoopConfig, TrainConfig
 from dynamics.core.errors import UserError
@@ -27,6 +25,7 @@ from dynamics.core.records import PAIR_SCHEMA, TRANSITION_SCHEMA, TRUTH_SCHEMA, 
 from dynamics.core.seeds import derive_seed
 from dynamics.evaluation.comparison import ControlReport, compare
 from dynamics.evaluation.heldout import evaluate_heldout, results_schema
+from dynamics.evaluation.worker_pool import worker_pool
 from dynamics.inference.load import load_pair, model_ref
 from dynamics.storage.pairs import TableWriter, stored_rows
 from dynamics.storage.run_folder import (
@@ -54,9 +53,7 @@ def fit_side_by_side(jobs: Sequence[FitJob], progress: Progress) -> None:
     threads = max(1, (os.cpu_count() or 1) // 2)
     logs = [TrainingLog(job.out.with_name(f"{job.out.name}.jsonl")) for job in jobs]
     total = sum(job.steps for job in jobs)
-    # Spawned, not forked: a fork of a process that has used torch's threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, context, torch.set_num_threads, (threads,)) as pool:
+    with worker_pool(2, threads) as pool:
         pending = {pool.submit(_fit, job, log) for job, log in zip(jobs, logs, strict=True)}
         while pending:
             progress(sum(log.last_step() for log in logs), total, f"train {len(jobs)} adapters")

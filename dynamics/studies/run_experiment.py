@@ -6,8 +6,6 @@ their checkpoints.
 
 from collections.abc import Callable
 
-import torch
-
 from dynamics.core.progress import silent
 from dynamics.loop import run_rounds
 from dynamics.models import load_image_tokenizer
@@ -30,7 +28,6 @@ from dynamics.studies.study import Study
 
 def run_experiment(study: Study, experiment: Experiment) -> None:
     """Run an experiment in this process; its ``done.json`` is the last write."""
-    torch.set_num_threads(1)
     if study.is_done(experiment):
         return
     make_folder(study.folder(experiment))

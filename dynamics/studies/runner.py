@@ -1,15 +1,15 @@
 """Run the experiments of a study on all cores, write the results. Running it again continues."""
 
-import multiprocessing
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from datetime import date
 from pathlib import Path
 
 from dynamics.core.config import LoopConfig
 from dynamics.core.errors import UserError
 from dynamics.core.progress import Progress
+from dynamics.evaluation.worker_pool import worker_pool
 from dynamics.storage.files import write_bytes
 from dynamics.storage.run_folder import continued, read_json, read_record, write_json
 from dynamics.studies.experiments import Experiment, StudyPlan, ready, schedule
@@ -97,9 +97,7 @@ def _run_all(
     todo = [(seed, one) for seed, one in planned if not studies[seed].is_done(one)]
     unfinished = set(todo)
     total, running = len(planned), dict[Future[None], tuple[int, Experiment]]()
-    # Spawned, not forked: a fork of a process that has used torch's threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context) as pool:
+    with worker_pool(num_workers, 1) as pool:
         try:
             while todo or running:
                 for seed, one in ready(todo, unfinished)[: num_workers - len(running)]:
