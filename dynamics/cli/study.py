@@ -18,7 +18,7 @@ def study(
         bool, typer.Option("--quick", help="One seed, two label sizes: a look, no evidence.")
     ] = False,
     seeds: Annotated[
-        str | None, typer.Option(help="Seeds to film and train with, e.g. 101,102,103.")
+        str | None, typer.Option(help="Seeds to film and train with, e.g. 141,142,143.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.", callback=local)] = None,
     workers: Annotated[

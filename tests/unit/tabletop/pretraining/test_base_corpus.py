@@ -92,8 +92,8 @@ def test_the_shipped_checkpoint_names_the_transitions_it_saw() -> None:
     """So that `film_split` can leave them out of seed, pool and held-out clips."""
     base = ASSETS / "tiny-4x4"
     made = json.loads((base / "recipe.json").read_text())
-    recipe, world = made["recipe"], WorldConfig(**made["world"])
-    few = sample_episodes(50, recipe["episode_length"], world, recipe["seed"])
+    corpus, world = made["corpus"], WorldConfig(**made["world"])
+    few = sample_episodes(50, corpus["episode_length"], world, made["seed"])
     seen = seen_transitions(base)
-    assert len(seen) > 0.95 * recipe["num_episodes"] * recipe["episode_length"]
+    assert len(seen) > 0.95 * corpus["num_episodes"] * corpus["episode_length"]
     assert set(video_keys(few).tolist()) <= seen
