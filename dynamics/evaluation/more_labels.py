@@ -1,7 +1,7 @@
 """What more labels bring: the models of all labels against those of a quarter of them.
 
 Rounds teach the FDP with labels that the IDM writes: an FDP to which more labels bring nothing
-gains nothing from rounds. On three worlds they brought 30 to 70 % of what the last three quarters
+gains nothing from rounds. On three worlds they brought 30 to 60 % of what the last three quarters
 of the labels had brought (docs/LOG.md, 2026-11-28).
 """
 

@@ -17,7 +17,7 @@ def to_markdown(results: Results, plots: Sequence[str], others: Sequence[Results
     seeds = ", ".join(map(str, results.seeds))
     parts = [
         "# Results",
-        "Written by `dynamics study` from `study/results.json`; do not edit.",
+        "Written by `dynamics study` from `study/`; do not edit.",
         f"{results.date}, seeds {seeds}, config `{results.config_digest[:12]}`. Percent, mean over "
         "seeds [95 % bootstrap interval over held-out scenes], then each seed. Every seed films "
         "its own videos; no setting was chosen on its scenes.",

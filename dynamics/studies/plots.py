@@ -48,7 +48,7 @@ def _rounds(table: Table) -> Any:
     figure, axes = _axes("(b) held-out success by round", "round")
     places = [float(index) for index in range(len(rows))]
     axes.set_xticks(places)
-    for column, colour in zip(("FDP, greedy", "IDM"), _COLOURS, strict=False):
+    for column, colour in zip(("IDM", "FDP, greedy"), _COLOURS, strict=False):
         _line(axes, places, [row.cells[column] for row in rows], column, colour)
         for name, style in (("labelled set only, as many steps", ":"), ("true labels", "--")):
             if (level := table.cell(name, column)) is not None:

@@ -66,14 +66,19 @@ def publish(folder: Path, docs: Path) -> Path:
 
 
 def published(docs: Path) -> str:
-    """Text of ``docs/RESULTS.md``, from ``docs/study`` alone."""
+    """Text of ``docs/RESULTS.md``, from ``docs/study`` alone.
+
+    ``docs/study/notes.md``, written by hand, stands at its end: what no study measures.
+    """
     study = docs / "study"
+    notes = study / "notes.md"
     plots = [f"study/{path.name}" for path in sorted(study.glob("*.png"))]
     results, *others = [
         read_record(path, Results.from_json)
         for path in (study / RESULTS_FILE, *sorted(study.glob(f"*/{RESULTS_FILE}")))
     ]
-    return to_markdown(results, plots, others)
+    text = to_markdown(results, plots, others)
+    return f"{text}\n{notes.read_text()}" if notes.exists() else text
 
 
 def _refuse_other_study(cfg: LoopConfig, folder: Path) -> None:

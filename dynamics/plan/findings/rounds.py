@@ -27,7 +27,7 @@ def expected_of_rounds(measured: MoreLabels) -> Finding:
     gain = measured.gain[fdp]
     line = (
         f"from {few:,} to {many:,} labels, trained as in round 0: {'; '.join(said)}; the FDP gains "
-        f"{gain.percent()} points. On three worlds two or three rounds brought 30 to 70 % of that"
+        f"{gain.percent()} points. On three worlds two or three rounds brought 30 to 60 % of that"
     )
     common = whole.get("eval/majority_exact")
     if common is not None and whole[idm].low <= common.value:

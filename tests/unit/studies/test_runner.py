@@ -120,6 +120,12 @@ def test_another_world_is_published_as_a_row_beside_the_tabletop(
     assert publish(folder, tmp_path).read_text() == text
 
 
+def test_notes_by_hand_stay_at_the_end_of_the_published_page(folder: Path, tmp_path: Path) -> None:
+    text = publish(folder, tmp_path).read_text()
+    (tmp_path / "study" / "notes.md").write_text("## Tried\n")
+    assert publish(folder, tmp_path).read_text() == f"{text}\n## Tried\n"
+
+
 @pytest.fixture(scope="module")
 def clips(tiny: LoopConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of a world of which only clips and labelled pairs are known."""
