@@ -53,15 +53,15 @@ def doctor(
     console.print(f"videos and pictures of pools are decoded under {held}", markup=False)
     for problem in problems:
         console.print(f"problem: {problem}", markup=False)
-    same = shlex.join(["--config", str(config), *(f"--set={one}" for one in overrides or [])])
+    named = [] if config == TABLETOP else ["--config", str(config)]
+    same = [*named, *(f"--set={one}" for one in overrides or [])]
     if problems:
-        console.print(f"next: mend these, then dynamics doctor {same}", markup=False)
+        again = shlex.join(["dynamics", "doctor", *same])
+        console.print(f"next: mend these, then {again}", markup=False)
         raise typer.Exit(1)
-    started = shlex.join(["--config", str(config), *(overrides or [])])
-    console.print(
-        f"all is well; next: dynamics plan {same} (how long), dynamics bootstrap {started}",
-        markup=False,
-    )
+    planned = shlex.join(["dynamics", "plan", *same])
+    started = shlex.join(["dynamics", "bootstrap", *named, *(overrides or [])])
+    console.print(f"all is well; next: {planned} (how long), {started}", markup=False)
 
 
 def _unfit(cfg: LoopConfig) -> Iterator[str]:

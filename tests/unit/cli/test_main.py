@@ -207,9 +207,12 @@ def test_an_unknown_override_names_the_nearest_key():
 
 
 def test_doctor_is_content_with_this_environment():
-    done = dynamics("doctor", "--set", f"serve.port={free_port()}")
+    port = f"serve.port={free_port()}"
+    done = dynamics("doctor", "--set", port)
     assert done.returncode == 0, done.stdout
-    assert "all is well; next: dynamics plan --config " in done.stdout
+    assert done.stdout.splitlines()[-1] == (
+        f"all is well; next: dynamics plan --set={port} (how long), dynamics bootstrap {port}"
+    )
 
 
 def test_doctor_names_what_is_amiss(tmp_path):
